@@ -1,0 +1,93 @@
+"""Parameters and FLOPs by formula, from the specification alone (tested equal to the built modules).
+
+Layer 0: no torch. Papers differ in which parameters they count, so counts are kept by group and the
+convention is chosen where they are used. This paper's N are non-embedding parameters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from upcycle.spec import ModelSpec, MoESpec, RunSpec
+
+
+@dataclass(frozen=True)
+class ParameterCounts:
+    """Parameters by group. `mlp` counts all experts; `mlp_active` those that one token uses."""
+
+    embedding: int
+    head: int
+    attention: int
+    mlp: int
+    mlp_active: int
+    router: int
+    norm: int
+
+    @property
+    def non_embedding(self) -> int:
+        """N_dense or N_total of Table 3: all but embedding and head."""
+        return self.attention + self.mlp + self.router + self.norm
+
+    @property
+    def active(self) -> int:
+        """N2 counted exactly: non-embedding parameters that one token uses (router and norms included)."""
+        return self.attention + self.mlp_active + self.router + self.norm
+
+    @property
+    def total(self) -> int:
+        """Every parameter."""
+        return self.non_embedding + self.embedding + self.head
+
+
+def count_parameters(model: ModelSpec, moe: MoESpec | None = None) -> ParameterCounts:
+    """Table 3. Exact counts: 16 L d^2 + (2L+1) d dense; (4 + 12 E) L d^2 + (2L+1) d + E L d as MoE.
+
+    Holds for any `d_mlp` (12 d^2 becomes 3 d d_mlp).
+    """
+    layers, width = model.n_layer, model.d_model
+    mlp = 3 * width * model.mlp_width * layers
+    n_expert, top_k = (moe.n_expert, moe.top_k) if moe else (1, 1)
+    return ParameterCounts(
+        embedding=model.vocab_size * width,
+        head=model.vocab_size * width,
+        attention=4 * width * width * layers,
+        mlp=mlp * n_expert,
+        mlp_active=mlp * top_k,
+        router=moe.n_expert * width * layers if moe else 0,
+        norm=(2 * layers + 1) * width,
+    )
+
+
+def n1(model: ModelSpec) -> int:
+    """Equation 4. N1 = 16 L d^2: the dense model's size in the laws."""
+    return 16 * model.n_layer * model.d_model**2
+
+
+def n2(model: ModelSpec, moe: MoESpec) -> int:
+    """Equation 5. N2 = (4 + 12 K) L d^2: the MoE's active size in the laws."""
+    return (4 + 12 * moe.top_k) * model.n_layer * model.d_model**2
+
+
+def n_total(model: ModelSpec, moe: MoESpec) -> int:
+    """Equation 6. N_total = (4 + 12 E) L d^2: the MoE's whole size in the laws."""
+    return (4 + 12 * moe.n_expert) * model.n_layer * model.d_model**2
+
+
+def flops_6nd(run: RunSpec) -> float:
+    """Section A.10. 6 N D of this segment, N the active non-embedding parameters, D in tokens.
+
+    The paper's printed totals count D in sequences (they are these divided by the context length).
+    """
+    return 6.0 * count_parameters(run.model, run.moe).active * run.segment_tokens
+
+
+def flops_per_token(model: ModelSpec, moe: MoESpec | None = None) -> float:
+    """Forward and backward FLOPs of a token by every matrix product done: weights, head, causal attention.
+
+    6 FLOPs a weight (2 forward, 4 backward); attention scores and values, each 2 d_model FLOPs a key
+    forward, three times that with backward, over on average context / 2 keys (causal).
+    """
+    counts = count_parameters(model, moe)
+    matrices = counts.attention + counts.mlp_active + counts.router + counts.head
+    attention = 2 * 2 * model.d_model * (model.context / 2) * model.n_layer * 3
+    return 6.0 * matrices + attention
