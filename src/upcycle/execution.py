@@ -1,0 +1,37 @@
+"""How a run is executed: what changes rounding and speed, never the expected loss.
+
+Recorded in metrics.json, not in a run's id: moving from 8 to 16 GPUs retrains nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from upcycle.spec import Count, Frozen, Positive
+
+
+class Execution(Frozen):
+    """Execution settings of every training and evaluation job of a study."""
+
+    device: Literal["cpu", "cuda"]
+    """Explicit, never guessed: a cuda study on a machine without CUDA stops."""
+    threads: Count = 1
+    """Torch threads a job. Two jobs of one thread are faster than one of two on small models."""
+    micro_batch: Count | None = None
+    """Sequences a forward pass, a whole number of balance groups; None takes the batch whole."""
+    eval_batch: Count = 16
+    """Sequences a forward pass when evaluating."""
+    save_seconds: Positive = 60.0
+    """Seconds between rolling resume states."""
+    log_steps: Count = 10
+    """Steps between rows of metrics.jsonl."""
+    attention: Literal["auto", "sdpa", "plain"] = "auto"
+    experts: Literal["auto", "grouped_mm", "loop"] = "auto"
+    fork_server: bool = False
+    """Local runs only: jobs fork from one process that has imported torch, instead of each importing it."""
+    flops_per_second: Positive = 400e12
+    """Rate of one job's devices that `plan` takes for its times (A.10: 400 TFLOP/s a GPU) until runs were measured."""
+    devices: Count = 1
+    """Devices a job, for GPU-hours."""
+    max_segment_hours: Positive | None = None
+    """A trunk segment expected to take longer is cut into more links."""
