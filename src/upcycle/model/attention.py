@@ -1,0 +1,54 @@
+"""Causal multi-head attention with rotary positions.
+
+Shapes: B sequences, S positions, D d_model, H heads, C = D / H head dimension.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from upcycle.model.kernels import Kernels
+from upcycle.spec import ModelSpec
+
+
+@functools.lru_cache(maxsize=8)
+def rope_tables(positions: int, head_dim: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosines and signed sines of the rotary angles, each (S, C) in float32.
+
+    Pair i of C/2 turns by position * base^(-2i/C). The two halves of a head pair up (as in Llama), so
+    columns i and i + C/2 share an angle; the first half's sines are negated, as `rotate` wants them.
+    """
+    frequencies = base ** -(torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
+    angles = torch.outer(torch.arange(positions, device=device, dtype=torch.float32), frequencies)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
+
+
+def rotate(x: Tensor, cos_SC: Tensor, sin_SC: Tensor) -> Tensor:
+    """Turn each pair (i, i + C/2) of x (..., S, C) by its angle: (a, b) -> (a cos - b sin, b cos + a sin)."""
+    swapped = x.roll(x.shape[-1] // 2, dims=-1)
+    return x * cos_SC.type_as(x) + swapped * sin_SC.type_as(x)
+
+
+class Attention(nn.Module):
+    """Multi-head attention without biases; `wqkv` is the three projections stacked."""
+
+    def __init__(self, model: ModelSpec, kernels: Kernels) -> None:
+        super().__init__()
+        self.n_head, self.head_dim, self.rope_base = model.n_head, model.head_dim, model.rope_base
+        self.kernels = kernels
+        self.wqkv = nn.Parameter(torch.empty(3 * model.d_model, model.d_model))
+        self.wo = nn.Parameter(torch.empty(model.d_model, model.d_model))
+
+    def forward(self, x_BSD: Tensor) -> Tensor:
+        """Mix positions: (B, S, D) -> (B, S, D), position s sees positions up to s."""
+        B, S, _ = x_BSD.shape
+        qkv_BS3HC = F.linear(x_BSD, self.wqkv).view(B, S, 3, self.n_head, self.head_dim)
+        q_BHSC, k_BHSC, v_BHSC = qkv_BS3HC.permute(2, 0, 3, 1, 4).unbind()
+        tables = rope_tables(S, self.head_dim, self.rope_base, x_BSD.device)
+        y_BHSC = self.kernels.attention(rotate(q_BHSC, *tables), rotate(k_BHSC, *tables), v_BHSC)
+        return F.linear(y_BHSC.transpose(1, 2).flatten(2), self.wo)

@@ -1,0 +1,157 @@
+"""The mixture of experts that replaces an MLP: router, gate, dropless dispatch, load-balancing loss (A.3).
+
+Shapes: B sequences, S positions, T = B S tokens, D d_model, M width of an expert, E experts, K = top_k,
+N = T K slots (one a chosen expert of a token), sorted by expert where the experts compute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from upcycle.model.kernels import Kernels
+from upcycle.spec import Gate, ModelSpec, MoESpec
+
+# --- gates: logits (T, E) and the ids (T, K) of each token's K largest -> weights (T, K), in float32
+
+
+def topk_softmax(logits_TE: Tensor, ids_TK: Tensor) -> Tensor:
+    """Equation 15. Softmax over the K largest router logits: the weights of a token sum to 1.
+
+    For K = 1 the weight is the constant 1, and the router gets no gradient from the cross-entropy.
+    """
+    return logits_TE.gather(-1, ids_TK).softmax(-1)
+
+
+def softmax_topk(logits_TE: Tensor, ids_TK: Tensor) -> Tensor:
+    """Softmax over all experts, then the K largest as they are: the weights sum to less than 1 unless K = E."""
+    return logits_TE.softmax(-1).gather(-1, ids_TK)
+
+
+def softmax_topk_renormalised(logits_TE: Tensor, ids_TK: Tensor) -> Tensor:
+    """Softmax over all experts, the K largest divided by their sum (Mixtral): the same function as Eq. 15."""
+    probs_TK = softmax_topk(logits_TE, ids_TK)
+    return probs_TK / probs_TK.sum(-1, keepdim=True)
+
+
+GATES: dict[Gate, Callable[[Tensor, Tensor], Tensor]] = {
+    "topk_softmax": topk_softmax,
+    "softmax_topk": softmax_topk,
+    "softmax_topk_renormalised": softmax_topk_renormalised,
+}
+
+
+def balance_loss(*, probs_BSE: Tensor, load_BE: Tensor, top_k: int, group: int) -> Tensor:
+    """Load-balancing loss of one layer, Switch form, without its coefficient: 1 at perfect balance.
+
+    E / (K T^2) * sum_i (sum_j P_ji) * Q_i over the T tokens of each `group` of sequences, averaged over groups.
+    probs_BSE: float32 softmax over ALL experts, which carries the gradient; load_BE: slots of each sequence
+    sent to each expert, a count. A last group may be smaller (evaluation); training has whole groups only.
+    """
+    _, positions, n_expert = probs_BSE.shape
+    losses = []
+    for P_GE, Q_GE in zip(probs_BSE.sum(1).split(group), load_BE.to(probs_BSE.dtype).split(group), strict=True):
+        tokens = len(P_GE) * positions
+        losses.append((P_GE.sum(0) * Q_GE.sum(0)).sum() * (n_expert / (top_k * tokens**2)))
+    return torch.stack(losses).mean()
+
+
+# --- permutation of slots; both directions are gathers, so sums are in a fixed order (no atomic additions)
+
+
+class _Dispatch(torch.autograd.Function):
+    """x_TD -> x_ND: the token of each slot, slots sorted by expert."""
+
+    @staticmethod
+    def forward(ctx: Any, x_TD: Tensor, order_N: Tensor, place_N: Tensor, top_k: int) -> Tensor:
+        ctx.save_for_backward(place_N)
+        ctx.top_k = top_k
+        return x_TD.index_select(0, order_N // top_k)
+
+    @staticmethod
+    def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor, None, None, None]:
+        (place_N,) = ctx.saved_tensors
+        return grad_ND.index_select(0, place_N).view(-1, ctx.top_k, grad_ND.shape[-1]).sum(1), None, None, None
+
+
+class _Collect(torch.autograd.Function):
+    """y_ND sorted by expert -> y_ND in the order of tokens."""
+
+    @staticmethod
+    def forward(ctx: Any, y_ND: Tensor, order_N: Tensor, place_N: Tensor) -> Tensor:
+        ctx.save_for_backward(order_N)
+        return y_ND.index_select(0, place_N)
+
+    @staticmethod
+    def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor, None, None]:
+        (order_N,) = ctx.saved_tensors
+        return grad_ND.index_select(0, order_N), None, None
+
+
+class Routing(NamedTuple):
+    """What a layer's router did: balance loss (scalar), share of slots by expert (E), mean entropy in nats (scalar)."""
+
+    balance: Tensor
+    load_E: Tensor
+    entropy: Tensor
+
+
+class MoE(nn.Module):
+    """E SwiGLU experts; each token goes to its K best by the router's float32 logits, and none is dropped."""
+
+    def __init__(self, model: ModelSpec, moe: MoESpec, kernels: Kernels) -> None:
+        super().__init__()
+        assert moe.gate is not None  # MoESpec resolves it
+        self.moe, self.kernels, self.gate = moe, kernels, GATES[moe.gate]
+        self.router = nn.Parameter(torch.empty(moe.n_expert, model.d_model))
+        self.w_in = nn.Parameter(torch.empty(moe.n_expert, 2 * model.mlp_width, model.d_model))
+        self.w_out = nn.Parameter(torch.empty(moe.n_expert, model.d_model, model.mlp_width))
+
+    def forward(self, x_BSD: Tensor) -> tuple[Tensor, Routing]:
+        """Gate-weighted sum of each token's experts, (B, S, D), and what the router did."""
+        B, S, _ = x_BSD.shape
+        K = self.moe.top_k
+        x_TD = x_BSD.flatten(0, 1)
+        logits_TE = self.router_logits(x_TD)
+        ids_TK = logits_TE.topk(K, dim=-1).indices
+        gates_TK = self.gate(logits_TE, ids_TK)
+        experts_E = torch.arange(self.moe.n_expert, device=ids_TK.device)
+        load_BE = (ids_TK.view(B, S * K, 1) == experts_E).sum(1)
+
+        order_N = ids_TK.flatten().argsort(stable=True)
+        place_N = torch.empty_like(order_N).scatter_(0, order_N, torch.arange(len(order_N), device=order_N.device))
+        ends_E = load_BE.sum(0).cumsum(0, dtype=torch.int32)
+        x_ND = _Dispatch.apply(x_TD, order_N, place_N, K)
+        y_ND = self.kernels.experts(_autocast(x_ND), ends_E, _autocast(self.w_in), _autocast(self.w_out))
+        y_TKD = _Collect.apply(y_ND, order_N, place_N).view(B * S, K, -1)
+        y_TD = (y_TKD * gates_TK.type_as(y_TKD).unsqueeze(-1)).sum(1)
+        return y_TD.view_as(x_BSD), self._routing(logits_TE.view(B, S, -1), load_BE)
+
+    def router_logits(self, x_TD: Tensor) -> Tensor:
+        """Router logits (T, E), in float32 whatever the precision around them."""
+        with torch.autocast(x_TD.device.type, enabled=False):
+            return F.linear(x_TD.float(), self.router.float())
+
+    def _routing(self, logits_BSE: Tensor, load_BE: Tensor) -> Routing:
+        group, sequences = self.moe.balance_group, len(load_BE)
+        if self.training and sequences % group:
+            raise ValueError(
+                f"a training batch of {sequences} sequences is not a whole number of balance groups of {group}"
+            )
+        log_probs_BSE = logits_BSE.log_softmax(-1)
+        probs_BSE = log_probs_BSE.exp()
+        balance = balance_loss(probs_BSE=probs_BSE, load_BE=load_BE, top_k=self.moe.top_k, group=group)
+        with torch.no_grad():
+            entropy = -(probs_BSE * log_probs_BSE).sum(-1).mean()
+            load_E = load_BE.sum(0) / load_BE.sum()
+        return Routing(balance, load_E, entropy)
+
+
+def _autocast(x: Tensor) -> Tensor:
+    """Cast as autocast would: it does not know grouped_mm."""
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x

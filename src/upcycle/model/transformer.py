@@ -1,0 +1,174 @@
+"""The paper's decoder, dense or with a mixture of experts in place of every MLP (A.2, A.3).
+
+Shapes: B sequences, S positions, D d_model, M width of the MLP, V vocabulary, L layers, E experts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from upcycle.model.attention import Attention
+from upcycle.model.kernels import Kernels, swiglu
+from upcycle.model.moe import MoE, Routing
+from upcycle.spec import ModelSpec, MoESpec, default_init_std
+
+
+class RouterStats(NamedTuple):
+    """Routing by layer, without gradient: share of the slots by expert (L, E), mean router entropy in nats (L)."""
+
+    load_LE: Tensor
+    entropy_L: Tensor
+
+
+class Output(NamedTuple):
+    """What a forward pass gives; `balance` is the sum over layers of the unscaled balance loss (0 if dense)."""
+
+    logits_BSV: Tensor
+    balance: Tensor
+    stats: RouterStats | None
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm with a weight, no bias."""
+
+    def __init__(self, model: ModelSpec, kernels: Kernels) -> None:
+        super().__init__()
+        self.eps, self.kernels = model.norm_eps, kernels
+        self.weight = nn.Parameter(torch.empty(model.d_model))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last dimension."""
+        return self.kernels.rms_norm(x, self.weight, self.eps)
+
+
+class Vocabulary(nn.Module):
+    """A (V, D) matrix: the embedding by row, or the head by product. The two are not tied."""
+
+    def __init__(self, model: ModelSpec) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(model.vocab_size, model.d_model))
+
+
+class MLP(nn.Module):
+    """SwiGLU MLP without biases; `w_in` stacks the gate's rows over the up projection's."""
+
+    def __init__(self, model: ModelSpec) -> None:
+        super().__init__()
+        self.w_in = nn.Parameter(torch.empty(2 * model.mlp_width, model.d_model))
+        self.w_out = nn.Parameter(torch.empty(model.d_model, model.mlp_width))
+
+    def forward(self, x_BSD: Tensor) -> Tensor:
+        """(B, S, D) -> (B, S, D)."""
+        return F.linear(swiglu(F.linear(x_BSD, self.w_in)), self.w_out)
+
+
+class Block(nn.Module):
+    """Pre-norm residual block: attention, then the MLP or the mixture of experts."""
+
+    def __init__(self, model: ModelSpec, moe: MoESpec | None, kernels: Kernels) -> None:
+        super().__init__()
+        self.attn_norm = RMSNorm(model, kernels)
+        self.attn = Attention(model, kernels)
+        self.mlp_norm = RMSNorm(model, kernels)
+        if moe is None:
+            self.mlp = MLP(model)
+        else:
+            self.moe = MoE(model, moe, kernels)
+        self.sparse = moe is not None
+
+    def forward(self, x_BSD: Tensor) -> tuple[Tensor, Routing | None]:
+        """The residual stream after this block, and the router's report if there is one."""
+        x_BSD = x_BSD + self.attn(self.attn_norm(x_BSD))
+        if self.sparse:
+            y_BSD, routing = self.moe(self.mlp_norm(x_BSD))
+            return x_BSD + y_BSD, routing
+        return x_BSD + self.mlp(self.mlp_norm(x_BSD)), None
+
+
+class Transformer(nn.Module):
+    """Llama-like decoder: RMSNorm, RoPE, SwiGLU, no biases, untied head; `moe` replaces every MLP.
+
+    Parameters are left unset: `init_weights` or `load_state_dict` gives them values.
+    """
+
+    def __init__(self, model: ModelSpec, moe: MoESpec | None = None, kernels: Kernels | None = None) -> None:
+        super().__init__()
+        kernels = kernels or Kernels()
+        self.model, self.moe, self.kernels = model, moe, kernels
+        self.embed = Vocabulary(model)
+        self.blocks = nn.ModuleList(Block(model, moe, kernels) for _ in range(model.n_layer))
+        self.norm = RMSNorm(model, kernels)
+        self.head = Vocabulary(model)
+
+    def forward(self, ids_BS: Tensor) -> Output:
+        """Next-token logits of every position, with the balance loss and the routing of every layer."""
+        x_BSD = F.embedding(ids_BS, self.embed.weight)
+        layers: list[Routing] = []
+        for block in self.blocks:
+            x_BSD, routing = block(x_BSD)
+            if routing is not None:
+                layers.append(routing)
+        logits_BSV = F.linear(self.norm(x_BSD), self.head.weight)
+        if not layers:
+            return Output(logits_BSV, logits_BSV.new_zeros((), dtype=torch.float32), None)
+        balance, load_LE, entropy_L = (torch.stack(column) for column in zip(*layers, strict=True))
+        return Output(logits_BSV, balance.sum(), RouterStats(load_LE, entropy_L))
+
+
+# --- initial weights
+
+
+@torch.no_grad()
+def init_weights(model: Transformer, seed: int) -> None:
+    """Set every parameter; each is drawn by its own generator, so that none depends on what else exists.
+
+    | parameter                     | initial value                                                             |
+    |-------------------------------|---------------------------------------------------------------------------|
+    | embed, head, wqkv, w_in       | normal, std `ModelSpec.weight_std` (Table 5: sqrt(2 / (5 d_model)))       |
+    | wo, w_out                     | normal, std `ModelSpec.output_std` (inferred: weight_std / sqrt(2 n_layer)) |
+    | router                        | normal, std `MoESpec.router_std` (A.6: sqrt(2 / (5 d_model)))             |
+    | attn_norm, mlp_norm, norm     | 1                                                                         |
+
+    Expert 0 is drawn as the dense model's MLP of the same seed, the others each by their own name.
+    """
+    spec = model.model
+    for name, parameter in model.named_parameters():
+        match name.rsplit(".", 2)[-2:]:
+            case [_, "router"]:
+                assert model.moe is not None
+                parameter.copy_(router_weight(spec, model.moe, name, seed))
+            case ["moe", ("w_in" | "w_out") as matrix]:
+                std = spec.weight_std if matrix == "w_in" else spec.output_std
+                for expert, weight in enumerate(parameter):
+                    weight.copy_(normal(weight.shape, std, expert_name(name, expert), seed))
+            case [_, "wo" | "w_out"]:
+                parameter.copy_(normal(parameter.shape, spec.output_std, name, seed))
+            case ["embed" | "head", "weight"] | [_, "wqkv" | "w_in"]:
+                parameter.copy_(normal(parameter.shape, spec.weight_std, name, seed))
+            case ["attn_norm" | "mlp_norm" | "norm", "weight"]:
+                parameter.fill_(1.0)
+            case _:
+                raise ValueError(f"the init table has no row for {name}")
+
+
+def router_weight(model: ModelSpec, moe: MoESpec, name: str, seed: int) -> Tensor:
+    """A fresh router (E, D), the same for a MoE from scratch and an upcycled one: N(0, 2 / (5 d_model)) (A.6)."""
+    std = moe.router_std if moe.router_std is not None else default_init_std(model.d_model)
+    return normal((moe.n_expert, model.d_model), std, name, seed)
+
+
+def expert_name(name: str, expert: int) -> str:
+    """The name that seeds one expert of `blocks.{i}.moe.w_in` or `w_out`: expert 0 bears the dense MLP's."""
+    return name.replace(".moe.", ".mlp.") if expert == 0 else f"{name}.{expert}"
+
+
+def normal(shape: tuple[int, ...], std: float, name: str, seed: int) -> Tensor:
+    """Normal float32 numbers on the CPU, a pure function of shape, std, name and seed."""
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+    return torch.empty(shape, dtype=torch.float32, device="cpu").normal_(0.0, std, generator=generator)
