@@ -1,0 +1,100 @@
+"""Held-out loss with its standard error, for the loop that trains a model and for other validation sets.
+
+Every sequence is one observation: its mean cross-entropy over `context` tokens, in nats, by a float32 log-sum-exp.
+The loss is the mean over sequences; its standard error, std / sqrt(n), is the noise of the validation set, not of
+training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from upcycle.data.batches import heldout_batches
+from upcycle.data.tokens import TokenSet
+from upcycle.errors import UserError
+from upcycle.execution import Execution
+from upcycle.model.kernels import choose_kernels
+from upcycle.model.transformer import Transformer
+from upcycle.spec import RunSpec
+from upcycle.train.checkpoint import WEIGHTS, read_spec, read_tensors
+from upcycle.train.device import precision, use_device
+
+SUBSET_TOKENS = 8192
+"""Tokens of the fixed subset that the training curve's held-out losses are taken over."""
+
+
+def evaluate(weights_dir: Path, tokens_dir: Path, execution: Execution) -> dict[str, Any]:
+    """Loss of a finished run on the held-out part of any token set with the run's tokenizer.
+
+    Returns id, tokens (name of the set), tokens_fingerprint, loss, loss_se, heldout_tokens.
+    Raises DamagedError (a UserError) for weights that do not verify, UserError for a set that the model cannot read.
+    """
+    run = read_spec(weights_dir)
+    tokens = TokenSet(tokens_dir)
+    device = use_device(execution)
+    kernels = choose_kernels(run.model, attention=execution.attention, experts=execution.experts)
+    model = Transformer(run.model, run.moe, kernels)
+    model.load_state_dict(read_tensors(weights_dir, WEIGHTS))
+    losses = sequence_losses(model.to(device), run, batches_of(heldout(tokens, run), execution.eval_batch))
+    loss, loss_se = mean_and_error(losses)
+    return {
+        "id": run.id,
+        "tokens": tokens_dir.name,
+        "tokens_fingerprint": tokens.fingerprint,
+        "loss": loss,
+        "loss_se": loss_se,
+        "heldout_tokens": len(losses) * run.model.context,
+    }
+
+
+def heldout(tokens: TokenSet, run: RunSpec) -> np.ndarray:
+    """Held-out sequences (n, context + 1) in a fixed order. UserError if vocabulary or context do not fit the run."""
+    if tokens.vocab_size > run.model.vocab_size:
+        raise UserError(
+            f"tokens of vocabulary {tokens.vocab_size} do not fit model.vocab_size {run.model.vocab_size} of {run.id}"
+        )
+    sequences = heldout_batches(tokens, run.model.context)
+    if len(sequences) < 2:
+        raise UserError(
+            f"the held-out part holds {len(sequences)} sequences of {run.model.context} tokens; "
+            "a loss with a standard error needs 2: use more text, or a shorter model.context"
+        )
+    return sequences
+
+
+def subset_indices(n_sequences: int, context: int) -> np.ndarray:
+    """Indices of the fixed subset: SUBSET_TOKENS worth of sequences (all, if fewer), evenly spread over the set."""
+    size = min(n_sequences, max(1, SUBSET_TOKENS // context))
+    return np.arange(size) * n_sequences // size
+
+
+def batches_of(sequences: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """Cut sequences into batches of `size`; the last may be smaller."""
+    for first in range(0, len(sequences), size):
+        yield sequences[first : first + size]
+
+
+@torch.no_grad()
+def sequence_losses(model: Transformer, run: RunSpec, batches: Iterable[np.ndarray]) -> np.ndarray:
+    """Mean cross-entropy of every sequence in nats, float64 (n,). Each batch is (size, context + 1) token ids."""
+    device = model.head.weight.device
+    was_training = model.training
+    model.eval()
+    means = []
+    for batch in batches:
+        ids = torch.from_numpy(batch).to(device, torch.int64)
+        with precision(run, device):
+            logits_BSV = model(ids[:, :-1]).logits_BSV
+        means.append(model.kernels.token_cross_entropy(logits_BSV, ids[:, 1:]).double().mean(1).cpu())
+    model.train(was_training)
+    return torch.cat(means).numpy()
+
+
+def mean_and_error(losses: np.ndarray) -> tuple[float, float]:
+    """Mean over sequences and its standard error std / sqrt(n) (sample standard deviation)."""
+    return float(losses.mean()), float(losses.std(ddof=1) / np.sqrt(len(losses)))

@@ -1,0 +1,280 @@
+"""Jobs forked from one process that has imported torch, for local sweeps of many short runs.
+
+Importing torch costs two seconds, more than a small run's first hundred steps. The first client starts a detached
+server that imports torch and the training code once, runs no torch operation (thread pools do not survive a fork) and
+forks a child a job. A client is a plain, light process that stands for its job: the child writes to the client's own
+standard output and error, gets its arguments, folder, environment and signals, and ends with it.
+
+- A server belongs to one user, checkout, interpreter and state of the source (`_version_key`): edited code is never
+  served stale, the old server just ends when it has been idle.
+- The protocol, on a Unix socket: the client sends one JSON line with its three descriptors, then a byte a signal; the
+  server sends the exit status as a line. A connection that closes early means that the client is dead: its child gets
+  SIGTERM, and SIGKILL if it has not saved and left after GRACE_SECONDS.
+- Nothing is seeded here: children inherit the server's global generators, so training uses only seeded ones of its own.
+
+The client part imports the standard library only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import gc
+import hashlib
+import importlib.util
+import json
+import os
+import selectors
+import signal
+import socket
+import stat
+import sys
+import time
+from pathlib import Path
+from typing import NoReturn
+
+import upcycle.cli
+from upcycle.errors import UserError
+
+IDLE_SECONDS = 60.0
+GRACE_SECONDS = 20.0
+START_SECONDS = 120.0
+"""How long a client waits for a new server to import torch."""
+FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+# The client
+
+
+def run_via_server(argv: list[str]) -> int:
+    """Run `upcycle <argv>` in a child of the fork server, as if in this process; return its exit code.
+
+    A child that died of signal n gives 128 + n. UserError if the server cannot start or its folder is not ours alone.
+    """
+    with _connect() as connection:
+        for number in FORWARDED:
+            signal.signal(number, lambda number, _: connection.send(bytes([number])))
+        request = {"argv": argv, "folder": str(Path.cwd()), "environment": dict(os.environ)}
+        sys.stdout.flush()
+        sys.stderr.flush()
+        line = json.dumps(request).encode() + b"\n"
+        sent = socket.send_fds(connection, [line], [0, 1, 2])
+        connection.sendall(line[sent:])
+        status = connection.makefile("rb").readline()
+    if not status:
+        raise UserError(f"the fork server ended before its job did; see {_home() / 'log'}, or set fork_server: false")
+    code = int(status)
+    return code if code >= 0 else 128 - code
+
+
+def _connect() -> socket.socket:
+    """A connection to this version's server, which is started if there is none; safe for many clients at once."""
+    home = _home()
+    connection = socket.socket(socket.AF_UNIX)
+    with (home / "start.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if connection.connect_ex(str(home / "socket")) == 0:
+            return connection
+        _start_server(home, connection)
+    return connection
+
+
+def _start_server(home: Path, connection: socket.socket) -> None:
+    """Start a detached server and connect to it as soon as it listens. Call under the lock."""
+    import subprocess  # only the first client pays for it
+
+    address = str(home / "socket")
+    (home / "socket").unlink(missing_ok=True)
+    with (home / "log").open("wb") as log:
+        command = [sys.executable, "-m", "upcycle.train.forkserver", address]
+        server = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/"
+        )
+    deadline = time.monotonic() + START_SECONDS
+    while connection.connect_ex(address) != 0:
+        if server.poll() is not None or time.monotonic() > deadline:
+            said = (home / "log").read_text().strip()[-2000:]
+            raise UserError(f"the fork server did not start; set fork_server: false, or mend this:\n{said}")
+        time.sleep(0.02)
+
+
+def _home() -> Path:
+    """Folder of this version's socket, lock and log, readable by its owner alone."""
+    home = Path(os.environ.get("TMPDIR", "/tmp")) / f"upcycle-{os.getuid()}" / _version_key()
+    if len(str(home)) > 90:  # an address of a Unix socket has 108 bytes at most
+        home = Path("/tmp", *home.parts[-2:])
+    for folder in (home.parent, home):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) != 0o700:
+            raise UserError(
+                f"{folder}: not a folder of this user alone (mode 700); remove it, or set fork_server: false"
+            )
+    return home
+
+
+def _version_key() -> str:
+    """Sixteen hexadecimal digits of everything that a server holds in memory: interpreter, torch, this source."""
+    package = Path(__file__).resolve().parent.parent
+    torch = importlib.util.find_spec("torch")
+    sources = [*package.rglob("*.py"), *([Path(torch.origin)] if torch and torch.origin else [])]
+    lines = [sys.executable, sys.version, os.environ.get("PYTHONPATH", "")]
+    for path in sorted(sources):
+        found = path.stat()
+        lines.append(f"{path} {found.st_mtime_ns} {found.st_size}")
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+# The server
+
+
+class Job:
+    """A child and the client it stands for; `kill_at` is when to send SIGKILL, once that client is gone."""
+
+    def __init__(self, pid: int, connection: socket.socket) -> None:
+        self.pid, self.connection = pid, connection
+        self.kill_at: float | None = None
+
+
+def serve(address: str) -> None:
+    """Import what training needs, then fork a child a connection until idle for IDLE_SECONDS."""
+    import upcycle.train.loop  # noqa: F401 (the two seconds that children are spared)
+
+    gc.collect()
+    gc.freeze()  # children share these pages with the server as long as no collection touches them
+    wake, woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(address)
+        listener.listen(64)
+        _Server(listener, wake).run()
+
+
+class _Server:
+    """One thread, one selector: new clients, their signals and their ends, and the ends of children."""
+
+    def __init__(self, listener: socket.socket, wake: int) -> None:
+        self.listener, self.wake = listener, wake
+        self.jobs: list[Job] = []
+        self.selector = selectors.DefaultSelector()
+        for source in (listener, wake):
+            self.selector.register(source, selectors.EVENT_READ)
+
+    def run(self) -> None:
+        busy_at = time.monotonic()
+        while self.jobs or time.monotonic() - busy_at < IDLE_SECONDS:
+            for key, _ in self.selector.select(timeout=1.0):
+                if key.fileobj is self.listener:
+                    self._accept()
+                elif key.fileobj == self.wake:
+                    os.read(self.wake, 4096)
+                else:
+                    self._hear(key.data)
+            self._reap()
+            if self.jobs:
+                busy_at = time.monotonic()
+
+    def _accept(self) -> None:
+        connection, _ = self.listener.accept()
+        request, descriptors = _receive_request(connection)
+        if request is None:  # a client that died while asking
+            connection.close()
+            return
+        pid = os.fork()
+        if pid == 0:
+            self.selector.close()
+            self.listener.close()
+            for job in self.jobs:
+                job.connection.close()
+            connection.close()
+            _run_job(request, descriptors)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        job = Job(pid, connection)
+        self.jobs.append(job)
+        self.selector.register(connection, selectors.EVENT_READ, job)
+
+    def _hear(self, job: Job) -> None:
+        """Forward a signal; an end of file means that the client is dead."""
+        try:
+            received = job.connection.recv(64)
+        except ConnectionError:
+            received = b""
+        for number in received:
+            os.kill(job.pid, number)
+        if not received:
+            self.selector.unregister(job.connection)
+            os.kill(job.pid, signal.SIGTERM)
+            job.kill_at = time.monotonic() + GRACE_SECONDS
+
+    def _reap(self) -> None:
+        """Report children that ended; kill those that outstayed a dead client."""
+        for job in list(self.jobs):
+            pid, status = os.waitpid(job.pid, os.WNOHANG)
+            if pid:
+                self.jobs.remove(job)
+                if job.kill_at is None:
+                    self.selector.unregister(job.connection)
+                    with contextlib.suppress(ConnectionError):  # the client died at this very moment
+                        job.connection.sendall(b"%d\n" % os.waitstatus_to_exitcode(status))
+                job.connection.close()
+            elif job.kill_at is not None and time.monotonic() > job.kill_at:
+                os.kill(job.pid, signal.SIGKILL)
+
+
+def _receive_request(connection: socket.socket) -> tuple[dict | None, list[int]]:
+    """The client's JSON line and its standard descriptors."""
+    connection.settimeout(10.0)
+    try:
+        line, descriptors, _, _ = socket.recv_fds(connection, 65536, 3)
+        while not line.endswith(b"\n"):
+            more = connection.recv(65536)
+            if not more:
+                return None, descriptors
+            line += more
+    except OSError:
+        return None, []
+    connection.settimeout(None)
+    return json.loads(line), descriptors
+
+
+def _run_job(request: dict, descriptors: list[int]) -> NoReturn:
+    """In the child: become the client as far as the program can tell, run the command, exit."""
+    signal.set_wakeup_fd(-1)
+    for number in (*FORWARDED, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for standard, descriptor in enumerate(descriptors):
+        os.dup2(descriptor, standard)
+        os.close(descriptor)
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    os.environ.pop(upcycle.cli.FORK_VARIABLE, None)  # or the job would ask for a fork again
+    os.chdir(request["folder"])
+    sys.argv = ["upcycle", *request["argv"]]
+    code = _exit_code_of_main(request["argv"])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _exit_code_of_main(argv: list[str]) -> int:
+    """What the interpreter would make of `sys.exit(main(argv))`."""
+    try:
+        result: object = upcycle.cli.main(argv)
+    except SystemExit as exit_:
+        result = exit_.code
+    except KeyboardInterrupt:
+        return 130
+    except BaseException:  # noqa: BLE001 (the interpreter prints any exception and exits 1; so does this)
+        sys.excepthook(*sys.exc_info())
+        return 1
+    if isinstance(result, str):
+        print(result, file=sys.stderr)
+        return 1
+    return int(result) if isinstance(result, int) else 0
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1])

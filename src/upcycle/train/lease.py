@@ -1,0 +1,55 @@
+"""One writer a run folder: a lease that dies with its owner.
+
+An orphan of a killed workflow may still be training when the same command is started again; two writers would
+mix their states. The lease is an advisory lock (flock) on `run_dir/lease`, so the kernel frees it when the owner
+ends, however it ends, and no stale file ever has to be removed by hand. NFS (Linux 2.6.12 and newer), Lustre (mounted
+with `flock`) and GPFS pass flock on to other nodes; a file system that does not (Lustre with `localflock`) keeps
+out writers of the same node only.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from upcycle.errors import UserError
+
+LEASE = "lease"
+
+
+@contextmanager
+def lease(run_dir: Path) -> Iterator[None]:
+    """Hold the run folder for the length of the `with`; UserError naming the owner if another process does."""
+    # The file stays when the lease ends: removing it would let two processes lock two files of the same name.
+    with (run_dir / LEASE).open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{run_dir}: another process is writing this run: {_owner(run_dir / 'lease')}. "
+                "Wait for it, or end it: the lease goes with it"
+            ) from None
+        owner = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "since": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        file.truncate(0)
+        file.write(json.dumps(owner))
+        file.flush()
+        yield
+
+
+def _owner(path: Path) -> str:
+    """The owner in words; it may be caught between taking the lock and signing it."""
+    try:
+        owner = json.loads(path.read_text())
+    except ValueError:
+        return "one that has not yet signed"
+    return f"pid {owner['pid']} on {owner['host']} since {owner['since']}"

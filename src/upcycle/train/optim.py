@@ -1,0 +1,66 @@
+"""AdamW as in Table 4, gradient clipping, and the optimizer's state as named tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from upcycle.spec import OptimSpec
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def build_optimizer(module: nn.Module, optim: OptimSpec) -> torch.optim.AdamW:
+    """AdamW with decoupled decay on matrices only: norm weights, the vectors, are left alone.
+
+    The fused kernel computes each element from its own gradient and moments, in float32, as the plain one does,
+    four times faster on a CPU; no sum crosses elements, so it is exact in every sense that matters here.
+    """
+    matrices = [parameter for parameter in module.parameters() if parameter.ndim >= 2]
+    vectors = [parameter for parameter in module.parameters() if parameter.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": optim.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps, fused=True)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give every group the learning rate of the next update."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> float:
+    """Scale all gradients so that their global norm is at most `limit`; return the norm before.
+
+    One norm a parameter, and an exactly rounded sum of their squares: the result depends neither on the order of
+    parameters nor on whether some have zero gradient, so a 1-expert MoE (whose router has none) clips as the dense
+    model does. A non-finite norm is returned and scales nothing.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norms = torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients]).tolist()
+    if not all(map(math.isfinite, norms)):
+        return math.nan
+    total = math.sqrt(math.fsum(norm * norm for norm in norms))
+    if total > limit:
+        for gradient in gradients:
+            gradient.mul_(limit / total)
+    return total
+
+
+def optimizer_tensors(module: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
+    """Both moments of every parameter, as `exp_avg.<name>` and `exp_avg_sq.<name>`; needs at least one update."""
+    return {
+        f"{moment}.{name}": optimizer.state[parameter][moment]
+        for name, parameter in module.named_parameters()
+        for moment in MOMENTS
+    }
+
+
+def restore_optimizer(module: nn.Module, optimizer: torch.optim.AdamW, tensors: dict[str, Tensor], step: int) -> None:
+    """Put moments written by `optimizer_tensors` back, and the update count that Adam's bias correction uses."""
+    for name, parameter in module.named_parameters():
+        moments = {moment: tensors[f"{moment}.{name}"].to(parameter.device) for moment in MOMENTS}
+        count = torch.tensor(float(step), dtype=torch.float32, device=parameter.device)
+        optimizer.state[parameter] = {"step": count, **moments}

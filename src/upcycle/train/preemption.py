@@ -1,0 +1,68 @@
+"""Being asked to stop, and stopping well.
+
+SIGTERM (a scheduler's preemption, a workflow that ends) and SIGUSR1 (SLURM's early warning) only set a flag; the
+loop finishes its step, saves and leaves with exit code 75 (EX_TEMPFAIL of sysexits.h: try again). The same command
+resumes. Standard library only: the command line imports this.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterable, Iterator
+from types import FrameType, TracebackType
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
+
+PREEMPTED = 75
+
+
+class Preempted(SystemExit):
+    """The run was asked to stop and its state is saved; ends the process with code 75 unless caught."""
+
+    exit_code = PREEMPTED
+
+    def __init__(self, message: str) -> None:
+        super().__init__(self.exit_code)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on (non-finite loss, disk full); the last good state is kept. Names the mend; exit code 1."""
+
+    exit_code = 1
+
+
+class StopRequest:
+    """Context within which SIGTERM and SIGUSR1 set `requested`; the previous handlers come back at its end."""
+
+    SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+    def __init__(self) -> None:
+        self.requested: str | None = None
+        """Name of the signal received, if any."""
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        for number in self.SIGNALS:
+            self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.requested = signal.Signals(number).name
+
+    def watch(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Pass items on until a stop is requested, then raise Preempted: for work that needs no saving."""
+        for item in items:
+            if self.requested:
+                raise Preempted(f"stopped by {self.requested}; the same command goes on")
+            yield item

@@ -1,0 +1,158 @@
+"""What is written down about a run: its curve row by row, its times, the machine and the software."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy
+import torch
+
+import upcycle
+from upcycle.train.checkpoint import disk_full_is_named, write_bytes
+
+
+class MetricsLog:
+    """`metrics.jsonl`, one JSON object a line, in the order of steps. Survives kills: see `cut_back`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: TextIO | None = None
+
+    def __enter__(self) -> MetricsLog:
+        self._file = self._path.open("a")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._opened.close()
+
+    @property
+    def _opened(self) -> TextIO:
+        assert self._file is not None, "rows are written within `with`"
+        return self._file
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Write one row; it reaches the operating system at once, the disk at the next `sync`."""
+        with disk_full_is_named(self._path):
+            self._opened.write(json.dumps(row, allow_nan=False) + "\n")
+            self._opened.flush()
+
+    def sync(self) -> None:
+        """Make the rows durable: before the state that follows them is published."""
+        with disk_full_is_named(self._path):
+            os.fsync(self._opened.fileno())
+
+    def cut_back(self, step: int) -> None:
+        """Drop rows after `step`, and a torn last line, so that a resumed run writes none twice. Call before `with`."""
+        rows = [row for row in self.rows() if row["step"] <= step]
+        write_bytes(self._path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All whole rows so far."""
+        if not self._path.exists():
+            return []
+        lines = self._path.read_text().split("\n")
+        return [json.loads(line) for line in lines[:-1]]  # after the last newline: nothing, or a torn row
+
+
+@dataclass
+class Clock:
+    """Seconds spent on a run by phase, summed over all attempts that contributed to it; saved with its state."""
+
+    started: str = field(default_factory=lambda: now())
+    """When the first attempt began, ISO 8601 UTC."""
+    resumed: int = 0
+    """How often training went on from a rolling state."""
+    startup: float = 0.0
+    """From the start of the process to the first step: imports, loading, building."""
+    train: float = 0.0
+    """Forward, backward, update, and the rows about them."""
+    evaluate: float = 0.0
+    save: float = 0.0
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Add the time within to `startup`, `train`, `evaluate` or `save`."""
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            setattr(self, name, getattr(self, name) + time.perf_counter() - begun)
+
+    @property
+    def wall(self) -> float:
+        """Seconds of all phases."""
+        return self.startup + self.train + self.evaluate + self.save
+
+    def go_on_from(self, earlier: Clock) -> None:
+        """Add the times of the attempts before this one."""
+        self.started = earlier.started
+        self.resumed = earlier.resumed + 1
+        for phase in ("startup", "train", "evaluate", "save"):
+            setattr(self, phase, getattr(self, phase) + getattr(earlier, phase))
+
+    def notes(self) -> dict[str, Any]:
+        """JSON-able; `Clock(**notes)` goes on from them."""
+        return asdict(self)
+
+
+def now() -> str:
+    """This moment, ISO 8601 in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+_trained_before = False
+
+
+def process_seconds() -> float:
+    """Seconds that this process took before its first training (imports); 0 for a later one and where unknown."""
+    global _trained_before
+    if _trained_before or not Path("/proc/self/stat").exists():
+        return 0.0
+    _trained_before = True
+    # Field 22 of stat is the start in clock ticks since boot; fields are counted after the command's last bracket.
+    ticks = float(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    uptime = float(Path("/proc/uptime").read_text().split()[0])
+    return max(0.0, uptime - ticks / os.sysconf("SC_CLK_TCK"))
+
+
+def hardware(device: str) -> dict[str, Any]:
+    """The machine, as far as numerics and speed depend on it."""
+    described: dict[str, Any] = {
+        "device": device,
+        "cpu": _cpu_model(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+    }
+    if device == "cuda":
+        properties = torch.cuda.get_device_properties(0)
+        described |= {"gpu": properties.name, "gpu_bytes": properties.total_memory, "gpus": torch.cuda.device_count()}
+    return described
+
+
+def _cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def software() -> dict[str, str]:
+    """Versions that a result may depend on."""
+    return {
+        "upcycle": upcycle.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "system": platform.system(),
+    }
