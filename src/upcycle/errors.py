@@ -1,4 +1,7 @@
-"""The one exception that a user of upcycle is meant to read."""
+"""The one exception that a user of upcycle is meant to read, and how it suggests the mend."""
+
+import difflib
+from collections.abc import Iterable
 
 
 class UserError(ValueError):
@@ -6,3 +9,12 @@ class UserError(ValueError):
 
     The command line prints its message alone, without a traceback, and exits 2.
     """
+
+
+def nearest(name: str, valid: Iterable[object]) -> str:
+    """The end of a message about an unknown name: the nearest valid one, or all of them when none is near."""
+    names = sorted(str(item) for item in valid)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean `{close[0]}`?"
+    return "valid: " + ", ".join(f"`{item}`" for item in names) if names else "there is none"

@@ -227,23 +227,23 @@ def write_atomic(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def freeze(plan: Plan, execution: Execution, results: Path) -> Path:
-    """Write the plan and execution settings to results/.plans/<hash>.json (once) and return the path."""
-    text = json.dumps({"plan": plan.to_json(), "execution": execution.model_dump(mode="json")}, indent=1, sort_keys=False)
+def freeze(study: StudyConfig, plan: Plan, results: Path) -> Path:
+    """Write study and plan to results/.plans/<hash>.json (once) and return the path."""
+    text = json.dumps({"study": study.model_dump(mode="json"), "plan": plan.to_json()}, indent=1)
     path = results / ".plans" / f"{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
     if not path.exists():
         write_atomic(path, text)
     return path
 
 
-def thaw(path: Path) -> tuple[Plan, Execution]:
-    """Read a frozen plan.
+def thaw(path: Path) -> tuple[StudyConfig, Plan]:
+    """Read a frozen study and plan.
 
     Raises `UserError` when the file is missing or damaged.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        return Plan.from_json(data["plan"]), Execution.model_validate(data["execution"])
+        return StudyConfig.model_validate(data["study"]), Plan.from_json(data["plan"])
     except OSError as error:
         raise UserError(f"plan {path}: {error.strerror}; start Snakemake again, which writes it") from None
     except (KeyError, TypeError, ValueError) as error:

@@ -7,7 +7,6 @@ merged: a study is exactly what its file says.
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,7 +14,7 @@ import yaml
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from upcycle.counting import count_parameters
-from upcycle.errors import UserError
+from upcycle.errors import UserError, nearest
 from upcycle.execution import Execution
 from upcycle.spec import Count, Frozen, ModelSpec, MoESpec, Number, Positive, Whole
 
@@ -177,13 +176,6 @@ class FitConfig(Frozen):
     """With `by`: parameters common to all groups."""
 
 
-class ProductConfig(Frozen):
-    """Options of one figure or table."""
-
-    sweep: str | None = None
-    """The upcycled sweep it draws; None: the study's first."""
-
-
 class StudyConfig(Frozen):
     """One config file. `config.yaml` is the default study; `--config study=NAME` takes config/NAME.yaml."""
 
@@ -201,8 +193,10 @@ class StudyConfig(Frozen):
     sweeps: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], SweepConfig]
     evaluations: dict[Name, EvaluationConfig] = {}
     fits: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], FitConfig] = {}
-    figures: dict[str, ProductConfig] = {}
-    tables: dict[str, ProductConfig] = {}
+    figures: dict[str, dict[str, Any]] = {}
+    """Figures to draw, each with its options, e.g. `figure4: {sweep: upcycled}`."""
+    tables: dict[str, dict[str, Any]] = {}
+    """Tables to set, each with its options."""
 
     @model_validator(mode="after")
     def _check_names(self) -> StudyConfig:
@@ -238,14 +232,6 @@ class StudyConfig(Frozen):
             return ModelSpec(**shape, vocab_size=self.data.vocab_size, context=self.context)
         except ValidationError as error:
             raise ValueError(f"models.{name}: {describe_error(error)}") from None
-
-
-def nearest(name: str, valid: Any) -> str:
-    """` (did you mean `x`?)`, or the list of valid names when none is near."""
-    close = difflib.get_close_matches(name, [str(item) for item in valid], n=1, cutoff=0.5)
-    if close:
-        return f"did you mean `{close[0]}`?"
-    return "valid: " + ", ".join(f"`{item}`" for item in sorted(valid)) if valid else "there is none"
 
 
 def _known(name: str, valid: Any, where: str, section: str) -> None:

@@ -13,9 +13,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from upcycle.errors import UserError
+from upcycle.errors import UserError, nearest
 from upcycle.spec import RunSpec
-from upcycle.study import StudyConfig, SweepConfig, describe_error, nearest
+from upcycle.study import StudyConfig, SweepConfig, describe_error
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,57 @@
+# Everything from nothing: `make sweep` trains the small real sweep and writes its report, `make test` runs the tests.
+# Needs make and Python 3.11 or newer with its venv module. All versions are locked in requirements.lock.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+PYTHON ?= python3
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: help setup sweep test lint format lock clean
+
+help:
+	@echo "make setup   virtual environment .venv with the upcycle command (2 to 10 minutes; torch is the bulk of it)"
+	@echo "make sweep   setup, then the small real sweep and its report (about 15 minutes on two idle cores)"
+	@echo "make test    setup, then linters, types and every test (about 10 minutes on two cores)"
+	@echo "make lint    linters and types alone"
+	@echo "make lock    rewrite requirements.lock from the environment"
+
+# The stamp is made anew when the lock or the project's metadata change.
+.venv/.ready: requirements.lock pyproject.toml
+	@echo "Setting up .venv: locked versions of torch, snakemake and the rest (2 to 10 minutes; outside the CPU-only"
+	@echo "wheel's reach the torch pin downloads its CUDA build, about 3 GB)."
+	@$(PYTHON) -c 'import sys; sys.exit("upcycle needs Python 3.11 or newer, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	@$(PYTHON) -c 'import ensurepip, venv' || { echo "Python's venv module is missing: apt-get install python3-venv, then call make again"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip==$(shell sed -n 's/^pip==//p' requirements.lock)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==$(shell sed -n 's/^torch==//p' requirements.lock) --constraint requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[dev]'
+	touch $@
+
+setup: .venv/.ready
+
+sweep: setup
+	@echo "Running the default sweep (config.yaml): about 15 minutes on two idle cores. An interrupted sweep resumes."
+	$(BIN)/snakemake
+	@echo
+	@cat results/summary.txt
+	@echo "Read $(CURDIR)/results/report.html"
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check Snakefile workflow
+	$(BIN)/mypy
+
+test: setup lint
+	$(BIN)/pytest
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/snakefmt Snakefile workflow
+
+lock: setup
+	$(BIN)/python -m pip freeze --all --exclude-editable > requirements.lock
+
+clean:
+	rm -rf .venv .snakemake

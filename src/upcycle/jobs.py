@@ -1,0 +1,117 @@
+"""The jobs of the workflow: a name becomes folders and settings, and one function of data/ or train/ does the work."""
+
+from __future__ import annotations
+
+import glob
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from upcycle.errors import UserError, nearest
+from upcycle.plan import recorded_spec, write_atomic
+from upcycle.spec import RunSpec
+from upcycle.workflow import RESULTS, Workflow, evaluation_path, load_json
+
+log = logging.getLogger(__name__)
+CACHE = Path(".cache") / "downloads"
+
+
+def tokenize(workflow: Workflow, name: str) -> None:
+    """Make a token set of the study.
+
+    Raises `UserError` for an unknown one, and for files or columns that are not there.
+    """
+    from upcycle.data.tokens import tokenize as make
+
+    sets = workflow.token_sets()
+    if name not in sets:
+        raise UserError(f"the study reads no token set `{name}`; {nearest(name, sets)}")
+    recipe = sets[name]
+    local = workflow.study.datasets.get(recipe.dataset)
+    options: dict[str, Any] = {}
+    if local is not None:
+        options = {"files": local_files(local.files, recipe.dataset), "text_key": local.text}
+        if local.heldout_files:
+            options["heldout_files"] = local_files(local.heldout_files, recipe.dataset)
+    manifest = make(
+        recipe.dataset,
+        RESULTS / "tokens" / name,
+        vocab_size=recipe.vocab_size,
+        tokenizer=recipe.tokenizer,
+        tokenizer_from=RESULTS / "tokens" / recipe.borrowed_from if recipe.borrowed_from else None,
+        cache_dir=CACHE,
+        **options,
+    )
+    print(f"{name}: {manifest['train_tokens']:,} training and {manifest['heldout_tokens']:,} held-out tokens")
+
+
+def local_files(patterns: list[str], dataset: str) -> list[Path]:
+    """Files that glob patterns name, sorted.
+
+    Raises `UserError` for a pattern that matches nothing.
+    """
+    found: list[Path] = []
+    for pattern in patterns:
+        matches = sorted(glob.glob(pattern, recursive=True))
+        if not matches:
+            raise UserError(f"datasets.{dataset}.files: nothing matches `{pattern}` (from {Path.cwd()})")
+        found += [Path(match) for match in matches]
+    return found
+
+
+def train(workflow: Workflow, run_id: str, *, fresh: bool = False) -> None:
+    """Train, resume or verify a run of the plan; prints one line when it is done."""
+    if run_id not in workflow.plan.runs:
+        raise UserError(f"study `{workflow.plan.study}` plans no run `{run_id}`; {nearest(run_id, workflow.plan.runs)}")
+    _train(workflow, workflow.plan.runs[run_id], fresh=fresh)
+
+
+def train_spec(path: Path, workflow: Workflow, *, fresh: bool = False) -> None:
+    """Train the run that a spec.json describes, with the study's execution settings."""
+    data = load_json(path)
+    data.pop("id", None)
+    try:
+        run = RunSpec.model_validate(data)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+    _train(workflow, run, fresh=fresh)
+
+
+def _train(workflow: Workflow, run: RunSpec, *, fresh: bool) -> None:
+    from upcycle.train.loop import train as train_run
+
+    run_dir = RESULTS / "runs" / run.id
+    recorded = recorded_spec(run_dir)
+    if recorded is not None:
+        run = recorded  # the parent it started from, should the plan have changed since
+    train_run(
+        run,
+        run_dir=run_dir,
+        tokens_dir=RESULTS / "tokens" / run.data.tokens_id,
+        parent_dir=RESULTS / "runs" / run.parent if run.parent else None,
+        execution=workflow.study.execution,
+        fresh=fresh,
+    )
+    metrics = load_json(run_dir / "metrics.json")
+    print(
+        f"{run.id}: held-out loss {metrics['loss']:.4f} ± {metrics['loss_se']:.4f} nats at {run.tokens:,} tokens, "
+        f"{metrics['tokens_per_second']:,.0f} tokens/s, {metrics['wall_seconds']:.1f} s"
+    )
+
+
+def evaluate(workflow: Workflow, run_id: str, name: str) -> None:
+    """Held-out loss of a finished run on one of the study's other texts."""
+    from upcycle.train.evaluate import evaluate as evaluate_run
+
+    evaluations = workflow.study.evaluations
+    if name not in evaluations:
+        raise UserError(f"the study has no evaluation `{name}`; {nearest(name, evaluations)}")
+    if run_id not in workflow.plan.runs:
+        raise UserError(f"study `{workflow.plan.study}` plans no run `{run_id}`; {nearest(run_id, workflow.plan.runs)}")
+    tokens_dir = Path(workflow.evaluation_tokens(run_id, name)).parent
+    result = evaluate_run(
+        RESULTS / "runs" / run_id, tokens_dir, workflow.study.execution, max_tokens=evaluations[name].max_tokens
+    )
+    write_atomic(Path(evaluation_path(run_id, name)), json.dumps(result | {"evaluation": name}, indent=1) + "\n")
+    print(f"{run_id}: {name} loss {result['loss']:.4f} ± {result['loss_se']:.4f} nats")

@@ -1,0 +1,138 @@
+"""What `upcycle plan` shows: runs, tokens, FLOPs, disk and time, what exists and what would be trained."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from typing import Any
+
+from upcycle.counting import count_parameters, flops_6nd, flops_per_token
+from upcycle.plan import is_finished
+from upcycle.spec import RunSpec, short_count
+from upcycle.workflow import RESULTS, Workflow, load_json
+
+CHECKPOINT_BYTES = 4
+"""Weights and each of AdamW's two moments are float32."""
+
+
+def describe_plan(workflow: Workflow) -> dict[str, Any]:
+    """The plan as data: each run with its counts, cost and state, totals by sweep and in all.
+
+    Tokens are those that a run's own segment trains; seconds are of one job, from the speed of finished runs of
+    the same shape where there are any, else from `execution.flops_per_second` x `devices`.
+    """
+    speeds = measured_speeds(workflow)
+    runs = [describe_run(workflow, run_id, speeds) for run_id in workflow.plan.runs]
+    by_id = {run["id"]: run for run in runs}
+    sweeps = {name: totals([by_id[run_id] for run_id in workflow.plan.members(name)]) for name in workflow.plan.sweeps}
+    for name, ids in workflow.plan.sweeps.items():
+        sweeps[name]["models"] = len(ids)
+    return {"study": workflow.plan.study, "runs": runs, "sweeps": sweeps, "total": totals(runs)}
+
+
+def describe_run(workflow: Workflow, run_id: str, speeds: dict[str, float]) -> dict[str, Any]:
+    """One run: identity, sizes, cost, whether it is finished."""
+    run = workflow.plan.runs[run_id]
+    counts = count_parameters(run.model, run.moe)
+    flops = flops_per_token(run.model, run.moe) * run.segment_tokens
+    execution = workflow.study.execution
+    speed = speeds.get(shape_key(run))
+    seconds = run.segment_tokens / speed if speed else flops / (execution.flops_per_second * execution.devices)
+    copies = 3 if run.role == "trunk" else 1  # weights, and a trunk point's two AdamW moments
+    return {
+        "id": run_id,
+        "kind": run.kind,
+        "lineage": run.lineage,
+        "role": run.role,
+        "parent": run.parent,
+        "sweeps": [name for name, ids in workflow.plan.sweeps.items() if run_id in ids],
+        "model": workflow.plan.names.get(run_id, ("", ""))[0],
+        "moe": workflow.plan.names.get(run_id, ("", ""))[1],
+        "n_dense_or_total": counts.non_embedding,
+        "n_active": counts.active,
+        "tokens": run.tokens,
+        "dense_tokens": run.dense_tokens,
+        "start_step": run.start_step,
+        "end_step": run.end_step,
+        "segment_tokens": run.segment_tokens,
+        "flops_6nd": flops_6nd(run),
+        "flops": flops,
+        "bytes": copies * CHECKPOINT_BYTES * counts.total,
+        "seconds": seconds,
+        "seconds_from": "measured" if speed else "execution.flops_per_second",
+        "finished": is_finished(RESULTS / "runs" / run_id),
+        "started": (RESULTS / "runs" / run_id / "spec.json").exists(),
+    }
+
+
+def shape_key(run: RunSpec) -> str:
+    """Runs that train at one speed: same model, mixture, batch and precision."""
+    return f"{run.model!r} {run.moe!r} {run.optim.batch} {run.dtype}"
+
+
+def measured_speeds(workflow: Workflow) -> dict[str, float]:
+    """Tokens per second of finished runs, by shape: all their tokens over all their training seconds."""
+    tokens: dict[str, float] = defaultdict(float)
+    seconds: dict[str, float] = defaultdict(float)
+    for run_id, run in workflow.plan.runs.items():
+        path = RESULTS / "runs" / run_id / "metrics.json"
+        if path.exists():
+            metrics = load_json(path)
+            tokens[shape_key(run)] += metrics["segment_tokens"]
+            seconds[shape_key(run)] += metrics["train_seconds"]
+    return {key: tokens[key] / seconds[key] for key in tokens if seconds[key] > 0}
+
+
+def totals(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Sums over runs, and over those still to train."""
+    todo = [run for run in runs if not run["finished"]]
+    total: dict[str, Any] = {"runs": len(runs), "finished": len(runs) - len(todo), "to_train": len(todo)}
+    for key in ("segment_tokens", "flops_6nd", "flops", "bytes", "seconds"):
+        total[key] = sum(run[key] for run in runs)
+        total[f"{key}_to_train"] = sum(run[key] for run in todo)
+    return total
+
+
+def show_plan(workflow: Workflow, *, as_json: bool, every_run: bool) -> str:
+    """The plan for a person, or as JSON."""
+    plan = describe_plan(workflow)
+    if as_json:
+        return json.dumps(plan, indent=1)
+    header = f"{'sweep':<24}{'models':>8}{'runs':>7}{'to train':>10}{'tokens':>10}{'FLOPs':>10}{'disk':>10}{'job time':>11}"
+    lines = [f"study {plan['study']}", "", header]
+    for name, sweep in plan["sweeps"].items():
+        lines.append(_line(name, sweep, str(sweep["models"])))
+    lines.append(_line("all (runs shared)", plan["total"], ""))
+    execution = workflow.study.execution
+    if execution.device == "cuda":
+        hours = plan["total"]["seconds_to_train"] * execution.devices / 3600
+        lines += ["", f"{hours:,.0f} GPU-hours to train, {execution.devices} devices a job"]
+    sources = {run["seconds_from"] for run in plan["runs"]}
+    lines += [
+        "",
+        f"FLOPs: every matrix product, head and attention included; the paper's 6ND count is {plan['total']['flops_6nd']:.4g}.",
+        f"Job time: one job after another, by {' and '.join(sorted(sources))}; jobs run side by side.",
+    ]
+    if every_run:
+        lines += ["", f"{'run':<64}{'steps':>16}{'tokens':>10}  state"]
+        for run in plan["runs"]:
+            state = "finished" if run["finished"] else "started" if run["started"] else "to train"
+            steps = f"{run['start_step']}..{run['end_step']}"
+            lines.append(f"{run['id']:<64}{steps:>16}{short_count(run['segment_tokens']):>10}  {state}")
+    else:
+        lines.append("One line a run: --all. As data: --json.")
+    return "\n".join(lines)
+
+
+def _line(name: str, total: dict[str, Any], models: str) -> str:
+    disk = f"{total['bytes'] / 1e6:,.0f} MB" if total["bytes"] < 1e10 else f"{total['bytes'] / 1e9:,.0f} GB"
+    return (
+        f"{name:<24}{models:>8}{total['runs']:>7}{total['to_train']:>10}{short_count(total['segment_tokens']):>10}"
+        f"{total['flops']:>10.2g}{disk:>10}{_duration(total['seconds_to_train']):>11}"
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:,.0f} h"

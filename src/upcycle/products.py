@@ -1,0 +1,125 @@
+"""Verbs that make products out of finished runs: each writes its files, then records the key it was made with."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from upcycle.errors import UserError, nearest
+from upcycle.plan import write_atomic
+from upcycle.workflow import RESULTS, STARTED_VARIABLE, Workflow, evaluation_path, load_json, record_made
+
+
+def make(workflow: Workflow, args: argparse.Namespace) -> None:
+    """Make the product that a verb names; `--key` then records it as made."""
+    name = {"fit": "fits/", "figure": "figures/", "table": "tables/"}.get(args.verb)
+    product = name + args.name if name else args.verb
+    if product not in workflow.products:
+        section = f"{args.verb}s" if name else "products"
+        known = workflow.names(section) if name else workflow.products
+        raise UserError(f"study `{workflow.study.study}` names no {args.verb} `{args.name if name else ''}` under `{section}`; "
+                        f"{nearest(args.name if name else args.verb, known)}")
+    out = args.out or Path(workflow.products[product].outputs[0])
+    if args.verb == "losses":
+        make_losses(workflow, out)
+    elif args.verb == "evaluations":
+        make_evaluations(workflow, out)
+    elif args.verb == "fit":
+        make_fit(workflow, args.name, out)
+    elif args.verb == "figure":
+        from upcycle.paper.draw import draw
+
+        draw(args.name, paper_inputs(workflow), out.with_suffix(""), **workflow.study.figures[args.name])
+    elif args.verb == "table":
+        from upcycle.paper.draw import write_table
+
+        write_table(args.name, paper_inputs(workflow), out.with_suffix(""), **workflow.study.tables[args.name])
+    elif args.verb == "report":
+        make_report(workflow, out, args.cores)
+    if args.key:
+        record_made(workflow.out, product, args.key)
+
+
+def make_losses(workflow: Workflow, out: Path) -> None:
+    """losses.csv: one row a finished model."""
+    from upcycle.laws.losses import collect, write_losses
+
+    plan = workflow.plan
+    runs = [RESULTS / "runs" / run_id for run_id in plan.finished_models]
+    write_losses(collect(runs, plan.membership(), plan.names), out)
+
+
+def make_evaluations(workflow: Workflow, out: Path) -> None:
+    """evaluations.csv: one row a finished model and text."""
+    lines = ["id,evaluation,loss,loss_se,heldout_tokens"]
+    for path in workflow.evaluations():
+        row = load_json(Path(path))
+        lines.append(f"{row['id']},{row['evaluation']},{row['loss']!r},{row['loss_se']!r},{row['heldout_tokens']}")
+    write_atomic(out, "\n".join(lines) + "\n")
+
+
+def make_fit(workflow: Workflow, name: str, out: Path) -> None:
+    """One law fitted to its selection."""
+    from upcycle.laws.fit import run_fit
+
+    fit = workflow.study.fits[name]
+    run_fit(
+        workflow.out / "losses.csv",
+        law=fit.law,
+        select={"sweep": fit.sweep, "where": fit.where},
+        fixed=dict(fit.fixed),
+        by=fit.by,
+        shared=list(fit.shared),
+        out=out,
+    )
+
+
+def paper_inputs(workflow: Workflow) -> Any:
+    """What figures, tables and the report read."""
+    from upcycle.paper.inputs import Inputs
+
+    out = workflow.out
+    inputs = Inputs.read(out / "losses.csv", out / "fits", RESULTS / "runs", sweeps=workflow.plan.sweeps)
+    # Only the fits that the study names: an old file of a removed fit is nobody's.
+    return Inputs(inputs.losses, {name: inputs.fits[name] for name in workflow.study.fits}, inputs.runs, inputs.sweeps)
+
+
+def make_report(workflow: Workflow, out: Path, cores: int) -> None:
+    """report.html and summary.txt, after this invocation's time is on the books (timing.json)."""
+    from upcycle.report.page import headline, write_report
+
+    write_timing(workflow, cores)
+    inputs = paper_inputs(workflow)
+    write_report(workflow, inputs, out)
+    write_atomic(out.with_name("summary.txt"), headline(inputs) + "\n")
+
+
+def write_timing(workflow: Workflow, cores: int) -> None:
+    """Add this invocation to timing.json: its wall time until now and the seconds that its runs trained.
+
+    Whatever is not training or evaluation of runs (start-up of processes, Snakemake, tokenising, fits, figures,
+    a core without a job) is overhead: cores x wall - training.
+    """
+    started = os.environ.get(STARTED_VARIABLE)
+    if started is None:
+        return  # the verb was called by hand: no invocation to account for
+    path = workflow.out / "timing.json"
+    entries = load_json(path)["invocations"] if path.exists() else []
+    entry: dict[str, Any] = {"started": float(started), "wall_seconds": time.time() - float(started), "cores": cores}
+    runs = [load_json(RESULTS / "runs" / run_id / "metrics.json") for run_id in workflow.plan.runs]
+    mine = [run for run in runs if _seconds(run["finished"]) >= float(started)]
+    entry |= {"runs": len(mine)}
+    for key in ("train_seconds", "eval_seconds", "startup_seconds", "wall_seconds"):
+        entry[f"run_{key}"] = sum(run[key] for run in mine)
+    entries = [old for old in entries if old["started"] != entry["started"]] + [entry]
+    write_atomic(path, json.dumps({"invocations": entries}, indent=1) + "\n")
+
+
+def _seconds(iso: str) -> float:
+    from datetime import datetime
+
+    return datetime.fromisoformat(iso).timestamp()

@@ -1,0 +1,32 @@
+# Finished runs to losses.csv to laws.
+rule losses:
+    localrule: True
+    input:
+        product_inputs("losses"),
+    output:
+        W.product("losses").outputs,
+    params:
+        key=product_key("losses"),
+    log:
+        f"{W.out}/logs/losses.log",
+    message:
+        "Gather losses"
+    shell:
+        "upcycle losses --out {output} --key {params.key} 2> {log}"
+
+
+rule fit:
+    input:
+        fit_inputs,
+    output:
+        f"{W.out}/fits/{{fit}}.json",
+    params:
+        key=fit_key,
+    log:
+        f"{W.out}/logs/fits/{{fit}}.log",
+    wildcard_constraints:
+        fit="|".join(W.names("fits")) or "no-such-fit",
+    message:
+        "Fit {wildcards.fit}"
+    shell:
+        "upcycle fit {wildcards.fit} --key {params.key} 2> {log}"

@@ -1,0 +1,59 @@
+# Figures and tables: functions of upcycle.paper, found by name. Each also has a target of its own: `snakemake figure4`.
+rule figure:
+    input:
+        figure_inputs,
+    output:
+        report(
+            f"{W.out}/figures/{{figure}}.svg",
+            caption="../report/figure.rst",
+            category="Figures",
+            labels={"figure": "{figure}"},
+        ),
+        f"{W.out}/figures/{{figure}}.pdf",
+    params:
+        key=figure_key,
+        caption=figure_caption,
+    log:
+        f"{W.out}/logs/figures/{{figure}}.log",
+    wildcard_constraints:
+        figure="|".join(W.names("figures")) or "no-such-figure",
+    message:
+        "Draw {wildcards.figure}"
+    shell:
+        "upcycle figure {wildcards.figure} --key {params.key} 2> {log}"
+
+
+rule table:
+    input:
+        table_inputs,
+    output:
+        report(
+            f"{W.out}/tables/{{table}}.csv",
+            caption="../report/table.rst",
+            category="Tables",
+            labels={"table": "{table}"},
+        ),
+        f"{W.out}/tables/{{table}}.md",
+    params:
+        key=table_key,
+        caption=table_caption,
+    log:
+        f"{W.out}/logs/tables/{{table}}.log",
+    wildcard_constraints:
+        table="|".join(W.names("tables")) or "no-such-table",
+    message:
+        "Set {wildcards.table}"
+    shell:
+        "upcycle table {wildcards.table} --key {params.key} 2> {log}"
+
+
+for product_name in [*W.names("figures"), *W.names("tables")]:
+
+    rule:
+        name:
+            product_name
+        localrule: True
+        input:
+            W.product(
+                f"{'figures' if product_name in W.names('figures') else 'tables'}/{product_name}"
+            ).outputs,

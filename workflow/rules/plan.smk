@@ -1,0 +1,93 @@
+# Functions of the workflow; the other files hold rules only. No rule names a hyperparameter: a run's id says it all.
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+from upcycle.errors import UserError
+from upcycle.paper.catalogue import find
+from upcycle.workflow import RESULTS, metrics_path, open_workflow, tokens_path
+
+try:
+    W = open_workflow(config, Path.cwd())
+except UserError as error:
+    raise WorkflowError(str(error)) from None
+
+
+wildcard_constraints:
+    run=r"[a-z]+-[A-Za-z0-9_.-]+",
+    tokens=r"[A-Za-z0-9_.-]+",
+    evaluation=r"[A-Za-z0-9_.-]+",
+
+
+def rules_all():
+    """Everything that the study names."""
+    return [*W.product("report").outputs, *W.finished()]
+
+
+def run_parent(wildcards):
+    """The finished run that this one starts from: there or not is all that matters, an id's content never changes."""
+    return [ancient(path) for path in W.parent_of(wildcards.run)]
+
+
+def run_tokens(wildcards):
+    """The tokens that a run reads; their fingerprint is checked by the job."""
+    return ancient(W.tokens_of(wildcards.run))
+
+
+def tokenizer_source(wildcards):
+    """The token set whose tokenizer this one borrows, if it does."""
+    return [ancient(path) for path in W.tokenizer_source(wildcards.tokens)]
+
+
+def evaluation_inputs(wildcards):
+    """The finished run, and the other text in its own tokens."""
+    return [ancient(metrics_path(wildcards.run)), ancient(W.evaluation_tokens(wildcards.run, wildcards.evaluation))]
+
+
+def product_inputs(name):
+    """A product's sources by existence, and its key file, which alone is compared by date."""
+    return [W.keys(name), *map(ancient, W.product(name).inputs)]
+
+
+def product_key(name):
+    """The key that a product must be made with."""
+    return W.product(name).key
+
+
+def caption(name):
+    """Title and caption of a figure or table (its function's docstring), for Snakemake's own report."""
+    item = find(name)
+    return f"{item.label}. {item.title} {item.caption}" if item.label else f"{item.title} {item.caption}"
+
+
+def fit_inputs(wildcards):
+    return product_inputs(f"fits/{wildcards.fit}")
+
+
+def fit_key(wildcards):
+    return product_key(f"fits/{wildcards.fit}")
+
+
+def figure_inputs(wildcards):
+    return product_inputs(f"figures/{wildcards.figure}")
+
+
+def figure_key(wildcards):
+    return product_key(f"figures/{wildcards.figure}")
+
+
+def figure_caption(wildcards):
+    return caption(wildcards.figure)
+
+
+def table_inputs(wildcards):
+    return product_inputs(f"tables/{wildcards.table}")
+
+
+def table_key(wildcards):
+    return product_key(f"tables/{wildcards.table}")
+
+
+def table_caption(wildcards):
+    return caption(wildcards.table)

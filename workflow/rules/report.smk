@@ -1,0 +1,15 @@
+# The page that people read. (`snakemake --report` builds Snakemake's own beside it.)
+rule report:
+    input:
+        product_inputs("report"),
+    output:
+        W.product("report").outputs,
+    params:
+        key=product_key("report"),
+        cores=workflow.cores,
+    log:
+        f"{W.out}/logs/report.log",
+    message:
+        "Write the report"
+    shell:
+        "upcycle report --out {output} --key {params.key} --cores {params.cores} 2> {log}"

@@ -1,0 +1,48 @@
+# One definition of training, four rules: they are told apart by the id's first word and sized apart by a profile.
+# metrics.json, written last, is the only declared output: Snakemake deletes declared files before a retry, and
+# weights and resume state must outlive that.
+rule pretrain_dense:
+    input:
+        run_tokens,
+        run_parent,
+    output:
+        f"{RESULTS}/runs/{{run}}/metrics.json",
+    log:
+        f"{RESULTS}/logs/train/{{run}}.log",
+    wildcard_constraints:
+        run=W.runs_of("dense"),
+    priority: 40
+    message:
+        "Train {wildcards.run}"
+    shell:
+        "upcycle train {wildcards.run} 2> {log}"
+
+
+use rule pretrain_dense as pretrain_moe with:
+    wildcard_constraints:
+        run=W.runs_of("moe"),
+    priority: 30
+
+
+use rule pretrain_dense as upcycle with:
+    wildcard_constraints:
+        run=W.runs_of("up"),
+    priority: 20
+
+
+use rule pretrain_dense as decay with:
+    wildcard_constraints:
+        run=W.runs_of("decay"),
+    priority: 35
+
+
+for sweep_name in W.plan.sweeps:
+
+    rule:
+        name:
+            f"sweep_{sweep_name}"
+        localrule: True
+        input:
+            W.finished(sweep_name),
+        message:
+            f"Every run of sweep {sweep_name} is finished."
