@@ -93,7 +93,7 @@ class _Collect(torch.autograd.Function):
 
 
 class Routing(NamedTuple):
-    """What a layer's router did: balance loss (scalar), share of slots by expert (E), mean entropy in nats (scalar)."""
+    """What a router did: balance loss (scalar), share of slots by expert (E), mean entropy in nats (scalar)."""
 
     balance: Tensor
     load_E: Tensor

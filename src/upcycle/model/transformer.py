@@ -105,6 +105,11 @@ class Transformer(nn.Module):
         self.norm = RMSNorm(model, kernels)
         self.head = Vocabulary(model)
 
+    @property
+    def mixtures(self) -> list[MoE]:
+        """The mixture of experts of each layer, in order; none if dense."""
+        return [module for module in self.modules() if isinstance(module, MoE)]
+
     def forward(self, ids_BS: Tensor) -> Output:
         """Next-token logits of every position, with the balance loss and the routing of every layer."""
         x_BSD = F.embedding(ids_BS, self.embed.weight)
@@ -130,7 +135,7 @@ def init_weights(model: Transformer, seed: int) -> None:
     | parameter                     | initial value                                                             |
     |-------------------------------|---------------------------------------------------------------------------|
     | embed, head, wqkv, w_in       | normal, std `ModelSpec.weight_std` (Table 5: sqrt(2 / (5 d_model)))       |
-    | wo, w_out                     | normal, std `ModelSpec.output_std` (inferred: weight_std / sqrt(2 n_layer)) |
+    | wo, w_out                     | normal, std `ModelSpec.output_std` (inferred: over sqrt(2 n_layer) more)  |
     | router                        | normal, std `MoESpec.router_std` (A.6: sqrt(2 / (5 d_model)))             |
     | attn_norm, mlp_norm, norm     | 1                                                                         |
 

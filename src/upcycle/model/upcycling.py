@@ -10,14 +10,15 @@ from __future__ import annotations
 import copy as copying
 import difflib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import combinations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from upcycle.errors import UserError
+from upcycle.model.moe import MoE
 from upcycle.model.transformer import Transformer, router_weight
 from upcycle.spec import ModelSpec, MoESpec
 
@@ -84,3 +85,118 @@ def _check_state(state: Mapping[str, Tensor], model: ModelSpec) -> None:
                 f"dense weights do not fit the model: {name} is {found or 'missing'}, wanted {wanted.get(name, 'absent')}; "
                 "give the weights of a dense run of the same model"
             )
+
+
+# --- the receipt
+
+
+def preserves_function(moe: MoESpec) -> bool:
+    """Whether theory says that identical experts give the dense function: the gate's weights sum to 1."""
+    return moe.gate != "softmax_topk" or moe.top_k == moe.n_expert
+
+
+def starves_router(moe: MoESpec) -> bool:
+    """Whether the one gate weight is the constant 1, so that the cross-entropy never reaches the router (K = 1)."""
+    return moe.top_k == 1 and preserves_function(moe)
+
+
+def receipt(
+    dense: Transformer,
+    moe: Transformer,
+    ids_BS: Tensor,
+    targets_BS: Tensor,
+    *,
+    method: str,
+    lr: float,
+    betas: tuple[float, float] = (0.9, 0.95),
+    weight_decay: float = 0.1,
+) -> dict[str, Any]:
+    """What upcycling did, measured on one batch in the models' own precision (float32), as JSON-able data.
+
+    Largest logit gap to the dense parent; the router's cross-entropy gradient now and after one AdamW step of `lr`
+    on cross-entropy and balance loss (on a copy: `moe` is left as it was); distances between experts; in words,
+    what it means. A router gradient counts as zero below ZERO_SHARE of the whole gradient.
+    """
+    assert moe.moe is not None
+    spec = moe.moe
+    with torch.no_grad():
+        gap = (moe(ids_BS).logits_BSV - dense(ids_BS).logits_BSV).abs().max().item()
+    trained = copying.deepcopy(moe)
+    before = _router_gradient(trained, ids_BS, targets_BS)
+    optimizer = torch.optim.AdamW(trained.parameters(), lr=lr, betas=betas, weight_decay=weight_decay)
+    out = trained(ids_BS)
+    (trained.kernels.cross_entropy(out.logits_BSV, targets_BS) + spec.aux_coef * out.balance).backward()
+    optimizer.step()
+    after = _router_gradient(trained, ids_BS, targets_BS)
+    by_layer = [_expert_distance(mixture) for mixture in moe.mixtures]
+    return {
+        "method": method,
+        "n_expert": spec.n_expert,
+        "top_k": spec.top_k,
+        "gate": spec.gate,
+        "router_std": [mixture.router.std().item() for mixture in moe.mixtures],
+        "logit_gap": gap,
+        "logit_gap_zero_in_theory": method == "copy" and preserves_function(spec),
+        "logit_gap_bound": ZERO_GAP,
+        "router_gradient": {"step_0": before, "step_1": after, "zero_share": ZERO_SHARE, "lr": lr},
+        "expert_distance": max(by_layer),
+        "expert_distance_by_layer": by_layer,
+        "tokens": ids_BS.numel(),
+        "statement": _statement(spec, gap, before, after),
+    }
+
+
+def _router_gradient(model: Transformer, ids_BS: Tensor, targets_BS: Tensor) -> dict[str, Any]:
+    """Norm of the cross-entropy's gradient on the routers, by layer and as a share of the whole gradient's."""
+    loss = model.kernels.cross_entropy(model(ids_BS).logits_BSV, targets_BS)
+    parameters = dict(model.named_parameters())
+    gradients = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
+    routers = [gradient for name, gradient in zip(parameters, gradients, strict=True) if name.endswith(".router")]
+    norm, whole = _norm(routers), _norm(gradients)
+    return {
+        "norm": norm,
+        "by_layer": [_norm([gradient]) for gradient in routers],
+        "share": norm / whole,
+        "zero": norm <= ZERO_SHARE * whole,
+    }
+
+
+def _norm(tensors: Iterable[Tensor]) -> float:
+    return math.sqrt(sum(tensor.double().square().sum().item() for tensor in tensors))
+
+
+@torch.no_grad()
+def _expert_distance(moe: MoE) -> float:
+    """Largest distance between two experts of a layer relative to the first one's norm (L2, all their weights)."""
+    experts = [[w_in, w_out] for w_in, w_out in zip(moe.w_in, moe.w_out, strict=True)]
+    distances = (
+        _norm([a - b for a, b in zip(one, other, strict=True)]) / _norm(one) for one, other in combinations(experts, 2)
+    )
+    return max(distances, default=0.0)
+
+
+def _statement(spec: MoESpec, gap: float, before: dict[str, Any], after: dict[str, Any]) -> str:
+    """What the numbers mean, for a reader of the report."""
+    if gap <= ZERO_GAP:
+        function = f"The dense function is preserved: the largest logit gap is {gap:.1e}."
+    else:
+        function = f"The dense function is not preserved: the largest logit gap is {gap:.2g}."
+    if starves_router(spec):
+        cost = (
+            f"Top-1 under {spec.gate} starves the router: a token's one gate weight is always 1, so the "
+            "cross-entropy never tells the router anything, and only the balance loss trains it."
+        )
+    elif not preserves_function(spec):
+        cost = (
+            f"Top-{spec.top_k} under {spec.gate} does not preserve the function: a token's gate weights sum to less "
+            f"than 1 (about {spec.top_k}/{spec.n_expert} or somewhat more at a fresh router), so every MLP's output "
+            "starts smaller than the dense one's; in return the router learns from the cross-entropy at once."
+        )
+    else:
+        cost = (
+            "Identical experts give the router no cross-entropy gradient at first; it begins when the experts have "
+            "received different tokens and differ."
+        )
+    words = {True: "zero", False: "not zero"}
+    measured = f"Router gradient: {words[before['zero']]} at step 0, {words[after['zero']]} after one step."
+    return f"{function} {cost} {measured}"
