@@ -38,6 +38,7 @@ MANIFEST = "manifest.json"
 METRICS = "metrics.json"
 SPEC = "spec.json"
 RESUME = "resume"
+MANIFEST_KEYS = ("id", "step", "tokens_fingerprint", "tokenizer_sha256", "files", "metrics")
 ROLLING_NAME = re.compile(r"step-(\d{9})-([0-9a-f]{64})\.safetensors")
 ROLLING_KEPT = 2
 TEMPORARY = ".tmp"
@@ -173,6 +174,7 @@ def save_finished(
     run_id: str,
     step: int,
     tokens_fingerprint: str,
+    tokenizer_sha256: str,
     tensors: dict[str, dict[str, Tensor]],
     metrics: dict[str, Any],
 ) -> None:
@@ -186,20 +188,25 @@ def save_finished(
         data = safetensors.torch.save(content)
         write_bytes(run_dir / name, data)
         files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    write_json(
-        run_dir / MANIFEST,
-        {"id": run_id, "step": step, "tokens_fingerprint": tokens_fingerprint, "files": files, "metrics": metrics},
-    )
+    manifest = {
+        "id": run_id,
+        "step": step,
+        "tokens_fingerprint": tokens_fingerprint,
+        "tokenizer_sha256": tokenizer_sha256,
+        "files": files,
+        "metrics": metrics,
+    }
+    write_json(run_dir / MANIFEST, manifest)
     write_json(run_dir / METRICS, metrics)
     shutil.rmtree(run_dir / RESUME, ignore_errors=True)
 
 
 def read_manifest(run_dir: Path) -> dict[str, Any]:
-    """Manifest of a finished run: id, step, tokens_fingerprint, files, metrics. DamagedError if there is none."""
+    """What `save_finished` wrote into a finished run's manifest, MANIFEST_KEYS all. DamagedError if there is none."""
     path = run_dir / MANIFEST
     try:
         manifest = json.loads(path.read_bytes())
-        return {key: manifest[key] for key in ("id", "step", "tokens_fingerprint", "files", "metrics")}
+        return {key: manifest[key] for key in MANIFEST_KEYS}
     except FileNotFoundError:
         raise DamagedError(f"{path}: missing, so {run_dir.name} is not a finished run; train it first") from None
     except (ValueError, KeyError, TypeError):

@@ -21,7 +21,7 @@ from upcycle.execution import Execution
 from upcycle.model.kernels import choose_kernels
 from upcycle.model.transformer import Transformer
 from upcycle.spec import RunSpec
-from upcycle.train.checkpoint import WEIGHTS, read_spec, read_tensors
+from upcycle.train.checkpoint import WEIGHTS, read_manifest, read_spec, read_tensors
 from upcycle.train.device import precision, use_device
 
 SUBSET_TOKENS = 8192
@@ -32,10 +32,17 @@ def evaluate(weights_dir: Path, tokens_dir: Path, execution: Execution) -> dict[
     """Loss of a finished run on the held-out part of any token set with the run's tokenizer.
 
     Returns id, tokens (name of the set), tokens_fingerprint, loss, loss_se, heldout_tokens.
-    Raises DamagedError (a UserError) for weights that do not verify, UserError for a set that the model cannot read.
+    Raises DamagedError (a UserError) for weights that do not verify, UserError for a set of another tokenizer.
     """
     run = read_spec(weights_dir)
     tokens = TokenSet(tokens_dir)
+    expected = read_manifest(weights_dir)["tokenizer_sha256"]
+    found = tokens.manifest["tokenizer"]["sha256"]
+    if found != expected:
+        raise UserError(
+            f"{tokens_dir} was tokenised with tokenizer {found}, {run.id} was trained with {expected}; "
+            "tokenise that set with the tokenizer of the run's own tokens"
+        )
     device = use_device(execution)
     kernels = choose_kernels(run.model, attention=execution.attention, experts=execution.experts)
     model = Transformer(run.model, run.moe, kernels)
@@ -58,7 +65,7 @@ def heldout(tokens: TokenSet, run: RunSpec) -> np.ndarray:
         raise UserError(
             f"tokens of vocabulary {tokens.vocab_size} do not fit model.vocab_size {run.model.vocab_size} of {run.id}"
         )
-    sequences = heldout_batches(tokens, run.model.context)
+    sequences = heldout_batches(tokens.heldout, run.model.context)
     if len(sequences) < 2:
         raise UserError(
             f"the held-out part holds {len(sequences)} sequences of {run.model.context} tokens; "

@@ -252,6 +252,7 @@ def _finish(trainee: Trainee, metrics: MetricsLog, stop: StopRequest) -> None:
         run_id=run.id,
         step=trainee.step,
         tokens_fingerprint=trainee.tokens.fingerprint,
+        tokenizer_sha256=trainee.tokens.manifest["tokenizer"]["sha256"],
         tensors=tensors,
         metrics=_final_metrics(trainee, losses, metrics.rows()),
     )

@@ -56,7 +56,15 @@ def prepare(
     _check_micro_batch(run, execution)
     device = use_device(execution)
     tokens = TokenSet(tokens_dir)
-    check_budget(run.tokens, tokens, start=run.data.start, stop=run.data.stop, repeat=run.data.repeat)
+    recipe = run.data
+    check_budget(
+        len(tokens.train),
+        wanted=run.tokens,
+        context=run.model.context,
+        start=recipe.start,
+        stop=recipe.stop,
+        repeat=recipe.repeat,
+    )
     heldout(tokens, run)
     kernels = choose_kernels(run.model, attention=execution.attention, experts=execution.experts)
     model = Transformer(run.model, run.moe, kernels).to(device)
@@ -136,17 +144,28 @@ def _upcycle(trainee: Trainee, parent_dir: Path, parent_fingerprint: str) -> Non
     if parent.data.tokens_id == run.data.tokens_id:
         _check_fingerprint(trainee.tokens, parent_fingerprint, parent.id)
     method = run.origin.partition(":")[2]
-    dense = checkpoint.read_tensors(parent_dir, checkpoint.WEIGHTS)
-    trainee.model.load_state_dict(upcycling.upcycle(method, dense, run.model, run.moe, run.seed))
-    ids_BS = torch.from_numpy(run_batch(run, trainee.tokens, 0)[:, :-1])
-    checkpoint.write_json(trainee.run_dir / "receipt.json", upcycling.receipt(ids_BS))
+    dense = Transformer(run.model, kernels=trainee.model.kernels).to(trainee.device)
+    dense.load_state_dict(checkpoint.read_tensors(parent_dir, checkpoint.WEIGHTS))
+    trainee.model.load_state_dict(upcycling.upcycle(method, dense.state_dict(), run.model, run.moe, run.seed))
+    ids = torch.from_numpy(run_batch(run, trainee.tokens, step=0)).to(trainee.device)
+    receipt = upcycling.receipt(
+        dense,
+        trainee.model,
+        ids[:, :-1],
+        ids[:, 1:],
+        method=method,
+        lr=run.optim.lr,
+        betas=(run.optim.beta1, run.optim.beta2),
+        weight_decay=run.optim.weight_decay,
+    )
+    checkpoint.write_json(trainee.run_dir / "receipt.json", receipt)
 
 
 def run_batch(run: RunSpec, tokens: TokenSet, step: int) -> np.ndarray:
     """Token ids (batch, context + 1) of the update with index `step`: a pure function of the run's recipe."""
     recipe = run.data
     return batch(
-        tokens,
+        tokens.train,
         context=run.model.context,
         batch=run.optim.batch,
         step=step,
