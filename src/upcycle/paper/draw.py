@@ -1,0 +1,57 @@
+"""A figure or table by name, written to files: whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from upcycle.paper import catalogue, style
+from upcycle.paper.inputs import Inputs
+from upcycle.paper.render import to_markdown
+
+
+def draw(name: str, inputs: Inputs, out_stem: Path, **options: Any) -> list[Path]:
+    """Write a figure as `<out_stem>.svg` and `.pdf`; returns their paths.
+
+    Raises `UserError` for an unknown figure or option, or for losses and fits that it needs and are not there.
+    """
+    item = catalogue.find(name, "figure")
+    item.check(options)
+    with style.context():
+        figure = item.load()(inputs, **options)
+        files = {f".{form}": style.encode(figure, form) for form in ("svg", "pdf")}
+    return _write(out_stem, files)
+
+
+def write_table(name: str, inputs: Inputs, out_stem: Path, **options: Any) -> list[Path]:
+    """Write a table as `<out_stem>.csv` (full precision) and `.md`; returns their paths.
+
+    Raises `UserError` as `draw` does.
+    """
+    item = catalogue.find(name, "table")
+    item.check(options)
+    frame = item.load()(inputs, **options)
+    mark = "SIMULATED LOSSES. " if inputs.simulated else ""
+    heading = f"{mark}{item.label}. {item.title}".replace("  ", " ").removeprefix(". ")
+    files = {
+        ".csv": frame.to_csv(lineterminator="\n").encode(),
+        ".md": f"{heading}\n\n{to_markdown(frame)}".encode(),
+    }
+    return _write(out_stem, files)
+
+
+def _write(stem: Path, files: dict[str, bytes]) -> list[Path]:
+    """Write `<stem><suffix>` for each entry: to a temporary name, fsynced, renamed."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for suffix, content in files.items():
+        path = stem.with_name(stem.name + suffix)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        with temporary.open("wb") as handle:
+            handle.write(content)
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+        paths.append(path)
+    return paths

@@ -1,0 +1,93 @@
+"""Figures of the law in D1 and D2 at fixed sizes: what upcycled models lose with more tokens, and how."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from upcycle.paper import style
+from upcycle.paper.inputs import Grid, Inputs
+from upcycle.spec import short_count
+
+
+def figure_3(inputs: Inputs, sweep: str | None = None) -> Figure:
+    """Figure 3. Loss curves of upcycling.
+
+    Held-out loss during upcycled training, one curve for each number of tokens D1 that the dense model had seen
+    (constant learning rate, measured on a fixed subset of the held-out text); 0 is the copied model before its first
+    step. Markers are the finished models, cooled down from points of the same curve and measured on the whole set.
+
+    Raises `UserError` when the run folders are not at hand.
+    """
+    grid = inputs.grid(sweep)
+    figure = style.new_figure(style.COLUMN, 2.5, simulated=inputs.simulated)
+    axes = figure.subplots()
+    seed = int(grid.rows["seed"].min())
+    colours = style.sequence(len(grid.D1))
+    first = math.inf
+    curves = []
+    for D1 in grid.D1:
+        rows = grid.rows[(grid.rows["D1"] == D1) & (grid.rows["seed"] == seed)]
+        curve = _trunk_curve(inputs, rows.sort_values("D2")["id"].iloc[-1])
+        curves.append((rows, curve))
+        first = min(first, *(tokens for tokens, _ in curve if tokens > 0))
+    origin = first / 2  # where a logarithmic axis shows 0
+    for colour, marker, (rows, curve) in zip(colours, style.MARKERS, curves, strict=False):
+        start = [(origin, loss) for tokens, loss in curve if tokens == 0]
+        trained = [(tokens, loss) for tokens, loss in curve if tokens > 0]
+        axes.plot(*zip(*start, *trained, strict=True), color=colour, linewidth=1)
+        axes.plot(rows["D2"], rows["loss"], marker, color=colour, markeredgecolor="white", markeredgewidth=0.4)
+    budgets = [2 * first, *grid.D2] if 4 * first < grid.D2[0] else list(grid.D2)
+    style.token_axis(axes, [origin, *budgets], "tokens of upcycled training, $D_2$")
+    style.relabel(axes, origin, "0")
+    style.loss_axis(axes)
+    style.sequence_legend(axes, grid.D1)
+    return figure
+
+
+def figure_4(inputs: Inputs, sweep: str | None = None) -> Figure:
+    """Figure 4. The loss is a power law in D2, and its exponent shrinks with D1.
+
+    Top: loss of finished upcycled models against their tokens D2, with a power law (Equation 7) for each D1.
+    Bottom: the exponents of these power laws against D1, with their 95 % intervals and the line of Equation 10.
+    """
+    grid = inputs.grid(sweep)
+    figure = style.new_figure(style.COLUMN, 4.4, simulated=inputs.simulated)
+    top, bottom = figure.subplots(2, 1, height_ratios=[1.35, 1])
+    fit = _loss_by_D1(top, inputs, grid)
+    _relation(bottom, fit, "alpha", sign=-1)
+    style.token_axis(bottom, grid.D1, "tokens of the dense model, $D_1$")
+    bottom.set_ylabel(r"exponent of $D_2$, $-\alpha(D_1)$")
+    return figure
+
+
+def figure_12(inputs: Inputs, sweep: str | None = None) -> Figure:
+    """Figure 12. The scaling factor is a power law in D1.
+
+    Top: as Figure 4. Bottom: the scaling factors A of the same power laws against D1, with their 95 % intervals and
+    the power law of Equation 16.
+    """
+    grid = inputs.grid(sweep)
+    figure = style.new_figure(style.COLUMN, 4.4, simulated=inputs.simulated)
+    top, bottom = figure.subplots(2, 1, height_ratios=[1.35, 1])
+    fit = _loss_by_D1(top, inputs, grid)
+    _relation(bottom, fit, "A", sign=1)
+    style.token_axis(bottom, grid.D1, "tokens of the dense model, $D_1$")
+    bottom.set_yscale("log")
+    style.number_ticks(bottom)
+    bottom.set_ylabel("scaling factor $A(D_1)$")
+    return figure
+
+
+def _trunk_curve(inputs: Inputs, run_id: str) -> list[tuple[int, float]]:
+    """(tokens, held-out loss) along the trunk that a finished model was cooled down from, or of its own run."""
+    chain = inputs.chain(run_id)
+    segments = chain[:-1] or chain
+    points = {int(t): float(loss) for run in segments for t, loss in inputs.record(run, "metrics")["curve_heldout"]}
+    return sorted(points.items())

@@ -1,0 +1,194 @@
+"""What figures, tables and the report read: losses.csv, fits and run folders, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from upcycle.errors import UserError
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The upcycled models of one sweep that differ in D1, D2 and seed alone."""
+
+    sweep: str
+    model: str
+    moe: str
+    rows: pd.DataFrame
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n_expert, top_k)."""
+        return int(self.rows["n_expert"].iloc[0]), int(self.rows["top_k"].iloc[0])
+
+    @property
+    def label(self) -> str:
+        """`(8,2)`, as the paper heads its columns."""
+        return "({},{})".format(*self.shape)
+
+    @property
+    def D1(self) -> list[int]:
+        """Budgets of the dense parents in tokens, ascending."""
+        return sorted(int(value) for value in self.rows["D1"].unique())
+
+    @property
+    def D2(self) -> list[int]:
+        """Upcycled budgets in tokens, ascending."""
+        return sorted(int(value) for value in self.rows["D2"].unique())
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Losses, fits and run folders of one study; every figure, table and the report is a function of it."""
+
+    losses: pd.DataFrame
+    """losses.csv: one row a finished model (`upcycle.laws.losses.COLUMNS`)."""
+    fits: Mapping[str, Mapping[str, Any]]
+    """fits/*.json by name."""
+    runs: Path
+    """The folder of run folders; metrics.json, spec.json and receipt.json are read when asked for."""
+    sweeps: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Planned finished models of each sweep in the study's order; empty: the sweeps that losses.csv names."""
+
+    @classmethod
+    def read(
+        cls, losses: Path, fits: Path, runs: Path, *, sweeps: Mapping[str, Sequence[str]] | None = None
+    ) -> Inputs:
+        """Read a losses.csv and a folder of fits.
+
+        Raises `UserError` naming the file that is missing or damaged.
+        """
+        from upcycle.laws.losses import read_losses
+
+        return cls(read_losses(losses), {path.stem: read_json(path) for path in sorted(fits.glob("*.json"))}, runs, sweeps or {})
+
+    @cached_property
+    def simulated(self) -> bool:
+        """Whether any loss or fit is simulated: it then marks every title."""
+        return bool(self.losses["simulated"].any()) or any(fit.get("simulated") for fit in self.fits.values())
+
+    def record(self, run_id: str, name: str) -> dict[str, Any]:
+        """A JSON file of a run folder, e.g. `metrics`.
+
+        Raises `UserError` naming the file when it is missing or damaged.
+        """
+        return read_json(self.runs / run_id / f"{name}.json")
+
+    def sweep_names(self) -> list[str]:
+        """Sweeps that have a finished model, in the study's order."""
+        named = [name for names in self.losses["sweeps"] for name in str(names).split(";") if name]
+        ordered = [name for name in self.sweeps if name in named]
+        return list(dict.fromkeys([*ordered, *named]))
+
+    def in_sweep(self, sweep: str) -> pd.DataFrame:
+        """Rows of a sweep.
+
+        Raises `UserError` naming the sweeps that there are.
+        """
+        chosen = self.losses[[sweep in str(names).split(";") for names in self.losses["sweeps"]]]
+        if chosen.empty:
+            known = ", ".join(f"`{name}`" for name in self.sweep_names()) or "none"
+            raise UserError(f"losses.csv has no finished run of sweep `{sweep}`; sweeps in it: {known}")
+        return chosen
+
+    def grids(self, sweep: str | None = None) -> list[Grid]:
+        """The (D1, D2) grids of an upcycled sweep (None: the first there is), one a model and mixture.
+
+        Raises `UserError` for a sweep without upcycled models, or whose models differ in more than D1, D2 and seed.
+        """
+        if sweep is None:
+            sweep = next((name for name in self.sweep_names() if (self.in_sweep(name)["lineage"] == "up").all()), None)
+            if sweep is None:
+                raise UserError("losses.csv has no finished upcycled sweep: train one, e.g. `snakemake sweep_upcycled`")
+        rows = self.in_sweep(sweep)
+        rows = rows[rows["lineage"] == "up"]
+        if rows.empty:
+            raise UserError(f"sweep `{sweep}` has no upcycled run: give the figure or table an upcycled sweep")
+        grids = []
+        for (model, moe), group in rows.groupby(["model", "moe"], sort=False):
+            repeated = group[group.duplicated(["D1", "D2", "seed"], keep=False)]
+            if not repeated.empty:
+                raise UserError(
+                    f"sweep `{sweep}` has several runs at one D1, D2 and seed ({', '.join(repeated['id'][:2])}, ...): "
+                    "a grid differs in these alone; name a sweep without other axes"
+                )
+            grids.append(Grid(sweep, str(model), str(moe), group.sort_values(["D1", "D2", "seed"])))
+        return grids
+
+    def grid(self, sweep: str | None = None) -> Grid:
+        """The grid of a sweep with the most points; of equals the first."""
+        return max(self.grids(sweep), key=lambda grid: len(grid.rows))
+
+    def baseline(self, grid: Grid, lineage: str) -> pd.DataFrame:
+        """Models trained from scratch beside a grid: its dense model's (`dense`) or its mixture's (`moe`), by D.
+
+        The first sweep, in the study's order, that has any of the same model, mixture and schedule; may be empty.
+        """
+        like = grid.rows.iloc[0]
+        for sweep in self.sweep_names():
+            rows = self.in_sweep(sweep)
+            rows = rows[(rows["lineage"] == lineage) & (rows["model"] == grid.model)]
+            rows = rows[rows["schedule"] == like["schedule"]]
+            if lineage == "moe":
+                rows = rows[(rows["moe"] == grid.moe) & (rows["gate"] == like["gate"])]
+            if not rows.empty and not rows.duplicated(["D", "seed"]).any():
+                return rows.sort_values(["D", "seed"])
+        return self.losses.iloc[:0]
+
+    def fit(self, grid: Grid, law: str, *, by: str | None = None) -> tuple[str, Mapping[str, Any]]:
+        """(name, content) of the fit of a law to a grid: to its runs, and to the most of them; rather a free one.
+
+        Raises `UserError` naming the law when there is none.
+        """
+        ids = set(self.losses.loc[self._same_mixture(grid), "id"])
+        sweep_ids = set(grid.rows["id"])
+        candidates = [
+            (len(sweep_ids & set(fit["ids"])), not fit.get("fixed"), name)
+            for name, fit in self.fits.items()
+            if fit["law"] == law and fit.get("by") == by and fit["ids"] and set(fit["ids"]) <= ids
+        ]
+        if not candidates:
+            raise UserError(
+                f"no fit of law `{law}`{f' by {by}' if by else ''} to sweep `{grid.sweep}`, {grid.model} {grid.label}: "
+                f"add one under `fits` in the study (fits at hand: {', '.join(self.fits) or 'none'})"
+            )
+        name = max(candidates, key=lambda candidate: candidate[:2])[2]
+        return name, self.fits[name]
+
+    def _same_mixture(self, grid: Grid) -> pd.Series:
+        rows = self.losses
+        return (rows["lineage"] == "up") & (rows["model"] == grid.model) & (rows["moe"] == grid.moe)
+
+    def chain(self, run_id: str) -> list[str]:
+        """A finished model's run and the runs of its own stage that led to it, first to last.
+
+        Raises `UserError` when a run folder is missing.
+        """
+        chain = [run_id]
+        while True:
+            spec = self.record(chain[-1], "spec")
+            if not spec.get("start_step"):
+                return chain[::-1]
+            chain.append(spec["parent"])
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises `UserError` naming the file when it is missing or damaged.
+    """
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; build it first (`snakemake` does)") from None
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}; delete it and build it again") from None
+    return content

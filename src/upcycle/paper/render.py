@@ -1,0 +1,66 @@
+"""Tables as text. A value `x` with its interval `x low`, `x high` in the next columns becomes one cell."""
+
+from __future__ import annotations
+
+import html
+import math
+from typing import Any
+
+import pandas as pd
+
+
+def cells(frame: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Header and rows as text, the index first, intervals folded into the cell of their value."""
+    columns = [str(column) for column in frame.columns]
+    values = [c for c in columns if not (c.endswith((" low", " high")) and c.rsplit(" ", 1)[0] in columns)]
+    rows = []
+    for label, row in zip(frame.index, frame.to_dict("records"), strict=True):
+        texts = []
+        for column in values:
+            text = number(row[column])
+            low, high = row.get(f"{column} low"), row.get(f"{column} high")
+            if low is not None and high is not None and text and not (math.isnan(low) or math.isnan(high)):
+                text += f" [{number(low)}, {number(high)}]"
+            texts.append(text)
+        rows.append([str(label), *texts])
+    return [str(frame.index.name or ""), *values], rows
+
+
+def number(value: Any, digits: int = 3) -> str:
+    """A number to three significant digits, as people write it; other values as they are; nothing for NaN."""
+    if isinstance(value, str) or value is None:
+        return value or ""
+    if isinstance(value, float) and math.isnan(value):
+        return "–"
+    if isinstance(value, int) or float(value).is_integer() and abs(value) < 1e6:
+        return f"{int(value):,}"
+    size = abs(value)
+    if size < 1e-4 or size >= 1e5:
+        mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
+        return f"{mantissa}e{int(exponent)}".replace("-", "−")
+    decimals = max(digits - 1 - math.floor(math.log10(size)), 0)
+    return f"{value:.{decimals}f}".replace("-", "−")
+
+
+def to_markdown(frame: pd.DataFrame) -> str:
+    """A GitHub-style table, padded so that it also reads as plain text."""
+    header, rows = cells(frame)
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+
+    def line(row: list[str]) -> str:
+        first = row[0].ljust(widths[0])
+        return "| " + " | ".join([first, *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]) + " |"
+
+    rule = "|" + "|".join(["-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:])]) + "|"
+    return "\n".join([line(header), rule, *map(line, rows)]) + "\n"
+
+
+def to_html(frame: pd.DataFrame) -> str:
+    """The table element alone, for a page that has its own style."""
+    header, rows = cells(frame)
+    head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in header)
+    body = "\n".join(
+        "<tr>" + f'<th scope="row">{html.escape(row[0])}</th>' + "".join(f"<td>{html.escape(c)}</td>" for c in row[1:]) + "</tr>"
+        for row in rows
+    )
+    return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>\n"

@@ -1,0 +1,150 @@
+"""One look for every figure: sizes, colours, tick labels, deterministic files.
+
+Colours are safe for colour-blind readers and keep their order in grey: a truncated viridis for ordered values
+(light: few dense tokens, dark: many), Okabe and Ito's for kinds of training. Ordered curves carry markers too.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from itertools import cycle
+from typing import Literal
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+
+from upcycle.spec import short_count
+
+COLUMN = 3.25
+"""Width of one column of the paper, inches."""
+PAGE = 6.75
+"""Width of its text, inches."""
+
+DENSE = "#000000"
+SCRATCH = "#D55E00"
+FIT = "#0072B2"
+SIMULATED = "#B00020"
+GREY = "#6B6B6B"
+Colour = str | tuple[float, float, float, float]
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
+
+_SETTINGS = {
+    "font.family": "DejaVu Sans",
+    "font.size": 7.5,
+    "axes.titlesize": 7.5,
+    "axes.labelsize": 7.5,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "legend.title_fontsize": 7,
+    "legend.frameon": False,
+    "legend.handlelength": 1.6,
+    "legend.labelspacing": 0.35,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.7,
+    "axes.grid": True,
+    "grid.color": "#E4E4E4",
+    "grid.linewidth": 0.5,
+    "axes.axisbelow": True,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 3.6,
+    "xtick.major.width": 0.7,
+    "ytick.major.width": 0.7,
+    "figure.constrained_layout.h_pad": 0.03,
+    "figure.constrained_layout.w_pad": 0.03,
+    "savefig.facecolor": "white",
+    # Text as outlines in SVG (looks alike everywhere), as embedded TrueType in PDF; equal figures give equal bytes.
+    "svg.fonttype": "path",
+    "svg.hashsalt": "upcycle",
+    "pdf.fonttype": 42,
+}
+
+
+def context() -> AbstractContextManager[None]:
+    """The settings under which every figure is made and saved."""
+    return mpl.rc_context(_SETTINGS)
+
+
+def sequence(count: int) -> list[tuple[float, float, float, float]]:
+    """`count` colours for ordered values, light to dark, all readable on white."""
+    positions = np.linspace(0.80, 0.05, count) if count > 1 else [0.3]
+    return [mpl.colormaps["viridis"](position) for position in positions]
+
+
+def new_figure(width: float, height: float, *, simulated: bool) -> Figure:
+    """An empty figure of this size in inches; one of simulated losses says so above everything else."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    if simulated:
+        figure.suptitle("SIMULATED LOSSES", color=SIMULATED, fontsize=7.5, fontweight="bold")
+    return figure
+
+
+def token_axis(axes: Axes, tokens: Sequence[float], label: str) -> None:
+    """Logarithmic x axis of tokens with a tick at each budget (262k, 1.05M), thinned until they fit."""
+    axes.set_xscale("log")
+    budgets = sorted(set(tokens))
+    kept = budgets[-1:]
+    span = np.log(budgets[-1] / budgets[0]) or 1.0
+    for budget in reversed(budgets[:-1]):
+        # Counted from the largest; a label needs about a tenth of a column.
+        if np.log(kept[-1] / budget) / span > 0.11:
+            kept.append(budget)
+    axes.xaxis.set_major_locator(FixedLocator(kept))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_count(value)))
+    margin = (budgets[-1] / budgets[0]) ** 0.05 if len(budgets) > 1 else 2.0
+    axes.set_xlim(budgets[0] / margin, budgets[-1] * margin)
+    axes.set_xlabel(label)
+
+
+def loss_axis(axes: Axes, label: str = "held-out loss (nats per token)") -> None:
+    """Logarithmic y axis of losses with a few round values as ticks."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
+    axes.set_ylabel(label)
+
+
+def relabel(axes: Axes, position: float, text: str) -> None:
+    """Give one tick of a token axis a text of its own."""
+    plain = axes.xaxis.get_major_formatter()
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, at: text if value == position else plain(value, at)))
+
+
+def points(
+    axes: Axes, x: Iterable[float], y: Iterable[float], colour: Colour, marker: str, *, line: bool = False
+) -> list[Line2D]:
+    """Markers with a thin white rim, so that they stay apart where they crowd."""
+    return axes.plot(
+        list(x), list(y), marker, color=colour, linestyle="-" if line else "none",
+        markeredgecolor="white", markeredgewidth=0.4,
+    )  # fmt: skip
+
+
+def sequence_legend(axes: Axes, D1: Sequence[int], *, more: Sequence[Line2D] = (), title: str = "$D_1$") -> None:
+    """Legend of the values of D1, smallest first as the curves lie, in the corner that falling losses leave empty."""
+    handles = [
+        Line2D([], [], color=colour, marker=marker, label=short_count(value), markeredgecolor="white", markeredgewidth=0.4)
+        for value, colour, marker in zip(D1, sequence(len(D1)), cycle(MARKERS), strict=False)
+    ]
+    axes.legend(handles=handles, title=title, loc="upper right", ncols=1 + (len(handles) > 6))
+    if more:
+        figure = axes.get_figure()
+        assert isinstance(figure, Figure)
+        figure.legend(handles=list(more), loc="outside upper center", ncols=len(more))
+
+
+def encode(figure: Figure, form: Literal["svg", "pdf", "png"]) -> bytes:
+    """A figure as the bytes of a file; no date in it, so equal figures give equal bytes."""
+    dates: dict[str, dict[str, None]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=form, metadata=dates[form], dpi=300)
+    return buffer.getvalue()

@@ -1,0 +1,89 @@
+"""docs/paper.md and the labels in the source say the same."""
+
+import ast
+import re
+from collections import Counter
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+LABEL = re.compile(r"^(Equation \d+|Figure \d+|Table \d+|Requirement \d+|Section [A-F](?:\.\d+)?)\. ")
+ROW = re.compile(r"^\| (\S+ \S+) \| (.+?) \| (.+?) \|$", re.MULTILINE)
+POINTER = re.compile(r"^`(upcycle[\w.]*)::(\w+)`$")
+SECTIONS = {"A": 10, "C": 3, "D": 2, "E": 3, "F": 3}
+ITEMS = {
+    *(f"Equation {n}" for n in range(1, 20)),
+    *(f"Figure {n}" for n in range(1, 17)),
+    *(f"Table {n}" for n in range(1, 9)),
+    *(f"Requirement {n}" for n in range(1, 5)),
+    *(f"Section {letter}.{n}" for letter, count in SECTIONS.items() for n in range(1, count + 1)),
+    "Section B",
+}
+
+
+def labels_in(source: Path, root: Path) -> list[tuple[str, str]]:
+    """(label, module::symbol) of every function, class and documented constant at a module's top level or in a class."""
+    module = ".".join(source.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
+    found = []
+    tree = ast.parse(source.read_text(encoding="utf-8"))
+    scopes = [tree, *(node for node in ast.walk(tree) if isinstance(node, ast.ClassDef))]
+    for body in (scope.body for scope in scopes):
+        for node, following in zip(body, [*body[1:], None], strict=False):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                name, text = node.name, ast.get_docstring(node) or ""
+            elif isinstance(node, ast.Assign | ast.AnnAssign):
+                target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+                documented = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
+                name, text = ast.unparse(target), str(following.value.value) if documented else ""
+            else:
+                continue
+            if match := LABEL.match(text):
+                found.append((match.group(1), f"{module}::{name}"))
+    return found
+
+
+def all_labels() -> list[tuple[str, str]]:
+    root = ROOT / "src"
+    return [label for source in sorted(root.rglob("*.py")) for label in labels_in(source, root)]
+
+
+def index() -> list[tuple[str, str, str]]:
+    rows = ROW.findall((ROOT / "docs" / "paper.md").read_text(encoding="utf-8"))
+    return [row for row in rows if row[0] != "Item What"]
+
+
+def test_every_item_of_the_paper_has_one_row():
+    assert Counter(item for item, _, _ in index()) == Counter(ITEMS)
+
+
+def test_no_label_is_used_twice():
+    places: dict[str, list[str]] = {}
+    for label, place in all_labels():
+        places.setdefault(label, []).append(place)
+    assert {label: where for label, where in places.items() if len(where) > 1} == {}
+
+
+def test_every_label_of_the_source_is_where_the_index_says():
+    pointed = {item: "::".join(match.groups()) for item, _, where in index() if (match := POINTER.match(where))}
+    assert {label: place for label, place in all_labels() if pointed.get(label) != place} == {}
+
+
+def test_every_pointer_of_the_index_exists_and_carries_its_label():
+    labelled = set(all_labels())
+    missing = [
+        (item, where)
+        for item, _, where in index()
+        if "::" in where and ((match := POINTER.match(where)) is None or (item, "::".join(match.groups())) not in labelled)
+    ]
+    assert missing == []
+
+
+def test_every_row_without_a_pointer_says_why():
+    reasons = ("Not yet: ", "Not reproduced: ", "See ")
+    assert [item for item, _, where in index() if "::" not in where and not where.startswith(reasons)] == []
+
+
+def test_a_label_is_found_in_functions_classes_and_documented_constants(tmp_path):
+    source = tmp_path / "pkg" / "part.py"
+    source.parent.mkdir()
+    source.write_text('def f():\n    """Equation 3. A law."""\nLAW = 1\n"""Table 2. A table."""\n# Figure 1. No.\nX = "Figure 1. No."\n')
+    assert labels_in(source, tmp_path) == [("Equation 3", "pkg.part::f"), ("Table 2", "pkg.part::LAW")]
