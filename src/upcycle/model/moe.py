@@ -139,9 +139,7 @@ class MoE(nn.Module):
     def _routing(self, logits_BSE: Tensor, load_BE: Tensor) -> Routing:
         group, sequences = self.moe.balance_group, len(load_BE)
         if self.training and sequences % group:
-            raise ValueError(
-                f"a training batch of {sequences} sequences is not a whole number of balance groups of {group}"
-            )
+            raise ValueError(f"{sequences} sequences to train on are no whole number of balance groups ({group})")
         log_probs_BSE = logits_BSE.log_softmax(-1)
         probs_BSE = log_probs_BSE.exp()
         balance = balance_loss(probs_BSE=probs_BSE, load_BE=load_BE, top_k=self.moe.top_k, group=group)

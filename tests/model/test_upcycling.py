@@ -1,0 +1,164 @@
+"""Upcycling by copy: what is kept, what is new, and what the receipt says of it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from upcycle.errors import UserError
+from upcycle.model import upcycling
+from upcycle.model.transformer import Transformer, init_weights
+from upcycle.model.upcycling import ZERO_GAP, ZERO_SHARE, receipt, upcycle
+from upcycle.spec import Gate, ModelSpec, MoESpec
+
+GATES = ["topk_softmax", "softmax_topk", "softmax_topk_renormalised"]
+SIZES = [(4, 1), (4, 2), (8, 1), (8, 2), (8, 8)]
+every_gate = pytest.mark.parametrize("gate", GATES)
+every_size = pytest.mark.parametrize(("n_expert", "top_k"), SIZES)
+
+
+@pytest.fixture
+def issue(small: ModelSpec, build, batch):
+    """The receipt of a copy, with the two models it compares."""
+
+    def issue(n_expert: int, top_k: int, gate: Gate) -> tuple[dict, Transformer, Transformer]:
+        moe = MoESpec(n_expert=n_expert, top_k=top_k, gate=gate)
+        dense, upcycled = build(), Transformer(small, moe)
+        upcycled.load_state_dict(upcycle("copy", dense.state_dict(), small, moe, seed=3))
+        return receipt(dense, upcycled, *batch(), method="copy", lr=2e-3), dense, upcycled
+
+    return issue
+
+
+@every_gate
+@every_size
+def test_logits_are_the_dense_ones_exactly_where_theory_says(issue, n_expert: int, top_k: int, gate: Gate) -> None:
+    """Gate weights that sum to 1 (all but softmax_topk with K < E) keep the function to 1e-5; the other does not."""
+    found, *_ = issue(n_expert, top_k, gate)
+    preserved = gate != "softmax_topk" or top_k == n_expert
+    assert found["logit_gap_zero_in_theory"] == preserved
+    if preserved:
+        assert found["logit_gap"] <= ZERO_GAP == 1e-5
+        assert "is preserved" in found["statement"]
+    else:
+        assert found["logit_gap"] > 0.05
+        assert "not preserved" in found["statement"]
+
+
+@every_gate
+@every_size
+def test_router_gets_no_cross_entropy_gradient_from_identical_experts(issue, n_expert, top_k, gate) -> None:
+    """Zero at step 0 in every layer, unless the gate's weights do not sum to 1 (then the router scales the output)."""
+    start = issue(n_expert, top_k, gate)[0]["router_gradient"]["step_0"]
+    healthy = gate != "softmax_topk" or top_k == n_expert
+    assert start["zero"] == healthy
+    assert (start["share"] <= ZERO_SHARE) == healthy
+    assert len(start["by_layer"]) == 2
+    if not healthy:
+        assert min(start["by_layer"]) > 1e-3
+
+
+@every_gate
+@every_size
+def test_router_learns_after_one_step_unless_its_gate_starves_it(issue, n_expert, top_k, gate) -> None:
+    """Zero again only for K = 1 whose one weight is always 1: top-1 under Eq. 15, or renormalised; said in words."""
+    found, *_ = issue(n_expert, top_k, gate)
+    after = found["router_gradient"]["step_1"]
+    starved = top_k == 1 and gate != "softmax_topk"
+    assert after["zero"] == starved
+    assert (after["share"] > 1e-3) == (not starved)
+    assert ("starves the router" in found["statement"]) == starved
+
+
+def test_top_1_under_equation_15_has_a_router_gradient_of_exactly_zero(issue) -> None:
+    gradient = issue(8, 1, "topk_softmax")[0]["router_gradient"]
+    assert gradient["step_0"]["norm"] == gradient["step_1"]["norm"] == 0
+
+
+@pytest.mark.parametrize(("n_expert", "top_k"), SIZES)
+def test_experts_are_copies_and_all_else_is_untouched_bit_for_bit(issue, n_expert: int, top_k: int) -> None:
+    """Also after the receipt, whose optimizer step is taken on a copy."""
+    found, dense, upcycled = issue(n_expert, top_k, "topk_softmax")
+    assert found["expert_distance"] == 0
+    assert found["expert_distance_by_layer"] == [0, 0]
+    parent, state = dense.state_dict(), upcycled.state_dict()
+    for name, weight in state.items():
+        if name.endswith(("moe.w_in", "moe.w_out")):
+            expected = parent.pop(name.replace(".moe.", ".mlp."))
+            assert weight.shape[0] == n_expert
+            assert all(torch.equal(expert, expected) for expert in weight)
+        elif not name.endswith("moe.router"):
+            assert torch.equal(weight, parent.pop(name))
+    assert not parent
+
+
+def test_the_router_is_that_of_a_moe_from_scratch_of_the_same_seed(small: ModelSpec, build) -> None:
+    moe = MoESpec(n_expert=8, top_k=2)
+    scratch = Transformer(small, moe)
+    init_weights(scratch, seed=3)
+    states = [upcycle("copy", build().state_dict(), small, moe, seed=seed) for seed in (3, 3, 4)]
+    for layer in range(small.n_layer):
+        name = f"blocks.{layer}.moe.router"
+        assert torch.equal(states[0][name], scratch.state_dict()[name])
+        assert torch.equal(states[0][name], states[1][name])
+        assert not torch.equal(states[0][name], states[2][name])
+
+
+def test_upcycled_weights_do_not_share_memory_with_the_dense_ones(small: ModelSpec, build) -> None:
+    dense = build().state_dict()
+    before = {name: weight.clone() for name, weight in dense.items()}
+    for weight in upcycle("copy", dense, small, MoESpec(n_expert=4, top_k=2), seed=0).values():
+        weight.zero_()
+    assert all(torch.equal(weight, before[name]) for name, weight in dense.items())
+
+
+def test_expert_distance_is_the_largest_between_two_experts(issue, build, batch) -> None:
+    """One expert scaled by 1.5 lies half its norm from the others."""
+    _, dense, upcycled = issue(4, 2, "topk_softmax")
+    with torch.no_grad():
+        upcycled.mixtures[1].w_in[2] *= 1.5
+        upcycled.mixtures[1].w_out[2] *= 1.5
+    found = receipt(dense, upcycled, *batch(), method="copy", lr=2e-3)
+    assert found["expert_distance_by_layer"] == [0, pytest.approx(0.5, rel=1e-6)]
+    assert found["expert_distance"] == pytest.approx(0.5, rel=1e-6)
+
+
+def test_the_receipt_is_json_and_names_gate_method_and_bounds(issue) -> None:
+    found = json.loads(json.dumps(issue(8, 2, "softmax_topk_renormalised")[0], allow_nan=False))
+    assert (found["method"], found["gate"]) == ("copy", "softmax_topk_renormalised")
+    assert (found["n_expert"], found["top_k"]) == (8, 2)
+    assert (found["logit_gap_bound"], found["router_gradient"]["zero_share"]) == (ZERO_GAP, ZERO_SHARE)
+
+
+def test_a_new_method_is_one_decorated_function(small: ModelSpec, build, monkeypatch) -> None:
+    monkeypatch.setattr(upcycling, "METHODS", dict(upcycling.METHODS))
+
+    @upcycling.method
+    def halved(w_in: torch.Tensor, w_out: torch.Tensor, n_expert: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return upcycling.copy(w_in / 2, w_out, n_expert)
+
+    dense = build().state_dict()
+    state = upcycle("halved", dense, small, MoESpec(n_expert=4, top_k=2), seed=0)
+    assert torch.equal(state["blocks.1.moe.w_in"][3], dense["blocks.1.mlp.w_in"] / 2)
+
+
+def test_an_unknown_method_is_refused_with_the_nearest_name(small: ModelSpec, build) -> None:
+    with pytest.raises(UserError, match="unknown upcycling method 'cpoy': did you mean 'copy'"):
+        upcycle("cpoy", build().state_dict(), small, MoESpec(n_expert=4, top_k=2), seed=0)
+
+
+@pytest.mark.parametrize("damage", ["missing", "shape", "extra"])
+def test_weights_of_another_model_are_refused_by_name(small: ModelSpec, build, damage: str) -> None:
+    state = build().state_dict()
+    name = "blocks.1.mlp.w_in"
+    if damage == "missing":
+        del state[name]
+    elif damage == "shape":
+        state[name] = state[name][:-1]
+    else:
+        name = "blocks.2.mlp.w_in"
+        state[name] = state["blocks.1.mlp.w_in"]
+    with pytest.raises(UserError, match=f"dense weights do not fit the model: {name}"):
+        upcycle("copy", state, small, MoESpec(n_expert=4, top_k=2), seed=0)
