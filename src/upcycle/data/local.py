@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from upcycle.errors import UserError
@@ -13,16 +13,23 @@ PIECE_CHARACTERS = 10_000
 """Plain text has no documents: files are cut at blank lines into pieces of about this size."""
 
 
-def read_local(path: Path, text_key: str) -> Iterator[str]:
-    """Documents of one file, by its ending. `text_key` names the text column of jsonl and parquet.
+def read_local(paths: Sequence[Path], text_key: str) -> Iterator[str]:
+    """Documents of the files, by their endings. `text_key` names the text column of jsonl and parquet.
 
     Raises UserError for a missing file, an unknown ending, a missing column or a row without text.
     """
-    return reader_of(path)(path, text_key)
+    for path in paths:
+        yield from _reader_of(path)(path, text_key)
 
 
-def reader_of(path: Path) -> Callable[[Path, str], Iterator[str]]:
-    """Reader for the file's ending; UserError if the file is missing or its ending unknown."""
+def check_files(paths: Sequence[Path]) -> Sequence[Path]:
+    """The same paths; UserError if one is missing or its ending unknown."""
+    for path in paths:
+        _reader_of(path)
+    return paths
+
+
+def _reader_of(path: Path) -> Callable[[Path, str], Iterator[str]]:
     if not path.is_file():
         near = ", ".join(sorted(item.name for item in path.parent.glob("*"))[:10]) if path.parent.is_dir() else ""
         raise UserError(

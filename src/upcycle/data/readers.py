@@ -1,4 +1,4 @@
-"""From archives to documents: one small reader for each public source. Readers yield raw text; cleaning is elsewhere."""
+"""From archives to raw documents: one small reader for each public source."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _field(field: str, value: dict[str, Any]) -> str:
 
 
 def openwebtext(archive: Path) -> Iterator[str]:
-    """A thousand excerpts of OpenWebText, some 550 characters each; key "0" is the text, the others are shuffles of it."""
+    """A thousand excerpts of OpenWebText, some 550 characters each: key "0"; the other keys are shuffles of it."""
     for _, content in members(archive, "evals/registry/data/schelling_point/owt_5.jsonl"):
         for line in content.decode().splitlines():
             yield json.loads(line)["0"]

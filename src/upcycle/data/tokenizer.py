@@ -18,8 +18,8 @@ END_OF_TEXT = "<|endoftext|>"
 KNOWN_ENDS = (END_OF_TEXT, "</s>", "<eos>", "<|end_of_text|>")
 """Names of the end-of-text piece in other tokenizers, in the order in which they are looked for."""
 BYTES = 256
-TRAINING_CHARACTERS = 200_000_000
-"""A tokenizer is trained on the first documents up to this size: more text changes few pieces."""
+CHARACTERS_PER_PIECE = 4_000
+"""A tokenizer of V pieces is trained on the first 4,000 V characters of the shuffled documents."""
 _BATCH = 256
 """Documents encoded at once: few enough that their encodings stay small."""
 
@@ -42,7 +42,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_first(texts, TRAINING_CHARACTERS), trainer)
+    tokenizer.train_from_iterator(_first(texts, CHARACTERS_PER_PIECE * vocab_size), trainer)
     if tokenizer.get_vocab_size() < vocab_size:
         raise UserError(
             f"vocab_size {vocab_size}: the text gives only {tokenizer.get_vocab_size()} pieces; ask for no more"
@@ -83,8 +83,12 @@ def encode_documents(tokenizer: Tokenizer, texts: Sequence[str], dtype: np.dtype
 
 
 @contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Let the tokenizer library use `count` threads. It reads the number once a process, whether to use them always."""
+def threads(count: int | None) -> Iterator[None]:
+    """Let the tokenizer library use `count` threads, None being all cores; results do not depend on it.
+
+    The library reads the number at its first use in a process, and whether to use threads every time.
+    """
+    count = count or len(os.sched_getaffinity(0))
     wanted = {"TOKENIZERS_PARALLELISM": "true" if count > 1 else "false", "RAYON_NUM_THREADS": str(count)}
     before = {key: os.environ.get(key) for key in wanted}
     os.environ.update(wanted)

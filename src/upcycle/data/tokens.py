@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from upcycle.data.shards import SHARD_TOKENS, ShardedTokens, ShardWriter, open_s
 from upcycle.data.sources import DEFAULT_CACHE, sha256_file
 from upcycle.data.tokenizer import encode_documents, end_of_text, load_tokenizer, threads, train_bpe
 from upcycle.errors import UserError
+from upcycle.plan import write_atomic
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
@@ -37,18 +37,20 @@ def tokenize(
     tokenizer_from: Path | None = None,
     files: Sequence[Path | str] | None = None,
     text_key: str = "text",
+    heldout_files: Sequence[Path | str] = (),
     cache_dir: Path = DEFAULT_CACHE,
     heldout_fraction: float | None = None,
     shard_tokens: int = SHARD_TOKENS,
-    n_threads: int = 1,
+    n_threads: int | None = None,
 ) -> dict[str, Any]:
     """Fetch, clean, split and tokenise a data set into `out_dir`; returns its manifest, which is written last.
 
     `tokenizer` is `bpe` (trained here, on the training part only) or the path of a tokenizer.json;
-    `tokenizer_from`, another token set whose tokenizer is used instead. `files` are a user's own, with text in
-    column `text_key`. `heldout_fraction` None takes the data set's own. UserError for bad input, before any work.
+    `tokenizer_from`, another token set whose tokenizer is used whatever `tokenizer` says. `files` (and
+    `heldout_files`, if they have a validation set of their own) are a user's, with text in column `text_key`.
+    `heldout_fraction` None takes the data set's own; `n_threads` None, all cores. UserError for bad input.
     """
-    dataset = local_dataset(name, files, text_key) if files is not None else find_dataset(name)
+    dataset = find_dataset(name) if files is None else local_dataset(name, files, text_key, heldout_files=heldout_files)
     chosen = _given_tokenizer(dataset, vocab_size, tokenizer, tokenizer_from)
     began = time.monotonic()
     corpus = prepare(dataset, cache_dir, heldout_fraction)
@@ -58,14 +60,14 @@ def tokenize(
         old.unlink(missing_ok=True)  # the manifest first: without it nothing here counts as a token set
     with threads(n_threads):
         bpe = chosen or train_bpe((document.text for document in corpus.train), vocab_size)
-        _write_text(out_dir / TOKENIZER, bpe.to_str())
+        write_atomic(out_dir / TOKENIZER, bpe.to_str())
         trained = time.monotonic()
         parts = {part: _write_part(out_dir, part, getattr(corpus, part), bpe, shard_tokens) for part in PARTS}
     seconds = {"prepare": prepared - began, "tokenizer": trained - prepared, "encode": time.monotonic() - trained}
     origin = "trained on the training part" if chosen is None else str(tokenizer_from or tokenizer)
     manifest = _manifest(out_dir, dataset, corpus, bpe, parts, origin)
     manifest["seconds"] = {key: round(value, 2) for key, value in seconds.items()}
-    _write_text(out_dir / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+    write_atomic(out_dir / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
     return manifest
 
 
@@ -74,17 +76,14 @@ def _given_tokenizer(
 ) -> Tokenizer | None:
     """The tokenizer that was asked for by path; None if one is to be trained."""
     if tokenizer_from is not None:
-        if tokenizer != "bpe":
-            raise UserError(
-                f"both tokenizer {tokenizer!r} and tokenizer_from {str(tokenizer_from)!r} given: choose one"
-            )
         TokenSet(tokenizer_from)  # whole, or refused
         return load_tokenizer(tokenizer_from / TOKENIZER, vocab_size)
     if tokenizer != "bpe":
         return load_tokenizer(Path(tokenizer), vocab_size)
     if dataset.heldout_fraction == 1:
         raise UserError(
-            f"dataset {dataset.name!r} is for evaluation only: it has no training part to learn a tokenizer from; give tokenizer_from"
+            f"dataset {dataset.name!r} is for evaluation only, without text to learn a tokenizer from: "
+            "give tokenizer_from"
         )
     return None
 
@@ -130,6 +129,8 @@ def _manifest(
         "dtype": token_dtype(tokenizer.get_vocab_size()).name,
         "end_of_text": end_of_text(tokenizer),
         "tokenizer": {"origin": origin, "sha256": tokenizer_sha256, "library": f"tokenizers {version('tokenizers')}"},
+        "train_tokens": parts["train"]["tokens"],
+        "heldout_tokens": parts["heldout"]["tokens"],
         "parts": parts,
         "removed": {reason: asdict(removed) for reason, removed in corpus.removed.items()},
         "sources": [source.record() for source in dataset.sources],
@@ -140,16 +141,6 @@ def fingerprint(tokenizer_sha256: str, parts: dict[str, Any]) -> str:
     """SHA-256 over the hashes of the tokenizer and of both parts' token bytes: equal tokens, equal fingerprint."""
     lines = [tokenizer_sha256, *(parts[part]["sha256"] for part in PARTS)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 class TokenSet:
@@ -188,5 +179,6 @@ class TokenSet:
         verify_shards(self.folder, parts.values())
         if fingerprint(found, parts) != self.fingerprint:
             raise UserError(
-                f"{self.folder / MANIFEST}: fingerprint {self.fingerprint} does not follow from its parts: tokenise again"
+                f"{self.folder / MANIFEST}: fingerprint {self.fingerprint} does not follow from "
+                "its parts: tokenise again"
             )
