@@ -1,0 +1,122 @@
+"""Identity: equal specs are one run, a changed setting is a new one, execution and chains rename nothing."""
+
+import json
+
+import pytest
+from pydantic import ValidationError
+
+from upcycle.spec import DataSpec, ModelSpec, MoESpec, OptimSpec, RunSpec, ScheduleSpec, canonical_json
+
+MODEL = {"n_layer": 2, "d_model": 64, "n_head": 2, "vocab_size": 1024, "context": 256}
+
+
+def run(**changes: object) -> RunSpec:
+    fields: dict[str, object] = {
+        "model": ModelSpec(**MODEL),
+        "data": DataSpec(dataset="english", vocab_size=1024),
+        "optim": OptimSpec(lr=8e-3, batch=8),
+        "schedule": ScheduleSpec(warmup_steps=20),
+        "end_step": 100,
+    }
+    return RunSpec(**(fields | changes))  # type: ignore[arg-type]
+
+
+def test_id_is_stable():
+    """The id of a spec never changes by accident: this one is written down."""
+    assert run().id == "dense-l2d64-205k-s0-c143b7fefc"
+
+
+def test_defaults_written_out_are_the_same_run():
+    """A default, a derived default and a number in another notation change no id."""
+    spelled = ModelSpec(**MODEL, d_mlp=256, init_std=(2 / (5 * 64)) ** 0.5, norm_eps="1e-5")
+    assert run(model=spelled).id == run().id
+    assert run(optim=OptimSpec(lr="8e-3", batch=8.0, beta1=0.9, clip=1)).id == run().id
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"end_step": 101},
+        {"dtype": "bfloat16"},
+        {"model": ModelSpec(**MODEL, rope_base=5e5)},
+        {"optim": OptimSpec(lr=8e-3, batch=8, weight_decay=0.0)},
+        {"optim": OptimSpec(lr=8e-3, batch=16)},
+        {"data": DataSpec(dataset="english", vocab_size=1024, seed=1)},
+        {"data": DataSpec(dataset="english", vocab_size=1024, stop=0.5)},
+        {"schedule": ScheduleSpec(warmup_steps=21)},
+        {"moe": MoESpec(n_expert=8, top_k=2)},
+        {"moe": MoESpec(n_expert=8, top_k=2, balance_group=4)},
+        {"moe": MoESpec(n_expert=8, top_k=2, gate="softmax_topk")},
+        {"engine": {"model": 2}},
+    ],
+)
+def test_whatever_changes_the_loss_changes_the_id(change):
+    ids = {run().id, run(moe=MoESpec(n_expert=8, top_k=2)).id if change.get("moe") not in (None, MoESpec(n_expert=8, top_k=2)) else "-"}
+    assert run(**change).id not in ids
+
+
+def test_a_trunk_point_is_named_by_recipe_and_end_alone():
+    """Predecessor and branch step are not part of a trunk point's id; a decay's branch step is part of its own."""
+    alone, chained = run(), run(start_step=50, parent="dense-l2d64-102k-s0-0000000000")
+    assert alone.id == chained.id
+    early = run(role="decay", start_step=80, parent=alone.id)
+    late = run(role="decay", start_step=90, parent=alone.id)
+    assert early.id != late.id
+    assert early.id.startswith("decay-dense-")
+
+
+def test_floor_cools_no_trunk():
+    other = ScheduleSpec(warmup_steps=20, floor=0.0)
+    assert run(schedule=other).id == run().id
+    decay = {"role": "decay", "start_step": 90, "parent": run().id}
+    assert run(schedule=other, **decay).id != run(**decay).id
+
+
+def test_gate_of_top_1_must_be_named():
+    with pytest.raises(ValidationError, match="must name its gate"):
+        MoESpec(n_expert=8, top_k=1)
+    assert MoESpec(n_expert=8, top_k=2).gate == "topk_softmax"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n_head": 3}, "n_head 3 does not divide d_model 64"),
+        ({"n_head": 64}, "odd"),
+        ({"n_layer": 0}, "greater than or equal to 1"),
+        ({"n_layer": True}, "not a number"),
+        ({"d_model": "64.5"}, "not a whole number"),
+        ({"dmodel": 64}, "Extra inputs"),
+    ],
+)
+def test_impossible_shapes_are_refused(change, message):
+    with pytest.raises(ValidationError, match=message):
+        ModelSpec(**(MODEL | change))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"start_step": 100, "parent": "x"}, "not below end_step"),
+        ({"moe": MoESpec(n_expert=8, top_k=2, balance_group=16)}, "not a whole number of moe.balance_group"),
+        ({"data": DataSpec(dataset="english", vocab_size=2048)}, "exceeds model.vocab_size"),
+        ({"origin": "upcycle:copy"}, "dense_parent"),
+        ({"parent": "x"}, "only a start from scratch has no parent"),
+        ({"role": "decay"}, "branches off a trunk point"),
+    ],
+)
+def test_impossible_runs_are_refused(change, message):
+    with pytest.raises(ValidationError, match=message):
+        run(**change)
+
+
+def test_a_spec_survives_json():
+    spec = run(moe=MoESpec(n_expert=8, top_k=2))
+    again = RunSpec.model_validate(json.loads(json.dumps(spec.model_dump(mode="json"))))
+    assert again == spec
+    assert again.id == spec.id
+
+
+def test_canonical_json_knows_one_notation():
+    assert canonical_json({"b": 1.0, "a": [1, 2.5]}) == canonical_json({"a": [1.0, 2.5], "b": 1}) == '{"a":[1,2.5],"b":1}'

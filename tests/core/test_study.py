@@ -1,0 +1,116 @@
+"""Strict reading of a study: every mistake is one line that names the key and the mend."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+
+from upcycle.errors import UserError
+from upcycle.study import load_study
+from upcycle.workflow import check_names, override_execution
+
+STUDY = {
+    "study": "test",
+    "data": {"dataset": "english", "vocab_size": 1024},
+    "context": 256,
+    "execution": {"device": "cpu"},
+    "models": {"tiny": {"n_layer": 2, "d_model": 64, "n_head": 2, "batch": 8, "warmup_steps": 4, "lr": "8e-3", "lr_moe": "4e-3"}},
+    "moes": {"8x2": {"n_expert": 8, "top_k": 2}},
+    "sweeps": {
+        "dense": {"kind": "dense", "model": "tiny", "tokens": ["2.048e5", 409600]},
+        "upcycled": {"kind": "upcycled", "model": "tiny", "moe": "8x2", "dense_tokens": [204800], "tokens": [204800]},
+    },
+    "fits": {"mult": {"law": "multiplicative", "sweep": "upcycled"}},
+    "figures": {"figure4": {}},
+}
+
+
+def write(folder: Path, study: object) -> Path:
+    path = folder / "config.yaml"
+    path.write_text(study if isinstance(study, str) else yaml.safe_dump(study))
+    return path
+
+
+def changed(path: str, value: object) -> dict:
+    """STUDY with one dotted key set (or removed: None)."""
+    study = copy.deepcopy(STUDY)
+    *sections, key = path.split("/")
+    target = study
+    for section in sections:
+        target = target[section]
+    if value is None:
+        del target[key]
+    else:
+        target[key] = value
+    return study
+
+
+def test_yaml_numbers_in_scientific_notation_are_numbers(tmp_path):
+    """YAML reads `8e-3` and `2.048e5` as strings; number fields take them."""
+    study = load_study(write(tmp_path, STUDY))
+    assert study.models["tiny"].lr == 8e-3
+    assert study.sweeps["dense"].tokens == [204800, 409600]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("contxt", 256, r"unknown key `contxt`; did you mean `context`\?"),
+        ("models/tiny/n_heads", 2, r"unknown key `models.tiny.n_heads`; did you mean `n_head`\?"),
+        ("models/tiny/n_head", None, "key `models.tiny.n_head` is missing"),
+        ("models/tiny/n_head", 3, "models.tiny: n_head 3 does not divide d_model 64"),
+        ("models/tiny/lr", "fast", "`models.tiny.lr`: 'fast' is not a number"),
+        ("models/tiny/n_dense", 5, "models.tiny.n_dense says 5 but the shape has 131,392 parameters"),
+        ("moes/8x2/gate", "softmax", "`moes.8x2.gate`"),
+        ("moes/8x2/top_k", 1, "must name its gate"),
+        ("sweeps/dense/model", "tinny", r"sweeps.dense.model: `tinny` is not under `models`; did you mean `tiny`\?"),
+        ("sweeps/upcycled/moe", "8x3", r"did you mean `8x2`\?"),
+        ("sweeps/dense/moe", "8x2", "`moe` names the mixtures"),
+        ("fits/mult/sweep", "upcicled", r"fits.mult.sweep: `upcicled` is not under `sweeps`; did you mean `upcycled`\?"),
+        ("execution/device", "tpu", "`execution.device`"),
+        ("context", "2.5", "not a whole number"),
+    ],
+)
+def test_a_mistake_is_named_with_its_key_and_mend(tmp_path, path, value, message):
+    with pytest.raises(UserError, match=message) as error:
+        load_study(write(tmp_path, changed(path, value)))
+    assert "config.yaml" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("data/dataset", "englich", "english"),
+        ("fits/mult/law", "multiplicativ", r"fits.mult.law: unknown law `multiplicativ`; did you mean `multiplicative`\?"),
+        ("figures/figure44", {}, r"figures.figure44: unknown figure; did you mean `figure4`\?"),
+        ("figures/figure4", {"sweeep": "x"}, "sweep"),
+        ("figures/figure4", {"sweep": "upcicled"}, r"did you mean `upcycled`\?"),
+        ("sweeps/upcycled/method", "copi", r"sweeps.upcycled.method: unknown method `copi`; did you mean `copy`\?"),
+    ],
+)
+def test_unknown_names_of_other_layers_are_found_when_planning(tmp_path, path, value, message):
+    study = load_study(write(tmp_path, changed(path, value)))
+    with pytest.raises(UserError, match=message):
+        check_names(study)
+
+
+def test_a_key_given_twice_is_an_error(tmp_path):
+    text = yaml.safe_dump(STUDY) + "context: 128\n"
+    with pytest.raises(UserError, match=r"line \d+: key `context` is given twice"):
+        load_study(write(tmp_path, text))
+
+
+def test_broken_yaml_and_missing_files_are_named(tmp_path):
+    with pytest.raises(UserError, match="not valid YAML"):
+        load_study(write(tmp_path, "a: [1"))
+    with pytest.raises(UserError, match=r"nowhere.yaml: No such file"):
+        load_study(tmp_path / "nowhere.yaml")
+
+
+def test_command_line_overrides_are_execution_settings_only(tmp_path):
+    execution = load_study(write(tmp_path, STUDY)).execution
+    assert override_execution(execution, {"study": "x", "device": "cuda"}).device == "cuda"
+    with pytest.raises(UserError, match=r"devise: not a setting; did you mean `device`\?"):
+        override_execution(execution, {"devise": "cuda"})
