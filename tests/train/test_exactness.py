@@ -105,7 +105,7 @@ def test_a_chain_of_segments_equals_one_run(
 
 @pytest.mark.parametrize("experts", ["loop", "grouped_mm"])
 def test_one_expert_equals_dense_bit_for_bit(experts: str, tokens_dir: Path, tmp_path: Path) -> None:
-    """A MoE of one expert and the dense model of the same seed: equal losses, norms and shared weights over 20 steps."""
+    """A MoE of one expert and the dense model of one seed: equal losses, norms and shared weights over 20 steps."""
     execution = EXECUTION.model_copy(update={"experts": experts})
     dense = train_in(tmp_path, tokens_dir, small_run(end_step=20), execution)
     one = {"n_expert": 1, "top_k": 1, "gate": "topk_softmax", "balance_group": 2}
@@ -124,7 +124,7 @@ def test_first_loss_of_a_copy_is_the_dense_loss(family: tuple[Path, dict[str, Ru
     """Before its first update an upcycled copy has its parent's held-out loss (1e-5), and its receipt says why."""
     root, runs = family
     parent = [row for row in rows_of(root / runs["decay"].id) if "heldout" in row][-1]
-    copied = [row for row in rows_of(root / runs["upcycled"].id) if "heldout" in row][0]
+    copied = next(row for row in rows_of(root / runs["upcycled"].id) if "heldout" in row)
     assert copied["step"] == 0
     assert copied["heldout"] == pytest.approx(parent["heldout"], abs=1e-5)
     assert (root / runs["upcycled"].id / "receipt.json").exists()

@@ -28,9 +28,12 @@ SUBSET_TOKENS = 8192
 """Tokens of the fixed subset that the training curve's held-out losses are taken over."""
 
 
-def evaluate(weights_dir: Path, tokens_dir: Path, execution: Execution) -> dict[str, Any]:
+def evaluate(
+    weights_dir: Path, tokens_dir: Path, execution: Execution, *, max_tokens: int | None = None
+) -> dict[str, Any]:
     """Loss of a finished run on the held-out part of any token set with the run's tokenizer.
 
+    `max_tokens` bounds the work: that many tokens, in sequences evenly spread over the set.
     Returns id, tokens (name of the set), tokens_fingerprint, loss, loss_se, heldout_tokens.
     Raises DamagedError (a UserError) for weights that do not verify, UserError for a set of another tokenizer.
     """
@@ -47,7 +50,10 @@ def evaluate(weights_dir: Path, tokens_dir: Path, execution: Execution) -> dict[
     kernels = choose_kernels(run.model, attention=execution.attention, experts=execution.experts)
     model = Transformer(run.model, run.moe, kernels)
     model.load_state_dict(read_tensors(weights_dir, WEIGHTS))
-    losses = sequence_losses(model.to(device), run, batches_of(heldout(tokens, run), execution.eval_batch))
+    sequences = heldout(tokens, run)
+    if max_tokens is not None:
+        sequences = sequences[spread(len(sequences), max_tokens // run.model.context)]
+    losses = sequence_losses(model.to(device), run, batches_of(sequences, execution.eval_batch))
     loss, loss_se = mean_and_error(losses)
     return {
         "id": run.id,
@@ -74,9 +80,9 @@ def heldout(tokens: TokenSet, run: RunSpec) -> np.ndarray:
     return sequences
 
 
-def subset_indices(n_sequences: int, context: int) -> np.ndarray:
-    """Indices of the fixed subset: SUBSET_TOKENS worth of sequences (all, if fewer), evenly spread over the set."""
-    size = min(n_sequences, max(1, SUBSET_TOKENS // context))
+def spread(n_sequences: int, size: int) -> np.ndarray:
+    """Indices of `size` sequences (at least 2; all, if there are fewer), evenly spread over the set."""
+    size = min(n_sequences, max(2, size))
     return np.arange(size) * n_sequences // size
 
 

@@ -138,7 +138,9 @@ class Job:
 
 def serve(address: str) -> None:
     """Import what training needs, then fork a child a connection until idle for IDLE_SECONDS."""
-    import upcycle.train.loop  # noqa: F401 (the two seconds that children are spared)
+    import torch._dynamo  # noqa: F401 (two seconds: the first use of an optimizer imports it)
+
+    import upcycle.train.loop  # noqa: F401 (three seconds, with torch)
 
     gc.collect()
     gc.freeze()  # children share these pages with the server as long as no collection touches them

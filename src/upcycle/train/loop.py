@@ -23,7 +23,7 @@ from upcycle.model.transformer import RouterStats
 from upcycle.spec import RunSpec
 from upcycle.train import checkpoint
 from upcycle.train.device import precision
-from upcycle.train.evaluate import batches_of, heldout, mean_and_error, sequence_losses, subset_indices
+from upcycle.train.evaluate import SUBSET_TOKENS, batches_of, heldout, mean_and_error, sequence_losses, spread
 from upcycle.train.lease import lease
 from upcycle.train.optim import clip_gradients, optimizer_tensors, set_learning_rate
 from upcycle.train.preemption import Preempted, StopRequest, TrainingError
@@ -200,7 +200,7 @@ def _append_heldout(trainee: Trainee, metrics: MetricsLog) -> None:
     """A row with the held-out loss on the fixed subset."""
     with trainee.clock.phase("evaluate"):
         sequences = heldout(trainee.tokens, trainee.run)
-        subset = sequences[subset_indices(len(sequences), trainee.run.model.context)]
+        subset = sequences[spread(len(sequences), SUBSET_TOKENS // trainee.run.model.context)]
         losses = sequence_losses(trainee.model, trainee.run, batches_of(subset, trainee.execution.eval_batch))
     metrics.append(_heldout_row(trainee, losses))
 
@@ -243,7 +243,7 @@ def _finish(trainee: Trainee, metrics: MetricsLog, stop: StopRequest) -> None:
     if not any(
         "heldout" in row and row["step"] == trainee.step for row in metrics.rows()
     ):  # an attempt killed right here
-        metrics.append(_heldout_row(trainee, losses[subset_indices(len(losses), run.model.context)]))
+        metrics.append(_heldout_row(trainee, losses[spread(len(losses), SUBSET_TOKENS // run.model.context)]))
     tensors = {checkpoint.WEIGHTS: trainee.model.state_dict()}
     if run.role == "trunk":
         tensors[checkpoint.STATE] = optimizer_tensors(trainee.model, trainee.optimizer)
