@@ -114,26 +114,26 @@ def test_sequences_of_a_batch_do_not_see_each_other(build, batch) -> None:
 
 def test_rotated_products_depend_on_the_distance_alone() -> None:
     """RoPE: q at s against k at t equals q at s + 9 against k at t + 9; and position 0 is not turned."""
-    q, k = torch.randn(2, 1, 16, generator=torch.Generator().manual_seed(0)).expand(2, 40, 16)
+    q, k = torch.randn(2, 1, 1, 16, generator=torch.Generator().manual_seed(0)).expand(2, 40, 1, 16)
     tables = rope_tables(40, 16, 10_000.0, torch.device("cpu"))
-    scores = rotate(q, *tables) @ rotate(k, *tables).T
+    scores = rotate(q, *tables)[:, 0] @ rotate(k, *tables)[:, 0].T
     torch.testing.assert_close(scores[:-9, :-9], scores[9:, 9:], atol=2e-5, rtol=0)
     assert scores[5, 5] != pytest.approx(scores[5, 2].item(), abs=1e-3)
     torch.testing.assert_close(rotate(q, *tables)[0], q[0], atol=0, rtol=0)
 
 
 def test_rotation_follows_llamas_pairs_and_angles() -> None:
-    """Column i turns with i + C/2 by position * base^(-2i/C)."""
-    x = torch.eye(8)[2].expand(5, 8)
+    """Column i turns with i + C/2 by position * base^(-2i/C), alike in every head."""
+    x = torch.eye(8)[2].expand(5, 3, 8)
     turned = rotate(x, *rope_tables(5, 8, 100.0, torch.device("cpu")))
     angle = 4 * 100.0 ** (-4 / 8)
-    expected = torch.zeros(8)
-    expected[2], expected[6] = math.cos(angle), math.sin(angle)
+    expected = torch.zeros(3, 8)
+    expected[:, 2], expected[:, 6] = math.cos(angle), math.sin(angle)
     torch.testing.assert_close(turned[4], expected)
 
 
 def test_rotation_backward_turns_back() -> None:
-    x = torch.randn(2, 3, 6, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    x = torch.randn(2, 6, 3, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
     tables = rope_tables(6, 8, 100.0, torch.device("cpu"))
     assert torch.autograd.gradcheck(lambda x: rotate(x, *tables), x)
 

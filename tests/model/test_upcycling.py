@@ -41,10 +41,11 @@ def test_logits_are_the_dense_ones_exactly_where_theory_says(issue, n_expert: in
     assert found["logit_gap_zero_in_theory"] == preserved
     if preserved:
         assert found["logit_gap"] <= ZERO_GAP == 1e-5
-        assert "is preserved" in found["statement"]
+        assert "function is preserved" in found["statement"]
     else:
         assert found["logit_gap"] > 0.05
-        assert "not preserved" in found["statement"]
+        assert "function is not preserved" in found["statement"]
+        assert "sum to less than 1" in found["statement"]
 
 
 @every_gate

@@ -17,21 +17,21 @@ from upcycle.spec import ModelSpec
 
 @functools.lru_cache(maxsize=8)
 def rope_tables(positions: int, head_dim: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosines and signed sines of the rotary angles, each (S, C) in float32.
+    """Cosines and signed sines of the rotary angles, each (S, 1, C) in float32, the same for every head.
 
     Pair i of C/2 turns by position * base^(-2i/C). The two halves of a head pair up (as in Llama), so
     columns i and i + C/2 share an angle; the first half's sines are negated, as `rotate` wants them.
     """
     frequencies = base ** -(torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
-    angles = torch.outer(torch.arange(positions, device=device, dtype=torch.float32), frequencies)
+    angles = torch.outer(torch.arange(positions, device=device, dtype=torch.float32), frequencies).unsqueeze(1)
     cos, sin = angles.cos(), angles.sin()
     return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
-def rotate(x: Tensor, cos_SC: Tensor, sin_SC: Tensor) -> Tensor:
-    """Turn each pair (i, i + C/2) of x (..., S, C) by its angle: (a, b) -> (a cos - b sin, b cos + a sin)."""
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair (i, i + C/2) of x (..., S, H, C) by its angle: (a, b) -> (a cos - b sin, b cos + a sin)."""
     swapped = x.roll(x.shape[-1] // 2, dims=-1)
-    return x * cos_SC.type_as(x) + swapped * sin_SC.type_as(x)
+    return x * cos.type_as(x) + swapped * sin.type_as(x)
 
 
 class Attention(nn.Module):
@@ -47,8 +47,10 @@ class Attention(nn.Module):
     def forward(self, x_BSD: Tensor) -> Tensor:
         """Mix positions: (B, S, D) -> (B, S, D), position s sees positions up to s."""
         B, S, _ = x_BSD.shape
-        qkv_BS3HC = F.linear(x_BSD, self.wqkv).view(B, S, 3, self.n_head, self.head_dim)
-        q_BHSC, k_BHSC, v_BHSC = qkv_BS3HC.permute(2, 0, 3, 1, 4).unbind()
-        tables = rope_tables(S, self.head_dim, self.rope_base, x_BSD.device)
-        y_BHSC = self.kernels.attention(rotate(q_BHSC, *tables), rotate(k_BHSC, *tables), v_BHSC)
+        H = self.n_head
+        qkv = F.linear(x_BSD, self.wqkv).view(B, S, 3 * H, self.head_dim)
+        qk, v = qkv.split([2 * H, H], dim=2)  # q and k are turned together: fewer passes over memory
+        qk = rotate(qk, *rope_tables(S, self.head_dim, self.rope_base, x_BSD.device))
+        q, k = qk.chunk(2, dim=2)
+        y_BHSC = self.kernels.attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
         return F.linear(y_BHSC.transpose(1, 2).flatten(2), self.wo)

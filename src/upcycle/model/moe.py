@@ -128,7 +128,7 @@ class MoE(nn.Module):
         x_ND = _Dispatch.apply(x_TD, order_N, place_N, K)
         y_ND = self.kernels.experts(_autocast(x_ND), ends_E, _autocast(self.w_in), _autocast(self.w_out))
         y_TKD = _Collect.apply(y_ND, order_N, place_N).view(B * S, K, -1)
-        y_TD = (y_TKD * gates_TK.type_as(y_TKD).unsqueeze(-1)).sum(1)
+        y_TD = (y_TKD * gates_TK.unsqueeze(-1)).sum(1)  # in float32, as the gates are
         return y_TD.view_as(x_BSD), self._routing(logits_TE.view(B, S, -1), load_BE)
 
     def router_logits(self, x_TD: Tensor) -> Tensor:

@@ -82,8 +82,8 @@ def _check_state(state: Mapping[str, Tensor], model: ModelSpec) -> None:
         found = tuple(state[name].shape) if name in state else None
         if found != wanted.get(name):
             raise UserError(
-                f"dense weights do not fit the model: {name} is {found or 'missing'}, wanted {wanted.get(name, 'absent')}; "
-                "give the weights of a dense run of the same model"
+                f"dense weights do not fit the model: {name} is {found or 'missing'}, wanted "
+                f"{wanted.get(name, 'absent')}; give the weights of a dense run of the same model"
             )
 
 
@@ -177,10 +177,8 @@ def _expert_distance(moe: MoE) -> float:
 
 def _statement(spec: MoESpec, gap: float, before: dict[str, Any], after: dict[str, Any]) -> str:
     """What the numbers mean, for a reader of the report."""
-    if gap <= ZERO_GAP:
-        function = f"The dense function is preserved: the largest logit gap is {gap:.1e}."
-    else:
-        function = f"The dense function is not preserved: the largest logit gap is {gap:.2g}."
+    kept = "is" if gap <= ZERO_GAP else "is not"
+    function = f"The dense function {kept} preserved: the largest logit gap is {gap:.2g}."
     if starves_router(spec):
         cost = (
             f"Top-1 under {spec.gate} starves the router: a token's one gate weight is always 1, so the "
@@ -188,9 +186,9 @@ def _statement(spec: MoESpec, gap: float, before: dict[str, Any], after: dict[st
         )
     elif not preserves_function(spec):
         cost = (
-            f"Top-{spec.top_k} under {spec.gate} does not preserve the function: a token's gate weights sum to less "
-            f"than 1 (about {spec.top_k}/{spec.n_expert} or somewhat more at a fresh router), so every MLP's output "
-            "starts smaller than the dense one's; in return the router learns from the cross-entropy at once."
+            f"Under {spec.gate} the {spec.top_k} of {spec.n_expert} gate weights of a token sum to less than 1, so "
+            "every MLP's output starts smaller than the dense one's; in return the router learns from the "
+            "cross-entropy at once."
         )
     else:
         cost = (
