@@ -14,7 +14,8 @@ import hashlib
 import json
 import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +58,17 @@ class TokenRecipe:
     """Folder name of the token set whose tokenizer it uses."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Workflow:
     """One study as Snakemake sees it; built once when the Snakefile is parsed."""
 
     study: StudyConfig
     plan: Plan
     out: Path
-    products: dict[str, Product] = field(default_factory=dict)
+    @cached_property
+    def products(self) -> dict[str, Product]:
+        """Everything made from finished runs, each after what it is made from."""
+        return list_products(self)
 
     # Runs
 
@@ -196,9 +200,7 @@ def read_workflow(config: dict[str, Any], root: Path) -> Workflow:
         check_names(study)
         study = study.model_copy(update={"execution": override_execution(study.execution, config)})
         plan = build_plan(study, RESULTS)
-    workflow = Workflow(study, plan, output_folder(name))
-    workflow.products = list_products(workflow)
-    return workflow
+    return Workflow(study, plan, output_folder(name))
 
 
 def open_workflow(config: dict[str, Any], root: Path) -> Workflow:
