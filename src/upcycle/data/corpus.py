@@ -34,11 +34,10 @@ class Removed:
     passages: int = 0
     bytes: int = 0
 
-    def count(self, text: str, *, passages: int = 0, document: bool = False) -> None:
-        """Add a text that is gone."""
+    def document(self, text: str) -> None:
+        """Count a whole document that is gone."""
+        self.documents += 1
         self.bytes += len(text.encode())
-        self.passages += passages
-        self.documents += document
 
 
 @dataclass
@@ -95,14 +94,14 @@ def _distinct_documents(dataset: Dataset, cache_dir: Path, removed: dict[str, Re
         for raw in source.documents(cache_dir):
             text = clean(raw, dataset.layout)
             digest = hashlib.sha256(text.encode()).digest()
-            if digest in digests:
-                repeated.count(text, document=True)
+            if text and digest in digests:
+                repeated.document(text)
                 continue
             digests.add(digest)
             if dataset.layout == "prose":
                 text = passages.drop(text).strip("\n")
             if not text:
-                empty.count(text, document=True)
+                empty.document(text)
                 continue
             documents.append(Document(text, source.name, digest))
         if len(documents) == before:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from upcycle.errors import UserError
@@ -61,18 +61,21 @@ def _txt(path: Path, text_key: str) -> Iterator[str]:
 
 
 def _jsonl(path: Path, text_key: str) -> Iterator[str]:
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         yield from _json_lines(path, file, text_key)
 
 
 def _jsonl_zst(path: Path, text_key: str) -> Iterator[str]:
     import zstandard
 
-    with path.open("rb") as file, zstandard.ZstdDecompressor().stream_reader(file) as stream:
-        yield from _json_lines(path, io.TextIOWrapper(stream, encoding="utf-8"), text_key)
+    with path.open("rb") as file, zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True) as stream:
+        try:
+            yield from _json_lines(path, io.BufferedReader(stream), text_key)
+        except zstandard.ZstdError as error:
+            raise UserError(f"{path}: not a Zstandard file, or a damaged one ({error})") from None
 
 
-def _json_lines(path: Path, lines: io.TextIOBase, text_key: str) -> Iterator[str]:
+def _json_lines(path: Path, lines: Iterable[bytes], text_key: str) -> Iterator[str]:
     empty = True
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -80,8 +83,8 @@ def _json_lines(path: Path, lines: io.TextIOBase, text_key: str) -> Iterator[str
         empty = False
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}, line {number}: not JSON ({error})") from None
+        except ValueError as error:  # of JSON or of UTF-8
+            raise UserError(f"{path}, line {number}: not JSON in UTF-8 ({error})") from None
         if not isinstance(row, dict):
             raise UserError(f"{path}, line {number}: not a JSON object but a {type(row).__name__}")
         if text_key not in row:

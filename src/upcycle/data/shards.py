@@ -32,8 +32,6 @@ class ShardWriter:
     """
 
     def __init__(self, folder: Path, part: str, dtype: np.dtype, shard_tokens: int = SHARD_TOKENS) -> None:
-        if shard_tokens < 1:
-            raise UserError(f"shard_tokens {shard_tokens} is not at least 1")
         self.folder, self.part, self.dtype, self.shard_tokens = folder, part, dtype, shard_tokens
         self.tokens = 0
         self.shards: list[dict[str, Any]] = []

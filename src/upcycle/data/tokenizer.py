@@ -24,15 +24,20 @@ _BATCH = 256
 """Documents encoded at once: few enough that their encodings stay small."""
 
 
+def check_vocab_size(vocab_size: int) -> None:
+    """UserError if the vocabulary has no room for the 256 bytes and the end of text."""
+    if vocab_size < BYTES + 1:
+        raise UserError(
+            f"vocab_size {vocab_size}: a byte-level tokenizer needs at least {BYTES + 1} (256 bytes and {END_OF_TEXT})"
+        )
+
+
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """Byte-level BPE with `vocab_size` pieces: the end of text, 256 bytes, and merges. Deterministic.
 
     Raises UserError if `vocab_size` leaves no room for the bytes, or if the text holds too few merges.
     """
-    if vocab_size < BYTES + 1:
-        raise UserError(
-            f"vocab_size {vocab_size}: a byte-level tokenizer needs at least {BYTES + 1} (256 bytes and {END_OF_TEXT})"
-        )
+    check_vocab_size(vocab_size)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -18,7 +18,7 @@ from upcycle.data.corpus import Corpus, Document, prepare
 from upcycle.data.datasets import Dataset, find_dataset, local_dataset
 from upcycle.data.shards import SHARD_TOKENS, ShardedTokens, ShardWriter, open_shards, token_dtype, verify_shards
 from upcycle.data.sources import DEFAULT_CACHE, sha256_file
-from upcycle.data.tokenizer import encode_documents, end_of_text, load_tokenizer, threads, train_bpe
+from upcycle.data.tokenizer import check_vocab_size, encode_documents, end_of_text, load_tokenizer, threads, train_bpe
 from upcycle.errors import UserError
 from upcycle.plan import write_atomic
 
@@ -52,16 +52,16 @@ def tokenize(
     """
     dataset = find_dataset(name) if files is None else local_dataset(name, files, text_key, heldout_files=heldout_files)
     chosen = _given_tokenizer(dataset, vocab_size, tokenizer, tokenizer_from)
+    if shard_tokens < 1:
+        raise UserError(f"shard_tokens {shard_tokens} is not at least 1")
     began = time.monotonic()
     corpus = prepare(dataset, cache_dir, heldout_fraction)
     prepared = time.monotonic()
-    out_dir.mkdir(parents=True, exist_ok=True)
-    for old in [out_dir / MANIFEST, *out_dir.glob("*.bin"), *out_dir.glob("*.partial")]:
-        old.unlink(missing_ok=True)  # the manifest first: without it nothing here counts as a token set
     with threads(n_threads):
         bpe = chosen or train_bpe((document.text for document in corpus.train), vocab_size)
-        write_atomic(out_dir / TOKENIZER, bpe.to_str())
         trained = time.monotonic()
+        _clear(out_dir)
+        write_atomic(out_dir / TOKENIZER, bpe.to_str())
         parts = {part: _write_part(out_dir, part, getattr(corpus, part), bpe, shard_tokens) for part in PARTS}
     seconds = {"prepare": prepared - began, "tokenizer": trained - prepared, "encode": time.monotonic() - trained}
     origin = "trained on the training part" if chosen is None else str(tokenizer_from or tokenizer)
@@ -71,10 +71,17 @@ def tokenize(
     return manifest
 
 
+def _clear(folder: Path) -> None:
+    """Make the folder, without what an earlier call left in it; the manifest goes first: it makes a token set."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in [folder / MANIFEST, *folder.glob("*.bin"), *folder.glob("*.bin.partial")]:
+        old.unlink(missing_ok=True)
+
+
 def _given_tokenizer(
     dataset: Dataset, vocab_size: int, tokenizer: str, tokenizer_from: Path | None
 ) -> Tokenizer | None:
-    """The tokenizer that was asked for by path; None if one is to be trained."""
+    """The tokenizer that was asked for by path; None if one is to be trained, which must be possible."""
     if tokenizer_from is not None:
         TokenSet(tokenizer_from)  # whole, or refused
         return load_tokenizer(tokenizer_from / TOKENIZER, vocab_size)
@@ -85,6 +92,7 @@ def _given_tokenizer(
             f"dataset {dataset.name!r} is for evaluation only, without text to learn a tokenizer from: "
             "give tokenizer_from"
         )
+    check_vocab_size(vocab_size)
     return None
 
 

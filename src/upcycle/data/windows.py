@@ -6,45 +6,41 @@ match among 10^9 windows against 10^6 has a chance of 10^-4. Scripts that write 
 
 from __future__ import annotations
 
+import random
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from upcycle.data.mixing import mix64
-
 WINDOW_WORDS = 13
 
 _WORD = re.compile(r"\w+")
-_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+_MULTIPLIER = 0x9E3779B97F4A7C15
+_INVERSE = pow(_MULTIPLIER, -1, 2**64)
 
 Hashes = NDArray[np.uint64]
 
 
 class Windows:
-    """Hashes of the word windows of documents; one object numbers the words of all texts that are compared."""
+    """Hashes of the word windows of documents; one object keeps the words' numbers for all texts that are compared."""
 
     def __init__(self, size: int = WINDOW_WORDS) -> None:
         self.size = size
-        numbers: defaultdict[str, int] = defaultdict()
-        numbers.default_factory = numbers.__len__
-        self._numbers = numbers
-        self._powers = [np.uint64(pow(int(_MULTIPLIER), k, 2**64)) for k in range(size)]
+        # A fixed seed, so that no run differs from another; equal words get equal numbers of 64 random bits.
+        self._numbers: defaultdict[str, int] = defaultdict(partial(random.Random(0).getrandbits, 64))
 
     def _numbered(self, text: str) -> list[int]:
-        return [self._numbers[word] for word in _WORD.findall(text.lower())]
+        return list(map(self._numbers.__getitem__, _WORD.findall(text.lower())))
 
     def _hash(self, numbers: list[int]) -> Hashes:
-        count = len(numbers) - self.size + 1
-        if count <= 0:
+        """Polynomials in each `size` consecutive numbers, modulo 2^64: differences of running sums, scaled back."""
+        if len(numbers) < self.size:
             return np.empty(0, np.uint64)
-        values = mix64(np.array(numbers, np.uint64))
-        hashes = np.zeros(count, np.uint64)
-        for k, power in enumerate(self._powers):  # a polynomial in the words, modulo 2^64
-            hashes += values[k : k + count] * power
-        return hashes
+        sums = np.cumsum(np.array([0, *numbers], np.uint64) * _powers(_MULTIPLIER, len(numbers) + 1))
+        return (sums[self.size :] - sums[: -self.size]) * _powers(_INVERSE, len(sums) - self.size)
 
     def of(self, text: str) -> Hashes:
         """Hash of each window of the text, in order; empty for a text of fewer words."""
@@ -59,6 +55,8 @@ class Windows:
 
         Dropping makes neighbours of what was apart, so it goes on until no window is forbidden.
         """
+        if not contains(forbidden, self.of(text)).any():
+            return text, 0
         passages = text.split(separator)
         total = len(passages)
         while passages:
@@ -74,6 +72,13 @@ class Windows:
         return separator.join(passages).strip("\n"), total - len(passages)
 
 
+def _powers(base: int, count: int) -> Hashes:
+    """base^0, base^1, ... modulo 2^64."""
+    factors = np.full(count, base, np.uint64)
+    factors[0] = 1
+    return np.cumprod(factors)
+
+
 def contains(collected: Hashes, hashes: Hashes) -> NDArray[np.bool_]:
     """Which of `hashes` are among the sorted `collected`."""
     if not len(collected):
@@ -87,6 +92,7 @@ def shared_windows(texts: Iterable[str], others: Iterable[str], size: int = WIND
     windows = Windows(size)
     collected = windows.collect(others)
     for text in texts:
-        words = _WORD.findall(text.lower())
-        for start in np.flatnonzero(contains(collected, windows.of(text))):
+        starts = np.flatnonzero(contains(collected, windows.of(text)))
+        words = _WORD.findall(text.lower()) if len(starts) else []
+        for start in starts:
             yield " ".join(words[start : start + size])

@@ -1,0 +1,268 @@
+"""Token sets: deterministic, whole or not there, refused when changed, and their text comes back."""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from upcycle.data.shards import ShardedTokens, ShardWriter, token_dtype
+from upcycle.data.tokenizer import END_OF_TEXT
+from upcycle.data.tokens import TokenSet, tokenize
+from upcycle.errors import UserError
+
+VOCAB = 300
+
+
+@pytest.fixture(scope="module")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """200 documents of 30 made-up words each."""
+    random_ = random.Random(0)
+    vocabulary = ["".join(random_.choices("abcdefgh", k=random_.randint(2, 9))) for _ in range(300)]
+    path = tmp_path_factory.mktemp("text") / "made.jsonl"
+    rows = [{"text": " ".join(random_.choices(vocabulary, k=30))} for _ in range(200)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def make(text_file: Path, out_dir: Path, **options: Any) -> dict[str, Any]:
+    """A token set of the made-up text."""
+    options = {"vocab_size": VOCAB, "heldout_fraction": 0.2, "n_threads": 1} | options
+    return tokenize("made", out_dir, files=[text_file], **options)
+
+
+@pytest.fixture(scope="module")
+def made(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished token set; tests that change it take a copy."""
+    folder = tmp_path_factory.mktemp("tokens") / "made"
+    make(text_file, folder)
+    return folder
+
+
+@pytest.fixture
+def copy(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "copy"))
+
+
+def documents(folder: Path, part: str) -> list[str]:
+    """Text of each document of a part, decoded."""
+    tokens = TokenSet(folder)
+    ids = getattr(tokens, part)[:].tolist()
+    assert ids[-1] == tokens.manifest["end_of_text"]
+    text = tokens.tokenizer().decode(ids, skip_special_tokens=False)
+    return text.split(END_OF_TEXT)[:-1]
+
+
+def test_every_document_comes_back_from_one_of_the_parts(made: Path, text_file: Path) -> None:
+    raw = [json.loads(line)["text"] for line in text_file.read_text().splitlines()]
+    assert sorted(documents(made, "train") + documents(made, "heldout")) == sorted(raw)
+
+
+def test_the_manifest_counts_what_the_files_hold(made: Path) -> None:
+    tokens = TokenSet(made)
+    manifest = tokens.manifest
+    for part in ("train", "heldout"):
+        record = manifest["parts"][part]
+        ids = getattr(tokens, part)
+        assert record["tokens"] == len(ids) == manifest[f"{part}_tokens"] == record["by_source"]["files"]["tokens"]
+        texts = documents(made, part)
+        assert record["documents"] == len(texts) == (ids[:] == manifest["end_of_text"]).sum()
+        assert record["bytes"] == sum(len(text.encode()) for text in texts)
+        assert record["bytes_per_token"] == record["bytes"] / record["tokens"]
+        assert ids[:].max() < tokens.vocab_size == VOCAB
+    assert manifest["dtype"] == "uint16"
+    assert [file["file"] for file in manifest["sources"][0]["files"]] == ["made.jsonl"]
+
+
+def test_the_tokenizer_learns_from_the_training_part_alone(tmp_path: Path) -> None:
+    """A word that fills the held-out files, and is in no training text, becomes no piece."""
+    (tmp_path / "train.txt").write_text("banana bandana " * 500)
+    (tmp_path / "heldout.txt").write_text("zyzzyva " * 500)
+    tokenize(
+        "t", tmp_path / "o", files=[tmp_path / "train.txt"], heldout_files=[tmp_path / "heldout.txt"], vocab_size=265
+    )
+    pieces = TokenSet(tmp_path / "o").tokenizer().get_vocab()
+    assert any("ban" in piece for piece in pieces)
+    assert not any("zy" in piece for piece in pieces)
+    assert "zyzzyva" in documents(tmp_path / "o", "heldout")[0]
+
+
+def test_equal_text_gives_equal_tokens_in_any_process_with_any_threads(
+    made: Path, text_file: Path, tmp_path: Path
+) -> None:
+    for threads, seed in (("1", "1"), ("2", "2")):
+        out = tmp_path / threads
+        code = (
+            "import sys; from pathlib import Path; from upcycle.data.tokens import tokenize; "
+            "tokenize('made', Path(sys.argv[1]), files=[sys.argv[2]], vocab_size=300, heldout_fraction=0.2, "
+            "n_threads=int(sys.argv[3]))"
+        )
+        environment = os.environ | {"PYTHONHASHSEED": seed}
+        subprocess.run([sys.executable, "-c", code, str(out), str(text_file), threads], check=True, env=environment)
+        assert TokenSet(out).fingerprint == TokenSet(made).fingerprint
+        assert (out / "train-00000.bin").read_bytes() == (made / "train-00000.bin").read_bytes()
+
+
+def test_shards_are_one_array_and_do_not_change_the_fingerprint(made: Path, text_file: Path, tmp_path: Path) -> None:
+    make(text_file, tmp_path / "sharded", shard_tokens=1000)
+    whole, sharded = TokenSet(made), TokenSet(tmp_path / "sharded")
+    assert len(sharded.manifest["parts"]["train"]["shards"]) > 5
+    assert sharded.fingerprint == whole.fingerprint
+    np.testing.assert_array_equal(sharded.train[:], whole.train[:])
+    for span in (slice(990, 1010), slice(1000, 2000), slice(5, 5), slice(-3, None), slice(999, 3001)):
+        np.testing.assert_array_equal(sharded.train[span], whole.train[:][span])
+    assert sharded.train[1500] == whole.train[1500]
+    with pytest.raises(IndexError):
+        sharded.train[10**9]
+    with pytest.raises(IndexError, match="contiguous"):
+        sharded.train[::2]
+
+
+def test_shards_made_before_are_gone_when_fewer_are_made(text_file: Path, tmp_path: Path) -> None:
+    make(text_file, tmp_path, shard_tokens=1000)
+    make(text_file, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "heldout-00000.bin",
+        "manifest.json",
+        "tokenizer.json",
+        "train-00000.bin",
+    ]
+
+
+def test_ids_beyond_sixteen_bits_take_thirty_two(tmp_path: Path) -> None:
+    assert token_dtype(2**16) == np.dtype("<u2")
+    dtype = token_dtype(2**16 + 1)
+    with ShardWriter(tmp_path, "train", dtype, shard_tokens=2) as writer:
+        writer.add(np.array([1, 70_000, 3], dtype))
+    shards = [np.fromfile(tmp_path / shard["file"], dtype) for shard in writer.record()["shards"]]
+    assert ShardedTokens(shards, dtype)[:].tolist() == [1, 70_000, 3]
+
+
+def test_an_error_while_writing_leaves_no_shard_behind_its_name(tmp_path: Path) -> None:
+    def write() -> None:
+        with ShardWriter(tmp_path, "train", token_dtype(10)) as writer:
+            writer.add(np.arange(5))
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write()
+    assert not list(tmp_path.glob("*.bin"))
+
+
+def test_another_sets_tokenizer_serves_a_second_set(made: Path, text_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "other.jsonl").write_text("".join(json.dumps({"text": f"abc def {n}"}) + "\n" for n in range(20)))
+    make(tmp_path / "other.jsonl", tmp_path / "borrowed", tokenizer_from=made, heldout_fraction=0.5)
+    make(tmp_path / "other.jsonl", tmp_path / "by_path", tokenizer=str(made / "tokenizer.json"), heldout_fraction=0.5)
+    for name in ("borrowed", "by_path"):
+        manifest = TokenSet(tmp_path / name).manifest
+        assert manifest["tokenizer"]["sha256"] == TokenSet(made).manifest["tokenizer"]["sha256"]
+    assert TokenSet(tmp_path / "borrowed").fingerprint == TokenSet(tmp_path / "by_path").fingerprint
+
+
+def test_an_evaluation_set_has_no_training_tokens(made: Path, text_file: Path, tmp_path: Path) -> None:
+    make(text_file, tmp_path, tokenizer_from=made, heldout_fraction=1)
+    tokens = TokenSet(tmp_path)
+    assert (len(tokens.train), tokens.manifest["train_tokens"]) == (0, 0)
+    assert len(tokens.heldout) > 0
+    tokens.verify()
+    with pytest.raises(UserError, match=r"'openwebtext-excerpts' is for evaluation only.*give tokenizer_from"):
+        tokenize("openwebtext-excerpts", tmp_path / "none", vocab_size=VOCAB)
+
+
+def test_text_that_spells_the_end_of_text_ends_nothing(made: Path, tmp_path: Path) -> None:
+    (tmp_path / "trick.txt").write_text(f"abc {END_OF_TEXT} def")
+    tokenize(
+        "trick",
+        tmp_path / "o",
+        files=[tmp_path / "trick.txt"],
+        vocab_size=VOCAB,
+        tokenizer_from=made,
+        heldout_fraction=1,
+    )
+    tokens = TokenSet(tmp_path / "o")
+    assert np.flatnonzero(tokens.heldout[:] == tokens.manifest["end_of_text"]).tolist() == [len(tokens.heldout) - 1]
+
+
+def test_held_out_files_are_the_held_out_part_and_win_over_training_copies(tmp_path: Path) -> None:
+    lines = [f"document number {n} says {n * n} and {n * n * n}" for n in range(50)]
+    for name, part in (("train", lines), ("valid", lines[:5])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in part))
+    options: dict[str, Any] = {"files": [tmp_path / "train.jsonl"], "heldout_files": [tmp_path / "valid.jsonl"]}
+    manifest = tokenize("own", tmp_path / "o", vocab_size=270, **options)
+    assert sorted(documents(tmp_path / "o", "heldout")) == sorted(lines[:5])
+    assert sorted(documents(tmp_path / "o", "train")) == sorted(lines[5:])
+    assert manifest["removed"]["repeated document"]["documents"] == 5
+    with pytest.raises(UserError, match="held-out files of its own: leave heldout_fraction out"):
+        tokenize("own", tmp_path / "p", vocab_size=270, heldout_fraction=0.5, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"vocab_size": 256}, "vocab_size 256: a byte-level tokenizer needs at least 257"),
+        ({"vocab_size": 50_000}, r"vocab_size 50000: the text gives only \d+ pieces"),
+        ({"tokenizer": "none.json"}, "tokenizer 'none.json' is neither `bpe` nor a file"),
+        ({"tokenizer_from": Path("none")}, "none is no token set"),
+        ({"shard_tokens": 0}, "shard_tokens 0 is not at least 1"),
+    ],
+)
+def test_bad_settings_are_refused_and_leave_no_token_set(
+    options: dict[str, Any], message: str, text_file: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        make(text_file, tmp_path, **options)
+    with pytest.raises(UserError, match="is no token set"):
+        TokenSet(tmp_path)
+
+
+def test_a_tokenizer_of_another_size_or_without_an_end_is_refused(made: Path, text_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has 300 pieces, but vocab_size is 301"):
+        make(text_file, tmp_path / "o", tokenizer_from=made, vocab_size=301)
+    changed = tmp_path / "tokenizer.json"
+    changed.write_text((made / "tokenizer.json").read_text().replace(END_OF_TEXT, "<|unknown|>"))
+    with pytest.raises(UserError, match="no end-of-text piece"):
+        make(text_file, tmp_path / "o", tokenizer=str(changed))
+    changed.write_text("{}")
+    with pytest.raises(UserError, match=r"tokenizer.json: not a tokenizer.json"):
+        make(text_file, tmp_path / "o", tokenizer=str(changed))
+
+
+def test_a_cut_or_missing_shard_is_refused_when_opened(copy: Path) -> None:
+    shard = copy / "train-00000.bin"
+    size = shard.stat().st_size
+    os.truncate(shard, size - 2)
+    with pytest.raises(UserError, match=f"train-00000.bin has {size - 2} bytes, the manifest says {size} bytes"):
+        TokenSet(copy)
+    shard.unlink()
+    with pytest.raises(UserError, match=r"train-00000.bin is missing"):
+        TokenSet(copy)
+
+
+@pytest.mark.parametrize("name", ["train-00000.bin", "heldout-00000.bin", "tokenizer.json"])
+def test_a_changed_byte_is_found_by_verify(name: str, copy: Path) -> None:
+    TokenSet(copy).verify()
+    content = bytearray((copy / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (copy / name).write_bytes(content)
+    with pytest.raises(UserError, match=rf"{name} has sha256 \w+, the manifest says"):
+        TokenSet(copy).verify()
+
+
+def test_an_unfinished_set_is_no_token_set(copy: Path) -> None:
+    (copy / "manifest.json").unlink()
+    with pytest.raises(UserError, match=r"is no token set: it has no manifest.json \(unfinished\?\)"):
+        TokenSet(copy)
+
+
+def test_a_manifest_whose_fingerprint_was_edited_is_refused_by_verify(copy: Path) -> None:
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["fingerprint"] = "0" * 64
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"fingerprint 0+ does not follow from its parts"):
+        TokenSet(copy).verify()
