@@ -90,11 +90,21 @@ def paper_inputs(workflow: Workflow) -> Any:
 
 def make_report(workflow: Workflow, out: Path, cores: int) -> None:
     """report.html and summary.txt, after this invocation's time is on the books (timing.json)."""
-    from upcycle.report.page import headline, write_report
+    from upcycle.report.page import Background, headline, write_report
 
     write_timing(workflow, cores)
     inputs = paper_inputs(workflow)
-    write_report(workflow, inputs, out)
+    background = Background(
+        study=workflow.out.name if workflow.out != RESULTS else "default",
+        out=workflow.out,
+        tokens=RESULTS / "tokens",
+        title=workflow.study.title,
+        command="make sweep" if workflow.out == RESULTS else f"snakemake --config study={workflow.out.name}",
+        figures=tuple(workflow.study.figures),
+        tables=tuple(workflow.study.tables),
+        total_runs=len(workflow.plan.runs),
+    )
+    write_report(inputs, background, out)
     write_atomic(out.with_name("summary.txt"), headline(inputs) + "\n")
 
 

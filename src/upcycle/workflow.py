@@ -21,7 +21,7 @@ from typing import Any
 
 from upcycle.errors import UserError, nearest
 from upcycle.execution import Execution
-from upcycle.fingerprint import fingerprint
+from upcycle.fingerprint import PACKAGE_ROOT, fingerprint
 from upcycle.paper.catalogue import Item, catalogue
 from upcycle.plan import Plan, build_plan, freeze, is_finished, thaw, write_atomic
 from upcycle.registry import law_names, method_names
@@ -309,8 +309,16 @@ def list_products(workflow: Workflow) -> dict[str, Product]:
             add(f"{folder}/{name}", outputs, [], code, options, of=["losses", *fits])
     sources = list(products)
     captions = {name: [items[name].title, items[name].caption] for name in (*study.figures, *study.tables)}
-    add("report", ["report.html"], [], fingerprint("upcycle.report.page"), captions, study.title, of=sources)
+    if any(sweep.kind == "upcycled" for sweep in study.sweeps.values()):
+        page = [file_digest(path) for path in sorted((PACKAGE_ROOT / "report").glob("page.*")) if path.suffix != ".py"]
+        code = fingerprint("upcycle.report.page")
+        add("report", ["report.html"], [], code, page, captions, study.title, of=sources)
     return products
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def settle(workflow: Workflow, product: Product) -> None:

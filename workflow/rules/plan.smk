@@ -22,7 +22,7 @@ wildcard_constraints:
 
 def rules_all():
     """Everything that the study names."""
-    return [*W.product("report").outputs, *W.finished()]
+    return [*W.finished(), *(output for product in W.products.values() for output in product.outputs)]
 
 
 def run_parent(wildcards):

@@ -1,15 +1,17 @@
-# The page that people read. (`snakemake --report` builds Snakemake's own beside it.)
-rule report:
-    input:
-        product_inputs("report"),
-    output:
-        W.product("report").outputs,
-    params:
-        key=product_key("report"),
-        cores=workflow.cores,
-    log:
-        f"{W.out}/logs/report.log",
-    message:
-        "Write the report"
-    shell:
-        "upcycle report --out {output} --key {params.key} --cores {params.cores} 2> {log}"
+# The page that people read, of any study that upcycles. (`snakemake --report` builds Snakemake's own beside it.)
+if "report" in W.products:
+
+    rule report:
+        input:
+            product_inputs("report"),
+        output:
+            W.product("report").outputs,
+        params:
+            key=product_key("report"),
+            cores=workflow.cores,
+        log:
+            f"{W.out}/logs/report.log",
+        message:
+            "Write the report"
+        shell:
+            "upcycle report --out {output} --key {params.key} --cores {params.cores} 2> {log}"
