@@ -9,13 +9,16 @@ from __future__ import annotations
 import json
 import math
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
-from upcycle.counting import count_parameters, flops_6nd, n1, n2, n_total
+from upcycle.counting import flops_6nd, flops_per_token
+from upcycle.laws.fit import run_fit
+from upcycle.laws.losses import collect, write_losses
+from upcycle.paper.inputs import Inputs
 from upcycle.plan import Plan, build_plan
 from upcycle.spec import RunSpec
 from upcycle.study import StudyConfig
@@ -46,6 +49,40 @@ STUDY = {
 }
 
 
+FITS: dict[str, dict[str, Any]] = {
+    "multiplicative": {"law": "multiplicative"},
+    "multiplicative_no_interaction": {"law": "multiplicative_no_interaction"},
+    "additive": {"law": "additive"},
+    "additive_no_interaction": {"law": "additive_no_interaction"},
+    "power_by_D1": {"law": "power", "by": "D1", "fixed": {"E": 1.0}},
+}
+RECEIPT = {
+    "method": "copy",
+    "n_expert": 8,
+    "top_k": 2,
+    "gate": "topk_softmax",
+    "logit_gap": 2.4e-6,
+    "logit_gap_zero_in_theory": True,
+    "logit_gap_bound": 1e-5,
+    "router_gradient": {"step_0": {"share": 3e-9}, "step_1": {"share": 2e-3}},
+    "statement": "The dense function is preserved: the largest logit gap is 2.4e-06.",
+}
+PART = {"documents": 9_000, "bytes": 12_000_000, "tokens": 5_600_000}
+MANIFEST = {
+    "dataset": "english",
+    "version": "1",
+    "description": "Encyclopaedia leads, country facts and recipes",
+    "fingerprint": "0123456789abcdef",
+    "vocab_size": 1024,
+    "tokenizer": {"origin": "trained on the training part"},
+    "parts": {
+        "train": {**PART, "by_source": {"wiki": PART}},
+        "heldout": {"documents": 120, "bytes": 160_000, "tokens": 72_000, "by_source": {}},
+    },
+    "sources": [{"name": "wiki", "description": "Leads of articles", "licence": "CC BY-SA 4.0", "package": "p", "version": "1"}],
+}
+
+
 def expected_loss(run: RunSpec, tokens: float | None = None) -> float:
     """The loss of a finished model without noise."""
     D = float(tokens or run.tokens)
@@ -69,6 +106,9 @@ def metrics(run: RunSpec, noise: float) -> dict[str, Any]:
     points = sorted({start, run.tokens, *(2**k for k in range(12, 23) if start < 2**k < run.tokens)})
     return {
         "id": run.id,
+        "steps": run.end_step,
+        "segment_tokens": run.segment_tokens,
+        "flops": flops_per_token(run.model, run.moe) * run.segment_tokens,
         "loss": noisy_loss(run, noise),
         "loss_se": 0.011,
         "tokens": run.tokens,
@@ -100,62 +140,36 @@ def curve_loss(run: RunSpec, tokens: int) -> float:
     return shape * dense + (1 - shape) * (expected_loss(run, tokens + 60_000) + lead) + rewarming
 
 
-def row(run: RunSpec, sweeps: list[str], names: tuple[str, str], noise: float, simulated: int) -> dict[str, Any]:
-    """A row of losses.csv."""
-    up = run.lineage == "up"
-    counts = count_parameters(run.model, run.moe)
-    return {
-        "id": run.id,
-        "sweeps": ";".join(sweeps),
-        "model": names[0],
-        "moe": names[1],
-        "lineage": run.lineage,
-        "role": run.role,
-        "n_layer": run.model.n_layer,
-        "d_model": run.model.d_model,
-        "n_expert": run.moe.n_expert if run.moe else 1,
-        "top_k": run.moe.top_k if run.moe else 1,
-        "gate": run.moe.gate if run.moe else "",
-        "N1": n1(run.model),
-        "N2": n2(run.model, run.moe) if run.moe else n1(run.model),
-        "N_total": n_total(run.model, run.moe) if run.moe else n1(run.model),
-        "N_dense_exact": counts.non_embedding,
-        "D": run.tokens,
-        "D1": run.dense_tokens,
-        "D2": run.tokens if up else 0,
-        "seed": run.seed,
-        "method": run.origin.partition(":")[2] if up else "",
-        "schedule": run.schedule.kind,
-        "loss": noisy_loss(run, noise),
-        "loss_se": 0.011,
-        "flops_6nd": flops_6nd(run),
-        "wall_seconds": metrics(run, noise)["wall_seconds"],
-        "tokens_per_second": 30_000.0,
-        "device": "cpu",
-        "simulated": simulated,
-    }
-
-
 def plan_of(changes: dict[str, Any] | None = None) -> Plan:
     """The plan of the study above, whole sections replaced by `changes`."""
     return build_plan(StudyConfig.model_validate({**STUDY, **(changes or {})}), Path("nowhere"))
 
 
-def write_losses(plan: Plan, path: Path, *, noise: float = NOISE, simulated: int = 0) -> Path:
-    """losses.csv of every finished model of the plan."""
-    rows = [
-        row(plan.runs[run_id], sweeps, plan.names[run_id], noise, simulated)
-        for run_id, sweeps in plan.membership().items()
-    ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(rows).to_csv(path, index=False)
-    return path
-
-
-def write_runs(plan: Plan, folder: Path, *, noise: float = NOISE) -> Path:
-    """A run folder for every run of the plan."""
+def write_runs(plan: Plan, results: Path, *, noise: float = NOISE) -> None:
+    """A folder for every run of the plan, and the manifest of their tokens."""
     for run_id, run in plan.runs.items():
-        (folder / run_id).mkdir(parents=True)
-        (folder / run_id / "spec.json").write_text(json.dumps({**run.model_dump(mode="json"), "id": run_id}))
-        (folder / run_id / "metrics.json").write_text(json.dumps(metrics(run, noise)))
-    return folder
+        folder = results / "runs" / run_id
+        folder.mkdir(parents=True)
+        (folder / "spec.json").write_text(json.dumps({**run.model_dump(mode="json"), "id": run_id}))
+        (folder / "metrics.json").write_text(json.dumps(metrics(run, noise)))
+        if run.lineage == "up" and run.start_step == 0:
+            (folder / "receipt.json").write_text(json.dumps(RECEIPT))
+    tokens = results / "tokens" / "english-1-bpe1024"
+    tokens.mkdir(parents=True)
+    (tokens / "manifest.json").write_text(json.dumps(MANIFEST))
+
+
+def write_results(results: Path, *, fits: Sequence[str] = tuple(FITS), noise: float = NOISE, simulated: int = 0, **changes: Any) -> Plan:
+    """Everything up to the fits, in a results folder; `changes` replaces sections of the study."""
+    plan = plan_of(changes)
+    write_runs(plan, results, noise=noise)
+    rows = collect([results / "runs" / run_id for run_id in plan.finished_models], plan.membership(), plan.names)
+    write_losses(rows.assign(simulated=simulated), results / "losses.csv")
+    for name in fits:
+        run_fit(results / "losses.csv", select={"sweep": "upcycled"}, out=results / "fits" / f"{name}.json", **FITS[name])
+    return plan
+
+
+def read_inputs(results: Path, plan: Plan) -> Inputs:
+    """The paper layer's inputs from a results folder."""
+    return Inputs.read(results / "losses.csv", results / "fits", results / "runs", sweeps=plan.sweeps)

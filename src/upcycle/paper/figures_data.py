@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from itertools import cycle
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
+from upcycle.errors import UserError
+from upcycle.laws.forms import get_law
+from upcycle.laws.result import FitResult
 from upcycle.paper import style
 from upcycle.paper.inputs import Grid, Inputs
-from upcycle.spec import short_count
 
 
 def figure_3(inputs: Inputs, sweep: str | None = None) -> Figure:
@@ -38,11 +38,11 @@ def figure_3(inputs: Inputs, sweep: str | None = None) -> Figure:
         curves.append((rows, curve))
         first = min(first, *(tokens for tokens, _ in curve if tokens > 0))
     origin = first / 2  # where a logarithmic axis shows 0
-    for colour, marker, (rows, curve) in zip(colours, style.MARKERS, curves, strict=False):
+    for colour, marker, (rows, curve) in zip(colours, cycle(style.MARKERS), curves, strict=False):
         start = [(origin, loss) for tokens, loss in curve if tokens == 0]
         trained = [(tokens, loss) for tokens, loss in curve if tokens > 0]
         axes.plot(*zip(*start, *trained, strict=True), color=colour, linewidth=1)
-        axes.plot(rows["D2"], rows["loss"], marker, color=colour, markeredgecolor="white", markeredgewidth=0.4)
+        style.points(axes, rows["D2"], rows["loss"], colour, marker)
     budgets = [2 * first, *grid.D2] if 4 * first < grid.D2[0] else list(grid.D2)
     style.token_axis(axes, [origin, *budgets], "tokens of upcycled training, $D_2$")
     style.relabel(axes, origin, "0")
@@ -61,7 +61,7 @@ def figure_4(inputs: Inputs, sweep: str | None = None) -> Figure:
     figure = style.new_figure(style.COLUMN, 4.4, simulated=inputs.simulated)
     top, bottom = figure.subplots(2, 1, height_ratios=[1.35, 1])
     fit = _loss_by_D1(top, inputs, grid)
-    _relation(bottom, fit, "alpha", sign=-1)
+    _relation(bottom, fit, "alpha", "exponent_vs_d1")
     style.token_axis(bottom, grid.D1, "tokens of the dense model, $D_1$")
     bottom.set_ylabel(r"exponent of $D_2$, $-\alpha(D_1)$")
     return figure
@@ -77,7 +77,7 @@ def figure_12(inputs: Inputs, sweep: str | None = None) -> Figure:
     figure = style.new_figure(style.COLUMN, 4.4, simulated=inputs.simulated)
     top, bottom = figure.subplots(2, 1, height_ratios=[1.35, 1])
     fit = _loss_by_D1(top, inputs, grid)
-    _relation(bottom, fit, "A", sign=1)
+    _relation(bottom, fit, "A", "scale_vs_d1")
     style.token_axis(bottom, grid.D1, "tokens of the dense model, $D_1$")
     bottom.set_yscale("log")
     style.number_ticks(bottom)
@@ -91,3 +91,42 @@ def _trunk_curve(inputs: Inputs, run_id: str) -> list[tuple[int, float]]:
     segments = chain[:-1] or chain
     points = {int(t): float(loss) for run in segments for t, loss in inputs.record(run, "metrics")["curve_heldout"]}
     return sorted(points.items())
+
+
+def _loss_by_D1(axes: Axes, inputs: Inputs, grid: Grid) -> FitResult:
+    """Finished losses against D2, each D1 with its power law; returns the grouped fit of Equation 7."""
+    fit = inputs.fit(grid, "power", by="D1")
+    curves = {int(group["D1"]): group for group in fit.groups or []}
+    D2 = np.geomspace(grid.D2[0], grid.D2[-1], 100)
+    for D1, colour, marker in zip(grid.D1, style.sequence(len(grid.D1)), cycle(style.MARKERS), strict=False):
+        rows = grid.rows[grid.rows["D1"] == D1]
+        if D1 in curves:
+            values = {name: entry["value"] for name, entry in curves[D1]["parameters"].items()}
+            axes.plot(D2, get_law("power").predict(values, {"D2": D2}), color=colour, linewidth=1)
+        style.points(axes, rows["D2"], rows["loss"], colour, marker)
+    style.token_axis(axes, grid.D2, "tokens of upcycled training, $D_2$")
+    style.loss_axis(axes)
+    style.sequence_legend(axes, grid.D1)
+    return fit
+
+
+def _relation(axes: Axes, fit: FitResult, parameter: str, law: str) -> None:
+    """A parameter of the power laws against D1, its intervals, and the law fitted through it.
+
+    Raises `UserError` when that law was not fitted.
+    """
+    groups = fit.groups or []
+    sign = -1 if law == "exponent_vs_d1" else 1
+    D1 = np.array([group["D1"] for group in groups], dtype=float)
+    relation = (fit.relations or {}).get(law)
+    if relation is None:
+        raise UserError(f"the fit of `{fit.law}` by {fit.by} has no relation `{law}`: {fit.statement}")
+    values = {name: entry["value"] for name, entry in relation["parameters"].items()}
+    line = np.geomspace(D1.min(), D1.max(), 100)
+    axes.plot(line, get_law(law).predict(values, {"D1": line}), color=style.FIT, label=get_law(law).label)
+    for group, colour, marker in zip(groups, style.sequence(len(groups)), cycle(style.MARKERS), strict=False):
+        value = sign * group["parameters"][parameter]["value"]
+        if interval := group["intervals"].get(parameter):
+            axes.vlines(group["D1"], *(sign * bound for bound in interval), color=colour, linewidth=1)
+        style.points(axes, [group["D1"]], [value], colour, marker)
+    axes.legend(loc="best")

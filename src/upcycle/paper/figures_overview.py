@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from itertools import cycle
 
+import numpy as np
 from matplotlib.figure import Figure
 
+from upcycle.errors import UserError
 from upcycle.paper import style
+from upcycle.paper.comparisons import clear_difference
 from upcycle.paper.inputs import Inputs
-from upcycle.paper.noise import seed_noise
+from upcycle.paper.tables_data import LAWS
+from upcycle.spec import short_count
 
 
 def overview(inputs: Inputs, sweep: str | None = None) -> Figure:
@@ -18,7 +21,8 @@ def overview(inputs: Inputs, sweep: str | None = None) -> Figure:
     Top: held-out loss of every finished model against the tokens of its last stage, D for training from scratch and
     D2 for upcycling; light to dark, upcycled from dense models that had seen more and more tokens D1. Bottom: by how
     much upcycling is ahead of the same mixture trained from scratch on as many tokens as upcycling added; below zero,
-    training from scratch wins. The grey band is twice the seed noise of such a difference, where seeds were repeated.
+    training from scratch wins. In the grey band (drawn where seeds were repeated) differences are within
+    what seeds alone give.
     """
     grid = inputs.grid(sweep)
     scratch = inputs.baseline(grid, "moe").groupby("D")["loss"].mean()
@@ -45,10 +49,44 @@ def overview(inputs: Inputs, sweep: str | None = None) -> Figure:
     style.sequence_legend(top, grid.D1, more=handles, title="upcycled, by $D_1$")
     for axes in rest:
         axes.axhline(0, color=style.SCRATCH, linestyle="--")
-        if noise := seed_noise(inputs):
-            band = 2 * math.sqrt(2) * noise.deviation
+        if noise := inputs.noise:
+            band = clear_difference(noise)
             axes.axhspan(-band, band, color=style.GREY, alpha=0.25, linewidth=0)
         axes.set_ylabel("lead of upcycling (nats)")
     label = "tokens from scratch $D$, or after upcycling $D_2$"
     style.token_axis((top, *rest)[-1], sorted(tokens), label)
+    return figure
+
+
+def residuals(inputs: Inputs, sweep: str | None = None) -> Figure:
+    """What each law leaves unexplained.
+
+    Error of each law's leave-one-out prediction, predicted less measured loss, against the tokens D2 of upcycled
+    training; light to dark, upcycled from dense models that had seen more and more tokens D1. Points that lie in order
+    show what a law misses; points scattered about zero are noise. The grey band is two standard deviations of the seeds'
+    noise, where seeds were repeated.
+    """
+    grid = inputs.grid(sweep)
+    figure = style.new_figure(style.COLUMN, 3.4, simulated=inputs.simulated)
+    panels = figure.subplots(2, 2, sharex=True, sharey=True)
+    rows = inputs.losses.set_index("id")
+    for axes, (law, words) in zip(panels.flat, LAWS.items(), strict=True):
+        fit = inputs.fit(grid, law)
+        if fit.loo_residuals_log is None or fit.loo_rms is None:
+            raise UserError(f"law `{law}` has no leave-one-out errors on sweep `{grid.sweep}`: {fit.statement}")
+        points = rows.loc[fit.ids].assign(error=lambda frame, fit=fit: frame["loss"] * np.expm1(fit.loo_residuals_log))
+        if noise := inputs.noise:
+            axes.axhspan(-2 * noise.deviation, 2 * noise.deviation, color=style.GREY, alpha=0.25, linewidth=0)
+        axes.axhline(0, color=style.GREY, linewidth=0.7)
+        handles = []
+        for D1, colour, marker in zip(grid.D1, style.sequence(len(grid.D1)), cycle(style.MARKERS), strict=False):
+            line = points[points["D1"] == D1]
+            handles += style.points(axes, line["D2"], line["error"], colour, marker, label=short_count(D1))
+        family, _, interaction = words.partition(" law ")
+        axes.set_title(f"{family}, RMS {fit.loo_rms:.2g}\n{interaction}", loc="left")
+    for axes in panels[1]:
+        style.token_axis(axes, grid.D2, "$D_2$ (tokens)", apart=0.3)
+    for axes in panels[:, 0]:
+        axes.set_ylabel("error (nats)")
+    figure.legend(handles=handles, title="$D_1$ (tokens)", loc="outside lower center", ncols=min(len(handles), 5), columnspacing=1)
     return figure

@@ -9,10 +9,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from upcycle.errors import UserError
+from upcycle.laws.losses import read_losses
+from upcycle.laws.result import FitResult, read_fit
+from upcycle.laws.validate import SeedNoise, seed_noise
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,8 @@ class Inputs:
     """Losses, fits and run folders of one study; every figure, table and the report is a function of it."""
 
     losses: pd.DataFrame
-    """losses.csv: one row a finished model (`upcycle.laws.losses.COLUMNS`)."""
-    fits: Mapping[str, Mapping[str, Any]]
+    """The finished models of losses.csv (`upcycle.laws.losses.COLUMNS`)."""
+    fits: Mapping[str, FitResult]
     """fits/*.json by name."""
     runs: Path
     """The folder of run folders; metrics.json, spec.json and receipt.json are read when asked for."""
@@ -66,14 +68,19 @@ class Inputs:
 
         Raises `UserError` naming the file that is missing or damaged.
         """
-        from upcycle.laws.losses import read_losses
+        rows = read_losses(losses)
+        finished = rows[rows["role"] != "trunk"]
+        return cls(finished, {path.stem: read_fit(path) for path in sorted(fits.glob("*.json"))}, runs, sweeps or {})
 
-        return cls(read_losses(losses), {path.stem: read_json(path) for path in sorted(fits.glob("*.json"))}, runs, sweeps or {})
+    @cached_property
+    def noise(self) -> SeedNoise | None:
+        """Spread of a loss over seeds; None where no point was repeated."""
+        return seed_noise(self.losses)
 
     @cached_property
     def simulated(self) -> bool:
         """Whether any loss or fit is simulated: it then marks every title."""
-        return bool(self.losses["simulated"].any()) or any(fit.get("simulated") for fit in self.fits.values())
+        return bool(self.losses["simulated"].any()) or any(fit.simulated for fit in self.fits.values())
 
     def record(self, run_id: str, name: str) -> dict[str, Any]:
         """A JSON file of a run folder, e.g. `metrics`.
@@ -143,25 +150,29 @@ class Inputs:
                 return rows.sort_values(["D", "seed"])
         return self.losses.iloc[:0]
 
-    def fit(self, grid: Grid, law: str, *, by: str | None = None) -> tuple[str, Mapping[str, Any]]:
-        """(name, content) of the fit of a law to a grid: to its runs, and to the most of them; rather a free one.
+    def fit(self, grid: Grid, law: str, *, by: str | None = None) -> FitResult:
+        """The fit of a law to a grid.
 
         Raises `UserError` naming the law when there is none.
         """
-        ids = set(self.losses.loc[self._same_mixture(grid), "id"])
-        sweep_ids = set(grid.rows["id"])
-        candidates = [
-            (len(sweep_ids & set(fit["ids"])), not fit.get("fixed"), name)
-            for name, fit in self.fits.items()
-            if fit["law"] == law and fit.get("by") == by and fit["ids"] and set(fit["ids"]) <= ids
-        ]
-        if not candidates:
+        fit = self.fit_or_none(grid, law, by=by)
+        if fit is None:
             raise UserError(
                 f"no fit of law `{law}`{f' by {by}' if by else ''} to sweep `{grid.sweep}`, {grid.model} {grid.label}: "
                 f"add one under `fits` in the study (fits at hand: {', '.join(self.fits) or 'none'})"
             )
-        name = max(candidates, key=lambda candidate: candidate[:2])[2]
-        return name, self.fits[name]
+        return fit
+
+    def fit_or_none(self, grid: Grid, law: str, *, by: str | None = None) -> FitResult | None:
+        """The fit of a law to runs of a grid's mixture alone; of several, the one to most of its runs, rather a free one."""
+        mixture = set(self.losses.loc[self._same_mixture(grid), "id"])
+        own = set(grid.rows["id"])
+        candidates = [
+            fit
+            for fit in self.fits.values()
+            if fit.law == law and fit.by == by and own & set(fit.ids) and set(fit.ids) <= mixture
+        ]
+        return max(candidates, key=lambda fit: (len(own & set(fit.ids)), not fit.fixed), default=None)
 
     def _same_mixture(self, grid: Grid) -> pd.Series:
         rows = self.losses

@@ -42,6 +42,11 @@ def number(value: Any, digits: int = 3) -> str:
     return f"{value:.{decimals}f}".replace("-", "−")
 
 
+def signed(value: float, decimals: int = 3) -> str:
+    """A difference with its sign."""
+    return f"{value:+.{decimals}f}".replace("-", "−")
+
+
 def to_markdown(frame: pd.DataFrame) -> str:
     """A GitHub-style table, padded so that it also reads as plain text."""
     header, rows = cells(frame)

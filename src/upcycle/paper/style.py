@@ -17,7 +17,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from upcycle.spec import short_count
 
@@ -86,15 +86,17 @@ def new_figure(width: float, height: float, *, simulated: bool) -> Figure:
     return figure
 
 
-def token_axis(axes: Axes, tokens: Sequence[float], label: str) -> None:
-    """Logarithmic x axis of tokens with a tick at each budget (262k, 1.05M), thinned until they fit."""
+def token_axis(axes: Axes, tokens: Sequence[float], label: str, *, apart: float = 0.11) -> None:
+    """Logarithmic x axis of tokens with a tick at each budget (262k, 1.05M), those left out that would touch.
+
+    `apart` is the least distance of two ticks as a share of the axis.
+    """
     axes.set_xscale("log")
     budgets = sorted(set(tokens))
     kept = budgets[-1:]
     span = np.log(budgets[-1] / budgets[0]) or 1.0
     for budget in reversed(budgets[:-1]):
-        # Counted from the largest; a label needs about a tenth of a column.
-        if np.log(kept[-1] / budget) / span > 0.11:
+        if np.log(kept[-1] / budget) / span > apart:
             kept.append(budget)
     axes.xaxis.set_major_locator(FixedLocator(kept))
     axes.xaxis.set_minor_locator(NullLocator())
@@ -113,6 +115,13 @@ def loss_axis(axes: Axes, label: str = "held-out loss (nats per token)") -> None
     axes.set_ylabel(label)
 
 
+def number_ticks(axes: Axes) -> None:
+    """Plain numbers on a logarithmic y axis: 0.5, 20, 3e4."""
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}".replace("e+0", "e")))
+
+
 def relabel(axes: Axes, position: float, text: str) -> None:
     """Give one tick of a token axis a text of its own."""
     plain = axes.xaxis.get_major_formatter()
@@ -120,12 +129,12 @@ def relabel(axes: Axes, position: float, text: str) -> None:
 
 
 def points(
-    axes: Axes, x: Iterable[float], y: Iterable[float], colour: Colour, marker: str, *, line: bool = False
+    axes: Axes, x: Iterable[float], y: Iterable[float], colour: Colour, marker: str, *, line: bool = False, label: str = ""
 ) -> list[Line2D]:
     """Markers with a thin white rim, so that they stay apart where they crowd."""
     return axes.plot(
         list(x), list(y), marker, color=colour, linestyle="-" if line else "none",
-        markeredgecolor="white", markeredgewidth=0.4,
+        markeredgecolor="white", markeredgewidth=0.4, label=label,
     )  # fmt: skip
 
 

@@ -1,0 +1,90 @@
+"""What the report says of a study beyond its losses: settings, times, texts, and the products to show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from upcycle.errors import UserError
+from upcycle.paper.inputs import read_json
+
+
+@dataclass(frozen=True)
+class Background:
+    """Everything that the report reads apart from `Inputs`."""
+
+    study: str
+    """`default`, or the name of config/<study>.yaml."""
+    out: Path
+    """The study's results folder: figures/<name>.svg, tables/<name>.csv, evaluations.csv, timing.json."""
+    tokens: Path
+    """The folder of token sets, each with a manifest.json."""
+    title: str = ""
+    command: str = "make sweep"
+    """What reproduces the study."""
+    figures: tuple[str, ...] = ()
+    """Names of the figures to show, in order."""
+    tables: tuple[str, ...] = ()
+    total_runs: int | None = None
+    """Runs that the study plans, trunk points included; None: unknown."""
+
+    @property
+    def timing(self) -> Timing | None:
+        """The times of the invocations that made the results; None where none was recorded."""
+        path = self.out / "timing.json"
+        return Timing.read(path) if path.exists() else None
+
+    def manifests(self, fingerprints: set[str]) -> list[dict[str, Any]]:
+        """Manifests of the token sets that runs were trained on, by fingerprint.
+
+        Raises `UserError` naming the fingerprints when no token set at hand has one of them.
+        """
+        found = {}
+        for path in sorted(self.tokens.glob("*/manifest.json")):
+            manifest = read_json(path)
+            if manifest["fingerprint"] in fingerprints:
+                found[manifest["fingerprint"]] = manifest
+        if missing := fingerprints - set(found):
+            raise UserError(
+                f"{self.tokens}: no token set has fingerprint {', '.join(sorted(missing))[:60]}, which runs were trained on; "
+                "`upcycle tokenize` makes it"
+            )
+        return list(found.values())
+
+
+@dataclass(frozen=True)
+class Timing:
+    """timing.json: `invocations`, one entry for each that trained or drew anything, seconds everywhere."""
+
+    invocations: tuple[Mapping[str, float], ...] = field(default_factory=tuple)
+    """Each with started, wall_seconds, cores, runs, run_train_seconds, run_eval_seconds, run_startup_seconds,
+    run_wall_seconds (the last four summed over the runs that it finished)."""
+
+    @classmethod
+    def read(cls, path: Path) -> Timing:
+        """Read timing.json.
+
+        Raises `UserError` when it is damaged.
+        """
+        return cls(tuple(read_json(path)["invocations"]))
+
+    def total(self, key: str) -> float:
+        """Sum of one entry over the invocations."""
+        return sum(entry[key] for entry in self.invocations)
+
+    @property
+    def core_seconds(self) -> float:
+        """Wall seconds times cores: what was there to be used."""
+        return sum(entry["wall_seconds"] * entry["cores"] for entry in self.invocations)
+
+    @property
+    def useful_seconds(self) -> float:
+        """Seconds in which a run trained or was evaluated."""
+        return self.total("run_train_seconds") + self.total("run_eval_seconds")
+
+    @property
+    def overhead(self) -> float:
+        """Share of the core seconds in which no run trained or was evaluated."""
+        return 1 - self.useful_seconds / self.core_seconds

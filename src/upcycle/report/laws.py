@@ -1,0 +1,107 @@
+"""Each fitted law as a card: formula, parameters with units and intervals, and whether the losses settle them."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from upcycle.laws.result import FitResult
+from upcycle.paper.inputs import Inputs
+from upcycle.paper.render import number
+from upcycle.spec import short_count
+
+_GREEK = {"alpha": "α", "beta": "β", "gamma": "γ", "eta": "η", "delta": "δ"}
+_SYMBOL = re.compile(r"\b(alpha|beta|gamma|delta|eta|[A-Z])(\d|_prime)?\b")
+_POWER = re.compile(r"\^(\((?:[^()]|\([^()]*\))*\)|-?\w+)")
+
+
+def cards(inputs: Inputs) -> list[dict[str, Any]]:
+    """One card a fit, in the order of their names as the study gives them."""
+    return [_card(name, fit) for name, fit in inputs.fits.items()]
+
+
+def _card(name: str, fit: FitResult) -> dict[str, Any]:
+    return {
+        "name": name.replace("_", " "),
+        "label": fit.label,
+        "formula": symbols(fit.formula),
+        "identifiable": fit.identifiable,
+        "statement": fit.statement,
+        "n": fit.n,
+        "selection": fit.selection,
+        "rms": fit.rms,
+        "loo_rms": fit.loo_rms,
+        "response_unit": "nats" if fit.response == "loss" else "",
+        "rows": _rows(fit.parameters, fit.intervals, fit.fixed) + _rows(fit.derived, fit.intervals, {}),
+        "by": fit.by,
+        "groups": _groups(fit),
+        "group_names": [symbols(parameter) for parameter in _group_parameters(fit)],
+        "relations": [
+            {
+                "label": relation["label"],
+                "formula": symbols(relation["formula"]),
+                "rows": _rows(relation["parameters"], relation["intervals"], {}),
+                "statement": relation["statement"],
+            }
+            for relation in (fit.relations or {}).values()
+        ],
+    }
+
+
+def _rows(
+    entries: Mapping[str, Mapping[str, Any]], intervals: Mapping[str, Sequence[float]], fixed: Mapping[str, float]
+) -> list[dict[str, str]]:
+    return [
+        {
+            "symbol": symbols(name),
+            "value": number(entry["value"], 4),
+            "interval": "held fixed" if name in fixed else _interval(intervals.get(name)),
+            "unit": "" if entry["unit"] == "1" else entry["unit"],
+            "meaning": entry["meaning"],
+        }
+        for name, entry in entries.items()
+    ]
+
+
+def _interval(bounds: Sequence[float] | None) -> str:
+    return f"{number(bounds[0])} to {number(bounds[1])}" if bounds else "–"
+
+
+def _group_parameters(fit: FitResult) -> list[str]:
+    return list(fit.groups[0]["parameters"]) if fit.groups else []
+
+
+def _groups(fit: FitResult) -> list[dict[str, Any]]:
+    """One row a group: its parameters with their intervals."""
+    return [
+        {
+            "value": short_count(group[str(fit.by)]),
+            "cells": [
+                f"{number(group['parameters'][name]['value'], 4)} [{_interval(group['intervals'].get(name))}]"
+                if name in group["intervals"]
+                else number(group["parameters"][name]["value"], 4)
+                for name in _group_parameters(fit)
+            ],
+        }
+        for group in fit.groups or []
+    ]
+
+
+def symbols(text: str) -> str:
+    """Names of a formula as HTML: alpha1 becomes an alpha with a subscript, ^(...) a superscript."""
+
+    def power(match: re.Match[str]) -> str:
+        inside = match.group(1)
+        return f"<sup>{inside[1:-1] if inside.startswith('(') else inside}</sup>"
+
+    def symbol(match: re.Match[str]) -> str:
+        name, mark = match.groups()
+        suffix = "′" if mark == "_prime" else f"<sub>{mark}</sub>" if mark else ""
+        return f"<i>{_GREEK.get(name, name)}</i>{suffix}"
+
+    if "_" in text.replace("_prime", ""):
+        return html.escape(text.replace("_", " "))
+    escaped = html.escape(text, quote=False)
+    return _SYMBOL.sub(symbol, _POWER.sub(power, escaped)).replace("-", "−")

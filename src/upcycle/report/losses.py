@@ -1,0 +1,133 @@
+"""The losses as tables: the grid of D1 and D2, what was trained from scratch, and every model one by one."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from upcycle.errors import UserError
+from upcycle.paper.comparisons import clear_difference, leads
+from upcycle.paper.inputs import Grid, Inputs
+from upcycle.paper.render import signed
+from upcycle.report.background import Background
+from upcycle.spec import short_count
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number of a heat table."""
+
+    text: str
+    heat: int = 0
+    """Strength of its colour, 0 to 100."""
+    tone: str = ""
+    """`low` or `ahead`: good; `behind`: bad; `` : no colour."""
+    note: str = ""
+    """What a pointer held over it shows."""
+
+
+def grid_tables(inputs: Inputs, grid: Grid) -> dict[str, Any]:
+    """Mean losses by D1 and D2 with the rows trained from scratch, and the lead of upcycling, as heat tables."""
+    columns = sorted({*grid.D2, *(int(D) for lineage in ("dense", "moe") for D in inputs.baseline(grid, lineage)["D"])})
+    rows = []
+    for lineage, name in (("dense", "dense from scratch"), ("moe", "MoE from scratch")):
+        found = inputs.baseline(grid, lineage)
+        if not found.empty:
+            rows.append((name, {int(D): group for D, group in found.groupby("D")}))
+    for D1 in grid.D1:
+        chosen = grid.rows[grid.rows["D1"] == D1]
+        rows.append((f"upcycled, D1 = {short_count(D1)}", {int(D2): group for D2, group in chosen.groupby("D2")}))
+    means = [group["loss"].mean() for _, cells in rows for group in cells.values()]
+    low, high = min(means), max(means)
+    body = [(name, [_loss_cell(cells.get(column), low, high) for column in columns]) for name, cells in rows]
+    errors = inputs.losses["loss_se"]
+    return {
+        "mixture": f"{grid.model}, {grid.shape[0]} experts, {grid.shape[1]} active",
+        "columns": [short_count(column) for column in columns],
+        "rows": body,
+        "seeds": len(grid.rows) != len(grid.D1) * len(grid.D2) or inputs.losses["seed"].nunique() > 1,
+        "error": (float(errors.min()), float(errors.max())),
+        "lead": _lead_table(inputs, grid),
+        "lead_columns": [short_count(D2) for D2 in grid.D2],
+    }
+
+
+def _loss_cell(group: pd.DataFrame | None, low: float, high: float) -> Cell:
+    if group is None:
+        return Cell("–")
+    loss = float(group["loss"].mean())
+    seeds = ", ".join(f"seed {row.seed}: {row.loss:.4f} ± {row.loss_se:.4f}" for row in group.itertuples())
+    return Cell(f"{loss:.3f}", round(100 * (high - loss) / (high - low or 1)), "low", seeds)
+
+
+def _lead_table(inputs: Inputs, grid: Grid) -> list[tuple[str, list[Cell]]]:
+    """Lead over training from scratch on D2 tokens, by D1 and D2; empty where there is nothing to compare with."""
+    found = {(lead.D1, lead.D2): lead.nats for lead in leads(inputs, grid)}
+    if not found:
+        return []
+    bound = clear_difference(inputs.noise) if inputs.noise else math.nan
+    largest = max(abs(value) for value in found.values())
+
+    def cell(D1: int, D2: int) -> Cell:
+        if (D1, D2) not in found:
+            return Cell("–")
+        value = found[D1, D2]
+        text = signed(value)
+        if abs(value) <= bound:
+            return Cell(f"({text})", note="within what seeds alone give")
+        # The root lets small leads show a colour beside large ones.
+        return Cell(text, round(100 * math.sqrt(abs(value) / largest)), "ahead" if value > 0 else "behind")
+
+    return [(f"D1 = {short_count(D1)}", [cell(D1, D2) for D2 in grid.D2]) for D1 in grid.D1]
+
+
+def every_model(inputs: Inputs) -> list[dict[str, Any]]:
+    """One row a finished model, for the long table."""
+    words = {"dense": "dense", "moe": "MoE", "up": "upcycled"}
+    ordered = inputs.losses.sort_values(["model", "lineage", "D1", "D", "seed"])
+    return [
+        {
+            "id": row.id,
+            "model": row.model,
+            "kind": words[str(row.lineage)],
+            "mixture": f"({row.n_expert},{row.top_k})" if row.lineage != "dense" else "",
+            "D1": short_count(row.D1) if row.lineage == "up" else "",
+            "D": short_count(row.D),
+            "seed": row.seed,
+            "loss": f"{row.loss:.4f}",
+            "error": f"{row.loss_se:.4f}",
+            "speed": short_count(row.tokens_per_second),
+        }
+        for row in ordered.itertuples()
+    ]
+
+
+def evaluations(inputs: Inputs, background: Background) -> list[dict[str, Any]]:
+    """Held-out losses on other texts beside the run's own, by text; empty where the study evaluates none.
+
+    Raises `UserError` for an evaluation of a run that losses.csv does not have.
+    """
+    path = background.out / "evaluations.csv"
+    if not path.exists():
+        return []
+    own = inputs.losses.set_index("id")
+    tables = []
+    for name, group in pd.read_csv(path).groupby("evaluation", sort=False):
+        if missing := set(group["id"]) - set(own.index):
+            raise UserError(f"{path} holds run {min(missing)}, which losses.csv does not; build it again")
+        pairs = group.join(own[["loss"]].rename(columns={"loss": "own"}), on="id")
+        tables.append(
+            {
+                "name": name,
+                "models": len(pairs),
+                "correlation": float(pairs["loss"].corr(pairs["own"])) if len(pairs) > 2 else math.nan,
+                "gap": signed(float((pairs["loss"] - pairs["own"]).mean())),
+                "best": float(pairs["loss"].min()),
+                "worst": float(pairs["loss"].max()),
+                "tokens": int(pairs["heldout_tokens"].max()),
+            }
+        )
+    return tables

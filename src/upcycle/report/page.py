@@ -1,0 +1,91 @@
+"""report.html: one self-contained page that says what was run, what was found and what was not."""
+
+from __future__ import annotations
+
+import base64
+import os
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+
+from upcycle.errors import UserError
+from upcycle.paper import catalogue
+from upcycle.paper.inputs import Inputs
+from upcycle.paper.render import number, to_html
+from upcycle.report import laws, losses, sections
+from upcycle.report.background import Background
+from upcycle.report.findings import findings, headline
+
+__all__ = ["Background", "headline", "write_report"]
+
+
+def write_report(inputs: Inputs, background: Background, path: Path) -> None:
+    """Write the page, whole or not at all.
+
+    Raises `UserError` naming a figure, table or record that is missing.
+    """
+    page = render(inputs, background)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as handle:
+        handle.write(page)
+        handle.flush()
+        os.fsync(handle.fileno())
+    temporary.replace(path)
+
+
+def render(inputs: Inputs, background: Background) -> str:
+    """The page's HTML; the same inputs give the same text."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "duration": sections.duration, "count": sections.count}
+    grid = inputs.grid()
+    return environment.get_template("page.html.j2").render(
+        title=background.title or "Upcycling dense models into mixtures of experts",
+        simulated=inputs.simulated,
+        findings=findings(inputs),
+        scope=sections.scope(inputs, background, grid),
+        run=sections.what_was_run(inputs, background),
+        losses=losses.grid_tables(inputs, grid),
+        models=losses.every_model(inputs),
+        evaluations=losses.evaluations(inputs, background),
+        figures=[_figure(name, background) for name in background.figures],
+        tables=[_table(name, background) for name in background.tables],
+        laws=laws.cards(inputs),
+        receipts=sections.receipts(inputs),
+        texts=sections.texts(inputs, background),
+        limits=sections.limits(inputs, grid),
+        command=background.command,
+        study=background.study,
+    )
+
+
+def _figure(name: str, background: Background) -> dict[str, Any]:
+    """A figure of the study: its SVG as a data address, title, caption."""
+    item = catalogue.find(name, "figure")
+    svg = _product(background.out / "figures" / f"{name}.svg")
+    source = "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
+    return {"name": name, "label": item.label, "title": item.title, "caption": item.caption, "source": source}
+
+
+def _table(name: str, background: Background) -> dict[str, Any]:
+    """A table of the study as HTML, title, caption."""
+    item = catalogue.find(name, "table")
+    path = background.out / "tables" / f"{name}.csv"
+    _product(path)
+    frame = pd.read_csv(path, index_col=0)
+    return {"name": name, "label": item.label, "title": item.title, "caption": item.caption, "html": to_html(frame)}
+
+
+def _product(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; `snakemake {path}` makes it") from None

@@ -1,0 +1,213 @@
+"""What was run, on what, how long, on which text; what upcycling did to the weights; what the sweep cannot show."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from upcycle.paper.inputs import Grid, Inputs
+from upcycle.report.background import Background
+from upcycle.spec import short_count
+
+PAPER_SMALLEST_N1 = 14_745_600
+"""Non-embedding parameters (Equation 4) of the paper's smallest dense model, 15M."""
+PAPER_MIXTURES = 4
+"""Mixtures of Tables 1 and 8."""
+SHORT_RUN = 250
+"""Steps below which trial sweeps of this size followed no power law (docs/log.md)."""
+
+
+def scope(inputs: Inputs, background: Background, grid: Grid) -> dict[str, Any]:
+    """The sweep in a few numbers, for the head of the page."""
+    first = grid.rows.iloc[0]
+    planned = {run_id for ids in inputs.sweeps.values() for run_id in ids}
+    return {
+        "finished": len(inputs.losses),
+        "planned": len(planned) or len(inputs.losses),
+        "grid": f"{len(grid.D1)} × {len(grid.D2)}",
+        "N1": short_count(first["N1"]),
+        "N_total": short_count(first["N_total"]),
+        "mixture": f"{grid.shape[0]} experts, {grid.shape[1]} active",
+        "budgets": f"{short_count(min(grid.D1 + grid.D2))} to {short_count(max(grid.D1 + grid.D2))}",
+        "seeds": int(inputs.losses["seed"].nunique()),
+    }
+
+
+def what_was_run(inputs: Inputs, background: Background) -> dict[str, Any]:
+    """Sweeps, machines, software and times, from the run folders."""
+    records = [inputs.record(run_id, "metrics") for run_id in all_runs(inputs)]
+    hardware = Counter(_machine(record["hardware"]) for record in records)
+    software = {f"{name} {version}" for record in records for name, version in record["software"].items()}
+    first, last = min(record["started"] for record in records), max(record["finished"] for record in records)
+    timing = background.timing
+    return {
+        "sweeps": [_sweep(inputs, name) for name in inputs.sweep_names()],
+        "runs": len(records),
+        "tokens": short_count(sum(record["segment_tokens"] for record in records)),
+        "flops": f"{sum(record['flops'] for record in records):.2g}",
+        "machines": [{"name": name, "runs": count} for name, count in hardware.most_common()],
+        "software": sorted(software),
+        "threads": sorted({record["execution"]["threads"] for record in records}),
+        "first": first,
+        "last": last,
+        "train": sum(record["train_seconds"] for record in records),
+        "evaluate": sum(record["eval_seconds"] for record in records),
+        "startup": sum(record["startup_seconds"] for record in records),
+        "total": sum(record["wall_seconds"] for record in records),
+        "resumed": sum(record["resumed"] > 0 for record in records),
+        "timing": timing
+        and {
+            "wall": timing.total("wall_seconds"),
+            "invocations": len(timing.invocations),
+            "cores": sorted({int(entry["cores"]) for entry in timing.invocations}),
+            "core_seconds": timing.core_seconds,
+            "useful": timing.useful_seconds,
+            "overhead": timing.overhead,
+        },
+    }
+
+
+def all_runs(inputs: Inputs) -> list[str]:
+    """Ids of the finished models and of every run that led to one, trunk points and dense parents included."""
+    found: dict[str, None] = {}
+    stack = list(inputs.losses["id"])
+    while stack:
+        run_id = stack.pop()
+        if run_id not in found:
+            found[run_id] = None
+            parent = inputs.record(run_id, "spec").get("parent")
+            stack += [parent] if parent else []
+    return list(found)
+
+
+def _sweep(inputs: Inputs, name: str) -> dict[str, Any]:
+    rows = inputs.in_sweep(name)
+    words = {"dense": "dense", "moe": "MoE from scratch", "up": "upcycled"}
+    low, high = int(rows["D"].min()), int(rows["D"].max())
+    return {
+        "name": name,
+        "kinds": ", ".join(words[kind] for kind in rows["lineage"].unique()),
+        "models": ", ".join(sorted({f"{row.model} {row.moe}".strip() for row in rows.itertuples()})),
+        "finished": len(rows),
+        "planned": len(inputs.sweeps.get(name, ())) or len(rows),
+        "D1": _range(rows.loc[rows["lineage"] == "up", "D1"]),
+        "D": short_count(low) if low == high else f"{short_count(low)} to {short_count(high)}",
+        "seeds": ", ".join(str(seed) for seed in sorted(rows["seed"].unique())),
+    }
+
+
+def _range(tokens: Any) -> str:
+    if not len(tokens):
+        return ""
+    low, high = int(tokens.min()), int(tokens.max())
+    return short_count(low) if low == high else f"{short_count(low)} to {short_count(high)}"
+
+
+def _machine(hardware: Mapping[str, Any]) -> str:
+    if hardware["device"] == "cuda":
+        return f"{hardware['gpus']} × {hardware['gpu']}, {hardware['cpu']}"
+    return f"{hardware['cpu']}, {hardware['cores']} cores, {hardware['capability']}"
+
+
+def receipts(inputs: Inputs) -> dict[str, Any] | None:
+    """What copying did at the start of each upcycled training; None where nothing was upcycled."""
+    upcycled = inputs.losses.loc[inputs.losses["lineage"] == "up", "id"]
+    starts = dict.fromkeys(inputs.chain(run_id)[0] for run_id in upcycled)
+    found = [inputs.record(run_id, "receipt") for run_id in starts]
+    if not found:
+        return None
+    kinds: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for receipt in found:
+        kinds.setdefault((receipt["method"], receipt["n_expert"], receipt["top_k"], receipt["gate"]), []).append(receipt)
+    return {
+        "starts": len(found),
+        "kinds": [
+            {
+                "method": method,
+                "mixture": f"({n_expert},{top_k})",
+                "gate": gate,
+                "starts": len(group),
+                "gap": max(receipt["logit_gap"] for receipt in group),
+                "bound": group[0]["logit_gap_bound"] if group[0]["logit_gap_zero_in_theory"] else None,
+                "before": max(receipt["router_gradient"]["step_0"]["share"] for receipt in group),
+                "after": min(receipt["router_gradient"]["step_1"]["share"] for receipt in group),
+                "statement": max(group, key=lambda receipt: receipt["logit_gap"])["statement"],
+            }
+            for (method, n_expert, top_k, gate), group in kinds.items()
+        ],
+    }
+
+
+def texts(inputs: Inputs, background: Background) -> list[dict[str, Any]]:
+    """The token sets that the models were trained on: counts, sources, licences."""
+    fingerprints = {inputs.record(run_id, "metrics")["tokens_fingerprint"] for run_id in inputs.losses["id"]}
+    return [
+        {
+            "name": f"{manifest['dataset']} {manifest['version']}",
+            "description": manifest["description"],
+            "vocabulary": manifest["vocab_size"],
+            "tokenizer": manifest["tokenizer"]["origin"],
+            "fingerprint": manifest["fingerprint"],
+            "train": manifest["parts"]["train"],
+            "heldout": manifest["parts"]["heldout"],
+            "sources": manifest["sources"],
+        }
+        for manifest in background.manifests(fingerprints)
+    ]
+
+
+def limits(inputs: Inputs, grid: Grid) -> list[str]:
+    """What these losses cannot show, as far as it follows from what was run."""
+    rows = grid.rows
+    size = int(rows["N1"].iloc[0])
+    tokens = max(grid.D1 + grid.D2)
+    found = []
+    if size < PAPER_SMALLEST_N1:
+        found.append(
+            f"The dense model has {short_count(size)} non-embedding parameters, {PAPER_SMALLEST_N1 / size:,.0f} times fewer than the "
+            f"smallest of the paper, and sees at most {short_count(tokens)} tokens. The shape of a law may carry over to larger models; "
+            "its numbers do not."
+        )
+    sizes = inputs.losses.loc[inputs.losses["lineage"] == "up", "N1"].nunique()
+    if sizes < 3:
+        found.append(
+            f"Upcycled models of {'one size' if sizes == 1 else 'two sizes'} say nothing reliable about how the loss depends on the model's "
+            "size, nor about the tokens at which training from scratch wins at another size (the paper's D*)."
+        )
+    mixtures = rows["moe"].nunique()
+    if len(inputs.grids(grid.sweep)) < PAPER_MIXTURES:
+        number = "One mixture" if mixtures == 1 else f"{mixtures} mixtures"
+        found.append(f"{number} of experts, where the paper compares {PAPER_MIXTURES}: whether other mixtures follow the same law is open.")
+    steps = [(inputs.record(run_id, "metrics")["steps"]) for run_id in rows["id"]]
+    if (short := sum(count < SHORT_RUN for count in steps)) > 0:
+        found.append(
+            f"{short} of the {len(steps)} upcycled runs have fewer than {SHORT_RUN} steps (the shortest {min(steps)}): so early, the loss "
+            "falls faster than a power law, which bends every fit that includes them."
+        )
+    if inputs.noise is None:
+        found.append("No run was repeated with another seed, so it is not known which small differences are chance.")
+    found.append(
+        f"Every prediction outside D1 = {short_count(grid.D1[0])} to {short_count(grid.D1[-1])} and D2 = {short_count(grid.D2[0])} to "
+        f"{short_count(grid.D2[-1])} is extrapolation; the constant E of every law lies far outside."
+    )
+    found.append(
+        "The held-out text comes from the same sources as the training text, and losses in nats per token depend on the tokenizer: "
+        "they do not compare with losses of other studies."
+    )
+    return found
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: `41 s`, `12 min 5 s`, `3 h 20 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def count(number: float) -> str:
+    """A count with three digits and a letter."""
+    return short_count(number)
