@@ -1,0 +1,267 @@
+"""From a prepared law to its result: optimum, validation, and the verdict in words."""
+
+# ruff: noqa: N815 (fields carry shape suffixes)
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+import upcycle
+from upcycle.errors import UserError
+from upcycle.laws.law import Law, Parameter
+from upcycle.laws.prepare import Prepared
+from upcycle.laws.result import FitResult
+from upcycle.laws.search import Optimum, refit, search
+from upcycle.laws.terms import Array
+from upcycle.laws.validate import (
+    LeaveOneOut,
+    bootstrap,
+    condition_number,
+    intervals,
+    leave_one_out,
+    root_mean_squares,
+)
+
+CONDITION_LIMIT = 1e10
+"""Condition number of the Gauss-Newton matrix beyond which its inverse is mostly rounding."""
+WIDE = 0.5
+"""Share of its plausible range that an interval may span before the parameter counts as undetermined."""
+BOOTSTRAP = "residual bootstrap from leave-one-out residuals"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The rows that were fitted, in canonical order, and where they come from."""
+
+    ids: list[str]
+    data: Mapping[str, Array]
+    words: str = ""
+    simulated: bool = False
+
+    @property
+    def sha256(self) -> str:
+        """Hash of ids and values: equal data give equal hashes, in whatever order they came."""
+        names = sorted(self.data)
+        rows = zip(self.ids, *(self.data[name].tolist() for name in names), strict=True)
+        lines = [",".join(["id", *names]), *(",".join([i, *(repr(float(v)) for v in values)]) for i, *values in rows)]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    @classmethod
+    def of(
+        cls, law: Law, data: Mapping[str, Any], ids: Sequence[str] | None, *, by: str | None = None, **about: Any
+    ) -> Selection:
+        """The columns that a fit needs (those at hand), rows sorted by them (`by` first) and by id.
+
+        Raises `UserError` when the columns differ in length.
+        """
+        wanted = (*([by] if by else []), *law.inputs, law.response)
+        columns = {name: np.atleast_1d(np.asarray(data[name], dtype=np.float64)) for name in wanted if name in data}
+        lengths = {name: len(column) for name, column in columns.items()} | (
+            {"ids": len(ids)} if ids is not None else {}
+        )
+        if len(set(lengths.values())) > 1:
+            raise UserError(f"columns differ in length: {lengths}")
+        n = max(lengths.values(), default=0)
+        ids = [str(k) for k in ids] if ids is not None else [""] * n
+        order = sorted(range(n), key=lambda k: (*(columns[name][k] for name in columns), ids[k]))
+        return cls([ids[k] for k in order], {name: column[order] for name, column in columns.items()}, **about)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A solved fit with its validation; leave-one-out and draws only where there are points enough."""
+
+    prepared: Prepared
+    optimum: Optimum
+    loo: LeaveOneOut | None
+    draws_BP: Array | None
+    """Bootstrap draws of the free parameters."""
+    draws_converged: float | None
+
+    @property
+    def residual_N(self) -> Array:
+        """Fitted minus measured log response (response, for a line)."""
+        return self.prepared.model.value(self.optimum.phi_R[None])[0] - self.prepared.target_N
+
+    @property
+    def values_P(self) -> Array:
+        """The free parameters, in the order of the slots."""
+        return self.prepared.values(self.optimum.phi_R[None])[0]
+
+
+def solve(prepared: Prepared, *, draws: int, seed: int, target_draws_BN: Array | None = None) -> Fitted:
+    """Search the optimum, then validate it where there are more points than parameters.
+
+    `target_draws_BN`: draws of the targets themselves, in place of the residual bootstrap.
+    """
+    optimum = search(prepared)
+    if len(prepared.target_N) <= len(prepared.slots):
+        return Fitted(prepared, optimum, None, None, None)
+    loo = leave_one_out(prepared, optimum)
+    if target_draws_BN is None and draws == 0:
+        return Fitted(prepared, optimum, loo, None, None)
+    if target_draws_BN is None:
+        refits = bootstrap(prepared, optimum, loo.residual_N, draws=draws, seed=seed)
+    else:
+        refits = refit(prepared, optimum.phi_R[None], target_SN=target_draws_BN)
+    return Fitted(prepared, optimum, loo, prepared.values(refits.phi_SR), float(refits.converged_S.mean()))
+
+
+def describe(fitted: Fitted, selection: Selection, *, interval_method: str) -> FitResult:
+    """The result of an ungrouped fit."""
+    prepared, law = fitted.prepared, fitted.prepared.law
+    names = [slot.parameter.name for slot in prepared.slots]
+    values = dict(zip(names, fitted.values_P.tolist(), strict=True)) | dict(prepared.fixed)
+    box = box_of(law, prepared.data)
+    draws = None if fitted.draws_BP is None else dict(zip(names, fitted.draws_BP.T.tolist(), strict=True))
+    reasons = doubts(fitted)
+    rms, rms_log = root_mean_squares(prepared, fitted.residual_N)
+    return FitResult(
+        law=law.name,
+        label=law.label,
+        formula=law.formula,
+        tex=law.tex,
+        response=law.response,
+        identifiable=not reasons,
+        statement=statement(fitted, reasons),
+        parameters={p.name: _entry(values[p.name], p.unit, p.meaning) for p in law.parameters},
+        fixed=dict(prepared.fixed),
+        intervals=_intervals(law, fitted, values, box),
+        interval_method=interval_method if fitted.draws_BP is not None else "none",
+        derived={d.name: _entry(d.value(values, box), d.unit, d.meaning) for d in law.derived},
+        objective=fitted.optimum.objective,
+        delta=finite(law.delta),
+        n=len(prepared.target_N),
+        rms=rms,
+        rms_log=rms_log,
+        loo_rms=fitted.loo.rms if fitted.loo else None,
+        loo_rms_log=fitted.loo.rms_log if fitted.loo else None,
+        certificate=certificate(fitted),
+        box={name: list(limits) for name, limits in box.items()},
+        ids=selection.ids,
+        residuals_log=fitted.residual_N.tolist(),
+        loo_residuals_log=fitted.loo.residual_N.tolist() if fitted.loo else None,
+        selection=selection.words,
+        data_sha256=selection.sha256,
+        code_version=upcycle.__version__,
+        simulated=selection.simulated,
+        draws=draws,
+    )
+
+
+def certificate(fitted: Fitted) -> dict[str, Any]:
+    """How the optimum was found and how well the data hold it."""
+    prepared, optimum = fitted.prepared, fitted.optimum
+    return {
+        "solver": "damped Newton, exact derivatives, batched over starts",
+        "converged": optimum.converged,
+        "points": len(prepared.target_N),
+        "parameters": len(prepared.slots),
+        "start_grid": optimum.grid,
+        "starts": optimum.starts,
+        "starts_agree": optimum.agree,
+        "gradient": optimum.gradient,
+        "iterations": optimum.iterations,
+        "condition": finite(condition_number(prepared, optimum.phi_R)),
+        "confounded": list(prepared.confounded),
+        "bounds_hit": bounds_hit(fitted),
+        "loo_converged": float(fitted.loo.refits.converged_S.mean()) if fitted.loo else None,
+        "draws": len(fitted.draws_BP) if fitted.draws_BP is not None else 0,
+        "draws_converged": fitted.draws_converged,
+    }
+
+
+def statement(fitted: Fitted, reasons: Sequence[str]) -> str:
+    """The verdict in words."""
+    if reasons:
+        return "not identifiable: " + "; ".join(reasons)
+    n, p, optimum = len(fitted.prepared.target_N), len(fitted.prepared.slots), fitted.optimum
+    starts = f"{optimum.agree:.0%} of {optimum.starts} starts reach this optimum"
+    return f"identifiable: {n} points for {p} parameters; {starts}"
+
+
+def doubts(fitted: Fitted) -> list[str]:
+    """Why the data do not determine every parameter; empty if they do."""
+    prepared, optimum = fitted.prepared, fitted.optimum
+    n, p = len(prepared.target_N), len(prepared.slots)
+    reasons = []
+    if n < p + 1:
+        reasons.append(f"{n} points for {p} parameters, at least {p + 1} are needed")
+    if prepared.confounded:
+        reasons.append(f"the inputs of these points cannot tell {', '.join(prepared.confounded)} apart")
+    if not optimum.converged:
+        reasons.append(f"the fit did not converge (relative gradient {optimum.gradient:.1e})")
+    condition = condition_number(prepared, optimum.phi_R)
+    if n >= p and not prepared.confounded and condition > CONDITION_LIMIT:
+        reasons.append(f"parameters trade off against each other (condition number {condition:.1e})")
+    hit = bounds_hit(fitted)
+    reasons += [f"{name} is at or beyond its bounds ({words})" for name, words in hit.items()]
+    if fitted.draws_BP is not None:
+        for slot, value, (low, high) in zip(prepared.slots, fitted.values_P, intervals(fitted.draws_BP), strict=True):
+            if slot.parameter.name not in hit and _spans(slot.parameter, low, high, float(prepared.response_N.min())):
+                reasons.append(f"{_name(fitted, slot)} = {value:.4g} could be anything from {low:.3g} to {high:.3g}")
+    return reasons
+
+
+def bounds_hit(fitted: Fitted) -> dict[str, str]:
+    """Parameters at or beyond their plausible bounds, with words."""
+    hit = {}
+    for slot, value in zip(fitted.prepared.slots, fitted.values_P, strict=True):
+        low, high = slot.parameter.bounds
+        if value <= low or value >= high:
+            words = f"{value:.3g}, plausible {low:g} to {high:g}"
+            hit[_name(fitted, slot)] = (
+                "0: the data show no floor" if slot.parameter.kind == "floor" and value <= low else words
+            )
+    return hit
+
+
+def _name(fitted: Fitted, slot: Any) -> str:
+    return slot.parameter.name if slot.group is None else f"{slot.parameter.name} of group {slot.group + 1}"
+
+
+def _spans(parameter: Parameter, low: float, high: float, smallest_response: float) -> bool:
+    """Whether an interval covers most of a parameter's plausible range: in the logarithm for a scale."""
+    least, most = parameter.bounds
+    if parameter.kind == "floor":
+        most = min(most, smallest_response)
+    if parameter.positive:
+        if low <= 0 or not math.isfinite(high):
+            return True
+        return math.log(high / low) > WIDE * math.log(most / least)
+    return high - low > WIDE * (most - least)
+
+
+def box_of(law: Law, data: Mapping[str, Array]) -> dict[str, tuple[float, float]]:
+    """Smallest and largest value of each input."""
+    return {name: (float(data[name].min()), float(data[name].max())) for name in law.inputs}
+
+
+def _intervals(
+    law: Law, fitted: Fitted, values: Mapping[str, float], box: Mapping[str, tuple[float, float]]
+) -> dict[str, list[float | None]]:
+    if fitted.draws_BP is None:
+        return {}
+    names = [slot.parameter.name for slot in fitted.prepared.slots]
+    columns = dict(zip(names, fitted.draws_BP.T, strict=True))
+    for derived in law.derived:
+        rows = (dict(values) | dict(zip(names, row, strict=True)) for row in fitted.draws_BP.tolist())
+        columns[derived.name] = np.array([derived.value(row, box) for row in rows])
+    with np.errstate(invalid="ignore"):
+        pairs = intervals(np.stack(list(columns.values()), axis=1))
+    return {name: [finite(low), finite(high)] for name, (low, high) in zip(columns, pairs, strict=True)}
+
+
+def _entry(value: float, unit: str, meaning: str) -> dict[str, Any]:
+    return {"value": finite(value), "unit": unit, "meaning": meaning}
+
+
+def finite(value: float) -> float | None:
+    """None for what JSON cannot hold: an infinite or undefined number."""
+    return float(value) if math.isfinite(value) else None

@@ -1,0 +1,188 @@
+"""What a law is: a declaration, from which prediction, derivatives, scaling and starts all follow.
+
+A law's loss is a sum of terms. Each is exp(a linear combination of parameters) whose coefficients depend on the
+inputs, such as A D^-alpha = exp(ln A - alpha ln D), or a floor E, which is a parameter itself. The fit works on
+internal parameters: ln A for a scale, the others as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from upcycle.errors import UserError, nearest
+from upcycle.laws.terms import Array, SumOfExponentials
+
+Box = Mapping[str, tuple[float, float]]
+"""Smallest and largest value of each input."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a law."""
+
+    name: str
+    kind: Literal["scale", "exponent", "floor", "coefficient"]
+    """`scale`: factor of a term, positive, internally its logarithm; `exponent`: any sign; `floor`: a term by itself,
+    at least 0; `coefficient`: of a straight line."""
+    unit: str
+    meaning: str
+    bounds: tuple[float, float]
+    """Plausible values. A fit may leave them (only a floor's 0 is a wall), but says so."""
+    starts: tuple[float, ...]
+    """Start grid: of a scale or floor, its term's share of the loss (before normalising); of the others, values."""
+
+    @property
+    def positive(self) -> bool:
+        """Whether the internal parameter is the logarithm."""
+        return self.kind == "scale"
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A quantity that follows from a law's parameters (and the range of the data)."""
+
+    name: str
+    unit: str
+    meaning: str
+    value: Callable[[Mapping[str, float], Box], float]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A response that is another law's parameter times a sign."""
+
+    law: str
+    parameter: str
+    sign: float = 1.0
+
+
+@dataclass(frozen=True)
+class Law:
+    """A functional form: see `upcycle.laws.forms` for all that there are."""
+
+    name: str
+    label: str
+    """Where it is in the paper."""
+    formula: str
+    tex: str
+    inputs: tuple[str, ...]
+    """Columns of losses.csv."""
+    parameters: tuple[Parameter, ...]
+    terms: Callable[..., Sequence[Mapping[str, Array | float]]]
+    """From the inputs, by name: for each term the coefficient of each internal parameter in its exponent."""
+    derived: tuple[Derived, ...] = ()
+    response: str = "loss"
+    response_unit: str = "nats"
+    line: bool = False
+    """The response itself (not its logarithm) is linear in the parameters."""
+    delta: float = 1e-3
+    """Huber's delta on residuals of the log response; infinite: least squares."""
+    source: Source | None = None
+    """For a law of another law's parameters: which; its input is what the other was fitted by."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the parameters."""
+        return tuple(parameter.name for parameter in self.parameters)
+
+    def parameter(self, name: str) -> Parameter:
+        """A parameter by name.
+
+        Raises `UserError` naming the nearest.
+        """
+        for parameter in self.parameters:
+            if parameter.name == name:
+                return parameter
+        raise UserError(f"law `{self.name}` has no parameter `{name}`; {nearest(name, self.names)}")
+
+    def design(self, data: Mapping[str, Array]) -> tuple[Array, Array]:
+        """Coefficients of the internal parameters: in exponents [M, N, P], and in the floor (or line) [N, P].
+
+        Raises `UserError` for an input that is missing, or outside the law's domain.
+        """
+        inputs = self._inputs(data)
+        n, names = len(next(iter(inputs.values()))), self.names
+        with np.errstate(divide="ignore", invalid="ignore"):
+            terms = self.terms(**inputs)
+        exponents: list[Array] = []
+        floor_NP = np.zeros((n, len(names)))
+        for term in terms:
+            rows = np.zeros((n, len(names)))
+            for name, coefficient in term.items():
+                rows[:, names.index(name)] = coefficient
+            if self.line or all(self.parameter(name).kind == "floor" for name in term):
+                floor_NP += rows
+            else:
+                exponents.append(rows)
+        x_MNP = np.stack(exponents) if exponents else np.zeros((0, n, len(names)))
+        wrong = ~(np.isfinite(x_MNP).all(axis=(0, 2)) & np.isfinite(floor_NP).all(axis=1))
+        if wrong.any():
+            row = int(np.flatnonzero(wrong)[0])
+            values = ", ".join(f"{name} = {inputs[name][row]:g}" for name in self.inputs)
+            raise UserError(
+                f"law `{self.name}` takes logarithms of its inputs and cannot take {values}: select rows with `where`"
+            )
+        return x_MNP, floor_NP
+
+    def _inputs(self, data: Mapping[str, Array]) -> dict[str, Array]:
+        inputs = {}
+        for name in self.inputs:
+            if name not in data:
+                raise UserError(f"law `{self.name}` needs column `{name}`; {nearest(name, data)}")
+            inputs[name] = np.atleast_1d(np.asarray(data[name], dtype=np.float64))
+        return inputs
+
+    def internal(self, values: Mapping[str, float]) -> Array:
+        """Internal parameters [P] of values; a scale of 0 is -inf, and its term nothing."""
+        with np.errstate(divide="ignore"):
+            return np.array(
+                [np.log(values[p.name]) if p.positive else values[p.name] for p in self.parameters], dtype=np.float64
+            )
+
+    def external(self, theta: Array) -> dict[str, float]:
+        """Values by name of internal parameters [P]."""
+        return {
+            p.name: float(np.exp(t)) if p.positive else float(t) for p, t in zip(self.parameters, theta, strict=True)
+        }
+
+    def model(self, data: Mapping[str, Array]) -> SumOfExponentials:
+        """The law's arithmetic over all of its internal parameters at these inputs."""
+        x_MNP, floor_NP = self.design(data)
+        return SumOfExponentials(x_MNP, floor_NP, np.zeros(x_MNP.shape[:2]), np.zeros(len(floor_NP)), self.line)
+
+    def predict(self, values: Mapping[str, float], data: Mapping[str, Array]) -> Array:
+        """The response [N] at these inputs."""
+        f_N = self.model(data).value(self.internal(values)[None])[0]
+        return f_N if self.line else np.exp(f_N)
+
+    def gradient(self, values: Mapping[str, float], data: Mapping[str, Array]) -> Array:
+        """Gradient [N, P] of the log response (of the response, for a line) in the internal parameters."""
+        return self.model(data).derivatives(self.internal(values)[None]).slope_SNP[0]
+
+    def without(self, name: str, *, drop: str, formula: str, tex: str, label: str) -> Law:
+        """The special case in which a parameter is 0."""
+        self.parameter(drop)
+        terms = self.terms
+
+        def fewer(**inputs: Array) -> list[dict[str, Array | float]]:
+            return [{key: value for key, value in term.items() if key != drop} for term in terms(**inputs)]
+
+        kept = tuple(p for p in self.parameters if p.name != drop)
+        return Law(
+            name,
+            label,
+            formula,
+            tex,
+            self.inputs,
+            kept,
+            fewer,
+            (),
+            self.response,
+            self.response_unit,
+            self.line,
+            self.delta,
+        )

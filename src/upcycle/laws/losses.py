@@ -1,0 +1,268 @@
+"""losses.csv: the one table between training and the laws, a row a finished run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+from pydantic import ValidationError
+
+from upcycle.counting import count_parameters, n1, n2, n_total
+from upcycle.errors import UserError, nearest
+from upcycle.plan import write_atomic
+from upcycle.spec import RunSpec
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of losses.csv."""
+
+    name: str
+    kind: Literal["text", "int", "float"]
+    unit: str
+    meaning: str
+
+
+COLUMNS = (
+    Column("id", "text", "", "id of the run that finished the model"),
+    Column("sweeps", "text", "", "sweeps that the run belongs to, joined by `;`"),
+    Column("model", "text", "", "the study's name of the dense shape"),
+    Column("moe", "text", "", "the study's name of the mixture; empty for dense models"),
+    Column("lineage", "text", "", "`dense` or `moe` (both from scratch) or `up` (upcycled)"),
+    Column(
+        "role",
+        "text",
+        "",
+        "`decay` (finished by cooling a trunk down), `full` (one schedule), `trunk` (not cooled down)",
+    ),
+    Column("n_layer", "int", "", "layers"),
+    Column("d_model", "int", "", "width"),
+    Column("n_expert", "int", "", "experts in each layer; 1 for dense models"),
+    Column("top_k", "int", "", "experts that a token uses; 1 for dense models"),
+    Column("gate", "text", "", "order of softmax and top-k; empty for dense models"),
+    Column("N1", "int", "parameters", "non-embedding size of the dense shape, 16 L d^2 (Equation 4)"),
+    Column(
+        "N2",
+        "int",
+        "parameters",
+        "non-embedding parameters that a token uses, (4 + 12 K) L d^2 (Equation 5); N1 for dense models",
+    ),
+    Column(
+        "N_total",
+        "int",
+        "parameters",
+        "all non-embedding parameters, (4 + 12 E) L d^2 (Equation 6); N1 for dense models",
+    ),
+    Column(
+        "N_dense_exact", "int", "parameters", "exact non-embedding count of the dense shape, norms included (Table 3)"
+    ),
+    Column("D", "int", "tokens", "tokens of this stage, from scratch or from upcycling to the end of the decay"),
+    Column("D1", "int", "tokens", "tokens of the dense parent; 0 without one"),
+    Column("D2", "int", "tokens", "tokens after upcycling (= D); 0 unless upcycled"),
+    Column("seed", "int", "", "seed of the initial weights (of the router, when upcycled)"),
+    Column("method", "text", "", "upcycling method; `scratch` otherwise"),
+    Column("schedule", "text", "", "learning-rate schedule"),
+    Column("loss", "float", "nats per token", "held-out cross-entropy; empty for a trunk that was not evaluated"),
+    Column("loss_se", "float", "nats per token", "standard error of the loss over the held-out sequences"),
+    Column(
+        "flops_6nd",
+        "float",
+        "FLOPs",
+        "6 N D of this stage, trunk included; N the exact non-embedding parameters that a token uses",
+    ),
+    Column("wall_seconds", "float", "s", "wall time of the run's own segment"),
+    Column("tokens_per_second", "float", "tokens/s", "training speed of the run's own segment"),
+    Column("device", "text", "", "device that it was trained on"),
+    Column("simulated", "int", "", "1 for a loss drawn from a law, 0 for a measured one"),
+)
+"""Columns of losses.csv, in order."""
+
+_LINEAGES = ("dense", "moe", "up")
+
+
+def columns_markdown() -> str:
+    """The columns as a Markdown table, for results/README.md."""
+    lines = ["| column | unit | meaning |", "|---|---|---|"]
+    lines += [f"| `{c.name}` | {c.unit} | {c.meaning} |" for c in COLUMNS]
+    return "\n".join(lines) + "\n"
+
+
+def collect(
+    run_dirs: Sequence[Path], membership: Mapping[str, Sequence[str]], names: Mapping[str, tuple[str, str]]
+) -> pd.DataFrame:
+    """losses.csv's rows from finished run folders, in canonical order.
+
+    `membership`: sweeps by run id; `names`: the study's names of (model, mixture) by run id. Raises `UserError` naming
+    the folder that is missing, unfinished or damaged.
+    """
+    rows = [_row(Path(run_dir), membership, names) for run_dir in run_dirs]
+    table = pd.DataFrame(rows, columns=[c.name for c in COLUMNS])
+    return _typed(
+        table.sort_values(
+            ["lineage", "N1", "n_expert", "top_k", "D1", "D", "seed", "id"],
+            key=lambda column: column.map(_LINEAGES.index) if column.name == "lineage" else column,
+            ignore_index=True,
+        )
+    )
+
+
+def _row(
+    run_dir: Path, membership: Mapping[str, Sequence[str]], names: Mapping[str, tuple[str, str]]
+) -> dict[str, Any]:
+    metrics = _read(run_dir / "metrics.json")
+    spec = _read(run_dir / "spec.json")
+    run_id = spec.pop("id", None)
+    try:
+        run = RunSpec.model_validate(spec)
+    except ValidationError as error:
+        raise UserError(
+            f"{run_dir / 'spec.json'} is damaged: {error.errors()[0]['msg']}; train the run again"
+        ) from None
+    if not run.id == run_id == metrics.get("id") == run_dir.name:
+        raise UserError(
+            f"{run_dir}: folder, spec.json ({run_id}, its content {run.id}) and metrics.json ({metrics.get('id')}) "
+            "name different runs; train the run again"
+        )
+    model, moe = names.get(run.id, ("", ""))
+    try:
+        measured = {
+            "loss": metrics["loss"],
+            "loss_se": metrics["loss_se"],
+            "wall_seconds": metrics["wall_seconds"],
+            "tokens_per_second": metrics["tokens_per_second"],
+            "device": metrics["execution"]["device"],
+        }
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{run_dir / 'metrics.json'} is damaged: no {error}; train the run again") from None
+    loss = measured["loss"]
+    if not (isinstance(loss, float) and 0 < loss < float("inf")) and not (loss is None and run.role == "trunk"):
+        raise UserError(f"{run_dir / 'metrics.json'}: loss {loss} is not a positive number; train the run again")
+    sweeps = ";".join(sorted(membership.get(run.id, ())))
+    return {"id": run.id, "sweeps": sweeps, "model": model, "moe": moe, **_described(run), **measured, "simulated": 0}
+
+
+def _described(run: RunSpec) -> dict[str, Any]:
+    """The columns that follow from a run's specification."""
+    size = n1(run.model)
+    return {
+        "lineage": run.lineage,
+        "role": run.role,
+        "n_layer": run.model.n_layer,
+        "d_model": run.model.d_model,
+        "n_expert": run.moe.n_expert if run.moe else 1,
+        "top_k": run.moe.top_k if run.moe else 1,
+        "gate": run.moe.gate if run.moe else "",
+        "N1": size,
+        "N2": n2(run.model, run.moe) if run.moe else size,
+        "N_total": n_total(run.model, run.moe) if run.moe else size,
+        "N_dense_exact": count_parameters(run.model).non_embedding,
+        "D": run.tokens,
+        "D1": run.dense_tokens,
+        "D2": run.tokens if run.lineage == "up" else 0,
+        "seed": run.seed,
+        "method": run.origin.removeprefix("upcycle:"),
+        "schedule": run.schedule.kind,
+        "flops_6nd": 6.0 * count_parameters(run.model, run.moe).active * run.tokens,
+    }
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; the run is not finished, train it first") from None
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}; train the run again") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged: not a JSON object; train the run again")
+    return content
+
+
+def write_losses(losses: pd.DataFrame, path: Path) -> None:
+    """Write losses.csv atomically; floats as their shortest exact form, so that equal losses give equal bytes."""
+    write_atomic(path, losses.to_csv(index=False, lineterminator="\n"))
+
+
+def read_losses(path: Path) -> pd.DataFrame:
+    """Read losses.csv, exact to the last bit.
+
+    Raises `UserError` naming the file, and the columns that are missing, unknown or ill-typed.
+    """
+    try:
+        text = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; collect the losses first") from None
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is damaged: {error}; collect the losses again") from None
+    names = [c.name for c in COLUMNS]
+    missing, unknown = [n for n in names if n not in text], [n for n in text if n not in names]
+    if missing or unknown:
+        raise UserError(f"{path}: missing columns {missing}, unknown columns {unknown}; collect the losses again")
+    try:
+        return _typed(text[names])
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def _typed(table: pd.DataFrame) -> pd.DataFrame:
+    """Each column in its type; text is never missing."""
+    typed: dict[str, pd.Series] = {}
+    for column in COLUMNS:
+        cells = table[column.name]
+        try:
+            if column.kind == "text":
+                typed[column.name] = cells.astype(object).fillna("").astype(str)
+            elif column.kind == "int":
+                typed[column.name] = cells.map(int).astype("int64")
+            else:
+                typed[column.name] = cells.map(lambda cell: float("nan") if cell in ("", None) else float(cell)).astype(
+                    "float64"
+                )
+        except ValueError as error:
+            raise ValueError(f"column `{column.name}`: {error}") from None
+    return pd.DataFrame(typed)
+
+
+def select(losses: pd.DataFrame, *, sweep: str | Sequence[str] | None = None, where: str = "") -> pd.DataFrame:
+    """Rows of any of the sweeps (None or empty: all) for which the expression over columns holds.
+
+    Raises `UserError` for a sweep without rows, a bad expression, or an empty selection.
+    """
+    chosen = losses
+    wanted = [sweep] if isinstance(sweep, str) else list(sweep or ())
+    if wanted:
+        member = losses["sweeps"].map(lambda names: set(names.split(";")) - {""})
+        known = sorted(set().union(*member))
+        for name in wanted:
+            if name not in known:
+                raise UserError(f"no run of sweep `{name}` has finished; {nearest(name, known)}")
+        chosen = losses[member.map(lambda names: bool(names & set(wanted)))]
+    if where.strip():
+        chosen = chosen[_holds(chosen, where)]
+    if chosen.empty:
+        raise UserError(f"no finished run in {selection_words(sweep, where)}")
+    return chosen.reset_index(drop=True)
+
+
+def _holds(losses: pd.DataFrame, where: str) -> pd.Series:
+    columns = ", ".join(losses.columns)
+    try:
+        holds = losses.eval(where, engine="python")
+    except (NameError, SyntaxError, TypeError, ValueError, KeyError, AttributeError, NotImplementedError) as error:
+        raise UserError(f"bad expression where = {where!r}: {error}; columns: {columns}") from None
+    if not isinstance(holds, pd.Series) or holds.dtype != bool:
+        raise UserError(
+            f"bad expression where = {where!r}: it must hold or not for each row, as `D2 >= 5e5`; columns: {columns}"
+        )
+    return holds
+
+
+def selection_words(sweep: str | Sequence[str] | None, where: str) -> str:
+    """A selection in words."""
+    names = [sweep] if isinstance(sweep, str) else list(sweep or ())
+    parts = [f"sweep {', '.join(names)}" if names else "all runs", where.strip()]
+    return " where ".join(part for part in parts if part)

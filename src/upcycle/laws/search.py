@@ -1,0 +1,101 @@
+"""From a prepared law to its optimum: many starts, then the same for every leave-one-out refit and bootstrap draw."""
+
+# ruff: noqa: N815 (fields carry shape suffixes)
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upcycle.laws.prepare import Prepared, start_grid
+from upcycle.laws.solve import minimise
+from upcycle.laws.terms import Array
+
+LOWEST, SPREAD = 32, 32
+"""Of the whole start grid, how many of the lowest are descended from, and how many of the others."""
+FRESH = 4
+"""Starts of a refit besides the full fit's optima."""
+OPTIMA = 3
+"""Distinct optima of the full fit that a refit starts from."""
+AGREE = 1e-6
+"""Relative difference of objectives up to which two ends count as one optimum."""
+
+
+@dataclass(frozen=True)
+class Optimum:
+    """The lowest end of all starts."""
+
+    phi_R: Array
+    objective: float
+    gradient: float
+    """Largest component of the gradient in scaled variables, relative to all points pulling one way."""
+    converged: bool
+    grid: int
+    """Starts whose objective was evaluated."""
+    starts: int
+    """Starts that were descended from."""
+    agree: float
+    """Share of these that end at this objective."""
+    iterations: int
+    warm_SR: Array
+    """Starts for refits of slightly different data: the distinct optima, lowest first, and a few fresh ones."""
+
+
+@dataclass(frozen=True)
+class Refits:
+    """The same fit with other weights or targets, a row each."""
+
+    phi_SR: Array
+    objective_S: Array
+    converged_S: NDArray[np.bool_]
+
+
+def search(prepared: Prepared) -> Optimum:
+    """Evaluate the whole start grid, descend from the lowest and from a spread of the others, keep the lowest end."""
+    problem = prepared.problem()
+    grid_SR = start_grid(prepared)
+    order = np.argsort(problem.objective(grid_SR), kind="stable")
+    others = order[LOWEST:]
+    spread = others[np.linspace(0, len(others) - 1, min(SPREAD, len(others))).astype(int)]
+    start_SR = grid_SR[np.concatenate([order[:LOWEST], spread])]
+    end = minimise(problem, start_SR)
+    ranked = np.argsort(end.objective_S, kind="stable")
+    best = int(ranked[0])
+    lowest = float(end.objective_S[best])
+    # Of ends at one objective, the one with the smallest gradient is the best converged.
+    equal = np.flatnonzero(end.objective_S <= lowest * (1 + 1e-12))
+    best = int(equal[np.argmin(end.gradient_S[equal])])
+    agree = end.objective_S <= lowest * (1 + AGREE) + 1e-24
+    distinct = [best]
+    for k in ranked:
+        if len(distinct) < OPTIMA and end.objective_S[k] > end.objective_S[distinct[-1]] * (1 + 1e-3) + 1e-24:
+            distinct.append(int(k))
+    fresh = start_SR[np.linspace(0, len(start_SR) - 1, FRESH).astype(int)]
+    return Optimum(
+        phi_R=end.theta_SP[best],
+        objective=float(end.objective_S[best]),
+        gradient=float(end.gradient_S[best]),
+        converged=bool(end.converged_S[best]),
+        grid=len(grid_SR),
+        starts=len(start_SR),
+        agree=float(agree.mean()),
+        iterations=end.iterations,
+        warm_SR=np.concatenate([end.theta_SP[distinct], fresh]),
+    )
+
+
+def refit(
+    prepared: Prepared, warm_WR: Array, *, target_SN: Array | None = None, weight_SN: Array | None = None
+) -> Refits:
+    """Fit again for each row of targets or weights, from each of the warm starts; the lowest end of each row."""
+    rows = len(target_SN) if target_SN is not None else len(weight_SN) if weight_SN is not None else 1
+    starts = len(warm_WR)
+    problem = prepared.problem(
+        None if target_SN is None else np.repeat(target_SN, starts, axis=0),
+        None if weight_SN is None else np.repeat(weight_SN, starts, axis=0),
+    )
+    end = minimise(problem, np.tile(warm_WR, (rows, 1)))
+    best = end.objective_S.reshape(rows, starts).argmin(axis=1) + np.arange(rows) * starts
+    return Refits(end.theta_SP[best], end.objective_S[best], end.converged_S[best])
