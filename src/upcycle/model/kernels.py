@@ -111,14 +111,14 @@ class Kernels:
 
 
 def choose_kernels(model: ModelSpec, *, attention: str = "auto", experts: str = "auto") -> Kernels:
-    """The kernels named, or for `auto` the fastest that `model`'s shape allows, with a log line that says why.
+    """The kernels named, or for `auto` those that `model`'s shape allows, with a log line that says why.
 
     Raises UserError for an unknown name and for a named kernel that cannot compute this shape.
     """
     reason = _why_not_grouped_mm(model)
     if experts == "auto":
         experts = "loop" if reason else "grouped_mm"
-        log.info("experts kernel %s: %s", experts, reason or "fastest; the shape allows it")
+        log.info("experts kernel %s: %s", experts, reason or "one product over all experts, and the shape allows it")
     elif experts == "grouped_mm" and reason:
         raise UserError(f"experts kernel grouped_mm cannot be used: {reason}; name `loop` or `auto`")
     if attention == "auto":
