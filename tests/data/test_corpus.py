@@ -76,7 +76,8 @@ def test_the_split_and_the_order_do_not_depend_on_the_order_of_the_text() -> Non
 
 
 def test_sources_are_mixed() -> None:
-    corpus = prepare(dataset(documents(200, seed=5), documents(200, seed=6), fraction=0.1), NOWHERE)
+    first, second = ([f"{name}\n{text}" for text in documents(200, seed)] for name, seed in (("a", 5), ("z", 6)))
+    corpus = prepare(dataset(first, second, fraction=0.1), NOWHERE)
     half = [document.source for document in corpus.train[: len(corpus.train) // 2]]
     assert 0.4 < half.count("s0") / len(half) < 0.6
 

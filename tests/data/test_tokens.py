@@ -14,7 +14,7 @@ import pytest
 
 from upcycle.data.shards import ShardedTokens, ShardWriter, token_dtype
 from upcycle.data.tokenizer import END_OF_TEXT
-from upcycle.data.tokens import TokenSet, tokenize
+from upcycle.data.tokens import TokenSet, fingerprint, tokenize
 from upcycle.errors import UserError
 
 VOCAB = 300
@@ -122,6 +122,12 @@ def test_shards_are_one_array_and_do_not_change_the_fingerprint(made: Path, text
         sharded.train[10**9]
     with pytest.raises(IndexError, match="contiguous"):
         sharded.train[::2]
+
+
+def test_the_fingerprint_follows_the_tokenizer_and_both_parts() -> None:
+    parts = {"train": {"sha256": "1"}, "heldout": {"sha256": "2"}}
+    changed = [fingerprint("b", parts), *(fingerprint("a", parts | {part: {"sha256": "3"}}) for part in parts)]
+    assert len({fingerprint("a", parts), *changed}) == 4
 
 
 def test_shards_made_before_are_gone_when_fewer_are_made(text_file: Path, tmp_path: Path) -> None:

@@ -93,7 +93,8 @@ def threads(count: int | None) -> Iterator[None]:
 
     The library reads the number at its first use in a process, and whether to use threads every time.
     """
-    count = count or len(os.sched_getaffinity(0))
+    if count is None:  # the cores that this job was given, where the system can tell
+        count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     wanted = {"TOKENIZERS_PARALLELISM": "true" if count > 1 else "false", "RAYON_NUM_THREADS": str(count)}
     before = {key: os.environ.get(key) for key in wanted}
     os.environ.update(wanted)
