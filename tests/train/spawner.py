@@ -52,6 +52,7 @@ class Spawner:
         """End the helper."""
         assert self._helper.stdin
         self._helper.stdin.close()
+        self._helper.terminate()
         self._helper.wait()
 
 

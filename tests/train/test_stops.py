@@ -1,0 +1,160 @@
+"""Stops: preemption, a second writer, a non-finite loss, a full disk, and finding a run finished."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from small_runs import EXECUTION, VOCABULARY, rows_of, small_run, tensors_sha256, train_in
+from spawner import Spawner
+
+from upcycle.errors import UserError
+from upcycle.model.transformer import Transformer
+from upcycle.spec import RunSpec
+from upcycle.train.lease import lease
+from upcycle.train.preemption import TrainingError
+
+SAVE_ALWAYS = EXECUTION.model_copy(update={"save_seconds": 1e-6})
+
+
+@pytest.fixture(scope="module")
+def spawner() -> Iterator[Spawner]:
+    helper = Spawner()
+    yield helper
+    helper.close()
+
+
+def long_run() -> RunSpec:
+    """Far more steps than any test waits for."""
+    return small_run(end_step=3000, data={"dataset": "walk", "vocab_size": VOCABULARY, "repeat": True})
+
+
+def wait_for_rows(spawner: Spawner, run_dir: Path, count: int) -> None:
+    """Until the curve has that many rows."""
+    curve = run_dir / "metrics.jsonl"
+    while not curve.exists() or len(curve.read_text().splitlines()) < count:
+        assert not spawner.ended(), f"the training ended with {spawner.exit_code()}"
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_signal_saves_and_exits_75_and_the_same_command_goes_on(
+    number: signal.Signals, spawner: Spawner, tokens_dir: Path, tmp_path: Path
+) -> None:
+    """A real process that gets the signal leaves with 75 after its step, one state saved; then it is resumed."""
+    run = long_run()
+    run_dir = tmp_path / run.id
+    pid = spawner.start(run, run_dir, tokens_dir, EXECUTION)
+    wait_for_rows(spawner, run_dir, 4)
+    os.kill(pid, number)
+    assert spawner.exit_code() == 75
+    (saved,) = (run_dir / "resume").iterdir()
+    step = int(saved.name[5:14])
+    assert rows_of(run_dir)[-1]["step"] == step, "the rows end where the state does"
+    pid = spawner.start(run, run_dir, tokens_dir, EXECUTION)
+    wait_for_rows(spawner, run_dir, len(rows_of(run_dir)) + 3)
+    os.kill(pid, number)
+    assert spawner.exit_code() == 75
+    steps = [row["step"] for row in rows_of(run_dir) if "loss" in row]
+    assert steps == list(range(1, steps[-1] + 1)), "no row is missing or doubled"
+    assert steps[-1] > step + 1
+
+
+def test_a_second_writer_is_kept_out_and_told_who_holds_the_lease(
+    spawner: Spawner, tokens_dir: Path, tmp_path: Path
+) -> None:
+    """The message names pid and host; when the owner is killed its lease is free at once."""
+    run = long_run()
+    run_dir = tmp_path / run.id
+    pid = spawner.start(run, run_dir, tokens_dir, EXECUTION)
+    wait_for_rows(spawner, run_dir, 3)
+    with pytest.raises(UserError, match=f"pid {pid} on {os.uname().nodename} since 20"):
+        train_in(tmp_path, tokens_dir, run)
+    os.kill(pid, signal.SIGKILL)
+    spawner.exit_code()
+    with lease(run_dir):
+        assert json.loads((run_dir / "lease").read_text())["pid"] == os.getpid()
+
+
+def test_a_non_finite_loss_stops_by_name_and_overwrites_nothing(
+    tokens_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error names step and value; the last good state stays, and finishes the run once the cause is mended."""
+    run, reference = small_run(), small_run()
+    forward, calls = Transformer.forward, 0
+
+    def poisoned(self: Transformer, ids_BS: torch.Tensor) -> object:
+        nonlocal calls
+        output = forward(self, ids_BS)
+        calls += self.training
+        return output._replace(logits_BSV=output.logits_BSV * torch.nan) if calls == 8 and self.training else output
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Transformer, "forward", poisoned)
+        with pytest.raises(TrainingError, match=r"step 8: loss nan.*optim\.lr") as stop:
+            train_in(tmp_path, tokens_dir, run, SAVE_ALWAYS)
+    assert stop.value.exit_code == 1
+    run_dir = tmp_path / run.id
+    assert max(path.name for path in (run_dir / "resume").iterdir()).startswith("step-000000007")
+    assert not (run_dir / "metrics.json").exists()
+    train_in(tmp_path, tokens_dir, run)
+    train_in(tmp_path / "undisturbed", tokens_dir, reference)
+    assert tensors_sha256(run_dir) == tensors_sha256(tmp_path / "undisturbed" / run.id)
+
+
+def test_a_full_disk_keeps_the_last_state_and_names_the_mend(
+    tokens_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ENOSPC while saving: the message says what to do, no half file stays, and the run goes on once there is room."""
+    run = small_run()
+    run_dir = tmp_path / run.id
+    fsync, count = os.fsync, 0
+
+    def full(descriptor: int) -> None:
+        nonlocal count
+        if "resume" in str(Path(f"/proc/self/fd/{descriptor}").readlink()):
+            count += 1
+            if count == 7:  # file and folder for three states, then the fourth's file
+                raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(TrainingError, match=r"disk is full.*intact.*free some space"):
+            train_in(tmp_path, tokens_dir, run, SAVE_ALWAYS)
+    assert [path.name[:14] for path in sorted((run_dir / "resume").iterdir())] == ["step-000000002", "step-000000003"]
+    train_in(tmp_path, tokens_dir, run)
+    train_in(tmp_path / "undisturbed", tokens_dir, run)
+    assert tensors_sha256(run_dir) == tensors_sha256(tmp_path / "undisturbed" / run.id)
+
+
+def test_a_finished_run_is_verified_and_its_declared_output_restored(
+    tokens_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A workflow that runs the job again removes metrics.json first: it comes back, byte for byte, without training."""
+    run = small_run()
+    run_dir = train_in(tmp_path, tokens_dir, run)
+    before = {path.name: path.read_bytes() for path in run_dir.iterdir() if path.name != "lease"}
+    (run_dir / "metrics.json").unlink()
+    with caplog.at_level("INFO"):
+        train_in(tmp_path, tokens_dir, run)
+    assert "verified" in caplog.text
+    assert {path.name: path.read_bytes() for path in run_dir.iterdir() if path.name != "lease"} == before
+
+
+def test_fresh_trains_a_finished_run_again(tokens_dir: Path, tmp_path: Path) -> None:
+    """`fresh` starts over: new times, the same bits."""
+    run = small_run()
+    run_dir = train_in(tmp_path, tokens_dir, run)
+    before = tensors_sha256(run_dir)
+    stamp = (run_dir / "weights.safetensors").stat().st_mtime_ns
+    train_in(tmp_path, tokens_dir, run, fresh=True)
+    assert (run_dir / "weights.safetensors").stat().st_mtime_ns > stamp
+    assert tensors_sha256(run_dir) == before
