@@ -16,12 +16,13 @@ LAWS = {
     "additive_no_interaction": "additive law without interaction",
 }
 """The laws that Table 1 compares, as sentences name them."""
-_ROWS = {
+ROWS = {
     "multiplicative": "mult.",
     "multiplicative_no_interaction": "mult., α3 = 0",
     "additive": "add.",
     "additive_no_interaction": "add., α3 = 0",
 }
+"""The same as the paper's table heads its rows."""
 _EXPONENTS = {"alpha1": "α1", "alpha2": "α2", "alpha3": "α3"}
 
 
@@ -39,7 +40,7 @@ def table_1(inputs: Inputs, sweep: str | None = None) -> pd.DataFrame:
         if missing := [law for law in LAWS if law not in errors]:
             inputs.fit(grid, missing[0])  # says what to add
         columns[_heading(inputs, grid, sweep)] = [errors[law] for law in LAWS]
-    return pd.DataFrame(columns, index=pd.Index(_ROWS.values(), name="leave-one-out RMS (nats)"))
+    return pd.DataFrame(columns, index=pd.Index(ROWS.values(), name="leave-one-out RMS (nats)"))
 
 
 def table_8(inputs: Inputs, sweep: str | None = None) -> pd.DataFrame:
@@ -51,15 +52,15 @@ def table_8(inputs: Inputs, sweep: str | None = None) -> pd.DataFrame:
     for grid in inputs.grids(sweep):
         fit = inputs.fit(grid, "multiplicative")
         heading = _heading(inputs, grid, sweep)
-        intervals = [fit.intervals.get(name, (math.nan, math.nan)) for name in _EXPONENTS]
+        intervals = [fit.intervals.get(name, [None, None]) for name in _EXPONENTS]
         columns[heading] = [fit.values[name] for name in _EXPONENTS]
-        columns[f"{heading} low"] = [low for low, _ in intervals]
-        columns[f"{heading} high"] = [high for _, high in intervals]
+        columns[f"{heading} low"] = [math.nan if low is None else low for low, _ in intervals]
+        columns[f"{heading} high"] = [math.nan if high is None else high for _, high in intervals]
     return pd.DataFrame(columns, index=pd.Index(_EXPONENTS.values(), name="exponent"))
 
 
 def law_errors(inputs: Inputs, grid: Grid) -> dict[str, float]:
-    """Leave-one-out RMS in nats by law, of those that are fitted to a grid.
+    """Leave-one-out RMS in nats by law, of those that are fitted to a grid; NaN for too few points.
 
     Raises `UserError` when two of them are fitted to different runs: their errors then do not compare.
     """
@@ -67,10 +68,10 @@ def law_errors(inputs: Inputs, grid: Grid) -> dict[str, float]:
     selections = {frozenset(fit.ids) for fit in fits.values()}
     if len(selections) > 1:
         raise UserError(
-            f"the fits of {', '.join(fits)} to sweep `{grid.sweep}` take different runs, so their errors do not compare: "
+            f"the fits of {', '.join(fits)} to sweep `{grid.sweep}` take different runs, their errors do not compare: "
             "give them the same `sweep` and `where` in the study"
         )
-    return {law: fit.loo_rms for law, fit in fits.items() if fit.loo_rms is not None}
+    return {law: math.nan if fit.loo_rms is None else fit.loo_rms for law, fit in fits.items()}
 
 
 def _heading(inputs: Inputs, grid: Grid, sweep: str | None) -> str:
