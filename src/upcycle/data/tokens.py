@@ -64,7 +64,8 @@ def tokenize(
         write_atomic(out_dir / TOKENIZER, bpe.to_str())
         parts = {part: _write_part(out_dir, part, getattr(corpus, part), bpe, shard_tokens) for part in PARTS}
     seconds = {"prepare": prepared - began, "tokenizer": trained - prepared, "encode": time.monotonic() - trained}
-    origin = "trained on the training part" if chosen is None else str(tokenizer_from or tokenizer)
+    given = f"of token set {tokenizer_from.name}" if tokenizer_from else tokenizer
+    origin = "trained on the training part" if chosen is None else given
     manifest = _manifest(out_dir, dataset, corpus, bpe, parts, origin)
     manifest["seconds"] = {key: round(value, 2) for key, value in seconds.items()}
     write_atomic(out_dir / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
