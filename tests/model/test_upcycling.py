@@ -126,6 +126,20 @@ def test_expert_distance_is_the_largest_between_two_experts(issue, build, batch)
     assert found["expert_distance"] == pytest.approx(0.5, rel=1e-6)
 
 
+def test_the_receipts_step_takes_cross_entropy_and_balance_loss_and_its_gradients_cross_entropy_alone(
+    small: ModelSpec, build, batch
+) -> None:
+    """Another coefficient of the balance loss changes the gradient after the step, not the one before it."""
+    gradients = []
+    for aux_coef in (0.0, 10.0):
+        moe = MoESpec(n_expert=4, top_k=2, gate="softmax_topk", aux_coef=aux_coef)
+        upcycled = Transformer(small, moe)
+        upcycled.load_state_dict(upcycle("copy", build().state_dict(), small, moe, seed=3))
+        gradients.append(receipt(build(), upcycled, *batch(), method="copy", lr=2e-3)["router_gradient"])
+    assert gradients[0]["step_0"] == gradients[1]["step_0"]
+    assert gradients[0]["step_1"]["norm"] != pytest.approx(gradients[1]["step_1"]["norm"], rel=1e-3)
+
+
 def test_the_receipt_is_json_and_names_gate_method_and_bounds(issue) -> None:
     found = json.loads(json.dumps(issue(8, 2, "softmax_topk_renormalised")[0], allow_nan=False))
     assert (found["method"], found["gate"]) == ("copy", "softmax_topk_renormalised")
