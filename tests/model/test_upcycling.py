@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
@@ -19,15 +20,21 @@ every_gate = pytest.mark.parametrize("gate", GATES)
 every_size = pytest.mark.parametrize(("n_expert", "top_k"), SIZES)
 
 
+ISSUED: dict[tuple[int, int, Gate], tuple[dict, Transformer, Transformer]] = {}
+
+
 @pytest.fixture
 def issue(small: ModelSpec, build, batch):
-    """The receipt of a copy, with the two models it compares."""
+    """The receipt of a copy and the two models it compares, made once for each configuration; not to be changed."""
 
     def issue(n_expert: int, top_k: int, gate: Gate) -> tuple[dict, Transformer, Transformer]:
-        moe = MoESpec(n_expert=n_expert, top_k=top_k, gate=gate)
-        dense, upcycled = build(), Transformer(small, moe)
-        upcycled.load_state_dict(upcycle("copy", dense.state_dict(), small, moe, seed=3))
-        return receipt(dense, upcycled, *batch(), method="copy", lr=2e-3), dense, upcycled
+        key = (n_expert, top_k, gate)
+        if key not in ISSUED:
+            moe = MoESpec(n_expert=n_expert, top_k=top_k, gate=gate)
+            dense, upcycled = build(), Transformer(small, moe)
+            upcycled.load_state_dict(upcycle("copy", dense.state_dict(), small, moe, seed=3))
+            ISSUED[key] = receipt(dense, upcycled, *batch(), method="copy", lr=2e-3), dense, upcycled
+        return ISSUED[key]
 
     return issue
 
@@ -117,7 +124,7 @@ def test_upcycled_weights_do_not_share_memory_with_the_dense_ones(small: ModelSp
 
 def test_expert_distance_is_the_largest_between_two_experts(issue, build, batch) -> None:
     """One expert scaled by 1.5 lies half its norm from the others."""
-    _, dense, upcycled = issue(4, 2, "topk_softmax")
+    _, dense, upcycled = copy.deepcopy(issue(4, 2, "topk_softmax"))
     with torch.no_grad():
         upcycled.mixtures[1].w_in[2] *= 1.5
         upcycled.mixtures[1].w_out[2] *= 1.5
