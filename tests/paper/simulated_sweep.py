@@ -32,7 +32,9 @@ STUDY = {
     "data": {"dataset": "english", "vocab_size": 1024},
     "context": 256,
     "execution": {"device": "cpu"},
-    "models": {"tiny": {"n_layer": 2, "d_model": 64, "n_head": 2, "batch": 8, "warmup_steps": 10, "lr": 8e-3, "lr_moe": 4e-3}},
+    "models": {
+        "tiny": {"n_layer": 2, "d_model": 64, "n_head": 2, "batch": 8, "warmup_steps": 10, "lr": 8e-3, "lr_moe": 4e-3}
+    },
     "moes": {"8x2": {"n_expert": 8, "top_k": 2}},
     "sweeps": {
         "dense": {"kind": "dense", "model": "tiny", "tokens": BUDGETS},
@@ -79,7 +81,9 @@ MANIFEST = {
         "train": {**PART, "by_source": {"wiki": PART}},
         "heldout": {"documents": 120, "bytes": 160_000, "tokens": 72_000, "by_source": {}},
     },
-    "sources": [{"name": "wiki", "description": "Leads of articles", "licence": "CC BY-SA 4.0", "package": "p", "version": "1"}],
+    "sources": [
+        {"name": "wiki", "description": "Leads of articles", "licence": "CC BY-SA 4.0", "package": "p", "version": "1"}
+    ],
 }
 
 
@@ -119,7 +123,13 @@ def metrics(run: RunSpec, noise: float) -> dict[str, Any]:
         "tokens_per_second": 30_000.0,
         "flops_6nd": flops_6nd(run),
         "hardware": {"device": "cpu", "cpu": "Example CPU 3000", "capability": "AVX512", "cores": 2},
-        "software": {"upcycle": "0.1.0", "python": "3.11.7", "torch": "2.13.0+cpu", "numpy": "2.4.6", "system": "Linux"},
+        "software": {
+            "upcycle": "0.1.0",
+            "python": "3.11.7",
+            "torch": "2.13.0+cpu",
+            "numpy": "2.4.6",
+            "system": "Linux",
+        },
         "execution": {"device": "cpu", "threads": 1},
         "started": "2026-01-01T00:00:00+00:00",
         "finished": "2026-01-01T00:01:00+00:00",
@@ -159,14 +169,18 @@ def write_runs(plan: Plan, results: Path, *, noise: float = NOISE) -> None:
     (tokens / "manifest.json").write_text(json.dumps(MANIFEST))
 
 
-def write_results(results: Path, *, fits: Sequence[str] = tuple(FITS), noise: float = NOISE, simulated: int = 0, **changes: Any) -> Plan:
+def write_results(
+    results: Path, *, fits: Sequence[str] = tuple(FITS), noise: float = NOISE, simulated: int = 0, **changes: Any
+) -> Plan:
     """Everything up to the fits, in a results folder; `changes` replaces sections of the study."""
     plan = plan_of(changes)
     write_runs(plan, results, noise=noise)
     rows = collect([results / "runs" / run_id for run_id in plan.finished_models], plan.membership(), plan.names)
     write_losses(rows.assign(simulated=simulated), results / "losses.csv")
     for name in fits:
-        run_fit(results / "losses.csv", select={"sweep": "upcycled"}, out=results / "fits" / f"{name}.json", **FITS[name])
+        run_fit(
+            results / "losses.csv", select={"sweep": "upcycled"}, out=results / "fits" / f"{name}.json", **FITS[name]
+        )
     return plan
 
 

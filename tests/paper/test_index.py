@@ -21,7 +21,7 @@ ITEMS = {
 
 
 def labels_in(source: Path, root: Path) -> list[tuple[str, str]]:
-    """(label, module::symbol) of every function, class and documented constant at a module's top level or in a class."""
+    """(label, module::symbol) of each function, class and documented constant of a module or its classes."""
     module = ".".join(source.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
     found = []
     tree = ast.parse(source.read_text(encoding="utf-8"))
@@ -72,7 +72,8 @@ def test_every_pointer_of_the_index_exists_and_carries_its_label():
     missing = [
         (item, where)
         for item, _, where in index()
-        if "::" in where and ((match := POINTER.match(where)) is None or (item, "::".join(match.groups())) not in labelled)
+        if "::" in where
+        and ((match := POINTER.match(where)) is None or (item, "::".join(match.groups())) not in labelled)
     ]
     assert missing == []
 
@@ -85,5 +86,7 @@ def test_every_row_without_a_pointer_says_why():
 def test_a_label_is_found_in_functions_classes_and_documented_constants(tmp_path):
     source = tmp_path / "pkg" / "part.py"
     source.parent.mkdir()
-    source.write_text('def f():\n    """Equation 3. A law."""\nLAW = 1\n"""Table 2. A table."""\n# Figure 1. No.\nX = "Figure 1. No."\n')
+    source.write_text(
+        'def f():\n    """Equation 3. A law."""\nLAW = 1\n"""Table 2. A table."""\n# Figure 1. No.\nX = "Figure 1. No."\n'
+    )
     assert labels_in(source, tmp_path) == [("Equation 3", "pkg.part::f"), ("Table 2", "pkg.part::LAW")]

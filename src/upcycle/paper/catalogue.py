@@ -115,4 +115,3 @@ def _returned(node: ast.FunctionDef) -> str:
 def _takes_inputs(node: ast.FunctionDef) -> bool:
     first = node.args.args[0] if node.args.args else None
     return first is not None and first.annotation is not None and ast.unparse(first.annotation) == "Inputs"
-

@@ -52,10 +52,11 @@ def figure_3(inputs: Inputs, sweep: str | None = None) -> Figure:
 
 
 def figure_4(inputs: Inputs, sweep: str | None = None) -> Figure:
-    """Figure 4. The loss is a power law in D2, and its exponent shrinks with D1.
+    """Figure 4. Loss against D2 with power laws; their exponents against D1.
 
     Top: loss of finished upcycled models against their tokens D2, with a power law (Equation 7) for each D1.
-    Bottom: the exponents of these power laws against D1, with their 95 % intervals and the line of Equation 10.
+    Bottom: the exponents of these power laws against D1, with the line of Equation 10; bars are their 95 % intervals
+    (cut where they leave the panel).
     """
     grid = inputs.grid(sweep)
     figure = style.new_figure(style.COLUMN, 4.4, simulated=inputs.simulated)
@@ -68,18 +69,18 @@ def figure_4(inputs: Inputs, sweep: str | None = None) -> Figure:
 
 
 def figure_12(inputs: Inputs, sweep: str | None = None) -> Figure:
-    """Figure 12. The scaling factor is a power law in D1.
+    """Figure 12. Loss against D2 with power laws; their scaling factors against D1.
 
-    Top: as Figure 4. Bottom: the scaling factors A of the same power laws against D1, with their 95 % intervals and
-    the power law of Equation 16.
+    Top: as Figure 4. Bottom: the scaling factors A of the same power laws against D1, with the power law of
+    Equation 16; bars are their 95 % intervals (cut where they leave the panel).
     """
     grid = inputs.grid(sweep)
     figure = style.new_figure(style.COLUMN, 4.4, simulated=inputs.simulated)
     top, bottom = figure.subplots(2, 1, height_ratios=[1.35, 1])
     fit = _loss_by_D1(top, inputs, grid)
+    bottom.set_yscale("log")
     _relation(bottom, fit, "A", "scale_vs_d1")
     style.token_axis(bottom, grid.D1, "tokens of the dense model, $D_1$")
-    bottom.set_yscale("log")
     style.number_ticks(bottom)
     bottom.set_ylabel("scaling factor $A(D_1)$")
     return figure
@@ -124,9 +125,12 @@ def _relation(axes: Axes, fit: FitResult, parameter: str, law: str) -> None:
     values = {name: entry["value"] for name, entry in relation["parameters"].items()}
     line = np.geomspace(D1.min(), D1.max(), 100)
     axes.plot(line, get_law(law).predict(values, {"D1": line}), color=style.FIT, label=get_law(law).label)
-    for group, colour, marker in zip(groups, style.sequence(len(groups)), cycle(style.MARKERS), strict=False):
-        value = sign * group["parameters"][parameter]["value"]
-        if interval := group["intervals"].get(parameter):
+    points = [sign * group["parameters"][parameter]["value"] for group in groups]
+    looks = zip(style.sequence(len(groups)), cycle(style.MARKERS), strict=False)
+    for group, value, (colour, marker) in zip(groups, points, looks, strict=True):
+        interval = group["intervals"].get(parameter)
+        if interval and None not in interval:
             axes.vlines(group["D1"], *(sign * bound for bound in interval), color=colour, linewidth=1)
         style.points(axes, [group["D1"]], [value], colour, marker)
+    style.frame(axes, [*points, *get_law(law).predict(values, {"D1": D1})])
     axes.legend(loc="best")

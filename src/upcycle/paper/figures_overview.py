@@ -11,7 +11,8 @@ from upcycle.errors import UserError
 from upcycle.paper import style
 from upcycle.paper.comparisons import clear_difference
 from upcycle.paper.inputs import Inputs
-from upcycle.paper.tables_data import LAWS
+from upcycle.paper.render import number
+from upcycle.paper.tables_data import ROWS
 from upcycle.spec import short_count
 
 
@@ -39,12 +40,12 @@ def overview(inputs: Inputs, sweep: str | None = None) -> Figure:
         if not line.empty:
             handles += top.plot(line.index, line, color=colour, marker=marker, ls="--", markersize=5, label=label)
             tokens |= {int(value) for value in line.index}
-    for D1, colour, marker in zip(grid.D1, style.sequence(len(grid.D1)), cycle(style.MARKERS), strict=False):
+    for D1, shade, marker in zip(grid.D1, style.sequence(len(grid.D1)), cycle(style.MARKERS), strict=False):
         line = grid.rows[grid.rows["D1"] == D1].groupby("D2")["loss"].mean()
-        style.points(top, line.index, line, colour, marker, line=True)
+        style.points(top, line.index, line, shade, marker, line=True)
         for axes in rest:
             lead = (scratch - line).dropna()
-            style.points(axes, lead.index, lead, colour, marker, line=True)
+            style.points(axes, lead.index, lead, shade, marker, line=True)
     style.loss_axis(top)
     style.sequence_legend(top, grid.D1, more=handles, title="upcycled, by $D_1$")
     for axes in rest:
@@ -63,30 +64,30 @@ def residuals(inputs: Inputs, sweep: str | None = None) -> Figure:
 
     Error of each law's leave-one-out prediction, predicted less measured loss, against the tokens D2 of upcycled
     training; light to dark, upcycled from dense models that had seen more and more tokens D1. Points that lie in order
-    show what a law misses; points scattered about zero are noise. The grey band is two standard deviations of the seeds'
-    noise, where seeds were repeated.
+    show what a law misses; points scattered about zero are noise. The grey band is two standard deviations of
+    the noise of seeds, where they were repeated.
     """
     grid = inputs.grid(sweep)
     figure = style.new_figure(style.COLUMN, 3.4, simulated=inputs.simulated)
-    panels = figure.subplots(2, 2, sharex=True, sharey=True)
+    panels = figure.subplots(2, 2, sharex=True, sharey=True, gridspec_kw={"wspace": 0.12})
     rows = inputs.losses.set_index("id")
-    for axes, (law, words) in zip(panels.flat, LAWS.items(), strict=True):
+    for axes, (law, row) in zip(panels.flat, ROWS.items(), strict=True):
         fit = inputs.fit(grid, law)
         if fit.loo_residuals_log is None or fit.loo_rms is None:
             raise UserError(f"law `{law}` has no leave-one-out errors on sweep `{grid.sweep}`: {fit.statement}")
-        points = rows.loc[fit.ids].assign(error=lambda frame, fit=fit: frame["loss"] * np.expm1(fit.loo_residuals_log))
+        points = rows.loc[fit.ids]
+        errors = points["loss"] * np.expm1(fit.loo_residuals_log)
         if noise := inputs.noise:
             axes.axhspan(-2 * noise.deviation, 2 * noise.deviation, color=style.GREY, alpha=0.25, linewidth=0)
         axes.axhline(0, color=style.GREY, linewidth=0.7)
         handles = []
         for D1, colour, marker in zip(grid.D1, style.sequence(len(grid.D1)), cycle(style.MARKERS), strict=False):
-            line = points[points["D1"] == D1]
-            handles += style.points(axes, line["D2"], line["error"], colour, marker, label=short_count(D1))
-        family, _, interaction = words.partition(" law ")
-        axes.set_title(f"{family}, RMS {fit.loo_rms:.2g}\n{interaction}", loc="left")
+            here = points["D1"] == D1
+            handles += style.points(axes, points["D2"][here], errors[here], colour, marker, label=short_count(D1))
+        axes.set_title(f"{row.replace('α3', '$α_3$')}\nRMS {number(fit.loo_rms, 2)} nats", loc="left")
     for axes in panels[1]:
         style.token_axis(axes, grid.D2, "$D_2$ (tokens)", apart=0.3)
     for axes in panels[:, 0]:
         axes.set_ylabel("error (nats)")
-    figure.legend(handles=handles, title="$D_1$ (tokens)", loc="outside lower center", ncols=min(len(handles), 5), columnspacing=1)
+    style.legend_below(figure, handles, "$D_1$ (tokens)")
     return figure

@@ -61,9 +61,7 @@ class Inputs:
     """Planned finished models of each sweep in the study's order; empty: the sweeps that losses.csv names."""
 
     @classmethod
-    def read(
-        cls, losses: Path, fits: Path, runs: Path, *, sweeps: Mapping[str, Sequence[str]] | None = None
-    ) -> Inputs:
+    def read(cls, losses: Path, fits: Path, runs: Path, *, sweeps: Mapping[str, Sequence[str]] | None = None) -> Inputs:
         """Read a losses.csv and a folder of fits.
 
         Raises `UserError` naming the file that is missing or damaged.
@@ -164,7 +162,7 @@ class Inputs:
         return fit
 
     def fit_or_none(self, grid: Grid, law: str, *, by: str | None = None) -> FitResult | None:
-        """The fit of a law to runs of a grid's mixture alone; of several, the one to most of its runs, rather a free one."""
+        """The fit of a law to runs of a grid's mixture alone; of several the one to most of its runs."""
         mixture = set(self.losses.loc[self._same_mixture(grid), "id"])
         own = set(grid.rows["id"])
         candidates = [

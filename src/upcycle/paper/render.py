@@ -32,7 +32,7 @@ def number(value: Any, digits: int = 3) -> str:
         return value or ""
     if isinstance(value, float) and math.isnan(value):
         return "–"
-    if isinstance(value, int) or float(value).is_integer() and abs(value) < 1e6:
+    if isinstance(value, int) or (float(value).is_integer() and abs(value) < 1e6):
         return f"{int(value):,}"
     size = abs(value)
     if size < 1e-4 or size >= 1e5:
@@ -63,9 +63,11 @@ def to_markdown(frame: pd.DataFrame) -> str:
 def to_html(frame: pd.DataFrame) -> str:
     """The table element alone, for a page that has its own style."""
     header, rows = cells(frame)
+
+    def line(row: list[str]) -> str:
+        first, *others = (html.escape(cell) for cell in row)
+        return f'<tr><th scope="row">{first}</th>' + "".join(f"<td>{cell}</td>" for cell in others) + "</tr>"
+
     head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in header)
-    body = "\n".join(
-        "<tr>" + f'<th scope="row">{html.escape(row[0])}</th>' + "".join(f"<td>{html.escape(c)}</td>" for c in row[1:]) + "</tr>"
-        for row in rows
-    )
+    body = "\n".join(map(line, rows))
     return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>\n"

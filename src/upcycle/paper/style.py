@@ -10,7 +10,7 @@ import io
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from itertools import cycle
-from typing import Literal
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -34,7 +34,7 @@ GREY = "#6B6B6B"
 Colour = str | tuple[float, float, float, float]
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 
-_SETTINGS = {
+_SETTINGS: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 7.5,
     "axes.titlesize": 7.5,
@@ -58,7 +58,7 @@ _SETTINGS = {
     "xtick.major.width": 0.7,
     "ytick.major.width": 0.7,
     "figure.constrained_layout.h_pad": 0.03,
-    "figure.constrained_layout.w_pad": 0.03,
+    "figure.constrained_layout.w_pad": 0.06,
     "savefig.facecolor": "white",
     # Text as outlines in SVG (looks alike everywhere), as embedded TrueType in PDF; equal figures give equal bytes.
     "svg.fonttype": "path",
@@ -122,6 +122,14 @@ def number_ticks(axes: Axes) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}".replace("e+0", "e")))
 
 
+def frame(axes: Axes, values: Sequence[float]) -> None:
+    """Limit the y axis to these values and a little more, so that a long error bar does not squeeze the rest."""
+    scale, back = (np.log, np.exp) if axes.get_yscale() == "log" else (np.asarray, np.asarray)
+    low, high = scale(min(values)), scale(max(values))
+    margin = 0.3 * (high - low) or 0.1 * abs(high) or 1.0
+    axes.set_ylim(float(back(low - margin)), float(back(high + margin)))
+
+
 def relabel(axes: Axes, position: float, text: str) -> None:
     """Give one tick of a token axis a text of its own."""
     plain = axes.xaxis.get_major_formatter()
@@ -129,19 +137,26 @@ def relabel(axes: Axes, position: float, text: str) -> None:
 
 
 def points(
-    axes: Axes, x: Iterable[float], y: Iterable[float], colour: Colour, marker: str, *, line: bool = False, label: str = ""
+    axes: Axes,
+    x: Iterable[float],
+    y: Iterable[float],
+    colour: Colour,
+    marker: str,
+    *,
+    line: bool = False,
+    label: str = "",
 ) -> list[Line2D]:
     """Markers with a thin white rim, so that they stay apart where they crowd."""
-    return axes.plot(
-        list(x), list(y), marker, color=colour, linestyle="-" if line else "none",
-        markeredgecolor="white", markeredgewidth=0.4, label=label,
-    )  # fmt: skip
+    rim: dict[str, Any] = {"markeredgecolor": "white", "markeredgewidth": 0.4}
+    style = "-" if line else "none"
+    return axes.plot(list(x), list(y), marker, color=colour, linestyle=style, label=label, **rim)
 
 
 def sequence_legend(axes: Axes, D1: Sequence[int], *, more: Sequence[Line2D] = (), title: str = "$D_1$") -> None:
     """Legend of the values of D1, smallest first as the curves lie, in the corner that falling losses leave empty."""
+    rim: dict[str, Any] = {"markeredgecolor": "white", "markeredgewidth": 0.4}
     handles = [
-        Line2D([], [], color=colour, marker=marker, label=short_count(value), markeredgecolor="white", markeredgewidth=0.4)
+        Line2D([], [], color=colour, marker=marker, label=short_count(value), **rim)
         for value, colour, marker in zip(D1, sequence(len(D1)), cycle(MARKERS), strict=False)
     ]
     axes.legend(handles=handles, title=title, loc="upper right", ncols=1 + (len(handles) > 6))
@@ -149,6 +164,12 @@ def sequence_legend(axes: Axes, D1: Sequence[int], *, more: Sequence[Line2D] = (
         figure = axes.get_figure()
         assert isinstance(figure, Figure)
         figure.legend(handles=list(more), loc="outside upper center", ncols=len(more))
+
+
+def legend_below(figure: Figure, handles: Sequence[Line2D], title: str) -> None:
+    """One legend for all panels, under them."""
+    columns = min(len(handles), 5)
+    figure.legend(handles=list(handles), title=title, loc="outside lower center", ncols=columns, columnspacing=1)
 
 
 def encode(figure: Figure, form: Literal["svg", "pdf", "png"]) -> bytes:

@@ -48,7 +48,7 @@ class Background:
                 found[manifest["fingerprint"]] = manifest
         if missing := fingerprints - set(found):
             raise UserError(
-                f"{self.tokens}: no token set has fingerprint {', '.join(sorted(missing))[:60]}, which runs were trained on; "
+                f"{self.tokens}: no token set has fingerprint {min(missing)[:16]}, which runs were trained on; "
                 "`upcycle tokenize` makes it"
             )
         return list(found.values())

@@ -51,12 +51,14 @@ def _card(name: str, fit: FitResult) -> dict[str, Any]:
 
 
 def _rows(
-    entries: Mapping[str, Mapping[str, Any]], intervals: Mapping[str, Sequence[float]], fixed: Mapping[str, float]
+    entries: Mapping[str, Mapping[str, Any]],
+    intervals: Mapping[str, Sequence[float | None]],
+    fixed: Mapping[str, float],
 ) -> list[dict[str, str]]:
     return [
         {
             "symbol": symbols(name),
-            "value": number(entry["value"], 4),
+            "value": number(entry["value"], 4) or "none",
             "interval": "held fixed" if name in fixed else _interval(intervals.get(name)),
             "unit": "" if entry["unit"] == "1" else entry["unit"],
             "meaning": entry["meaning"],
@@ -65,8 +67,11 @@ def _rows(
     ]
 
 
-def _interval(bounds: Sequence[float] | None) -> str:
-    return f"{number(bounds[0])} to {number(bounds[1])}" if bounds else "–"
+def _interval(bounds: Sequence[float | None] | None) -> str:
+    """An interval in words; a bound of None is not finite."""
+    if not bounds or bounds[0] is None:
+        return "–"
+    return f"{number(bounds[0])} to {number(bounds[1])}" if bounds[1] is not None else f"{number(bounds[0])} or more"
 
 
 def _group_parameters(fit: FitResult) -> list[str]:

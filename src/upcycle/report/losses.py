@@ -36,10 +36,10 @@ def grid_tables(inputs: Inputs, grid: Grid) -> dict[str, Any]:
     for lineage, name in (("dense", "dense from scratch"), ("moe", "MoE from scratch")):
         found = inputs.baseline(grid, lineage)
         if not found.empty:
-            rows.append((name, {int(D): group for D, group in found.groupby("D")}))
+            rows.append((name, _by(found, "D")))
     for D1 in grid.D1:
         chosen = grid.rows[grid.rows["D1"] == D1]
-        rows.append((f"upcycled, D1 = {short_count(D1)}", {int(D2): group for D2, group in chosen.groupby("D2")}))
+        rows.append((f"upcycled, D1 = {short_count(D1)}", _by(chosen, "D2")))
     means = [group["loss"].mean() for _, cells in rows for group in cells.values()]
     low, high = min(means), max(means)
     body = [(name, [_loss_cell(cells.get(column), low, high) for column in columns]) for name, cells in rows]
@@ -53,6 +53,11 @@ def grid_tables(inputs: Inputs, grid: Grid) -> dict[str, Any]:
         "lead": _lead_table(inputs, grid),
         "lead_columns": [short_count(D2) for D2 in grid.D2],
     }
+
+
+def _by(rows: pd.DataFrame, column: str) -> dict[int, pd.DataFrame]:
+    """Rows by the value of a column of token counts."""
+    return {int(tokens): rows[rows[column] == tokens] for tokens in rows[column].unique()}
 
 
 def _loss_cell(group: pd.DataFrame | None, low: float, high: float) -> Cell:
@@ -90,18 +95,18 @@ def every_model(inputs: Inputs) -> list[dict[str, Any]]:
     ordered = inputs.losses.sort_values(["model", "lineage", "D1", "D", "seed"])
     return [
         {
-            "id": row.id,
-            "model": row.model,
-            "kind": words[str(row.lineage)],
-            "mixture": f"({row.n_expert},{row.top_k})" if row.lineage != "dense" else "",
-            "D1": short_count(row.D1) if row.lineage == "up" else "",
-            "D": short_count(row.D),
-            "seed": row.seed,
-            "loss": f"{row.loss:.4f}",
-            "error": f"{row.loss_se:.4f}",
-            "speed": short_count(row.tokens_per_second),
+            "id": row["id"],
+            "model": row["model"],
+            "kind": words[row["lineage"]],
+            "mixture": f"({row['n_expert']},{row['top_k']})" if row["lineage"] != "dense" else "",
+            "D1": short_count(row["D1"]) if row["lineage"] == "up" else "",
+            "D": short_count(row["D"]),
+            "seed": row["seed"],
+            "loss": f"{row['loss']:.4f}",
+            "error": f"{row['loss_se']:.4f}",
+            "speed": short_count(row["tokens_per_second"]),
         }
-        for row in ordered.itertuples()
+        for row in ordered.to_dict("records")
     ]
 
 

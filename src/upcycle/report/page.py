@@ -17,6 +17,7 @@ from upcycle.paper.render import number, to_html
 from upcycle.report import laws, losses, sections
 from upcycle.report.background import Background
 from upcycle.report.findings import findings, headline
+from upcycle.report.limits import limits
 
 __all__ = ["Background", "headline", "write_report"]
 
@@ -47,6 +48,7 @@ def render(inputs: Inputs, background: Background) -> str:
     )
     environment.filters |= {"number": number, "duration": sections.duration, "count": sections.count}
     grid = inputs.grid()
+    texts = sections.texts(inputs, background)
     return environment.get_template("page.html.j2").render(
         title=background.title or "Upcycling dense models into mixtures of experts",
         simulated=inputs.simulated,
@@ -60,8 +62,8 @@ def render(inputs: Inputs, background: Background) -> str:
         tables=[_table(name, background) for name in background.tables],
         laws=laws.cards(inputs),
         receipts=sections.receipts(inputs),
-        texts=sections.texts(inputs, background),
-        limits=sections.limits(inputs, grid),
+        texts=texts,
+        limits=limits(inputs, grid, texts),
         command=background.command,
         study=background.study,
     )

@@ -1,21 +1,16 @@
-"""What was run, on what, how long, on which text; what upcycling did to the weights; what the sweep cannot show."""
+"""What was run, on what, how long, on which text; what upcycling did to the weights."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from upcycle.paper.inputs import Grid, Inputs
+from upcycle.paper.render import number
 from upcycle.report.background import Background
 from upcycle.spec import short_count
-
-PAPER_SMALLEST_N1 = 14_745_600
-"""Non-embedding parameters (Equation 4) of the paper's smallest dense model, 15M."""
-PAPER_MIXTURES = 4
-"""Mixtures of Tables 1 and 8."""
-SHORT_RUN = 250
-"""Steps below which trial sweeps of this size followed no power law (docs/log.md)."""
 
 
 def scope(inputs: Inputs, background: Background, grid: Grid) -> dict[str, Any]:
@@ -25,6 +20,7 @@ def scope(inputs: Inputs, background: Background, grid: Grid) -> dict[str, Any]:
     return {
         "finished": len(inputs.losses),
         "planned": len(planned) or len(inputs.losses),
+        "runs": background.total_runs,
         "grid": f"{len(grid.D1)} × {len(grid.D2)}",
         "N1": short_count(first["N1"]),
         "N_total": short_count(first["N_total"]),
@@ -39,18 +35,17 @@ def what_was_run(inputs: Inputs, background: Background) -> dict[str, Any]:
     records = [inputs.record(run_id, "metrics") for run_id in all_runs(inputs)]
     hardware = Counter(_machine(record["hardware"]) for record in records)
     software = {f"{name} {version}" for record in records for name, version in record["software"].items()}
-    first, last = min(record["started"] for record in records), max(record["finished"] for record in records)
     timing = background.timing
     return {
         "sweeps": [_sweep(inputs, name) for name in inputs.sweep_names()],
         "runs": len(records),
         "tokens": short_count(sum(record["segment_tokens"] for record in records)),
-        "flops": f"{sum(record['flops'] for record in records):.2g}",
+        "flops": number(sum(record["flops"] for record in records), 2),
         "machines": [{"name": name, "runs": count} for name, count in hardware.most_common()],
         "software": sorted(software),
         "threads": sorted({record["execution"]["threads"] for record in records}),
-        "first": first,
-        "last": last,
+        "first": _moment(min(record["started"] for record in records)),
+        "last": _moment(max(record["finished"] for record in records)),
         "train": sum(record["train_seconds"] for record in records),
         "evaluate": sum(record["eval_seconds"] for record in records),
         "startup": sum(record["startup_seconds"] for record in records),
@@ -104,6 +99,11 @@ def _range(tokens: Any) -> str:
     return short_count(low) if low == high else f"{short_count(low)} to {short_count(high)}"
 
 
+def _moment(iso: str) -> str:
+    """`2026-01-31 15:04 UTC`."""
+    return datetime.fromisoformat(iso).astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
 def _machine(hardware: Mapping[str, Any]) -> str:
     if hardware["device"] == "cuda":
         return f"{hardware['gpus']} × {hardware['gpu']}, {hardware['cpu']}"
@@ -119,7 +119,9 @@ def receipts(inputs: Inputs) -> dict[str, Any] | None:
         return None
     kinds: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for receipt in found:
-        kinds.setdefault((receipt["method"], receipt["n_expert"], receipt["top_k"], receipt["gate"]), []).append(receipt)
+        kinds.setdefault((receipt["method"], receipt["n_expert"], receipt["top_k"], receipt["gate"]), []).append(
+            receipt
+        )
     return {
         "starts": len(found),
         "kinds": [
@@ -155,47 +157,6 @@ def texts(inputs: Inputs, background: Background) -> list[dict[str, Any]]:
         }
         for manifest in background.manifests(fingerprints)
     ]
-
-
-def limits(inputs: Inputs, grid: Grid) -> list[str]:
-    """What these losses cannot show, as far as it follows from what was run."""
-    rows = grid.rows
-    size = int(rows["N1"].iloc[0])
-    tokens = max(grid.D1 + grid.D2)
-    found = []
-    if size < PAPER_SMALLEST_N1:
-        found.append(
-            f"The dense model has {short_count(size)} non-embedding parameters, {PAPER_SMALLEST_N1 / size:,.0f} times fewer than the "
-            f"smallest of the paper, and sees at most {short_count(tokens)} tokens. The shape of a law may carry over to larger models; "
-            "its numbers do not."
-        )
-    sizes = inputs.losses.loc[inputs.losses["lineage"] == "up", "N1"].nunique()
-    if sizes < 3:
-        found.append(
-            f"Upcycled models of {'one size' if sizes == 1 else 'two sizes'} say nothing reliable about how the loss depends on the model's "
-            "size, nor about the tokens at which training from scratch wins at another size (the paper's D*)."
-        )
-    mixtures = rows["moe"].nunique()
-    if len(inputs.grids(grid.sweep)) < PAPER_MIXTURES:
-        number = "One mixture" if mixtures == 1 else f"{mixtures} mixtures"
-        found.append(f"{number} of experts, where the paper compares {PAPER_MIXTURES}: whether other mixtures follow the same law is open.")
-    steps = [(inputs.record(run_id, "metrics")["steps"]) for run_id in rows["id"]]
-    if (short := sum(count < SHORT_RUN for count in steps)) > 0:
-        found.append(
-            f"{short} of the {len(steps)} upcycled runs have fewer than {SHORT_RUN} steps (the shortest {min(steps)}): so early, the loss "
-            "falls faster than a power law, which bends every fit that includes them."
-        )
-    if inputs.noise is None:
-        found.append("No run was repeated with another seed, so it is not known which small differences are chance.")
-    found.append(
-        f"Every prediction outside D1 = {short_count(grid.D1[0])} to {short_count(grid.D1[-1])} and D2 = {short_count(grid.D2[0])} to "
-        f"{short_count(grid.D2[-1])} is extrapolation; the constant E of every law lies far outside."
-    )
-    found.append(
-        "The held-out text comes from the same sources as the training text, and losses in nats per token depend on the tokenizer: "
-        "they do not compare with losses of other studies."
-    )
-    return found
 
 
 def duration(seconds: float) -> str:

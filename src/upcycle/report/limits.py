@@ -1,0 +1,86 @@
+"""What a sweep cannot show, as far as it follows from what was run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from upcycle.paper.inputs import Grid, Inputs
+from upcycle.spec import short_count
+
+PAPER_SMALLEST_N1 = 14_745_600
+"""Non-embedding parameters (Equation 4) of the paper's smallest dense model, 15M."""
+PAPER_MIXTURES = 4
+"""Mixtures of Tables 1 and 8."""
+SHORT_RUN = 250
+"""Steps below which trial sweeps of tiny models followed no power law yet."""
+
+
+def limits(inputs: Inputs, grid: Grid, texts: list[dict[str, Any]]) -> list[str]:
+    """Sentences on size, mixtures, steps, repeated text, seeds, extrapolation; only those that apply."""
+    found = [
+        _size(grid),
+        _sizes(inputs),
+        _mixtures(inputs, grid),
+        _short_runs(inputs, grid),
+        _repetition(grid, texts),
+        "" if inputs.noise else "No run was repeated with another seed: small differences may be chance.",
+        f"Every prediction outside D1 = {short_count(grid.D1[0])} to {short_count(grid.D1[-1])} and D2 = "
+        f"{short_count(grid.D2[0])} to {short_count(grid.D2[-1])} is extrapolation; so is every floor E.",
+        "The held-out text comes from the same sources as the training text, and losses in nats per token depend on "
+        "the tokenizer: they do not compare with losses of other studies.",
+    ]
+    return [sentence for sentence in found if sentence]
+
+
+def _size(grid: Grid) -> str:
+    size = int(grid.rows["N1"].iloc[0])
+    if size >= PAPER_SMALLEST_N1:
+        return ""
+    return (
+        f"The dense model has {short_count(size)} non-embedding parameters, {PAPER_SMALLEST_N1 / size:,.0f} times "
+        f"fewer than the smallest of the paper, and saw at most {short_count(grid.D1[-1])} tokens. The shape of a law "
+        "may carry over to larger models; its numbers do not."
+    )
+
+
+def _sizes(inputs: Inputs) -> str:
+    sizes = inputs.losses.loc[inputs.losses["lineage"] == "up", "N1"].nunique()
+    if sizes > 2:
+        return ""
+    return (
+        f"Upcycled models of {'one size' if sizes == 1 else 'two sizes'} say nothing reliable about how the loss "
+        "depends on the model's size, nor from how many tokens on training from scratch wins (the paper's D*)."
+    )
+
+
+def _mixtures(inputs: Inputs, grid: Grid) -> str:
+    mixtures = len(inputs.grids(grid.sweep))
+    if mixtures >= PAPER_MIXTURES:
+        return ""
+    number = "One mixture of experts was" if mixtures == 1 else f"{mixtures} mixtures of experts were"
+    return f"{number} upcycled, where the paper compares {PAPER_MIXTURES}: whether others follow the same law is open."
+
+
+def _short_runs(inputs: Inputs, grid: Grid) -> str:
+    steps = [inputs.record(run_id, "metrics")["steps"] for run_id in grid.rows["id"]]
+    short = sum(count < SHORT_RUN for count in steps)
+    if short == 0:
+        return ""
+    return (
+        f"{short} of the {len(steps)} upcycled runs have fewer than {SHORT_RUN} steps (the shortest {min(steps)}): so "
+        "early, a loss falls faster than a power law, which bends every fit that includes it."
+    )
+
+
+def _repetition(grid: Grid, texts: list[dict[str, Any]]) -> str:
+    available = min((text["train"]["tokens"] for text in texts), default=0)
+    largest = max(grid.D1[-1], grid.D2[-1])
+    both = grid.D1[-1] + grid.D2[-1]
+    if largest > available:
+        return f"The text has {short_count(available)} training tokens: budgets above that repeat it."
+    if both > available:
+        return (
+            f"The text has {short_count(available)} training tokens, fewer than the {short_count(both)} of the largest "
+            "D1 and D2 together: upcycled training sees text again that its dense parent had seen."
+        )
+    return ""

@@ -1,0 +1,26 @@
+"""One simulated sweep for all tests of this folder; it is read, never changed."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import simulated_sweep
+
+
+@pytest.fixture(scope="session")
+def sweep(tmp_path_factory):
+    """(results folder, plan) of the simulated sweep with all five fits."""
+    results = tmp_path_factory.mktemp("sweep")
+    return results, simulated_sweep.write_results(results)
+
+
+@pytest.fixture(scope="session")
+def inputs(sweep):
+    return simulated_sweep.read_inputs(*sweep)
+
+
+@pytest.fixture
+def copied(sweep, tmp_path) -> Path:
+    """A copy of the results that a test may spoil."""
+    shutil.copytree(sweep[0], tmp_path / "results")
+    return tmp_path / "results"
