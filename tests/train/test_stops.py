@@ -19,7 +19,7 @@ from upcycle.errors import UserError
 from upcycle.model.transformer import Transformer
 from upcycle.spec import RunSpec
 from upcycle.train.lease import lease
-from upcycle.train.preemption import TrainingError
+from upcycle.train.preemption import Preempted, StopRequest, TrainingError
 
 SAVE_ALWAYS = EXECUTION.model_copy(update={"save_seconds": 1e-6})
 
@@ -158,3 +158,15 @@ def test_fresh_trains_a_finished_run_again(tokens_dir: Path, tmp_path: Path) -> 
     train_in(tmp_path, tokens_dir, run, fresh=True)
     assert (run_dir / "weights.safetensors").stat().st_mtime_ns > stamp
     assert tensors_sha256(run_dir) == before
+
+
+def test_a_stop_during_the_last_evaluation_leaves_it_between_two_batches() -> None:
+    """The state was saved before the evaluation, so its next batch is simply not begun."""
+    with StopRequest() as stop:
+        batches = stop.watch([1, 2, 3])
+        assert next(batches) == 1
+        signal.raise_signal(signal.SIGUSR1)
+        with pytest.raises(Preempted, match="SIGUSR1") as preempted:
+            next(batches)
+    assert preempted.value.code == 75
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, "the handlers before are back"
