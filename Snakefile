@@ -12,9 +12,9 @@ include: "workflow/rules/plan.smk"
 
 
 rule all:
-    localrule: True
     input:
         rules_all(),
+    localrule: True
     message:
         "Everything that the study names is built."
 

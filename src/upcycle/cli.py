@@ -53,8 +53,6 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument("name", help=f"a name under `{name}s`")
         sub.add_argument("--out", type=Path, help="file to write (default: in the study's results folder)")
         sub.add_argument("--key", help="key to record as made (Snakemake gives it)")
-        if name == "report":
-            sub.add_argument("--cores", type=int, default=1, help="cores of this invocation, for the time accounts")
     return top
 
 

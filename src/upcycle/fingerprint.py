@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 PACKAGE_ROOT = Path(__file__).parent
@@ -48,7 +48,7 @@ def module_path(module: str) -> Path | None:
     return None
 
 
-@lru_cache(maxsize=None)
+@cache
 def _tree(module: str) -> ast.Module:
     path = module_path(module)
     if path is None:
@@ -62,7 +62,7 @@ def _tree(module: str) -> ast.Module:
     return tree
 
 
-@lru_cache(maxsize=None)
+@cache
 def _module_text(module: str) -> str:
     return ast.dump(_tree(module))
 
@@ -95,7 +95,7 @@ def _module_closure(modules: set[str]) -> set[str]:
     return seen
 
 
-@lru_cache(maxsize=None)
+@cache
 def _definitions(module: str) -> dict[str, ast.stmt]:
     """Top-level statements of a module by each name that they bind."""
     found: dict[str, ast.stmt] = {}

@@ -53,7 +53,7 @@ def local_files(patterns: list[str], dataset: str) -> list[Path]:
     """
     found: list[Path] = []
     for pattern in patterns:
-        matches = sorted(glob.glob(pattern, recursive=True))
+        matches = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
         if not matches:
             raise UserError(f"datasets.{dataset}.files: nothing matches `{pattern}` (from {Path.cwd()})")
         found += [Path(match) for match in matches]

@@ -148,7 +148,9 @@ def _segment_cuts(branches: dict[int, RunSpec], execution: Execution) -> list[in
     if execution.max_segment_hours is None:
         return []
     run = next(iter(branches.values()))
-    seconds = flops_per_token(run.model, run.moe) * run.tokens_per_step / (execution.flops_per_second * execution.devices)
+    seconds = (
+        flops_per_token(run.model, run.moe) * run.tokens_per_step / (execution.flops_per_second * execution.devices)
+    )
     length = max(math.floor(execution.max_segment_hours * 3600 / seconds), 1)
     return list(range(length, max(branches), length))
 

@@ -98,7 +98,9 @@ def show_plan(workflow: Workflow, *, as_json: bool, every_run: bool) -> str:
     plan = describe_plan(workflow)
     if as_json:
         return json.dumps(plan, indent=1)
-    header = f"{'sweep':<24}{'models':>8}{'runs':>7}{'to train':>10}{'tokens':>10}{'FLOPs':>10}{'disk':>10}{'job time':>11}"
+    header = (
+        f"{'sweep':<24}{'models':>8}{'runs':>7}{'to train':>10}{'tokens':>10}{'FLOPs':>10}{'disk':>10}{'job time':>11}"
+    )
     lines = [f"study {plan['study']}", "", header]
     for name, sweep in plan["sweeps"].items():
         lines.append(_line(name, sweep, str(sweep["models"])))
@@ -110,7 +112,7 @@ def show_plan(workflow: Workflow, *, as_json: bool, every_run: bool) -> str:
     sources = {run["seconds_from"] for run in plan["runs"]}
     lines += [
         "",
-        f"FLOPs: every matrix product, head and attention included; the paper's 6ND count is {plan['total']['flops_6nd']:.4g}.",
+        f"FLOPs: every matrix product, head and attention too; the paper's 6ND count is {plan['total']['flops_6nd']:.4g}.",
         f"Job time: one job after another, by {' and '.join(sorted(sources))}; jobs run side by side.",
     ]
     if every_run:

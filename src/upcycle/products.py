@@ -11,7 +11,14 @@ from typing import Any
 
 from upcycle.errors import UserError, nearest
 from upcycle.plan import write_atomic
-from upcycle.workflow import RESULTS, STARTED_VARIABLE, Workflow, evaluation_path, load_json, record_made
+from upcycle.workflow import (
+    CORES_VARIABLE,
+    RESULTS,
+    STARTED_VARIABLE,
+    Workflow,
+    load_json,
+    record_made,
+)
 
 
 def make(workflow: Workflow, args: argparse.Namespace) -> None:
@@ -21,8 +28,10 @@ def make(workflow: Workflow, args: argparse.Namespace) -> None:
     if product not in workflow.products:
         section = f"{args.verb}s" if name else "products"
         known = workflow.names(section) if name else workflow.products
-        raise UserError(f"study `{workflow.study.study}` names no {args.verb} `{args.name if name else ''}` under `{section}`; "
-                        f"{nearest(args.name if name else args.verb, known)}")
+        raise UserError(
+            f"study `{workflow.study.study}` names no {args.verb} `{args.name if name else ''}` under `{section}`; "
+            f"{nearest(args.name if name else args.verb, known)}"
+        )
     out = args.out or Path(workflow.products[product].outputs[0])
     if args.verb == "losses":
         make_losses(workflow, out)
@@ -39,7 +48,7 @@ def make(workflow: Workflow, args: argparse.Namespace) -> None:
 
         write_table(args.name, paper_inputs(workflow), out.with_suffix(""), **workflow.study.tables[args.name])
     elif args.verb == "report":
-        make_report(workflow, out, args.cores)
+        make_report(workflow, out)
     if args.key:
         record_made(workflow.out, product, args.key)
 
@@ -88,11 +97,11 @@ def paper_inputs(workflow: Workflow) -> Any:
     return Inputs(inputs.losses, {name: inputs.fits[name] for name in workflow.study.fits}, inputs.runs, inputs.sweeps)
 
 
-def make_report(workflow: Workflow, out: Path, cores: int) -> None:
+def make_report(workflow: Workflow, out: Path) -> None:
     """report.html and summary.txt, after this invocation's time is on the books (timing.json)."""
     from upcycle.report.page import Background, headline, write_report
 
-    write_timing(workflow, cores)
+    write_timing(workflow)
     inputs = paper_inputs(workflow)
     background = Background(
         study=workflow.out.name if workflow.out != RESULTS else "default",
@@ -108,7 +117,7 @@ def make_report(workflow: Workflow, out: Path, cores: int) -> None:
     write_atomic(out.with_name("summary.txt"), headline(inputs) + "\n")
 
 
-def write_timing(workflow: Workflow, cores: int) -> None:
+def write_timing(workflow: Workflow) -> None:
     """Add this invocation to timing.json: its wall time until now and the seconds that its runs trained.
 
     Whatever is not training or evaluation of runs (start-up of processes, Snakemake, tokenising, fits, figures,
@@ -119,7 +128,11 @@ def write_timing(workflow: Workflow, cores: int) -> None:
         return  # the verb was called by hand: no invocation to account for
     path = workflow.out / "timing.json"
     entries = load_json(path)["invocations"] if path.exists() else []
-    entry: dict[str, Any] = {"started": float(started), "wall_seconds": time.time() - float(started), "cores": cores}
+    entry: dict[str, Any] = {
+        "started": float(started),
+        "wall_seconds": time.time() - float(started),
+        "cores": int(os.environ[CORES_VARIABLE]),
+    }
     runs = [load_json(RESULTS / "runs" / run_id / "metrics.json") for run_id in workflow.plan.runs]
     mine = [run for run in runs if _seconds(run["finished"]) >= float(started)]
     entry |= {"runs": len(mine)}

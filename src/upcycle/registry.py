@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ast
-from functools import lru_cache
+from functools import cache
 
 from upcycle.fingerprint import module_path
 
 
-@lru_cache(maxsize=None)
+@cache
 def decorated(module: str, decorator: str) -> tuple[str, ...]:
     """Names of a module's top-level functions that bear a decorator: the laws under `@register`, for instance."""
     path = module_path(module)
@@ -18,7 +18,10 @@ def decorated(module: str, decorator: str) -> tuple[str, ...]:
         node.name
         for node in ast.parse(path.read_text(encoding="utf-8")).body
         if isinstance(node, ast.FunctionDef)
-        and any(getattr(mark.func if isinstance(mark, ast.Call) else mark, "id", "") == decorator for mark in node.decorator_list)
+        and any(
+            getattr(mark.func if isinstance(mark, ast.Call) else mark, "id", "") == decorator
+            for mark in node.decorator_list
+        )
     )
 
 

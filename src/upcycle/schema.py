@@ -1,6 +1,6 @@
 """The JSON schema of a study, for editors: generated from the typed config, pinned by a test.
 
-    python -m upcycle.schema        # rewrites workflow/schemas/study.schema.json
+python -m upcycle.schema        # rewrites workflow/schemas/study.schema.json
 """
 
 from __future__ import annotations

@@ -135,8 +135,9 @@ class MoESpec(Frozen):
         if self.gate is None:
             if self.top_k == 1:
                 raise ValueError(
-                    "top_k = 1 must name its gate: `topk_softmax` (Eq. 15: preserves the function, but the router gets "
-                    "no cross-entropy gradient) or `softmax_topk` (the router learns, but a copy does not preserve the function)"
+                    "top_k = 1 must name its gate: `topk_softmax` (Eq. 15) or `softmax_topk_renormalised` preserve the "
+                    "function, but the router gets no cross-entropy gradient; with `softmax_topk` the router learns, but "
+                    "a copy does not preserve the function"
                 )
             object.__setattr__(self, "gate", "topk_softmax")
         return self
@@ -167,7 +168,9 @@ class DataSpec(Frozen):
     @property
     def tokens_id(self) -> str:
         """Folder name of the token set this recipe reads: `english-1-bpe1024`."""
-        stem = self.tokenizer if self.tokenizer == "bpe" else hashlib.sha256(self.tokenizer.encode()).hexdigest()[:8] + "-"
+        stem = (
+            self.tokenizer if self.tokenizer == "bpe" else hashlib.sha256(self.tokenizer.encode()).hexdigest()[:8] + "-"
+        )
         return f"{self.dataset}-{self.version}-{stem}{self.vocab_size}"
 
 
@@ -234,11 +237,18 @@ class RunSpec(Frozen):
         if self.start_step >= self.end_step:
             raise ValueError(f"start_step {self.start_step} is not below end_step {self.end_step}")
         if self.moe is not None and self.optim.batch % self.moe.balance_group:
-            raise ValueError(f"optim.batch {self.optim.batch} is not a whole number of moe.balance_group {self.moe.balance_group}")
+            raise ValueError(
+                f"optim.batch {self.optim.batch} is not a whole number of moe.balance_group {self.moe.balance_group}"
+            )
         if self.data.vocab_size > self.model.vocab_size:
             raise ValueError(f"data.vocab_size {self.data.vocab_size} exceeds model.vocab_size {self.model.vocab_size}")
-        if self.origin.startswith("upcycle:") != (self.dense_parent is not None) or (self.dense_parent and not self.moe):
-            raise ValueError("an upcycled run has origin `upcycle:<method>`, a dense_parent and a moe; any other has none of the first two")
+        if self.origin.startswith("upcycle:") != (self.dense_parent is not None) or (
+            self.dense_parent and not self.moe
+        ):
+            raise ValueError(
+                "an upcycled run has origin `upcycle:<method>`, a dense_parent and a moe; any other has none of the "
+                "first two"
+            )
         if (self.init == "scratch") != (self.parent is None):
             raise ValueError(f"init {self.init} with parent {self.parent}: only a start from scratch has no parent")
         if self.role == "full" and self.start_step:

@@ -144,7 +144,7 @@ class SweepConfig(Frozen):
             raise ValueError("`moe` names the mixtures of kinds moe and upcycled, and only of those")
         if self.kind != "upcycled" and (self.dense_tokens or self.dense_steps or self.points or self.dense_set):
             raise ValueError("`dense_tokens`, `dense_steps`, `points` and `dense_set` belong to kind upcycled")
-        if self.tokens and self.steps or self.dense_tokens and self.dense_steps:
+        if (self.tokens and self.steps) or (self.dense_tokens and self.dense_steps):
             raise ValueError("give a budget in tokens or in steps, not both")
         if self.points and (self.tokens or self.steps or self.dense_tokens or self.dense_steps):
             raise ValueError("`points` takes the place of tokens and dense_tokens")

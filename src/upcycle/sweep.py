@@ -79,9 +79,7 @@ def _budgets(
             yield Point(run=run, model=model, moe=""), steps
 
 
-def _steps(
-    study: StudyConfig, model: str, tokens: list[int] | None, steps: list[int] | None, where: str
-) -> list[int]:
+def _steps(study: StudyConfig, model: str, tokens: list[int] | None, steps: list[int] | None, where: str) -> list[int]:
     """Step budgets given in tokens, in steps, or by the model's own halvings."""
     entry = study.models[model]
     if steps:

@@ -30,6 +30,7 @@ from upcycle.study import EvaluationConfig, StudyConfig, load_study
 
 PLAN_VARIABLE = "UPCYCLE_PLAN"
 FORK_VARIABLE = "UPCYCLE_FORK_SERVER"
+CORES_VARIABLE = "UPCYCLE_CORES"
 STARTED_VARIABLE = "UPCYCLE_STARTED"
 RESULTS = Path("results")
 OLD = 1.0
@@ -65,6 +66,7 @@ class Workflow:
     study: StudyConfig
     plan: Plan
     out: Path
+
     @cached_property
     def products(self) -> dict[str, Product]:
         """Everything made from finished runs, each after what it is made from."""
@@ -117,7 +119,11 @@ class Workflow:
                 for run_id in self.plan.sweeps[sweep]:
                     run = self.plan.runs[run_id]
                     recipe = TokenRecipe(
-                        evaluation.dataset, evaluation.version, run.data.tokenizer, run.data.vocab_size, run.data.tokens_id
+                        evaluation.dataset,
+                        evaluation.version,
+                        run.data.tokenizer,
+                        run.data.vocab_size,
+                        run.data.tokens_id,
                     )
                     sets[evaluation_tokens_id(run, evaluation)] = recipe
         return sets
@@ -175,7 +181,9 @@ def study_file(name: str, root: Path) -> Path:
         return root / "config.yaml"
     path = root / "config" / f"{name}.yaml"
     if not path.exists():
-        raise UserError(f"no study `{name}` (config/{name}.yaml); {nearest(name, [p.stem for p in path.parent.glob('*.yaml')])}")
+        raise UserError(
+            f"no study `{name}` (config/{name}.yaml); {nearest(name, [p.stem for p in path.parent.glob('*.yaml')])}"
+        )
     return path
 
 
@@ -203,7 +211,7 @@ def read_workflow(config: dict[str, Any], root: Path) -> Workflow:
     return Workflow(study, plan, output_folder(name))
 
 
-def open_workflow(config: dict[str, Any], root: Path) -> Workflow:
+def open_workflow(config: dict[str, Any], root: Path, cores: int) -> Workflow:
     """`read_workflow` for the Snakefile: the invocation that the user started freezes its plan and settles dates."""
     outermost = PLAN_VARIABLE not in os.environ
     workflow = read_workflow(config, root)
@@ -212,6 +220,7 @@ def open_workflow(config: dict[str, Any], root: Path) -> Workflow:
         if workflow.study.execution.fork_server:
             os.environ[FORK_VARIABLE] = "1"
         os.environ[STARTED_VARIABLE] = repr(time.time())
+        os.environ[CORES_VARIABLE] = str(cores)
         for product in workflow.products.values():
             settle(workflow, product)
     return workflow

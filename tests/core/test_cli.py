@@ -13,7 +13,9 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 def upcycle(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "upcycle.cli", *words], cwd=cwd, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "upcycle.cli", *words], cwd=cwd, capture_output=True, text=True, check=False
+    )
 
 
 def test_every_verb_explains_itself():

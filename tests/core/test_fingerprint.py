@@ -54,7 +54,9 @@ def test_comments_docstrings_and_blank_lines_change_nothing(package):
     assert prints() == before
 
 
-@pytest.mark.parametrize("edit", [("SIZE = 3", "SIZE = 4"), ("* size", "+ size"), ("_axes(inputs, SIZE)", "_axes(inputs, SIZE + 1)")])
+@pytest.mark.parametrize(
+    "edit", [("SIZE = 3", "SIZE = 4"), ("* size", "+ size"), ("_axes(inputs, SIZE)", "_axes(inputs, SIZE + 1)")]
+)
 def test_an_edit_reaches_the_functions_that_use_it(package, edit):
     """A constant, a private function or the body of figure 1 changes figure 1 and leaves figure 2."""
     before = prints()

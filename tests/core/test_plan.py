@@ -21,7 +21,15 @@ def study(sweeps: dict, **changes) -> StudyConfig:
             "context": 256,
             "execution": {"device": "cpu"},
             "models": {
-                "tiny": {"n_layer": 2, "d_model": 64, "n_head": 2, "batch": 8, "warmup_steps": 4, "lr": 8e-3, "lr_moe": 4e-3}
+                "tiny": {
+                    "n_layer": 2,
+                    "d_model": 64,
+                    "n_head": 2,
+                    "batch": 8,
+                    "warmup_steps": 4,
+                    "lr": 8e-3,
+                    "lr_moe": 4e-3,
+                }
             },
             "moes": {"8x2": {"n_expert": 8, "top_k": 2}},
             "sweeps": sweeps,
@@ -66,7 +74,9 @@ def test_sweeps_share_runs(tmp_path):
     """The parents of an upcycled grid are the dense sweep's models; an equal point of two sweeps is one run."""
     alone = build_plan(study({"grid": upcycled([100, 200], [100])}), tmp_path)
     dense = {"kind": "dense", "model": "tiny", "steps": [100, 200]}
-    both = build_plan(study({"dense": dense, "grid": upcycled([100, 200], [100]), "again": upcycled([100], [100])}), tmp_path)
+    both = build_plan(
+        study({"dense": dense, "grid": upcycled([100, 200], [100]), "again": upcycled([100], [100])}), tmp_path
+    )
     assert set(both.runs) == set(alone.runs)
     assert both.sweeps["again"][0] in both.sweeps["grid"]
     assert both.membership()[both.sweeps["again"][0]] == ["grid", "again"]
@@ -100,7 +110,9 @@ def test_a_finished_segment_keeps_its_recorded_parent(tmp_path):
     after = build_plan(study({"dense": {"kind": "dense", "model": "tiny", "steps": [100, 200, 400]}}), tmp_path)
     by_end = {run.end_step: run for run in after.runs.values() if run.role == "trunk"}
     assert by_end[360].parent == by_end[180].parent == by_end[90].id
-    fresh = build_plan(study({"dense": {"kind": "dense", "model": "tiny", "steps": [100, 200, 400]}}), tmp_path / "empty")
+    fresh = build_plan(
+        study({"dense": {"kind": "dense", "model": "tiny", "steps": [100, 200, 400]}}), tmp_path / "empty"
+    )
     assert {run.end_step: run.parent for run in fresh.runs.values() if run.role == "trunk"}[360] == by_end[180].id
 
 
@@ -135,7 +147,10 @@ def test_overrides_are_axes(tmp_path):
 @pytest.mark.parametrize(
     ("sweep", "message"),
     [
-        (upcycled([100], [100], set={"optim.lrr": 1}), r"sweeps.s.set: unknown setting `optim.lrr`; did you mean `lr`\?"),
+        (
+            upcycled([100], [100], set={"optim.lrr": 1}),
+            r"sweeps.s.set: unknown setting `optim.lrr`; did you mean `lr`\?",
+        ),
         (upcycled([100], [100], set={"optim.lr": -1}), "sweeps.s: `optim.lr`"),
         ({"kind": "dense", "model": "tiny", "steps": [4]}, "inside the warm-up"),
         ({"kind": "dense", "model": "tiny", "tokens": [2048]}, "under two steps"),
@@ -152,7 +167,9 @@ def test_long_segments_are_cut_at_multiples_of_one_length(tmp_path):
     slow = {"device": "cpu", "flops_per_second": 1e9, "max_segment_hours": 0.1}
 
     def ends(steps: list[int]) -> list[int]:
-        plan = build_plan(study({"dense": {"kind": "dense", "model": "tiny", "steps": steps}}, execution=slow), tmp_path)
+        plan = build_plan(
+            study({"dense": {"kind": "dense", "model": "tiny", "steps": steps}}, execution=slow), tmp_path
+        )
         return sorted(run.end_step for run in plan.runs.values() if run.role == "trunk")
 
     short, long = ends([400]), ends([400, 1000])
@@ -176,7 +193,7 @@ def test_a_frozen_plan_comes_back_whole(tmp_path):
 
 
 def test_the_papers_study_is_planned(tmp_path):
-    """Table 3's twelve counts hold (checked on loading); 30 dense, 30 MoE and 150 upcycled models; 48 configurations."""
+    """Table 3's twelve counts hold (checked on loading); 30 dense, 30 MoE, 150 upcycled models; 48 configurations."""
     paper = load_study(REPOSITORY / "config" / "paper.yaml")
     plan = build_plan(paper, tmp_path)
     sizes = {name: len(ids) for name, ids in plan.sweeps.items()}

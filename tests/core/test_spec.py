@@ -52,7 +52,12 @@ def test_defaults_written_out_are_the_same_run():
     ],
 )
 def test_whatever_changes_the_loss_changes_the_id(change):
-    ids = {run().id, run(moe=MoESpec(n_expert=8, top_k=2)).id if change.get("moe") not in (None, MoESpec(n_expert=8, top_k=2)) else "-"}
+    ids = {
+        run().id,
+        run(moe=MoESpec(n_expert=8, top_k=2)).id
+        if change.get("moe") not in (None, MoESpec(n_expert=8, top_k=2))
+        else "-",
+    }
     assert run(**change).id not in ids
 
 
@@ -119,4 +124,6 @@ def test_a_spec_survives_json():
 
 
 def test_canonical_json_knows_one_notation():
-    assert canonical_json({"b": 1.0, "a": [1, 2.5]}) == canonical_json({"a": [1.0, 2.5], "b": 1}) == '{"a":[1,2.5],"b":1}'
+    assert (
+        canonical_json({"b": 1.0, "a": [1, 2.5]}) == canonical_json({"a": [1.0, 2.5], "b": 1}) == '{"a":[1,2.5],"b":1}'
+    )

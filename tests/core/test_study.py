@@ -15,7 +15,17 @@ STUDY = {
     "data": {"dataset": "english", "vocab_size": 1024},
     "context": 256,
     "execution": {"device": "cpu"},
-    "models": {"tiny": {"n_layer": 2, "d_model": 64, "n_head": 2, "batch": 8, "warmup_steps": 4, "lr": "8e-3", "lr_moe": "4e-3"}},
+    "models": {
+        "tiny": {
+            "n_layer": 2,
+            "d_model": 64,
+            "n_head": 2,
+            "batch": 8,
+            "warmup_steps": 4,
+            "lr": "8e-3",
+            "lr_moe": "4e-3",
+        }
+    },
     "moes": {"8x2": {"n_expert": 8, "top_k": 2}},
     "sweeps": {
         "dense": {"kind": "dense", "model": "tiny", "tokens": ["2.048e5", 409600]},
@@ -67,7 +77,11 @@ def test_yaml_numbers_in_scientific_notation_are_numbers(tmp_path):
         ("sweeps/dense/model", "tinny", r"sweeps.dense.model: `tinny` is not under `models`; did you mean `tiny`\?"),
         ("sweeps/upcycled/moe", "8x3", r"did you mean `8x2`\?"),
         ("sweeps/dense/moe", "8x2", "`moe` names the mixtures"),
-        ("fits/mult/sweep", "upcicled", r"fits.mult.sweep: `upcicled` is not under `sweeps`; did you mean `upcycled`\?"),
+        (
+            "fits/mult/sweep",
+            "upcicled",
+            r"fits.mult.sweep: `upcicled` is not under `sweeps`; did you mean `upcycled`\?",
+        ),
         ("execution/device", "tpu", "`execution.device`"),
         ("context", "2.5", "not a whole number"),
     ],
@@ -83,7 +97,11 @@ def test_a_mistake_is_named_with_its_key_and_mend(tmp_path, path, value, message
     ("path", "value", "message"),
     [
         ("data/dataset", "englich", "english"),
-        ("fits/mult/law", "multiplicativ", r"fits.mult.law: unknown law `multiplicativ`; did you mean `multiplicative`\?"),
+        (
+            "fits/mult/law",
+            "multiplicativ",
+            r"fits.mult.law: unknown law `multiplicativ`; did you mean `multiplicative`\?",
+        ),
         ("figures/figure44", {}, r"figures.figure44: unknown figure; did you mean `figure4`\?"),
         ("figures/figure4", {"sweeep": "x"}, "sweep"),
         ("figures/figure4", {"sweep": "upcicled"}, r"did you mean `upcycled`\?"),

@@ -1,4 +1,4 @@
-"""A made-up language for tests: words with a Zipf law and a habit of following each other, so that there is something to learn."""
+"""A made-up language for tests: words with a Zipf law, each followed by one of its own: something to learn."""
 
 import json
 import random

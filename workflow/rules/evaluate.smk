@@ -15,15 +15,15 @@ rule evaluate:
 if W.study.evaluations:
 
     rule evaluations:
-        localrule: True
         input:
             product_inputs("evaluations"),
         output:
             W.product("evaluations").outputs,
-        params:
-            key=product_key("evaluations"),
         log:
             f"{W.out}/logs/evaluations.log",
+        localrule: True
+        params:
+            key=product_key("evaluations"),
         message:
             "Gather evaluations on other texts"
         shell:

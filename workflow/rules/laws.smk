@@ -1,14 +1,14 @@
 # Finished runs to losses.csv to laws.
 rule losses:
-    localrule: True
     input:
         product_inputs("losses"),
     output:
         W.product("losses").outputs,
-    params:
-        key=product_key("losses"),
     log:
         f"{W.out}/logs/losses.log",
+    localrule: True
+    params:
+        key=product_key("losses"),
     message:
         "Gather losses"
     shell:
@@ -20,12 +20,12 @@ rule fit:
         fit_inputs,
     output:
         f"{W.out}/fits/{{fit}}.json",
-    params:
-        key=fit_key,
     log:
         f"{W.out}/logs/fits/{{fit}}.log",
     wildcard_constraints:
         fit="|".join(W.names("fits")) or "no-such-fit",
+    params:
+        key=fit_key,
     message:
         "Fit {wildcards.fit}"
     shell:

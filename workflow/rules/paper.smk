@@ -10,13 +10,13 @@ rule figure:
             labels={"figure": "{figure}"},
         ),
         f"{W.out}/figures/{{figure}}.pdf",
-    params:
-        key=figure_key,
-        caption=figure_caption,
     log:
         f"{W.out}/logs/figures/{{figure}}.log",
     wildcard_constraints:
         figure="|".join(W.names("figures")) or "no-such-figure",
+    params:
+        key=figure_key,
+        caption=figure_caption,
     message:
         "Draw {wildcards.figure}"
     shell:
@@ -34,13 +34,13 @@ rule table:
             labels={"table": "{table}"},
         ),
         f"{W.out}/tables/{{table}}.md",
-    params:
-        key=table_key,
-        caption=table_caption,
     log:
         f"{W.out}/logs/tables/{{table}}.log",
     wildcard_constraints:
         table="|".join(W.names("tables")) or "no-such-table",
+    params:
+        key=table_key,
+        caption=table_caption,
     message:
         "Set {wildcards.table}"
     shell:
@@ -52,8 +52,8 @@ for product_name in [*W.names("figures"), *W.names("tables")]:
     rule:
         name:
             product_name
-        localrule: True
         input:
             W.product(
                 f"{'figures' if product_name in W.names('figures') else 'tables'}/{product_name}"
             ).outputs,
+        localrule: True

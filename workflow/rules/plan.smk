@@ -9,7 +9,7 @@ from upcycle.paper.catalogue import find
 from upcycle.workflow import RESULTS, metrics_path, open_workflow, tokens_path
 
 try:
-    W = open_workflow(config, Path.cwd())
+    W = open_workflow(config, Path.cwd(), workflow.cores)
 except UserError as error:
     raise WorkflowError(str(error)) from None
 
@@ -22,7 +22,10 @@ wildcard_constraints:
 
 def rules_all():
     """Everything that the study names."""
-    return [*W.finished(), *(output for product in W.products.values() for output in product.outputs)]
+    return [
+        *W.finished(),
+        *(output for product in W.products.values() for output in product.outputs),
+    ]
 
 
 def run_parent(wildcards):
@@ -42,7 +45,10 @@ def tokenizer_source(wildcards):
 
 def evaluation_inputs(wildcards):
     """The finished run, and the other text in its own tokens."""
-    return [ancient(metrics_path(wildcards.run)), ancient(W.evaluation_tokens(wildcards.run, wildcards.evaluation))]
+    return [
+        ancient(metrics_path(wildcards.run)),
+        ancient(W.evaluation_tokens(wildcards.run, wildcards.evaluation)),
+    ]
 
 
 def product_inputs(name):
@@ -58,7 +64,11 @@ def product_key(name):
 def caption(name):
     """Title and caption of a figure or table (its function's docstring), for Snakemake's own report."""
     item = find(name)
-    return f"{item.label}. {item.title} {item.caption}" if item.label else f"{item.title} {item.caption}"
+    return (
+        f"{item.label}. {item.title} {item.caption}"
+        if item.label
+        else f"{item.title} {item.caption}"
+    )
 
 
 def fit_inputs(wildcards):

@@ -6,12 +6,11 @@ if "report" in W.products:
             product_inputs("report"),
         output:
             W.product("report").outputs,
-        params:
-            key=product_key("report"),
-            cores=workflow.cores,
         log:
             f"{W.out}/logs/report.log",
+        params:
+            key=product_key("report"),
         message:
             "Write the report"
         shell:
-            "upcycle report --out {output} --key {params.key} --cores {params.cores} 2> {log}"
+            "upcycle report --out {output} --key {params.key} 2> {log}"

@@ -41,8 +41,8 @@ for sweep_name in W.plan.sweeps:
     rule:
         name:
             f"sweep_{sweep_name}"
-        localrule: True
         input:
             W.finished(sweep_name),
+        localrule: True
         message:
             f"Every run of sweep {sweep_name} is finished."
