@@ -10,6 +10,7 @@ Exit codes: 0 done; 1 failed; 2 bad input, nothing started; 75 preempted, state 
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -59,22 +60,26 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments[:1] in (["train"], ["evaluate"]) and os.environ.get(FORK_VARIABLE) == "1":
-        from upcycle.train.forkserver import run_via_server
-
-        return run_via_server(arguments)
     args = parser().parse_args(arguments)
     from upcycle.errors import UserError
-    from upcycle.train.preemption import Preempted
+    from upcycle.train.preemption import PREEMPTED, Preempted, TrainingError
 
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
+        if args.verb in ("train", "evaluate") and os.environ.get(FORK_VARIABLE) == "1":
+            from upcycle.train.forkserver import run_via_server
+
+            return run_via_server(arguments)
         run_verb(args)
     except UserError as error:
         print(f"upcycle {args.verb}: {error}", file=sys.stderr)
         return 2
+    except TrainingError as error:
+        print(f"upcycle {args.verb}: {error}", file=sys.stderr)
+        return 1
     except Preempted as signal:
         print(f"upcycle {args.verb}: {signal}", file=sys.stderr)
-        return signal.exit_code
+        return PREEMPTED
     return 0
 
 

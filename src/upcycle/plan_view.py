@@ -112,7 +112,7 @@ def show_plan(workflow: Workflow, *, as_json: bool, every_run: bool) -> str:
     sources = {run["seconds_from"] for run in plan["runs"]}
     lines += [
         "",
-        f"FLOPs: every matrix product, head and attention too; the paper's 6ND count is {plan['total']['flops_6nd']:.4g}.",
+        f"FLOPs: of every matrix product; the paper's count by 6ND is {plan['total']['flops_6nd']:.4g}.",
         f"Job time: one job after another, by {' and '.join(sorted(sources))}; jobs run side by side.",
     ]
     if every_run:

@@ -1,6 +1,6 @@
 """From a prepared law to its result: optimum, validation, and the verdict in words."""
 
-# ruff: noqa: N815 (fields carry shape suffixes)
+
 
 from __future__ import annotations
 

@@ -48,11 +48,13 @@ def fit(
     )
 
 
-def compare(laws: Sequence[Law], data: Mapping[str, Any], *, ids: Sequence[str] | None = None) -> pd.DataFrame:
+def compare(
+    laws: Sequence[Law], data: Mapping[str, Any], *, ids: Sequence[str] | None = None, draws: int = DRAWS
+) -> pd.DataFrame:
     """Leave-one-out RMS of several laws on the same points, a row a law (Table 1 has one such column a mixture)."""
     rows = []
     for law in laws:
-        result = fit(law, data, ids=ids)
+        result = fit(law, data, ids=ids, draws=draws)
         rows.append(
             {
                 key: getattr(result, key)

@@ -7,6 +7,7 @@ internal parameters: ln A for a scale, the others as they are.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -129,25 +130,21 @@ class Law:
         return x_MNP, floor_NP
 
     def _inputs(self, data: Mapping[str, Array]) -> dict[str, Array]:
-        inputs = {}
         for name in self.inputs:
             if name not in data:
                 raise UserError(f"law `{self.name}` needs column `{name}`; {nearest(name, data)}")
-            inputs[name] = np.atleast_1d(np.asarray(data[name], dtype=np.float64))
-        return inputs
+        columns = (np.atleast_1d(np.asarray(data[name], dtype=np.float64)) for name in self.inputs)
+        return dict(zip(self.inputs, np.broadcast_arrays(*columns), strict=True))
 
     def internal(self, values: Mapping[str, float]) -> Array:
-        """Internal parameters [P] of values; a scale of 0 is -inf, and its term nothing."""
-        with np.errstate(divide="ignore"):
-            return np.array(
-                [np.log(values[p.name]) if p.positive else values[p.name] for p in self.parameters], dtype=np.float64
-            )
+        """Internal parameters [P] of values; a scale of 0 becomes e^-10000, whose term is 0.
 
-    def external(self, theta: Array) -> dict[str, float]:
-        """Values by name of internal parameters [P]."""
-        return {
-            p.name: float(np.exp(t)) if p.positive else float(t) for p, t in zip(self.parameters, theta, strict=True)
-        }
+        Raises `UserError` for a scale or floor below 0.
+        """
+        for p in self.parameters:
+            if p.kind in ("scale", "floor") and not values[p.name] >= 0:
+                raise UserError(f"law `{self.name}`: {p.name} = {values[p.name]} is not at least 0")
+        return np.array([_log(values[p.name]) if p.positive else values[p.name] for p in self.parameters])
 
     def model(self, data: Mapping[str, Array]) -> SumOfExponentials:
         """The law's arithmetic over all of its internal parameters at these inputs."""
@@ -186,3 +183,7 @@ class Law:
             self.line,
             self.delta,
         )
+
+
+def _log(value: float) -> float:
+    return math.log(value) if value > 0 else -1e4

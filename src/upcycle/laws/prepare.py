@@ -3,7 +3,7 @@
 Shape suffixes as in `terms`; R counts the scaled variables that the solver sees.
 """
 
-# ruff: noqa: N815 (fields carry shape suffixes)
+
 
 from __future__ import annotations
 
@@ -100,17 +100,11 @@ def prepare(
     target_N = _target(law, data)
     fixed_values = law.internal({name: fixed.get(name, 1.0) for name in law.names})
     is_fixed = np.array([name in fixed for name in law.names])
-    offset_MN = _contribution(x_MNP[..., is_fixed], fixed_values[is_fixed])
-    constant_N = _contribution(floor_NP[..., is_fixed], fixed_values[is_fixed])
+    offset_MN, constant_N = (a[..., is_fixed] @ fixed_values[is_fixed] for a in (x_MNP, floor_NP))
 
     slots, x_MNP, floor_NP = _expand(law, is_fixed, x_MNP, floor_NP, group_N, shared)
-    unscale_PR, scale_RP, null_P = _scaling(
-        slots,
-        x_MNP,
-        floor_NP,
-        law.line,
-        float(np.mean(np.abs(target_N))) if law.line else float(np.exp(target_N.mean())),
-    )
+    level = 1.0 if law.line else float(np.exp(target_N.mean()))
+    unscale_PR, scale_RP, null_P = _scaling(slots, x_MNP, floor_NP, law.line, level)
     lower_P = np.array([0.0 if slot.parameter.kind == "floor" else -np.inf for slot in slots])
     is_floor_R = np.array([any(np.isfinite(lower_P[column != 0])) for column in unscale_PR.T])
     return Prepared(
@@ -140,12 +134,6 @@ def _target(law: Law, data: Mapping[str, Array]) -> Array:
     return response if law.line else np.log(response)
 
 
-def _contribution(columns: Array, values: Array) -> Array:
-    """What fixed parameters add; an absent one (coefficient 0) adds nothing even where its value is -inf."""
-    with np.errstate(invalid="ignore"):
-        return np.where(columns != 0, columns * values, 0.0).sum(axis=-1)
-
-
 def _expand(
     law: Law,
     is_fixed: NDArray[np.bool_],
@@ -171,11 +159,11 @@ def _expand(
 
 
 def _scaling(
-    slots: Sequence[Slot], x_MNP: Array, floor_NP: Array, line: bool, size: float
+    slots: Sequence[Slot], x_MNP: Array, floor_NP: Array, line: bool, level: float
 ) -> tuple[Array, Array, NDArray[np.bool_]]:
     """theta = unscale phi [P, R], phi = scale theta [R, P], and which parameters no data of this design determine [P].
 
-    Exponents: by singular values of the stacked coefficients (orthonormal columns). Floors: by the size of the loss.
+    Exponents: by singular values of the stacked coefficients (orthonormal columns). Floors: by the level of the losses.
     """
     n, p = floor_NP.shape
     floors = [k for k, slot in enumerate(slots) if slot.parameter.kind == "floor"]
@@ -188,7 +176,7 @@ def _scaling(
     unscale_PR[others, :rank] = rotation[kept].T / singular[kept] * np.sqrt(n)
     scale_RP[:rank, others] = rotation[kept] * singular[kept, None] / np.sqrt(n)
     for column, floor in enumerate(floors, start=rank):
-        unscale_PR[floor, column], scale_RP[column, floor] = size, 1 / size
+        unscale_PR[floor, column], scale_RP[column, floor] = level, 1 / level
     null_P = np.zeros(p, dtype=bool)
     null_P[others] = np.abs(np.eye(len(others)) - rotation[kept].T @ rotation[kept]).max(axis=1, initial=0.0) > 1e-6
     return unscale_PR, scale_RP, null_P

@@ -1,6 +1,6 @@
 """What a fit returns, and its file: fits/<name>.json holds exactly these fields, numbers at full precision."""
 
-# ruff: noqa: N815 (fields carry shape suffixes)
+
 
 from __future__ import annotations
 

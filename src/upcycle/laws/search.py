@@ -1,9 +1,10 @@
 """From a prepared law to its optimum: many starts, then the same for every leave-one-out refit and bootstrap draw."""
 
-# ruff: noqa: N815 (fields carry shape suffixes)
+
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,8 @@ FRESH = 4
 """Starts of a refit besides the full fit's optima."""
 OPTIMA = 3
 """Distinct optima of the full fit that a refit starts from."""
+BATCH = 100_000
+"""Residuals solved side by side; more are solved in turn, to bound memory."""
 AGREE = 1e-6
 """Relative difference of objectives up to which two ends count as one optimum."""
 
@@ -90,12 +93,18 @@ def refit(
     prepared: Prepared, warm_WR: Array, *, target_SN: Array | None = None, weight_SN: Array | None = None
 ) -> Refits:
     """Fit again for each row of targets or weights, from each of the warm starts; the lowest end of each row."""
-    rows = len(target_SN) if target_SN is not None else len(weight_SN) if weight_SN is not None else 1
-    starts = len(warm_WR)
-    problem = prepared.problem(
-        None if target_SN is None else np.repeat(target_SN, starts, axis=0),
-        None if weight_SN is None else np.repeat(weight_SN, starts, axis=0),
+    rows, n, starts = max(len(a) for a in (target_SN, weight_SN) if a is not None), len(prepared.target_N), len(warm_WR)
+    parts = []
+    for chunk in np.array_split(np.arange(rows), math.ceil(rows * starts * n / BATCH)):
+        problem = prepared.problem(
+            None if target_SN is None else np.repeat(target_SN[chunk], starts, axis=0),
+            None if weight_SN is None else np.repeat(weight_SN[chunk], starts, axis=0),
+        )
+        end = minimise(problem, np.tile(warm_WR, (len(chunk), 1)))
+        best = end.objective_S.reshape(len(chunk), starts).argmin(axis=1) + np.arange(len(chunk)) * starts
+        parts.append(Refits(end.theta_SP[best], end.objective_S[best], end.converged_S[best]))
+    return Refits(
+        np.concatenate([part.phi_SR for part in parts]),
+        np.concatenate([part.objective_S for part in parts]),
+        np.concatenate([part.converged_S for part in parts]),
     )
-    end = minimise(problem, np.tile(warm_WR, (rows, 1)))
-    best = end.objective_S.reshape(rows, starts).argmin(axis=1) + np.arange(rows) * starts
-    return Refits(end.theta_SP[best], end.objective_S[best], end.converged_S[best])

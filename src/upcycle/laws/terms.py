@@ -3,7 +3,7 @@
 Shape suffixes: S problems solved side by side, M exponential terms, N points, P parameters, K candidate steps.
 """
 
-# ruff: noqa: N815 (fields carry shape suffixes)
+
 
 from __future__ import annotations
 
@@ -42,14 +42,23 @@ class SumOfExponentials:
     line: bool = False
 
     def value(self, theta_SP: Array) -> Array:
-        """f of each problem and point [S, N]."""
-        return self._value_and_shares(theta_SP)[0]
+        """f of each problem and point [S, N]; S may be several axes. Not finite where it overflows."""
+        total_SN = theta_SP @ self.floor_NP.T + self.constant_N
+        if self.line:
+            return total_SN
+        # No largest exponent is taken out first: near data they are of the size of ln(loss).
+        return np.log(total_SN + self._exponentials(theta_SP).sum(axis=-2))
 
     def derivatives(self, theta_SP: Array) -> Derivatives:
         """f [S, N] with its gradient in the parameters [S, N, P]."""
-        value_SN, share_SMN = self._value_and_shares(theta_SP)
-        per_floor_SN = np.ones_like(value_SN) if self.line else np.exp(-value_SN)
-        slope_SNP = per_floor_SN[..., None] * self.floor_NP
+        value_SN = self.value(theta_SP)
+        if self.line:
+            return Derivatives(
+                value_SN, np.broadcast_to(self.floor_NP, (*value_SN.shape, theta_SP.shape[1])), np.empty(0)
+            )
+        per_loss_SN = np.exp(-value_SN)
+        share_SMN = self._exponentials(theta_SP) * per_loss_SN[:, None]
+        slope_SNP = per_loss_SN[..., None] * self.floor_NP
         for m in range(len(self.x_MNP)):
             slope_SNP += share_SMN[:, m, :, None] * self.x_MNP[m]
         return Derivatives(value_SN, slope_SNP, share_SMN)
@@ -72,17 +81,12 @@ class SumOfExponentials:
         slope_KSN = np.einsum("snp,ksp->ksn", at.slope_SNP, step_KSP)
         return (at.share_SMN * along_KSMN**2).sum(axis=2) - slope_KSN**2
 
-    def _value_and_shares(self, theta_SP: Array) -> tuple[Array, Array]:
+    def _exponentials(self, theta_SP: Array) -> Array:
+        """Each term [S, M, N]."""
         m, n, p = self.x_MNP.shape
-        floor_SN = theta_SP @ self.floor_NP.T + self.constant_N
-        z_SMN = (theta_SP @ self.x_MNP.reshape(m * n, p).T).reshape(len(theta_SP), m, n) + self.offset_MN
-        if self.line:
-            return floor_SN, np.ones_like(z_SMN)
-        top_SN = z_SMN.max(axis=1)
-        share_SMN = np.exp(z_SMN - top_SN[:, None])
-        total_SN = share_SMN.sum(axis=1) + floor_SN * np.exp(-top_SN)
-        share_SMN /= total_SN[:, None]
-        return top_SN + np.log(total_SN), share_SMN
+        exponent_SMN = (theta_SP @ self.x_MNP.reshape(m * n, p).T).reshape(*theta_SP.shape[:-1], m, n)
+        exponent_SMN += self.offset_MN
+        return np.exp(exponent_SMN, out=exponent_SMN)
 
 
 def weighted_gram(slope_SNP: Array, weight_SN: Array) -> Array:

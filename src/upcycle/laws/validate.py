@@ -1,6 +1,6 @@
 """How far a fit can be trusted: leave-one-out errors, bootstrap intervals, conditioning, the noise between seeds."""
 
-# ruff: noqa: N815 (fields carry shape suffixes)
+
 
 from __future__ import annotations
 
