@@ -1,0 +1,218 @@
+"""losses.csv: from run folders to the table, to disk and back, and selections of it."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from upcycle.counting import count_parameters
+from upcycle.errors import UserError
+from upcycle.laws.fit import run_fit
+from upcycle.laws.forms import LAWS
+from upcycle.laws.losses import COLUMNS, collect, columns_markdown, read_losses, select, write_losses
+from upcycle.spec import DataSpec, ModelSpec, MoESpec, OptimSpec, RunSpec, ScheduleSpec
+
+MODEL = ModelSpec(n_layer=2, d_model=64, n_head=2, vocab_size=1024, context=256)
+MOE = MoESpec(n_expert=8, top_k=2)
+TRUTH = {"A": 400.0, "alpha1": 0.18, "alpha2": 0.2, "alpha3": 0.008, "E": 1.4}
+
+
+def run_spec(*, end_step: int, dense_steps: int = 0, moe: MoESpec | None = None, seed: int = 0) -> RunSpec:
+    """A finished model: dense, MoE from scratch, or upcycled from a dense run of `dense_steps`."""
+    return RunSpec(
+        model=MODEL,
+        moe=moe,
+        data=DataSpec(dataset="english", vocab_size=1024),
+        optim=OptimSpec(lr=8e-3, batch=16),
+        schedule=ScheduleSpec(warmup_steps=20),
+        seed=seed,
+        origin="upcycle:copy" if dense_steps else "scratch",
+        dense_parent="decay-dense-parent" if dense_steps else None,
+        dense_tokens=dense_steps * 16 * 256,
+        role="decay",
+        start_step=end_step - end_step // 10,
+        end_step=end_step,
+        parent="trunk",
+    )
+
+
+def write_run(folder: Path, run: RunSpec, **metrics: object) -> Path:
+    """A run folder as training leaves it, as far as the losses read it."""
+    path = folder / run.id
+    path.mkdir(parents=True)
+    content = {"id": run.id, "loss": 3.25, "loss_se": 0.011, "wall_seconds": 12.5, "tokens_per_second": 31234.5}
+    (path / "spec.json").write_text(json.dumps({**run.model_dump(mode="json"), "id": run.id}))
+    (path / "metrics.json").write_text(json.dumps(content | {"execution": {"device": "cpu"}} | metrics))
+    return path
+
+
+@pytest.fixture
+def grid(tmp_path: Path) -> Path:
+    """losses.csv of a dense model and a 5 x 5 upcycled grid that follows Equation 8."""
+    runs = [run_spec(end_step=100)]
+    runs += [
+        run_spec(end_step=d2, dense_steps=d1, moe=MOE)
+        for d1 in (100, 200, 400, 800, 1600)
+        for d2 in (100, 200, 400, 800, 1600)
+    ]
+    folders = []
+    for run in runs:
+        loss = 4.0
+        if run.moe:
+            loss = float(LAWS["multiplicative"].predict(TRUTH, {"D1": run.dense_tokens, "D2": run.tokens})[0])
+        folders.append(write_run(tmp_path / "runs", run, loss=loss))
+    membership = {run.id: ["upcycled", "all"] if run.moe else ["dense"] for run in runs}
+    names = {run.id: ("tiny", "8x2" if run.moe else "") for run in runs}
+    write_losses(collect(folders, membership, names), tmp_path / "losses.csv")
+    return tmp_path / "losses.csv"
+
+
+def test_an_upcycled_runs_row_says_everything(tmp_path: Path) -> None:
+    run = run_spec(end_step=200, dense_steps=100, moe=MOE, seed=3)
+    row = collect([write_run(tmp_path, run)], {run.id: ["b", "a"]}, {run.id: ("tiny", "8x2")}).iloc[0].to_dict()
+    assert row == {
+        "id": run.id, "sweeps": "a;b", "model": "tiny", "moe": "8x2", "lineage": "up", "role": "decay",
+        "n_layer": 2, "d_model": 64, "n_expert": 8, "top_k": 2, "gate": "topk_softmax",
+        "N1": 16 * 2 * 64**2, "N2": 28 * 2 * 64**2, "N_total": 100 * 2 * 64**2,
+        "N_dense_exact": 16 * 2 * 64**2 + 5 * 64,
+        "D": 200 * 16 * 256, "D1": 100 * 16 * 256, "D2": 200 * 16 * 256, "seed": 3, "method": "copy", "schedule": "wsd",
+        "loss": 3.25, "loss_se": 0.011, "flops_6nd": 6.0 * count_parameters(MODEL, MOE).active * 200 * 16 * 256,
+        "wall_seconds": 12.5, "tokens_per_second": 31234.5, "device": "cpu", "simulated": 0,
+    }  # fmt: skip
+
+
+def test_a_dense_run_has_no_second_stage(tmp_path: Path) -> None:
+    run = run_spec(end_step=100)
+    row = collect([write_run(tmp_path, run)], {}, {}).iloc[0]
+    assert (row["lineage"], row["D"], row["D1"], row["D2"]) == ("dense", 100 * 16 * 256, 0, 0)
+    assert (row["n_expert"], row["top_k"], row["gate"], row["method"], row["sweeps"]) == (1, 1, "", "scratch", "")
+    assert row["N1"] == row["N2"] == row["N_total"]
+
+
+def test_equal_losses_are_equal_bytes_whatever_the_order_of_runs(tmp_path: Path) -> None:
+    runs = [run_spec(end_step=s) for s in (100, 200, 50)] + [run_spec(end_step=100, dense_steps=100, moe=MOE)]
+    folders = [write_run(tmp_path / "runs", run, loss=3 + 0.1 / 3) for run in runs]
+    write_losses(collect(folders, {}, {}), tmp_path / "one.csv")
+    write_losses(collect(folders[::-1], {}, {}), tmp_path / "two.csv")
+    assert (tmp_path / "one.csv").read_bytes() == (tmp_path / "two.csv").read_bytes()
+
+
+def test_the_table_comes_back_from_disk_exactly(grid: Path, tmp_path: Path) -> None:
+    table = read_losses(grid)
+    write_losses(table, tmp_path / "again.csv")
+    assert (tmp_path / "again.csv").read_bytes() == grid.read_bytes()
+    pd.testing.assert_frame_equal(read_losses(tmp_path / "again.csv"), table, check_exact=True)
+    assert list(table.columns) == [column.name for column in COLUMNS]
+
+
+def test_every_column_is_documented_once() -> None:
+    text = columns_markdown()
+    for column in COLUMNS:
+        assert text.count(f"| `{column.name}` |") == 1
+        assert column.meaning
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("metrics.json", None, "metrics.json: No such file"),
+        ("spec.json", None, "spec.json: No such file"),
+        ("metrics.json", '{"loss": 3.2', "metrics.json is damaged"),
+        ("metrics.json", "[1]", "not a JSON object"),
+        ("spec.json", '{"model": 1}', "spec.json is damaged"),
+    ],
+)
+def test_a_missing_or_damaged_file_is_named(tmp_path: Path, name: str, content: str | None, message: str) -> None:
+    folder = write_run(tmp_path, run_spec(end_step=100))
+    (folder / name).unlink()
+    if content is not None:
+        (folder / name).write_text(content)
+    with pytest.raises(UserError, match=message):
+        collect([folder], {}, {})
+
+
+@pytest.mark.parametrize("loss", [None, float("nan"), -1.0, "3.2"])
+def test_a_finished_run_without_a_proper_loss_is_named(tmp_path: Path, loss: object) -> None:
+    folder = write_run(tmp_path, run_spec(end_step=100), loss=loss)
+    with pytest.raises(UserError, match=f"{folder.name}.*loss"):
+        collect([folder], {}, {})
+
+
+def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, run_spec(end_step=100))
+    folder = folder.rename(tmp_path / "decay-dense-other")
+    with pytest.raises(UserError, match="name different runs"):
+        collect([folder], {}, {})
+
+
+def test_a_table_with_other_columns_is_refused(grid: Path) -> None:
+    table = pd.read_csv(grid)
+    table.rename(columns={"D2": "D3"}).to_csv(grid, index=False)
+    with pytest.raises(UserError, match=r"missing columns \['D2'\], unknown columns \['D3'\]"):
+        read_losses(grid)
+
+
+def test_a_cell_of_the_wrong_type_names_its_column(grid: Path) -> None:
+    grid.write_text(grid.read_text().replace("decay,2,64", "decay,two,64"))
+    with pytest.raises(UserError, match=r"column `n_layer`.*two"):
+        read_losses(grid)
+
+
+def test_a_selection_is_by_sweep_and_expression(grid: Path) -> None:
+    table = read_losses(grid)
+    assert len(select(table)) == 26
+    assert len(select(table, sweep="upcycled")) == 25
+    assert len(select(table, sweep=["dense", "all"])) == 26
+    assert len(select(table, sweep="upcycled", where="D1 > 5e5 and seed == 0")) == 20
+    assert list(select(table, where="lineage == 'dense'")["D1"]) == [0]
+
+
+@pytest.mark.parametrize("where", ["D3 > 1", "D1 >", "D1", "D1 + 1", "lineage > 3", "import os"])
+def test_a_bad_expression_is_quoted_with_the_columns(grid: Path, where: str) -> None:
+    with pytest.raises(UserError, match=r"bad expression where = .*columns: id, sweeps"):
+        select(read_losses(grid), where=where)
+
+
+def test_an_unknown_sweep_and_an_empty_selection_are_named(grid: Path) -> None:
+    with pytest.raises(UserError, match="did you mean `upcycled`"):
+        select(read_losses(grid), sweep="upcycle")
+    with pytest.raises(UserError, match="no finished run in sweep dense where D1 > 0"):
+        select(read_losses(grid), sweep="dense", where="D1 > 0")
+
+
+def test_run_fit_goes_from_the_table_to_a_file(grid: Path, tmp_path: Path) -> None:
+    out = tmp_path / "fits" / "law.json"
+    content = run_fit(grid, law="multiplicative", select={"sweep": ["upcycled"], "where": "D1 > 0"}, fixed={}, out=out)
+    assert json.loads(out.read_text()) == content
+    assert content["parameters"]["alpha3"]["value"] == pytest.approx(TRUTH["alpha3"], rel=1e-5)
+    assert content["selection"] == "sweep upcycled where D1 > 0"
+    assert content["n"] == len(content["ids"]) == 25
+    assert content["simulated"] is False
+    assert content["delta"] == 1e-3
+
+
+def test_run_fit_by_groups(grid: Path, tmp_path: Path) -> None:
+    content = run_fit(
+        grid, law="power", select={"sweep": "upcycled"}, by="D1", shared=["E"], out=tmp_path / "power.json"
+    )
+    assert (content["by"], content["shared"], len(content["groups"])) == ("D1", ["E"], 5)
+    gamma = content["relations"]["exponent_vs_d1"]["parameters"]["gamma"]["value"]
+    assert gamma == pytest.approx(TRUTH["alpha3"], rel=1e-3)
+    assert content["parameters"]["E"]["value"] == pytest.approx(TRUTH["E"], rel=1e-4)
+
+
+def test_run_fit_refuses_before_it_writes(grid: Path, tmp_path: Path) -> None:
+    out = tmp_path / "fit.json"
+    with pytest.raises(UserError, match="did you mean `additive`"):
+        run_fit(grid, law="aditive", out=out)
+    with pytest.raises(UserError, match="without `by`"):
+        run_fit(grid, law="power", shared=["E"], out=out)
+    with pytest.raises(UserError, match="cannot take D1 = 0"):
+        run_fit(grid, law="multiplicative", out=out)
+    assert not out.exists()
+
+
+def test_a_fit_to_simulated_losses_says_so(grid: Path, tmp_path: Path) -> None:
+    write_losses(read_losses(grid).assign(simulated=1), grid)
+    assert run_fit(grid, law="power", select={"where": "D2 > 0"}, out=tmp_path / "fit.json")["simulated"] is True
