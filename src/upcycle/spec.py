@@ -136,8 +136,8 @@ class MoESpec(Frozen):
             if self.top_k == 1:
                 raise ValueError(
                     "top_k = 1 must name its gate: `topk_softmax` (Eq. 15) and `softmax_topk_renormalised` keep "
-                    "the function, but the router gets no cross-entropy gradient; with `softmax_topk` the router learns, but "
-                    "a copy does not preserve the function"
+                    "the function, but the router gets no cross-entropy gradient; with `softmax_topk` the router "
+                    "learns, but a copy does not preserve the function"
                 )
             object.__setattr__(self, "gate", "topk_softmax")
         return self
