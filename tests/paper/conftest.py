@@ -1,9 +1,14 @@
 """One simulated sweep for all tests of this folder; it is read, never changed."""
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
+
+# Fits solve many tiny systems: threads of the linear algebra only get in each other's way.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import simulated_sweep
 
 

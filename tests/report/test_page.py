@@ -1,0 +1,215 @@
+"""The report says what the losses and fits say, in one file that needs nothing else."""
+
+import dataclasses
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from upcycle.errors import UserError
+from upcycle.report import laws, losses, sections
+from upcycle.report.findings import findings, headline
+from upcycle.report.page import render, write_report
+
+VOID = {"meta", "link", "img", "br", "hr", "input"}
+
+
+class Structure(HTMLParser):
+    """Open tags must close in order; collects addresses and ids."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.addresses, self.ids = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        values = dict(attrs)
+        self.addresses += [values[key] for key in ("src", "href") if key in values]
+        self.ids += [values["id"]] if "id" in values else []
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="session")
+def page(study):
+    return render(*study)
+
+
+@pytest.fixture
+def without_evaluations(study, tmp_path):
+    """The study's background with neither evaluations nor products."""
+    return dataclasses.replace(study[1], out=tmp_path, figures=(), tables=())
+
+
+def with_losses(inputs, change):
+    """The inputs with the losses of rows changed by `change(row) -> loss`."""
+    changed = inputs.losses.assign(loss=[change(row) for row in inputs.losses.itertuples()])
+    return dataclasses.replace(inputs, losses=changed)
+
+
+def test_the_page_is_well_formed_and_needs_no_other_file(page):
+    structure = Structure()
+    structure.feed(page)
+    assert structure.open == []
+    assert len(set(structure.ids)) == len(structure.ids)
+    for address in structure.addresses:
+        assert address.startswith("data:") or address[1:] in structure.ids
+    assert "<script" not in page
+    assert not re.search(r"url\(|@import", page)
+
+
+def test_the_same_inputs_give_the_same_page(study, page):
+    assert render(*study) == page
+
+
+def test_the_page_holds_every_finished_model_and_law(study, page):
+    inputs, _ = study
+    assert all(run_id in page for run_id in inputs.losses["id"])
+    assert all(name.replace("_", " ") in page for name in inputs.fits)
+    assert page.count("±") >= len(inputs.grid().rows)
+
+
+def test_time_accounts_are_those_of_the_invocations(page):
+    assert "had 26 min 0 s of core time" in page
+    assert "in 20 min 0 s of it a run trained" in page
+    assert "The other 23 %" in page
+
+
+def test_without_recorded_times_the_page_says_so(study, without_evaluations):
+    assert "wall time of the whole sweep was not recorded" in render(study[0], without_evaluations)
+
+
+def test_an_evaluation_of_an_unknown_run_stops_the_report(study):
+    inputs, background = study
+    fewer = dataclasses.replace(inputs, losses=inputs.losses.iloc[1:])
+    with pytest.raises(UserError, match=r"evaluations\.csv holds run .*, which losses\.csv does not"):
+        render(fewer, background)
+
+
+def test_a_missing_figure_stops_the_report_and_is_named(study, tmp_path):
+    inputs, background = study
+    with pytest.raises(UserError, match=r"figure4\.svg: No such file"):
+        write_report(inputs, dataclasses.replace(background, figures=("figure4",)), tmp_path / "report.html")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_text_of_another_fingerprint_stops_the_report(study, tmp_path):
+    inputs, background = study
+    with pytest.raises(UserError, match="no token set has fingerprint 0123456789abcdef"):
+        render(inputs, dataclasses.replace(background, tokens=tmp_path))
+
+
+def test_simulated_losses_are_marked_on_the_page_and_in_the_headline(study):
+    inputs, background = study
+    marked = dataclasses.replace(inputs, losses=inputs.losses.assign(simulated=1))
+    assert render(marked, background).count("SIMULATED") == 2
+    assert headline(marked).startswith("SIMULATED LOSSES. ")
+
+
+def test_the_headline_is_one_line_with_the_winner_of_table_1(study):
+    text = headline(study[0])
+    assert "\n" not in text
+    assert text.startswith("Of four laws the multiplicative law with interaction fits best")
+    assert "upcycling beats training the same mixture from scratch" in text
+
+
+def test_the_headline_follows_the_fits_not_the_paper(study):
+    inputs, _ = study
+    swapped = {
+        "multiplicative": dataclasses.replace(inputs.fits["multiplicative"], loo_rms=0.5),
+        "additive": dataclasses.replace(inputs.fits["additive"], loo_rms=0.004),
+    }
+    finding = findings(dataclasses.replace(inputs, fits={**inputs.fits, **swapped}))[0]
+    assert "the additive law with interaction fits best" in finding.sentence
+    assert "Interaction makes the multiplicative law's error" in finding.detail
+    assert "times larger" in finding.detail
+    assert finding.verdict == "against"
+
+
+def test_laws_of_equal_error_are_not_told_apart(study):
+    inputs, _ = study
+    even = dataclasses.replace(inputs.fits["additive"], loo_rms=inputs.fits["multiplicative"].loo_rms * 1.05)
+    finding = findings(dataclasses.replace(inputs, fits={**inputs.fits, "additive": even}))[0]
+    assert finding.sentence.startswith("The losses do not choose between the multiplicative law with interaction")
+    assert finding.verdict == "open"
+
+
+def test_losing_to_scratch_is_said_with_the_budget_where_it_flips(study):
+    inputs, _ = study
+    worse = with_losses(inputs, lambda row: row.loss - 0.3 if row.lineage == "moe" and row.D >= 2_000_000 else row.loss)
+    found = next(f for f in findings(worse) if "tokens that it adds" in f.sentence)
+    assert re.match(r"At \d+ of 25 points upcycling beats .* at \d+ it loses", found.sentence)
+    assert "Training from scratch overtakes between D2 = 1.05M and 2.1M at D1 = 262k" in found.detail
+
+
+@pytest.mark.parametrize(
+    ("interval", "words"),
+    [
+        ([0.03, 0.05], "the more slowly"),
+        ([-0.05, -0.03], "the faster"),
+        ([-0.01, 0.03], "is not settled"),
+        ([None, None], "is not settled"),
+    ],
+)
+def test_the_sign_of_the_interaction_is_what_its_interval_says(study, interval, words):
+    inputs, _ = study
+    fit = inputs.fits["multiplicative"]
+    changed = dataclasses.replace(fit, intervals={**fit.intervals, "alpha3": interval})
+    found = findings(dataclasses.replace(inputs, fits={**inputs.fits, "multiplicative": changed}))
+    assert sum(words in f.sentence for f in found) == 1
+
+
+def test_without_repeated_seeds_noise_is_called_unknown(study, without_evaluations):
+    inputs, background = study[0], without_evaluations
+    single = dataclasses.replace(inputs, losses=inputs.losses[inputs.losses["seed"] == 0])
+    assert any("noise of a loss was not measured" in f.sentence for f in findings(single))
+    assert "small differences may be chance" in render(single, background)
+
+
+def test_without_training_from_scratch_nothing_is_compared(study, without_evaluations):
+    inputs, background = study[0], without_evaluations
+    alone = dataclasses.replace(inputs, losses=inputs.losses[inputs.losses["lineage"] == "up"])
+    assert not any("from scratch" in f.sentence for f in findings(alone))
+    assert "The lead of upcycling" not in render(alone, background)
+
+
+def test_a_report_without_fits_still_shows_the_losses(study):
+    inputs, background = study
+    assert "At each of the 25 points" in headline(dataclasses.replace(inputs, fits={}))
+    assert "3.0" in render(dataclasses.replace(inputs, fits={}), background)
+
+
+def test_leads_within_the_noise_are_bracketed(study):
+    inputs, _ = study
+    table = losses.grid_tables(inputs, inputs.grid())["lead"]
+    cells = [cell for _, row in table for cell in row]
+    assert any(cell.text.startswith("(") for cell in cells)
+    assert all((cell.heat == 0) == cell.text.startswith("(") for cell in cells)
+
+
+def test_other_texts_are_compared_with_the_own_one(study):
+    (table,) = losses.evaluations(*study)
+    assert table["gap"] == "+0.500"
+    assert np.isclose(table["correlation"], 1.0)
+
+
+def test_every_run_behind_the_finished_models_is_counted(study):
+    inputs, background = study
+    assert sections.what_was_run(inputs, background)["runs"] == 94
+
+
+def test_formulas_become_subscripts_and_superscripts():
+    shown = laws.symbols("L = A D1^-alpha1 (1 + D2)^(-alpha2 + alpha3 ln D1) + E")
+    assert "<i>D</i><sub>1</sub><sup>−<i>α</i><sub>1</sub></sup>" in shown
+    assert "<sup>−<i>α</i><sub>2</sub> + <i>α</i><sub>3</sub> ln <i>D</i><sub>1</sub></sup>" in shown
+    assert laws.symbols("-alpha(D1) = gamma ln D1 + E'").startswith("−<i>α</i>(<i>D</i><sub>1</sub>)")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(4.21, "4.2 s"), (59.7, "1 min 0 s"), (3725, "1 h 2 min"), (61, "1 min 1 s")]
+)
+def test_durations_read_as_people_say_them(seconds, text):
+    assert sections.duration(seconds) == text
