@@ -146,6 +146,22 @@ class Workflow:
         """A product by name, e.g. `losses`, `fits/multiplicative`, `figures/figure4`."""
         return self.products[name]
 
+    def is_stale(self, product: Product) -> bool:
+        """Whether a product is missing or was made with another key."""
+        made = self.out / ".made" / product.name
+        fresh = made.exists() and made.read_text(encoding="utf-8") == product.key
+        return not fresh or not all(Path(output).exists() for output in product.outputs)
+
+    def will_be_made(self) -> set[str]:
+        """Files that this invocation may make: of unfinished runs and stale products.
+
+        Inputs among them are plain; all others are `ancient()`. (Were all of them ancient, Snakemake would not
+        look at a product's own reasons once anything before it runs.)
+        """
+        files = {output for product in self.products.values() if self.is_stale(product) for output in product.outputs}
+        files |= {path for path in map(metrics_path, self.plan.runs) if not Path(path).exists()}
+        return files | {path for path in self.evaluations() if not Path(path).exists()}
+
     def keys(self, name: str) -> str:
         """The key file of a product: its only input that is compared by date."""
         return str(self.out / ".keys" / name)
@@ -338,11 +354,9 @@ def file_digest(path: Path) -> str:
 def settle(workflow: Workflow, product: Product) -> None:
     """Set the date of a product's key file: old if the product was made with its key, else now."""
     path = Path(workflow.keys(product.name))
-    made = workflow.out / ".made" / product.name
-    fresh = made.exists() and made.read_text(encoding="utf-8") == product.key
     if not path.exists() or path.read_text(encoding="utf-8") != product.key:
         write_atomic(path, product.key)
-    os.utime(path, (OLD, OLD) if fresh else None)
+    os.utime(path, None if workflow.is_stale(product) else (OLD, OLD))
 
 
 def record_made(out: Path, product: str, key: str) -> None:

@@ -14,6 +14,9 @@ except UserError as error:
     raise WorkflowError(str(error)) from None
 
 
+FRESH = W.will_be_made()
+
+
 wildcard_constraints:
     run=r"[a-z]+-[A-Za-z0-9_.-]+",
     tokens=r"[A-Za-z0-9_.-]+",
@@ -52,8 +55,11 @@ def evaluation_inputs(wildcards):
 
 
 def product_inputs(name):
-    """A product's sources by existence, and its key file, which alone is compared by date."""
-    return [W.keys(name), *map(ancient, W.product(name).inputs)]
+    """A product's sources, by existence unless they are about to be made, and its key file, compared by date."""
+    return [
+        W.keys(name),
+        *(path if path in FRESH else ancient(path) for path in W.product(name).inputs),
+    ]
 
 
 def product_key(name):
