@@ -40,7 +40,7 @@ class ParameterCounts:
 
 
 def count_parameters(model: ModelSpec, moe: MoESpec | None = None) -> ParameterCounts:
-    """Table 3. Exact counts: 16 L d^2 + (2L+1) d dense; (4 + 12 E) L d^2 + (2L+1) d + E L d as MoE.
+    """Exact counts, as in Table 3: 16 L d^2 + (2L+1) d dense; (4 + 12 E) L d^2 + (2L+1) d + E L d as MoE.
 
     Holds for any `d_mlp` (12 d^2 becomes 3 d d_mlp).
     """

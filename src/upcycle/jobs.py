@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from upcycle.errors import UserError, nearest
-from upcycle.plan import recorded_spec, write_atomic
+from upcycle.files import write_atomic
+from upcycle.plan import recorded_spec
 from upcycle.spec import RunSpec
 from upcycle.workflow import RESULTS, Workflow, evaluation_path, load_json
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 from upcycle.counting import flops_per_token
 from upcycle.errors import UserError
 from upcycle.execution import Execution
+from upcycle.files import write_atomic
 from upcycle.spec import RunSpec, canonical_json
 from upcycle.study import StudyConfig
 from upcycle.sweep import Point, expand, trunk_point
@@ -216,17 +216,6 @@ def _parents_first(runs: dict[str, RunSpec]) -> dict[str, RunSpec]:
     for run_id in sorted(runs, key=lambda r: (runs[r].lineage, runs[r].role == "decay", runs[r].tokens, r)):
         place(run_id)
     return ordered
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Write a small text file so that it is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    temporary.replace(path)
 
 
 def freeze(study: StudyConfig, plan: Plan, results: Path) -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from upcycle.errors import UserError, nearest
-from upcycle.plan import write_atomic
+from upcycle.files import write_atomic
 from upcycle.workflow import (
     CORES_VARIABLE,
     RESULTS,

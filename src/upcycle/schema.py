@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from upcycle.plan import write_atomic
+from upcycle.files import write_atomic
 from upcycle.study import StudyConfig
 
 SCHEMA = Path("workflow") / "schemas" / "study.schema.json"

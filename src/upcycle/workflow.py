@@ -21,9 +21,10 @@ from typing import Any
 
 from upcycle.errors import UserError, nearest
 from upcycle.execution import Execution
+from upcycle.files import write_atomic
 from upcycle.fingerprint import PACKAGE_ROOT, fingerprint
 from upcycle.paper.catalogue import Item, catalogue
-from upcycle.plan import Plan, build_plan, freeze, is_finished, thaw, write_atomic
+from upcycle.plan import Plan, build_plan, freeze, is_finished, thaw
 from upcycle.registry import law_names, method_names
 from upcycle.spec import RunSpec, canonical_json
 from upcycle.study import EvaluationConfig, StudyConfig, load_study
@@ -36,6 +37,8 @@ RESULTS = Path("results")
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
 """glibc's allocator, for jobs: keep freed memory instead of returning it to the kernel at every step. Small models
 on a CPU spend a quarter of their time in page faults otherwise (`benchmarks/allocator.py`)."""
+JOB_ENVIRONMENT = {**ALLOCATOR, "OPENBLAS_NUM_THREADS": "1"}
+"""For every job, unless the user has set it. Fits solve many tiny systems: threads get in each other's way."""
 OLD = 1.0
 """Modification time, seconds since the epoch, of the key file of a product that is up to date."""
 
@@ -238,8 +241,8 @@ def open_workflow(config: dict[str, Any], root: Path, cores: int) -> Workflow:
         os.environ[PLAN_VARIABLE] = str(freeze(workflow.study, workflow.plan, RESULTS).resolve())
         if workflow.study.execution.fork_server:
             os.environ[FORK_VARIABLE] = "1"
-        for variable, size in ALLOCATOR.items():
-            os.environ.setdefault(variable, size)
+        for variable, value in JOB_ENVIRONMENT.items():
+            os.environ.setdefault(variable, value)
         os.environ[STARTED_VARIABLE] = repr(time.time())
         os.environ[CORES_VARIABLE] = str(cores)
         for product in workflow.products.values():

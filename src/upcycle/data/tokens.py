@@ -20,7 +20,7 @@ from upcycle.data.shards import SHARD_TOKENS, ShardedTokens, ShardWriter, open_s
 from upcycle.data.sources import DEFAULT_CACHE, sha256_file
 from upcycle.data.tokenizer import check_vocab_size, encode_documents, end_of_text, load_tokenizer, threads, train_bpe
 from upcycle.errors import UserError
-from upcycle.plan import write_atomic
+from upcycle.files import write_atomic
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"

@@ -1,7 +1,5 @@
 """From a prepared law to its result: optimum, validation, and the verdict in words."""
 
-
-
 from __future__ import annotations
 
 import hashlib

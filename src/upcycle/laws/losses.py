@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from upcycle.counting import count_parameters, n1, n2, n_total
 from upcycle.errors import UserError, nearest
-from upcycle.plan import write_atomic
+from upcycle.files import write_atomic
 from upcycle.spec import RunSpec
 
 

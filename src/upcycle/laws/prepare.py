@@ -3,8 +3,6 @@
 Shape suffixes as in `terms`; R counts the scaled variables that the solver sees.
 """
 
-
-
 from __future__ import annotations
 
 import itertools

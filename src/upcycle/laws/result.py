@@ -1,7 +1,5 @@
 """What a fit returns, and its file: fits/<name>.json holds exactly these fields, numbers at full precision."""
 
-
-
 from __future__ import annotations
 
 import json
@@ -13,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from upcycle.errors import UserError
+from upcycle.files import write_atomic
 from upcycle.laws.forms import get_law
 from upcycle.laws.terms import Array
-from upcycle.plan import write_atomic
 
 
 @dataclass(frozen=True, kw_only=True)

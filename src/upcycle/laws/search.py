@@ -1,7 +1,5 @@
 """From a prepared law to its optimum: many starts, then the same for every leave-one-out refit and bootstrap draw."""
 
-
-
 from __future__ import annotations
 
 import math
@@ -58,11 +56,7 @@ class Refits:
 def search(prepared: Prepared) -> Optimum:
     """Evaluate the whole start grid, descend from the lowest and from a spread of the others, keep the lowest end."""
     problem = prepared.problem()
-    grid_SR = start_grid(prepared)
-    order = np.argsort(problem.objective(grid_SR), kind="stable")
-    others = order[LOWEST:]
-    spread = others[np.linspace(0, len(others) - 1, min(SPREAD, len(others))).astype(int)]
-    start_SR = grid_SR[np.concatenate([order[:LOWEST], spread])]
+    start_SR, grid = starts(prepared)
     end = minimise(problem, start_SR)
     ranked = np.argsort(end.objective_S, kind="stable")
     best = int(ranked[0])
@@ -81,12 +75,21 @@ def search(prepared: Prepared) -> Optimum:
         objective=float(end.objective_S[best]),
         gradient=float(end.gradient_S[best]),
         converged=bool(end.converged_S[best]),
-        grid=len(grid_SR),
+        grid=grid,
         starts=len(start_SR),
         agree=float(agree.mean()),
         iterations=end.iterations,
         warm_SR=np.concatenate([end.theta_SP[distinct], fresh]),
     )
+
+
+def starts(prepared: Prepared) -> tuple[Array, int]:
+    """Where to descend from [S, R]: the lowest of the start grid and a spread of the others; and the grid's size."""
+    grid_SR = start_grid(prepared)
+    order = np.argsort(prepared.problem().objective(grid_SR), kind="stable")
+    others = order[LOWEST:]
+    spread = others[np.linspace(0, len(others) - 1, min(SPREAD, len(others))).astype(int)]
+    return grid_SR[np.concatenate([order[:LOWEST], spread])], len(grid_SR)
 
 
 def refit(

@@ -10,8 +10,6 @@ few points. Each iteration therefore tries several steps and keeps the one that 
 - straight, and bent along the model's second derivative (geodesic acceleration, Transtrum & Sethna 2012).
 """
 
-
-
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -21,12 +19,12 @@ from numpy.typing import NDArray
 
 from upcycle.laws.terms import Array, SumOfExponentials, weighted_gram
 
-MIXES = (0.0, 0.1)
+MIXES = (0.0, 0.01, 0.1, 1.0)
 """Share of the reweighting's curvature in the undamped steps."""
 LENGTHS = (1.0, 0.3)
 RIDGE = 1e-12
 """Relative to the mean diagonal: gives a step where the data leave a direction free."""
-FIRST_DAMPING, LEAST_DAMPING, MOST_DAMPING = 1e-2, 1e-12, 1e12
+FIRST_DAMPING, LEAST_DAMPING, MOST_DAMPING = 1e-2, 1e-8, 1e8
 STALLED = 1e-6
 ROUNDING = 1e-15
 """A relative gain below it is none."""
@@ -103,7 +101,8 @@ def minimise(problem: Problem, start_SP: Array, *, tolerance: float = 1e-10, max
         moved = active[better]
         theta_SP[moved], value_S[moved] = trial[better], trial_value[better]
         damping_S[active] = np.maximum(damping_S[active] * np.where(better, 0.2, 10.0), LEAST_DAMPING)
-        active = active[(gradient_S[active] > tolerance) & (damping_S[active] < MOST_DAMPING)]
+        done = (gradient_S[active] <= np.where(better, tolerance, STALLED)) | (damping_S[active] > MOST_DAMPING)
+        active = active[~done]
     return Solution(theta_SP, value_S, gradient_S, gradient_S <= STALLED, iteration)
 
 

@@ -3,8 +3,6 @@
 Shape suffixes: S problems solved side by side, M exponential terms, N points, P parameters, K candidate steps.
 """
 
-
-
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """How far a fit can be trusted: leave-one-out errors, bootstrap intervals, conditioning, the noise between seeds."""
 
-
-
 from __future__ import annotations
 
 import math

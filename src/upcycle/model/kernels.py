@@ -10,7 +10,6 @@ N slots (tokens x top_k) sorted by expert, V vocabulary.
 
 from __future__ import annotations
 
-import difflib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from upcycle.errors import UserError
+from upcycle.errors import UserError, nearest
 from upcycle.spec import ModelSpec
 
 T = TypeVar("T")
@@ -136,6 +135,5 @@ def _why_not_grouped_mm(model: ModelSpec) -> str:
 
 def _named(kernels: Mapping[str, T], op: str, name: str) -> T:
     if name not in kernels:
-        nearest = difflib.get_close_matches(name, ["auto", *kernels], n=1, cutoff=0.0)[0]
-        raise UserError(f"unknown {op} kernel {name!r}: did you mean {nearest!r}? (auto, {', '.join(kernels)})")
+        raise UserError(f"unknown {op} kernel `{name}`; {nearest(name, ['auto', *kernels])}")
     return kernels[name]

@@ -8,7 +8,6 @@ Shapes: B sequences, S positions, D d_model, M width of the MLP, E experts, V vo
 from __future__ import annotations
 
 import copy as copying
-import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from itertools import combinations
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from upcycle.errors import UserError
+from upcycle.errors import UserError, nearest
 from upcycle.model.moe import MoE
 from upcycle.model.transformer import Transformer, router_weight
 from upcycle.spec import ModelSpec, MoESpec
@@ -46,8 +45,7 @@ def copy(w_in_2MD: Tensor, w_out_DM: Tensor, n_expert: int) -> tuple[Tensor, Ten
 def find_method(name: str) -> Method:
     """The upcycling method of that name; UserError with the nearest one if there is none."""
     if name not in METHODS:
-        nearest = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.0)[0]
-        raise UserError(f"unknown upcycling method {name!r}: did you mean {nearest!r}? ({', '.join(METHODS)})")
+        raise UserError(f"unknown upcycling method `{name}`; {nearest(name, METHODS)}")
     return METHODS[name]
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
+from upcycle.files import write_atomic
 from upcycle.paper import catalogue, style
 from upcycle.paper.inputs import Inputs
 from upcycle.paper.render import to_markdown
@@ -42,16 +42,9 @@ def write_table(name: str, inputs: Inputs, out_stem: Path, **options: Any) -> li
 
 
 def _write(stem: Path, files: dict[str, bytes]) -> list[Path]:
-    """Write `<stem><suffix>` for each entry: to a temporary name, fsynced, renamed."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
+    """Write `<stem><suffix>` for each entry."""
     paths = []
     for suffix, content in files.items():
-        path = stem.with_name(stem.name + suffix)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        with temporary.open("wb") as handle:
-            handle.write(content)
-            handle.flush()
-            os.fsync(handle.fileno())
-        temporary.replace(path)
-        paths.append(path)
+        paths.append(stem.with_name(stem.name + suffix))
+        write_atomic(paths[-1], content)
     return paths

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import jinja2
 import pandas as pd
 
 from upcycle.errors import UserError
+from upcycle.files import write_atomic
 from upcycle.paper import catalogue
 from upcycle.paper.inputs import Inputs
 from upcycle.paper.render import number, to_html
@@ -28,13 +28,7 @@ def write_report(inputs: Inputs, background: Background, path: Path) -> None:
     Raises `UserError` naming a figure, table or record that is missing.
     """
     page = render(inputs, background)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as handle:
-        handle.write(page)
-        handle.flush()
-        os.fsync(handle.fileno())
-    temporary.replace(path)
+    write_atomic(path, page)
 
 
 def render(inputs: Inputs, background: Background) -> str:
