@@ -43,7 +43,7 @@ def test_a_named_kernel_that_cannot_run_is_refused_with_its_reason() -> None:
     ("op", "name", "nearest"), [("attention", "spda", "sdpa"), ("experts", "grouped", "grouped_mm")]
 )
 def test_an_unknown_kernel_is_refused_with_the_nearest_name(op: str, name: str, nearest: str) -> None:
-    with pytest.raises(UserError, match=f"unknown {op} kernel '{name}': did you mean '{nearest}'"):
+    with pytest.raises(UserError, match=f"unknown {op} kernel `{name}`; did you mean `{nearest}`"):
         choose_kernels(GROUPABLE, **{op: name})
 
 

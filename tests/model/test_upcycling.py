@@ -167,7 +167,7 @@ def test_a_new_method_is_one_decorated_function(small: ModelSpec, build, monkeyp
 
 
 def test_an_unknown_method_is_refused_with_the_nearest_name(small: ModelSpec, build) -> None:
-    with pytest.raises(UserError, match="unknown upcycling method 'cpoy': did you mean 'copy'"):
+    with pytest.raises(UserError, match="unknown upcycling method `cpoy`; did you mean `copy`"):
         upcycle("cpoy", build().state_dict(), small, MoESpec(n_expert=4, top_k=2), seed=0)
 
 
