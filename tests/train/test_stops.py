@@ -109,6 +109,33 @@ def test_a_non_finite_loss_stops_by_name_and_overwrites_nothing(
     assert tensors_sha256(run_dir) == tensors_sha256(tmp_path / "undisturbed" / run.id)
 
 
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_out_of_memory_names_the_mend_and_keeps_the_state(
+    tokens_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: RuntimeError
+) -> None:
+    """The message says what to lower; the last state stays. Any other error passes through as it is."""
+    run = small_run()
+    forward, calls = Transformer.forward, 0
+
+    def greedy(self: Transformer, ids_BS: torch.Tensor) -> object:
+        nonlocal calls
+        calls += self.training
+        if calls == 8 and self.training:
+            raise error
+        return forward(self, ids_BS)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Transformer, "forward", greedy)
+        with pytest.raises(TrainingError, match=r"out of memory.*execution\.micro_batch"):
+            train_in(tmp_path, tokens_dir, run, SAVE_ALWAYS)
+        assert max(path.name for path in (tmp_path / run.id / "resume").iterdir()).startswith("step-000000007")
+        calls, error = 0, RuntimeError("another")
+        with pytest.raises(RuntimeError, match="another"):
+            train_in(tmp_path, tokens_dir, run, SAVE_ALWAYS)
+
+
 def test_a_full_disk_keeps_the_last_state_and_names_the_mend(
     tokens_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 
 import torch
 
 from upcycle.errors import UserError
 from upcycle.execution import Execution
 from upcycle.spec import RunSpec
+from upcycle.train.preemption import TrainingError
 
 
 def use_device(execution: Execution) -> torch.device:
@@ -24,3 +26,19 @@ def precision(run: RunSpec, device: torch.device) -> contextlib.AbstractContextM
     if run.dtype == "bfloat16":
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def out_of_memory_is_named(run: RunSpec, execution: Execution) -> Iterator[None]:
+    """Raise TrainingError with the mend where memory does not suffice; saved states are untouched."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        # On the CPU torch raises a plain RuntimeError; any other one is none of our business.
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
+            sequences = execution.micro_batch or run.optim.batch
+            raise TrainingError(
+                f"{run.id}: out of memory on {execution.device} with {sequences} sequences a forward pass; the last "
+                "saved state is kept. Lower execution.micro_batch (whole balance groups), or run fewer jobs side by side"
+            ) from error
+        raise

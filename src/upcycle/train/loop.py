@@ -22,7 +22,7 @@ from upcycle.execution import Execution
 from upcycle.model.transformer import RouterStats
 from upcycle.spec import RunSpec
 from upcycle.train import checkpoint
-from upcycle.train.device import precision
+from upcycle.train.device import out_of_memory_is_named, precision
 from upcycle.train.evaluate import SUBSET_TOKENS, batches_of, heldout, mean_and_error, sequence_losses, spread
 from upcycle.train.lease import lease
 from upcycle.train.optim import clip_gradients, optimizer_tensors, set_learning_rate
@@ -46,7 +46,8 @@ def train(
     """Train a run into its folder, go on with it, or verify that it is finished and return.
 
     `fresh` removes an earlier result first. Raises UserError for what cannot be trained; Preempted (exit code 75) after
-    SIGTERM or SIGUSR1, the state saved; TrainingError for a non-finite loss or a full disk, the last state kept.
+    SIGTERM or SIGUSR1, the state saved; TrainingError for a non-finite loss, a full disk or too little memory, the last
+    state kept.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     with lease(run_dir), StopRequest() as stop:
@@ -61,7 +62,7 @@ def train(
             trainee = prepare(
                 run, run_dir=run_dir, tokens_dir=tokens_dir, parent_dir=parent_dir, execution=execution, clock=clock
             )
-        with MetricsLog(run_dir / "metrics.jsonl") as metrics:
+        with out_of_memory_is_named(run, execution), MetricsLog(run_dir / "metrics.jsonl") as metrics:
             _run_steps(trainee, metrics, stop)
             _finish(trainee, metrics, stop)
 
