@@ -131,7 +131,7 @@ def test_out_of_memory_names_the_mend_and_keeps_the_state(
         with pytest.raises(TrainingError, match=r"out of memory.*execution\.micro_batch"):
             train_in(tmp_path, tokens_dir, run, SAVE_ALWAYS)
         assert max(path.name for path in (tmp_path / run.id / "resume").iterdir()).startswith("step-000000007")
-        calls, error = 0, RuntimeError("another")
+        calls, error = 7, RuntimeError("another")
         with pytest.raises(RuntimeError, match="another"):
             train_in(tmp_path, tokens_dir, run, SAVE_ALWAYS)
 

@@ -39,6 +39,6 @@ def out_of_memory_is_named(run: RunSpec, execution: Execution) -> Iterator[None]
             sequences = execution.micro_batch or run.optim.batch
             raise TrainingError(
                 f"{run.id}: out of memory on {execution.device} with {sequences} sequences a forward pass; the last "
-                "saved state is kept. Lower execution.micro_batch (whole balance groups), or run fewer jobs side by side"
+                "saved state is kept. Lower execution.micro_batch (whole balance groups), or run fewer jobs at a time"
             ) from error
         raise
