@@ -38,7 +38,7 @@ def test_noisy_data_give_back_the_parameters_within_their_intervals(name: str) -
     """At least 4 of 5 of all parameters over two seeds lie in their 95 % intervals."""
     inside = []
     for seed in range(2):
-        result = fit(LAWS[name], simulated(name, 2e-3, seed), draws=100)
+        result = fit(LAWS[name], simulated(name, 2e-3, seed), draws=60)
         inside += [low <= TRUTH[name][key] <= high for key in TRUTH[name] for low, high in [result.intervals[key]]]
     assert np.mean(inside) >= 0.8
 
@@ -184,7 +184,7 @@ def test_every_leave_one_out_refit_is_optimal() -> None:
     law, data = LAWS["additive"], trial()
     prepared = prepare(law, data, {})
     refits = leave_one_out(prepared, search(prepared)).refits
-    for k in (0, 12, 24):
+    for k in (0, 24):
         kept = {name: np.delete(column, k) for name, column in data.items()}
         assert refits.objective_S[k] <= search(prepare(law, kept, {})).objective * (1 + 1e-9)
 

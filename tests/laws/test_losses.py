@@ -208,6 +208,8 @@ def test_run_fit_refuses_before_it_writes(grid: Path, tmp_path: Path) -> None:
         run_fit(grid, law="aditive", out=out)
     with pytest.raises(UserError, match="without `by`"):
         run_fit(grid, law="power", shared=["E"], out=out)
+    with pytest.raises(UserError, match="fit that, with `by: D1`"):
+        run_fit(grid, law="exponent_vs_d1", out=out)
     with pytest.raises(UserError, match="cannot take D1 = 0"):
         run_fit(grid, law="multiplicative", out=out)
     assert not out.exists()

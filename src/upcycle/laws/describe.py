@@ -13,7 +13,7 @@ import numpy as np
 import upcycle
 from upcycle.errors import UserError
 from upcycle.laws.law import Law, Parameter
-from upcycle.laws.prepare import Prepared
+from upcycle.laws.prepare import Prepared, Slot
 from upcycle.laws.result import FitResult
 from upcycle.laws.search import Optimum, refit, search
 from upcycle.laws.terms import Array
@@ -60,9 +60,8 @@ class Selection:
         """
         wanted = (*([by] if by else []), *law.inputs, law.response)
         columns = {name: np.atleast_1d(np.asarray(data[name], dtype=np.float64)) for name in wanted if name in data}
-        lengths = {name: len(column) for name, column in columns.items()} | (
-            {"ids": len(ids)} if ids is not None else {}
-        )
+        lengths = {name: len(column) for name, column in columns.items()}
+        lengths |= {} if ids is None else {"ids": len(ids)}
         if len(set(lengths.values())) > 1:
             raise UserError(f"columns differ in length: {lengths}")
         n = max(lengths.values(), default=0)
@@ -164,7 +163,7 @@ def certificate(fitted: Fitted) -> dict[str, Any]:
         "start_grid": optimum.grid,
         "starts": optimum.starts,
         "starts_agree": optimum.agree,
-        "gradient": optimum.gradient,
+        "gradient": finite(optimum.gradient),
         "iterations": optimum.iterations,
         "condition": finite(condition_number(prepared, optimum.phi_R)),
         "confounded": list(prepared.confounded),
@@ -202,8 +201,8 @@ def doubts(fitted: Fitted) -> list[str]:
     reasons += [f"{name} is at or beyond its bounds ({words})" for name, words in hit.items()]
     if fitted.draws_BP is not None:
         for slot, value, (low, high) in zip(prepared.slots, fitted.values_P, intervals(fitted.draws_BP), strict=True):
-            if slot.parameter.name not in hit and _spans(slot.parameter, low, high, float(prepared.response_N.min())):
-                reasons.append(f"{_name(fitted, slot)} = {value:.4g} could be anything from {low:.3g} to {high:.3g}")
+            if _name(slot) not in hit and _spans(slot.parameter, low, high, float(prepared.response_N.min())):
+                reasons.append(f"{_name(slot)} = {value:.4g} could be anything from {low:.3g} to {high:.3g}")
     return reasons
 
 
@@ -213,14 +212,13 @@ def bounds_hit(fitted: Fitted) -> dict[str, str]:
     for slot, value in zip(fitted.prepared.slots, fitted.values_P, strict=True):
         low, high = slot.parameter.bounds
         if value <= low or value >= high:
-            words = f"{value:.3g}, plausible {low:g} to {high:g}"
-            hit[_name(fitted, slot)] = (
-                "0: the data show no floor" if slot.parameter.kind == "floor" and value <= low else words
-            )
+            no_floor = slot.parameter.kind == "floor" and value <= low
+            words = "0: the data show no floor" if no_floor else f"{value:.3g}, plausible {low:g} to {high:g}"
+            hit[_name(slot)] = words
     return hit
 
 
-def _name(fitted: Fitted, slot: Any) -> str:
+def _name(slot: Slot) -> str:
     return slot.parameter.name if slot.group is None else f"{slot.parameter.name} of group {slot.group + 1}"
 
 

@@ -24,6 +24,8 @@ from upcycle.laws.result import FitResult, write_fit
 from upcycle.laws.terms import Array
 
 DRAWS = 200
+COMPARED = ("law", "loo_rms", "loo_rms_log", "rms", "n", "identifiable", "statement")
+"""What a comparison of laws shows of each."""
 
 
 def fit(
@@ -55,12 +57,7 @@ def compare(
     rows = []
     for law in laws:
         result = fit(law, data, ids=ids, draws=draws)
-        rows.append(
-            {
-                key: getattr(result, key)
-                for key in ("law", "loo_rms", "loo_rms_log", "rms", "n", "identifiable", "statement")
-            }
-        )
+        rows.append({column: getattr(result, column) for column in COMPARED})
     return pd.DataFrame(rows).set_index("law")
 
 
@@ -81,6 +78,10 @@ def run_fit(
     form = get_law(law)
     if shared and by is None:
         raise UserError(f"shared {list(shared)} without `by`: without groups every parameter is shared")
+    if form.source is not None:
+        raise UserError(
+            f"law `{law}` is fitted to the parameters of law `{form.source.law}`: fit that, with `by: {form.inputs[0]}`"
+        )
     losses = read_losses(losses_csv)
     select = select or {}
     rows = select_rows(losses, sweep=select.get("sweep"), where=select.get("where", ""))

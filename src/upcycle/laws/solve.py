@@ -4,10 +4,10 @@ Starts, leave-one-out refits and bootstrap draws differ only in start, weights a
 
 With delta = 1e-3 nearly every residual of a real fit lies on the linear part of the Huber loss. The sum is then close
 to one of absolute values, whose minimum lies in a bent valley of kinks: BFGS crawls there, and plain Newton sees too
-few points. Each iteration therefore tries several steps and keeps the one that ends lowest:
-- curvature from Newton's exact Hessian (quadratic convergence once the points within delta are found) to that of
-  iteratively reweighted least squares (a majorisation: sure to descend once damped enough);
-- straight, and bent along the model's second derivative (geodesic acceleration, Transtrum & Sethna 2012).
+few points. Each iteration therefore tries several steps and keeps the one that ends lowest. Their curvature goes from
+Newton's exact Hessian (quadratic convergence once the points within delta are found) to that of iteratively reweighted
+least squares (a majorisation: sure to descend once damped enough). Each is bent along the model's second derivative
+(geodesic acceleration, Transtrum & Sethna 2012), without which bent valleys take five times as many iterations.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ from upcycle.laws.terms import Array, SumOfExponentials, weighted_gram
 MIXES = (0.0, 0.01, 0.1, 1.0)
 """Share of the reweighting's curvature in the undamped steps."""
 LENGTHS = (1.0, 0.3)
+"""Of each step."""
 RIDGE = 1e-12
 """Relative to the mean diagonal: gives a step where the data leave a direction free."""
 FIRST_DAMPING, LEAST_DAMPING, MOST_DAMPING = 1e-2, 1e-8, 1e8
 STALLED = 1e-6
+"""Largest relative gradient of a minimum that no step lowers any more."""
 ROUNDING = 1e-15
 """A relative gain below it is none."""
 TINY = 1e-300
@@ -95,8 +97,9 @@ def minimise(problem: Problem, start_SP: Array, *, tolerance: float = 1e-10, max
     while len(active) and iteration < max_iterations:
         iteration += 1
         part = problem.rows(active)
-        trial_KSP, gradient_S[active] = _trials(part, theta_SP[active], damping_S[active])
-        trial, trial_value = _lowest(part, trial_KSP)
+        with np.errstate(over="ignore", invalid="ignore"):  # of steps too long, which are rejected
+            trial_KSP, gradient_S[active] = _trials(part, theta_SP[active], damping_S[active])
+            trial, trial_value = _lowest(part, trial_KSP)
         better = trial_value < value_S[active] * (1 - ROUNDING)
         moved = active[better]
         theta_SP[moved], value_S[moved] = trial[better], trial_value[better]
