@@ -4,6 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 PYTHON ?= python3
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: help setup sweep test lint format lock clean
@@ -15,6 +16,7 @@ help:
 	@echo "make lint    linters and types alone"
 	@echo "make lock    rewrite requirements.lock from the environment"
 
+# The lock is complete, so nothing is resolved; torch alone brings its own dependencies (a CUDA build has many).
 # The stamp is made anew when the lock or the project's metadata change.
 .venv/.ready: requirements.lock pyproject.toml
 	@echo "Setting up .venv: locked versions of torch, snakemake and the rest (2 to 10 minutes; outside the CPU-only"
@@ -22,9 +24,11 @@ help:
 	@$(PYTHON) -c 'import sys; sys.exit("upcycle needs Python 3.11 or newer, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	@$(PYTHON) -c 'import ensurepip, venv' || { echo "Python's venv module is missing: apt-get install python3-venv, then call make again"; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip==$(shell sed -n 's/^pip==//p' requirements.lock)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==$(shell sed -n 's/^torch==//p' requirements.lock) --constraint requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[dev]'
+	$(PIP) pip==$(shell sed -n 's/^pip==//p' requirements.lock)
+	$(PIP) torch==$(shell sed -n 's/^torch==//p' requirements.lock) --constraint requirements.lock
+	$(PIP) --no-deps --requirement requirements.lock
+	$(PIP) --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m pip check
 	touch $@
 
 setup: .venv/.ready
