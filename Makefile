@@ -55,7 +55,7 @@ format: setup
 	$(BIN)/snakefmt Snakefile workflow
 
 lock: setup
-	$(BIN)/python -m pip freeze --all --exclude-editable > requirements.lock
+	$(BIN)/python -m pip freeze --all --exclude-editable | sed 's,^\(torch==[^+]*\)+.*,\1,; s, @ file.*,,' > requirements.lock
 
 clean:
 	rm -rf .venv .snakemake

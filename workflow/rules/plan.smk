@@ -6,7 +6,7 @@ from snakemake.exceptions import WorkflowError
 
 from upcycle.errors import UserError
 from upcycle.paper.catalogue import find
-from upcycle.workflow import RESULTS, metrics_path, open_workflow, tokens_path
+from upcycle.workflow import RESULTS, evaluation_path, metrics_path, open_workflow
 
 try:
     W = open_workflow(config, Path.cwd(), workflow.cores)
@@ -23,22 +23,33 @@ wildcard_constraints:
     evaluation=r"[A-Za-z0-9_.-]+",
 
 
-def rules_all():
-    """Everything that the study names."""
+def source(path, output):
+    """An input: plain while the output is to be made; once it is there only the input's existence matters.
+
+    An id's content never changes, so a date says nothing. But were the inputs of what is to be made ancient too,
+    Snakemake would stop looking behind a job that it runs again.
+    """
+    return path if output in FRESH else ancient(path)
+
+
+def everything():
+    """Every run and product of the study."""
     return [
-        *W.finished(),
+        *map(metrics_path, W.plan.runs),
         *(output for product in W.products.values() for output in product.outputs),
     ]
 
 
 def run_parent(wildcards):
-    """The finished run that this one starts from: there or not is all that matters, an id's content never changes."""
-    return [ancient(path) for path in W.parent_of(wildcards.run)]
+    """The finished run that this one starts from."""
+    return [
+        source(path, metrics_path(wildcards.run)) for path in W.parent_of(wildcards.run)
+    ]
 
 
 def run_tokens(wildcards):
     """The tokens that a run reads; their fingerprint is checked by the job."""
-    return ancient(W.tokens_of(wildcards.run))
+    return source(W.tokens_of(wildcards.run), metrics_path(wildcards.run))
 
 
 def tokenizer_source(wildcards):
@@ -48,10 +59,9 @@ def tokenizer_source(wildcards):
 
 def evaluation_inputs(wildcards):
     """The finished run, and the other text in its own tokens."""
-    return [
-        ancient(metrics_path(wildcards.run)),
-        ancient(W.evaluation_tokens(wildcards.run, wildcards.evaluation)),
-    ]
+    output = evaluation_path(wildcards.run, wildcards.evaluation)
+    tokens = W.evaluation_tokens(wildcards.run, wildcards.evaluation)
+    return [source(metrics_path(wildcards.run), output), source(tokens, output)]
 
 
 def product_inputs(name):

@@ -42,7 +42,7 @@ for sweep_name in W.plan.sweeps:
         name:
             f"sweep_{sweep_name}"
         input:
-            W.finished(sweep_name),
+            [metrics_path(run_id) for run_id in W.plan.members(sweep_name)],
         localrule: True
         message:
             f"Every run of sweep {sweep_name} is finished."
