@@ -137,6 +137,20 @@ def test_laws_of_equal_error_are_not_told_apart(study):
     assert finding.verdict == "open"
 
 
+def test_laws_with_too_few_points_do_not_win(study):
+    """A law without a leave-one-out error is not compared; with one law left no winner is named."""
+    inputs, _ = study
+    blind = {name: dataclasses.replace(inputs.fits[name], loo_rms=None) for name in ("additive", "multiplicative")}
+    finding = findings(dataclasses.replace(inputs, fits={**inputs.fits, **blind}))[0]
+    assert "without interaction fits best" in finding.sentence or finding.sentence.startswith(
+        "The losses do not choose"
+    )
+    assert finding.sentence.count("without interaction") == 2
+    last = "additive_no_interaction"
+    blind[last] = dataclasses.replace(inputs.fits[last], loo_rms=None)
+    assert "fits best" not in findings(dataclasses.replace(inputs, fits={**inputs.fits, **blind}))[0].sentence
+
+
 def test_losing_to_scratch_is_said_with_the_budget_where_it_flips(study):
     inputs, _ = study
     worse = with_losses(inputs, lambda row: row.loss - 0.3 if row.lineage == "moe" and row.D >= 2_000_000 else row.loss)

@@ -40,6 +40,15 @@ def test_a_sweep_from_nothing_makes_everything(finished):
     assert len(rows) == 1 + 3 + 2 + 4
 
 
+def test_four_points_choose_no_law(finished):
+    """Too few losses for any of the laws: the headline does not name a winner, the table has no numbers."""
+    results = finished.root / "results"
+    assert "fits best" not in (results / "summary.txt").read_text()
+    rows = (results / "tables/table1.csv").read_text().splitlines()[1:]
+    assert [row.rpartition(",")[2] for row in rows] == [""] * 4
+    assert json.loads((results / "fits/multiplicative.json").read_text())["identifiable"] is False
+
+
 def test_a_second_run_does_nothing(finished):
     assert finished.jobs() == {}
     assert "Nothing to be done" in finished.run().stderr

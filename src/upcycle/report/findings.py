@@ -54,7 +54,7 @@ def findings(inputs: Inputs, sweep: str | None = None) -> list[Finding]:
 
 
 def _best_law(inputs: Inputs, grid: Grid, noise: SeedNoise | None) -> Finding | None:
-    errors = law_errors(inputs, grid)
+    errors = {law: error for law, error in law_errors(inputs, grid).items() if math.isfinite(error)}
     if len(errors) < 2:
         return None
     best, second = sorted(errors, key=lambda law: errors[law])[:2]
