@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 import time
 from dataclasses import dataclass
 from functools import cached_property
@@ -235,6 +236,10 @@ def read_workflow(config: dict[str, Any], root: Path) -> Workflow:
 
 def open_workflow(config: dict[str, Any], root: Path, cores: int) -> Workflow:
     """`read_workflow` for the Snakefile: the invocation that the user started freezes its plan and settles dates."""
+    # Rules call `upcycle`: this interpreter's own, whether or not its environment is activated.
+    tools = str(Path(sys.executable).parent)
+    if tools not in os.environ["PATH"].split(os.pathsep):
+        os.environ["PATH"] = f"{tools}{os.pathsep}{os.environ['PATH']}"
     outermost = PLAN_VARIABLE not in os.environ
     workflow = read_workflow(config, root)
     if outermost:

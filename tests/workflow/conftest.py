@@ -30,9 +30,13 @@ class Checkout:
         return done
 
     def environment(self) -> dict[str, str]:
-        """The caller's, less what an outer invocation may have left, with this checkout's code and tools first."""
+        """The caller's, less what an outer invocation may have left, with this checkout's code first.
+
+        The virtual environment is not activated: rules must find its tools all the same.
+        """
         kept = {key: value for key, value in os.environ.items() if not key.startswith("UPCYCLE_")}
-        path = f"{SNAKEMAKE.parent}{os.pathsep}{kept['PATH']}"
+        bare = [folder for folder in kept["PATH"].split(os.pathsep) if Path(folder) != SNAKEMAKE.parent]
+        path = os.pathsep.join(bare)
         return kept | {"PYTHONPATH": str(self.root / "src"), "PATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
 
     def jobs(self, *words: str) -> dict[str, int]:
