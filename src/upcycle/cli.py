@@ -64,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from upcycle.errors import UserError
     from upcycle.train.preemption import PREEMPTED, Preempted, TrainingError
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("upcycle").setLevel(logging.INFO)
     try:
         if args.verb in ("train", "evaluate") and os.environ.get(FORK_VARIABLE) == "1":
             from upcycle.train.forkserver import run_via_server

@@ -44,10 +44,10 @@ def figure_3(inputs: Inputs, sweep: str | None = None) -> Figure:
         axes.plot(*zip(*start, *trained, strict=True), color=colour, linewidth=1)
         style.points(axes, rows["D2"], rows["loss"], colour, marker)
     budgets = [2 * first, *grid.D2] if 4 * first < grid.D2[0] else list(grid.D2)
-    style.token_axis(axes, [origin, *budgets], "tokens of upcycled training, $D_2$")
+    style.token_axis(axes, [origin, *budgets], "tokens of upcycled training, $D_2$", apart=0.13)
     style.relabel(axes, origin, "0")
     style.loss_axis(axes)
-    style.sequence_legend(axes, grid.D1)
+    style.sequence_legend(axes, grid.D1, loc="lower left", ncols=2)
     return figure
 
 
