@@ -47,7 +47,7 @@ def figure_3(inputs: Inputs, sweep: str | None = None) -> Figure:
     style.token_axis(axes, [origin, *budgets], "tokens of upcycled training, $D_2$", apart=0.13)
     style.relabel(axes, origin, "0")
     style.loss_axis(axes)
-    style.sequence_legend(axes, grid.D1, loc="lower left", ncols=2)
+    style.sequence_legend(axes, grid.D1)
     return figure
 
 

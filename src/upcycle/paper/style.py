@@ -152,22 +152,14 @@ def points(
     return axes.plot(list(x), list(y), marker, color=colour, linestyle=style, label=label, **rim)
 
 
-def sequence_legend(
-    axes: Axes,
-    D1: Sequence[int],
-    *,
-    more: Sequence[Line2D] = (),
-    title: str = "$D_1$",
-    loc: str = "upper right",
-    ncols: int = 1,
-) -> None:
+def sequence_legend(axes: Axes, D1: Sequence[int], *, more: Sequence[Line2D] = (), title: str = "$D_1$") -> None:
     """Legend of the values of D1, smallest first as the curves lie, in the corner that falling losses leave empty."""
     rim: dict[str, Any] = {"markeredgecolor": "white", "markeredgewidth": 0.4}
     handles = [
         Line2D([], [], color=colour, marker=marker, label=short_count(value), **rim)
         for value, colour, marker in zip(D1, sequence(len(D1)), cycle(MARKERS), strict=False)
     ]
-    axes.legend(handles=handles, title=title, loc=loc, ncols=max(ncols, 1 + (len(handles) > 6)))
+    axes.legend(handles=handles, title=title, loc="upper right", ncols=1 + (len(handles) > 6))
     if more:
         figure = axes.get_figure()
         assert isinstance(figure, Figure)
