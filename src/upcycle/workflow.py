@@ -36,8 +36,8 @@ CORES_VARIABLE = "UPCYCLE_CORES"
 STARTED_VARIABLE = "UPCYCLE_STARTED"
 RESULTS = Path("results")
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
-"""glibc's allocator, for jobs: keep freed memory instead of returning it to the kernel at every step. Small models
-on a CPU spend a quarter of their time in page faults otherwise (`benchmarks/allocator.py`)."""
+"""glibc's allocator, for jobs: keep freed memory instead of returning it to the kernel at every step. Worth
+some 7 to 12 % of a small model's rate (`benchmarks/allocator.py`)."""
 JOB_ENVIRONMENT = {**ALLOCATOR, "OPENBLAS_NUM_THREADS": "1"}
 """For every job, unless the user has set it. Fits solve many tiny systems: threads get in each other's way."""
 OLD = 1.0
