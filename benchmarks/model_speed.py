@@ -31,8 +31,8 @@ def tokens_per_second(model: Transformer, sequences: int, context: int, seconds:
     while time.perf_counter() - began < seconds or len(times) < 5:
         start = time.perf_counter()
         model.zero_grad()
-        out = model(ids[:, :-1])
-        loss = model.kernels.cross_entropy(out.logits_BSV, ids[:, 1:]) + 1e-3 * out.balance
+        out = model(ids[:, :-1], ids[:, 1:])
+        loss = out.loss + 1e-3 * out.balance
         loss.backward()
         times.append(time.perf_counter() - start)
     tokens = sequences * context
@@ -51,7 +51,7 @@ def main() -> None:
     print(f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, {options.threads} thread(s)")
     for n_layer, d_model, n_head in SHAPES:
         spec = ModelSpec(n_layer=n_layer, d_model=d_model, n_head=n_head, vocab_size=VOCAB_SIZE, context=256)
-        kernels = choose_kernels(spec, attention=options.attention, experts=options.experts)
+        kernels = choose_kernels(spec, {"attention": options.attention, "experts": options.experts})
         for name, moe in (("dense", None), ("moe8x2", MoESpec(n_expert=8, top_k=2, balance_group=4))):
             model = Transformer(spec, moe, kernels)
             init_weights(model, seed=0)

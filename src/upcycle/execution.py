@@ -25,13 +25,28 @@ class Execution(Frozen):
     """Seconds between rolling resume states."""
     log_steps: Count = 10
     """Steps between rows of metrics.jsonl."""
-    attention: Literal["auto", "sdpa", "plain"] = "auto"
-    experts: Literal["auto", "grouped_mm", "loop"] = "auto"
+    layers: Literal["auto", "native", "composed"] = "auto"
+    """Whole layers by the C kernels of `model/native` (CPU, float32), or composed of the ops below."""
+    attention: Literal["auto", "flash2", "flash3", "flash4", "te", "sdpa_flash", "sdpa", "plain"] = "auto"
+    experts: Literal["auto", "grouped_mm", "te", "loop"] = "auto"
+    rms_norm: Literal["auto", "torch", "te"] = "auto"
+    cross_entropy: Literal["auto", "plain", "chunked"] = "auto"
+    compile: bool = False
+    """torch.compile every block; worth its half minute on long runs only."""
+    activation_checkpointing: Literal["none", "block"] = "none"
+    """`block` keeps only each block's input and computes its inside again in the backward pass."""
     fork_server: bool = False
     """Local runs only: jobs fork from one process that has imported torch, instead of each importing it."""
     flops_per_second: Positive = 400e12
     """Rate of one job's devices that `plan` takes for its times (A.10: 400 TFLOP/s a GPU) until runs were measured."""
     devices: Count = 1
-    """Devices a job, for GPU-hours."""
+    """Processes a job, each with a device of its own: torchrun and FSDP2 from two up."""
+    tensor_parallel: Count = 1
+    """Processes that share each matrix (tensor and sequence parallelism); divides `devices`. The paper: 2 (largest)."""
     max_segment_hours: Positive | None = None
     """A trunk segment expected to take longer is cut into more links."""
+
+    @property
+    def kernels(self) -> dict[str, str]:
+        """The kernel asked for, by op: what `model.kernels.choose_kernels` takes."""
+        return {op: getattr(self, op) for op in ("layers", "attention", "experts", "rms_norm", "cross_entropy")}

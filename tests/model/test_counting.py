@@ -32,7 +32,7 @@ def built_counts(model: ModelSpec, moe: MoESpec | None) -> ParameterCounts:
     def group(*parts: str) -> int:
         return sum(sizes.pop(name) for name in list(sizes) if any(part in name for part in parts))
 
-    router = group(".router")
+    router = group(".router.weight")
     mlp = group(".mlp.", ".moe.")
     counts = ParameterCounts(
         embedding=group("embed."),

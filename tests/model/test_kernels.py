@@ -36,7 +36,7 @@ def test_auto_takes_the_loop_elsewhere_and_logs_the_reason(caplog) -> None:
 
 def test_a_named_kernel_that_cannot_run_is_refused_with_its_reason() -> None:
     with pytest.raises(UserError, match="grouped_mm cannot be used: d_model 12 not a multiple of 8"):
-        choose_kernels(UNGROUPABLE, experts="grouped_mm")
+        choose_kernels(UNGROUPABLE, {"experts": "grouped_mm"})
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_a_named_kernel_that_cannot_run_is_refused_with_its_reason() -> None:
 )
 def test_an_unknown_kernel_is_refused_with_the_nearest_name(op: str, name: str, nearest: str) -> None:
     with pytest.raises(UserError, match=f"unknown {op} kernel `{name}`; did you mean `{nearest}`"):
-        choose_kernels(GROUPABLE, **{op: name})
+        choose_kernels(GROUPABLE, {op: name})
 
 
 @pytest.mark.parametrize("head_dim", [8, 60, 70])
@@ -78,10 +78,11 @@ def test_cross_entropy_is_in_nats_and_float32_whatever_the_logits() -> None:
         math.log(sum(math.exp(z) for z in row.tolist())) - row[target].item()
         for row, target in zip(logits.flatten(0, 1), targets.flatten(), strict=True)
     ]
-    losses = token_cross_entropy(logits, targets)
-    assert losses.dtype == cross_entropy(logits, targets).dtype == torch.float32
+    identity = torch.eye(8, dtype=torch.bfloat16)  # a head that passes the hidden state on as logits
+    losses, mean = token_cross_entropy(logits, identity, targets), cross_entropy(logits, identity, targets)
+    assert losses.dtype == mean.dtype == torch.float32
     torch.testing.assert_close(losses.flatten(), torch.tensor(by_hand))
-    assert cross_entropy(logits, targets).item() == pytest.approx(sum(by_hand) / 6, rel=1e-6)
+    assert mean.item() == pytest.approx(sum(by_hand) / 6, rel=1e-6)
 
 
 @pytest.mark.parametrize("tokens", [6, 300])
@@ -89,6 +90,6 @@ def test_cross_entropy_has_the_gradient_softmax_minus_target(tokens: int) -> Non
     """Over the number of tokens, times whatever the loss is multiplied by afterwards."""
     logits = random(1, tokens, 8).requires_grad_()
     targets = torch.randint(0, 8, (1, tokens), generator=torch.Generator().manual_seed(0))
-    (cross_entropy(logits, targets) * 3).backward()
+    (cross_entropy(logits, torch.eye(8), targets) * 3).backward()
     expected = (logits.detach().softmax(-1) - torch.nn.functional.one_hot(targets, 8)) * (3 / tokens)
     torch.testing.assert_close(logits.grad, expected)

@@ -83,7 +83,7 @@ def test_balance_loss_is_the_written_sum_over_each_group() -> None:
 def test_balance_loss_and_gradient_do_not_depend_on_the_micro_batch(build, batch) -> None:
     """Micro-batches of whole groups, averaged, give the whole batch's balance loss and its router gradient."""
     model, (ids, _) = build(moe=MoESpec(n_expert=8, top_k=2, balance_group=2)), batch()
-    routers = [mixture.router for mixture in model.mixtures]
+    routers = [mixture.router.weight for mixture in model.mixtures]
     whole = model(ids).balance
     parts = torch.stack([model(part).balance for part in ids.split(2)]).mean()
     torch.testing.assert_close(parts, whole)
@@ -103,7 +103,7 @@ def test_balance_loss_depends_on_the_group() -> None:
 def test_balance_of_the_model_is_summed_over_layers_and_one_each_for_a_router_of_zeros(build, batch) -> None:
     model = build(moe=MoESpec(n_expert=8, top_k=2))
     for mixture in model.mixtures:
-        torch.nn.init.zeros_(mixture.router)
+        torch.nn.init.zeros_(mixture.router.weight)
     assert model(batch()[0]).balance.item() == pytest.approx(2)
 
 
@@ -144,14 +144,14 @@ def test_moe_is_the_gate_weighted_sum_of_each_tokens_experts(experts: str, top_k
     """Against the definition token by token, forward and gradients; no token is dropped."""
     model = ModelSpec(n_layer=1, d_model=16, n_head=1, vocab_size=8, context=8)
     layer = MoE(
-        model, MoESpec(n_expert=4, top_k=top_k, gate=gate, balance_group=2), choose_kernels(model, experts=experts)
+        model, MoESpec(n_expert=4, top_k=top_k, gate=gate, balance_group=2), choose_kernels(model, {"experts": experts})
     )
     for seed, weight in enumerate(layer.parameters()):
         weight.data = random(*weight.shape, seed=seed) / 4
     x = random(2, 8, 16, seed=9).requires_grad_()
 
     def token(x_D: torch.Tensor) -> torch.Tensor:
-        logits = layer.router @ x_D
+        logits = layer.router.weight @ x_D
         ids = logits.topk(top_k).indices
         outputs = []
         for e in ids:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from upcycle.model.attention import rope_tables, rotate
-from upcycle.model.kernels import choose_kernels, cross_entropy
+from upcycle.model.kernels import choose_kernels
 from upcycle.model.transformer import Transformer, init_weights, normal
 from upcycle.spec import ModelSpec, MoESpec
 
@@ -28,7 +28,7 @@ WIDE = ModelSpec(n_layer=3, d_model=96, n_head=2, vocab_size=256, context=8, ini
 MATRIX, OUTPUT, ROUTER = 0.05, 0.05 / math.sqrt(6), math.sqrt(2 / (5 * 96))
 DENSE_STDS = {"embed.weight": MATRIX, "head.weight": MATRIX, "attn.wqkv": MATRIX, "attn.wo": OUTPUT}
 DENSE_STDS |= {"mlp.w_in": MATRIX, "mlp.w_out": OUTPUT}
-MOE_STDS = {"moe.w_in": MATRIX, "moe.w_out": OUTPUT, "moe.router": ROUTER}
+MOE_STDS = {"moe.w_in": MATRIX, "moe.w_out": OUTPUT, "moe.router.weight": ROUTER}
 
 
 @pytest.mark.parametrize(("suffix", "std"), [*DENSE_STDS.items(), *MOE_STDS.items()])
@@ -50,7 +50,7 @@ def test_defaults_are_table_5s_std_and_plain_output_init_is_not_scaled() -> None
 
 def test_a_given_router_std_is_taken() -> None:
     moe = MoESpec(n_expert=8, top_k=2, router_std=0.5)
-    assert initial(WIDE, moe)["blocks.1.moe.router"].std().item() == pytest.approx(0.5, rel=0.15)
+    assert initial(WIDE, moe)["blocks.1.moe.router.weight"].std().item() == pytest.approx(0.5, rel=0.15)
 
 
 def test_every_norm_starts_at_one() -> None:
@@ -162,18 +162,18 @@ def test_under_bfloat16_autocast_the_router_stays_float32(build, batch) -> None:
         inner = mixture.gate
         mixture.gate = lambda logits, chosen, inner=inner: (seen.append(logits), inner(logits, chosen))[1]
     with torch.autocast("cpu", torch.bfloat16):
-        out = model(ids)
+        logits_BSV, out = model.logits(ids), model(ids, targets)
         x = torch.randn(5, 32, dtype=torch.bfloat16)
-        logits = model.mixtures[0].router_logits(x)
-    torch.testing.assert_close(logits, x.float() @ model.mixtures[0].router.T, atol=1e-6, rtol=0)
+        logits = model.mixtures[0].router(x)
+    torch.testing.assert_close(logits, x.float() @ model.mixtures[0].router.weight.T, atol=1e-6, rtol=0)
     assert [logits.dtype for logits in seen] == [torch.float32, torch.float32]
-    assert (out.logits_BSV.dtype, out.balance.dtype) == (torch.bfloat16, torch.float32)
-    loss = cross_entropy(out.logits_BSV, targets) + out.balance
+    assert (logits_BSV.dtype, out.balance.dtype) == (torch.bfloat16, torch.float32)
+    loss = out.loss + out.balance
     loss.backward()
     assert loss.dtype == torch.float32
     assert all(weight.grad.dtype == torch.float32 for weight in model.parameters())
-    exact = model(ids)
-    assert loss.item() == pytest.approx((cross_entropy(exact.logits_BSV, targets) + exact.balance).item(), rel=0.02)
+    exact = model(ids, targets)
+    assert loss.item() == pytest.approx((exact.loss + exact.balance).item(), rel=0.02)
 
 
 # --- one expert
@@ -194,18 +194,18 @@ def test_a_one_expert_moe_is_the_dense_model_bit_for_bit(batch, shape, experts, 
     """Same seed: the loss and every gradient are bitwise those of the dense model; the router's gradient is zero."""
     spec = ModelSpec(**shape)
     dense = Transformer(spec)
-    moe = Transformer(spec, MoESpec(n_expert=1, top_k=1, gate=gate), choose_kernels(spec, experts=experts))
+    moe = Transformer(spec, MoESpec(n_expert=1, top_k=1, gate=gate), choose_kernels(spec, {"experts": experts}))
     ids, targets = batch(spec)
     losses = []
     for model in (dense, moe):
         init_weights(model, seed=5)
-        out = model(ids)
-        losses.append(cross_entropy(out.logits_BSV, targets))
+        out = model(ids, targets)
+        losses.append(out.loss)
         (losses[-1] + 0.01 * out.balance).backward()
     assert torch.equal(*losses)
     wanted = {name: weight.grad for name, weight in dense.named_parameters()}
     for name, weight in moe.named_parameters():
-        if name.endswith(".router"):
+        if name.endswith(".router.weight"):
             assert torch.equal(weight.grad, torch.zeros_like(weight))
         else:
             gradient = wanted.pop(name.replace(".moe.", ".mlp."))

@@ -97,7 +97,7 @@ def test_experts_are_copies_and_all_else_is_untouched_bit_for_bit(issue, n_exper
             expected = parent.pop(name.replace(".moe.", ".mlp."))
             assert weight.shape[0] == n_expert
             assert all(torch.equal(expert, expected) for expert in weight)
-        elif not name.endswith("moe.router"):
+        elif not name.endswith("moe.router.weight"):
             assert torch.equal(weight, parent.pop(name))
     assert not parent
 
@@ -108,7 +108,7 @@ def test_the_router_is_that_of_a_moe_from_scratch_of_the_same_seed(small: ModelS
     init_weights(scratch, seed=3)
     states = [upcycle("copy", build().state_dict(), small, moe, seed=seed) for seed in (3, 3, 4)]
     for layer in range(small.n_layer):
-        name = f"blocks.{layer}.moe.router"
+        name = f"blocks.{layer}.moe.router.weight"
         assert torch.equal(states[0][name], scratch.state_dict()[name])
         assert torch.equal(states[0][name], states[1][name])
         assert not torch.equal(states[0][name], states[2][name])

@@ -17,7 +17,7 @@ from upcycle.data.tokens import TokenSet
 from upcycle.errors import UserError
 from upcycle.model.transformer import Transformer
 from upcycle.train.evaluate import evaluate, heldout, spread
-from upcycle.train.loop import is_log_spaced
+from upcycle.train.rows import is_log_spaced
 
 
 @pytest.mark.parametrize("moe", [None, MOE])

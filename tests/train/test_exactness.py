@@ -117,7 +117,7 @@ def test_one_expert_equals_dense_bit_for_bit(experts: str, tokens_dir: Path, tmp
     for name, weight in weights.items():
         twin = moe_weights.pop(name.replace(".mlp.", ".moe."))
         assert torch.equal(twin.view_as(weight), weight), name
-    assert {name.rsplit(".", 1)[1] for name in moe_weights} == {"router"}
+    assert {name.rsplit(".", 2)[1] for name in moe_weights} == {"router"}
 
 
 def test_first_loss_of_a_copy_is_the_dense_loss(family: tuple[Path, dict[str, RunSpec]], tokens_dir: Path) -> None:

@@ -90,11 +90,11 @@ def test_a_non_finite_loss_stops_by_name_and_overwrites_nothing(
     run, reference = small_run(), small_run()
     forward, calls = Transformer.forward, 0
 
-    def poisoned(self: Transformer, ids_BS: torch.Tensor) -> object:
+    def poisoned(self: Transformer, *arguments: torch.Tensor, **named: bool) -> object:
         nonlocal calls
-        output = forward(self, ids_BS)
+        output = forward(self, *arguments, **named)
         calls += self.training
-        return output._replace(logits_BSV=output.logits_BSV * torch.nan) if calls == 8 and self.training else output
+        return output._replace(loss=output.loss * torch.nan) if calls == 8 and self.training else output
 
     with monkeypatch.context() as patch:
         patch.setattr(Transformer, "forward", poisoned)

@@ -22,7 +22,7 @@ RENAMED = {
     "attn.wo": "self_attn.o_proj.weight",
     "mlp_norm.weight": "post_attention_layernorm.weight",
     "mlp.w_out": "mlp.down_proj.weight",
-    "moe.router": "mlp.gate.weight",
+    "moe.router.weight": "mlp.gate.weight",
     "moe.w_in": "mlp.experts.gate_up_proj",
     "moe.w_out": "mlp.experts.down_proj",
 }

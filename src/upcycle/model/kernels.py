@@ -76,15 +76,15 @@ def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     return F.rms_norm(x, weight_D.shape, weight_D, eps)
 
 
-def token_cross_entropy(logits_BSV: Tensor, targets_BS: Tensor) -> Tensor:
-    """Cross-entropy of every token in nats, float32, (B, S)."""
-    losses = F.cross_entropy(logits_BSV.float().flatten(0, -2), targets_BS.flatten(), reduction="none")
-    return losses.view_as(targets_BS)
+def token_cross_entropy(hidden_BSD: Tensor, head_VD: Tensor, targets_BS: Tensor) -> Tensor:
+    """Cross-entropy of every token in nats, float32, (B, S), from the last hidden state and the output matrix."""
+    logits_TV = F.linear(hidden_BSD, head_VD).float().flatten(0, -2)
+    return F.cross_entropy(logits_TV, targets_BS.flatten(), reduction="none").view_as(targets_BS)
 
 
-def cross_entropy(logits_BSV: Tensor, targets_BS: Tensor) -> Tensor:
-    """Mean cross-entropy over all tokens in nats, float32, a scalar."""
-    return F.cross_entropy(logits_BSV.float().flatten(0, -2), targets_BS.flatten())
+def cross_entropy(hidden_BSD: Tensor, head_VD: Tensor, targets_BS: Tensor) -> Tensor:
+    """Mean cross-entropy over all tokens in nats, float32, a scalar; arguments as above."""
+    return F.cross_entropy(F.linear(hidden_BSD, head_VD).float().flatten(0, -2), targets_BS.flatten())
 
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -101,19 +101,24 @@ class Kernels:
     attention: Attention = sdpa
     experts: Experts = grouped_mm
     rms_norm: Callable[[Tensor, Tensor, float], Tensor] = rms_norm
-    cross_entropy: Callable[[Tensor, Tensor], Tensor] = cross_entropy
-    token_cross_entropy: Callable[[Tensor, Tensor], Tensor] = token_cross_entropy
+    cross_entropy: Callable[[Tensor, Tensor, Tensor], Tensor] = cross_entropy
+    token_cross_entropy: Callable[[Tensor, Tensor, Tensor], Tensor] = token_cross_entropy
 
     def describe(self) -> dict[str, str]:
         """Names for the record of a run: the kernel of each op that has a choice, and torch's version."""
         return {"attention": self.attention.__name__, "experts": self.experts.__name__, "torch": torch.__version__}
 
 
-def choose_kernels(model: ModelSpec, *, attention: str = "auto", experts: str = "auto") -> Kernels:
-    """The kernels named, or for `auto` those that `model`'s shape allows, with a log line that says why.
+def choose_kernels(
+    model: ModelSpec, names: Mapping[str, str] | None = None, *, device: str = "cpu", dtype: str = "float32"
+) -> Kernels:
+    """The kernels named by op (as `Execution.kernels`), or for `auto` those that machine and shape allow, with a log
+    line that says why.
 
-    Raises UserError for an unknown name and for a named kernel that cannot compute this shape.
+    Raises UserError for an unknown name and for a named kernel that cannot run here or compute this shape.
     """
+    wanted = {"layers": "auto", "attention": "auto", "experts": "auto"} | dict(names or {})
+    attention, experts = wanted["attention"], wanted["experts"]
     reason = _why_not_grouped_mm(model)
     if experts == "auto":
         experts = "loop" if reason else "grouped_mm"

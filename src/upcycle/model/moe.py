@@ -100,6 +100,19 @@ class Routing(NamedTuple):
     entropy: Tensor
 
 
+class Router(nn.Module):
+    """Router logits, in float32 whatever the precision around them: a module, so that FSDP can keep it in float32."""
+
+    def __init__(self, model: ModelSpec, moe: MoESpec) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(moe.n_expert, model.d_model))
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        """(T, D) -> (T, E)."""
+        with torch.autocast(x_TD.device.type, enabled=False):
+            return F.linear(x_TD.float(), self.weight.float())
+
+
 class MoE(nn.Module):
     """E SwiGLU experts; each token goes to its K best by the router's float32 logits, and none is dropped."""
 
@@ -107,7 +120,7 @@ class MoE(nn.Module):
         super().__init__()
         assert moe.gate is not None  # MoESpec resolves it
         self.moe, self.kernels, self.gate = moe, kernels, GATES[moe.gate]
-        self.router = nn.Parameter(torch.empty(moe.n_expert, model.d_model))
+        self.router = Router(model, moe)
         self.w_in = nn.Parameter(torch.empty(moe.n_expert, 2 * model.mlp_width, model.d_model))
         self.w_out = nn.Parameter(torch.empty(moe.n_expert, model.d_model, model.mlp_width))
 
@@ -116,7 +129,7 @@ class MoE(nn.Module):
         B, S, _ = x_BSD.shape
         K = self.moe.top_k
         x_TD = x_BSD.flatten(0, 1)
-        logits_TE = self.router_logits(x_TD)
+        logits_TE = self.router(x_TD)
         ids_TK = logits_TE.topk(K, dim=-1).indices
         gates_TK = self.gate(logits_TE, ids_TK)
         experts_E = torch.arange(self.moe.n_expert, device=ids_TK.device)
@@ -130,11 +143,6 @@ class MoE(nn.Module):
         y_TKD = _Collect.apply(y_ND, order_N, place_N).view(B * S, K, -1)
         y_TD = (y_TKD * gates_TK.unsqueeze(-1)).sum(1)  # in float32, as the gates are
         return y_TD.view_as(x_BSD), self._routing(logits_TE.view(B, S, -1), load_BE)
-
-    def router_logits(self, x_TD: Tensor) -> Tensor:
-        """Router logits (T, E), in float32 whatever the precision around them."""
-        with torch.autocast(x_TD.device.type, enabled=False):
-            return F.linear(x_TD.float(), self.router.float())
 
     def _routing(self, logits_BSE: Tensor, load_BE: Tensor) -> Routing:
         group, sequences = self.moe.balance_group, len(load_BE)

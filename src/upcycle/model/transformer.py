@@ -26,10 +26,13 @@ class RouterStats(NamedTuple):
 
 
 class Output(NamedTuple):
-    """What a forward pass gives; `balance` is the sum over layers of the unscaled balance loss (0 if dense)."""
+    """What a forward pass gives: logits, or with targets the loss, which some kernels compute without whole logits."""
 
-    logits_BSV: Tensor
+    logits_BSV: Tensor | None
+    loss: Tensor | None
+    """Mean cross-entropy in nats, float32; with `per_token` of every token, (B, S)."""
     balance: Tensor
+    """Sum over layers of the unscaled balance loss; 0 if dense."""
     stats: RouterStats | None
 
 
@@ -110,19 +113,37 @@ class Transformer(nn.Module):
         """The mixture of experts of each layer, in order; none if dense."""
         return [module for module in self.modules() if isinstance(module, MoE)]
 
-    def forward(self, ids_BS: Tensor) -> Output:
-        """Next-token logits of every position, with the balance loss and the routing of every layer."""
+    def forward(self, ids_BS: Tensor, targets_BS: Tensor | None = None, *, per_token: bool = False) -> Output:
+        """Next-token logits of every position, or the loss on `targets_BS`; balance loss and routing of every layer."""
         x_BSD = F.embedding(ids_BS, self.embed.weight)
         layers: list[Routing] = []
         for block in self.blocks:
             x_BSD, routing = block(x_BSD)
             if routing is not None:
                 layers.append(routing)
-        logits_BSV = F.linear(self.norm(x_BSD), self.head.weight)
+        hidden_BSD = self.norm(x_BSD)
+        logits_BSV = loss = None
+        if targets_BS is None:
+            logits_BSV = F.linear(hidden_BSD, self.head.weight)
+        else:
+            kernel = self.kernels.token_cross_entropy if per_token else self.kernels.cross_entropy
+            loss = kernel(hidden_BSD, self.head.weight, targets_BS)
         if not layers:
-            return Output(logits_BSV, logits_BSV.new_zeros((), dtype=torch.float32), None)
+            return Output(logits_BSV, loss, hidden_BSD.new_zeros((), dtype=torch.float32), None)
         balance, load_LE, entropy_L = (torch.stack(column) for column in zip(*layers, strict=True))
-        return Output(logits_BSV, balance.sum(), RouterStats(load_LE, entropy_L))
+        return Output(logits_BSV, loss, balance.sum(), RouterStats(load_LE, entropy_L))
+
+    def logits(self, ids_BS: Tensor) -> Tensor:
+        """Next-token logits of every position, (B, S, V)."""
+        logits_BSV = self(ids_BS).logits_BSV
+        assert logits_BSV is not None
+        return logits_BSV
+
+    def loss(self, ids_BS: Tensor, targets_BS: Tensor) -> Tensor:
+        """Mean cross-entropy in nats, a scalar, without the balance loss."""
+        loss = self(ids_BS, targets_BS).loss
+        assert loss is not None
+        return loss
 
 
 # --- initial weights
@@ -144,9 +165,9 @@ def init_weights(model: Transformer, seed: int) -> None:
     spec = model.model
     for name, parameter in model.named_parameters():
         match name.rsplit(".", 2)[-2:]:
-            case [_, "router"]:
+            case ["router", "weight"]:
                 assert model.moe is not None
-                parameter.copy_(router_weight(spec, model.moe, name, seed))
+                parameter.copy_(router_weight(spec, model.moe, name.removesuffix(".weight"), seed))
             case ["moe", ("w_in" | "w_out") as matrix]:
                 std = spec.weight_std if matrix == "w_in" else spec.output_std
                 for expert, weight in enumerate(parameter):

@@ -66,7 +66,7 @@ def upcycle(
             block = key.removesuffix(".mlp.w_in")
             w_in_E2MD, w_out_EDM = make_experts(weight, dense_state[f"{block}.mlp.w_out"], moe.n_expert)
             state[f"{block}.moe.w_in"], state[f"{block}.moe.w_out"] = w_in_E2MD, w_out_EDM
-            state[f"{block}.moe.router"] = router_weight(model, moe, f"{block}.moe.router", seed).to(weight)
+            state[f"{block}.moe.router.weight"] = router_weight(model, moe, f"{block}.moe.router", seed).to(weight)
         elif not key.endswith(".mlp.w_out"):
             state[key] = weight.clone()
     return state
@@ -118,12 +118,12 @@ def receipt(
     assert moe.moe is not None
     spec = moe.moe
     with torch.no_grad():
-        gap = (moe(ids_BS).logits_BSV - dense(ids_BS).logits_BSV).abs().max().item()
+        gap = (moe.logits(ids_BS) - dense.logits(ids_BS)).abs().max().item()
     trained = copying.deepcopy(moe)
     before = _router_gradient(trained, ids_BS, targets_BS)
     optimizer = torch.optim.AdamW(trained.parameters(), lr=lr, betas=betas, weight_decay=weight_decay)
-    out = trained(ids_BS)
-    (trained.kernels.cross_entropy(out.logits_BSV, targets_BS) + spec.aux_coef * out.balance).backward()
+    out = trained(ids_BS, targets_BS)
+    (out.loss + spec.aux_coef * out.balance).backward()
     optimizer.step()
     after = _router_gradient(trained, ids_BS, targets_BS)
     by_layer = [_expert_distance(mixture) for mixture in moe.mixtures]
@@ -132,7 +132,7 @@ def receipt(
         "n_expert": spec.n_expert,
         "top_k": spec.top_k,
         "gate": spec.gate,
-        "router_std": [mixture.router.std().item() for mixture in moe.mixtures],
+        "router_std": [mixture.router.weight.std().item() for mixture in moe.mixtures],
         "logit_gap": gap,
         "logit_gap_zero_in_theory": method == "copy" and preserves_function(spec),
         "logit_gap_bound": ZERO_GAP,
@@ -146,10 +146,11 @@ def receipt(
 
 def _router_gradient(model: Transformer, ids_BS: Tensor, targets_BS: Tensor) -> dict[str, Any]:
     """Norm of the cross-entropy's gradient on the routers, by layer and as a share of the whole gradient's."""
-    loss = model.kernels.cross_entropy(model(ids_BS).logits_BSV, targets_BS)
+    loss = model.loss(ids_BS, targets_BS)
     parameters = dict(model.named_parameters())
     gradients = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
-    routers = [gradient for name, gradient in zip(parameters, gradients, strict=True) if name.endswith(".router")]
+    named = zip(parameters, gradients, strict=True)
+    routers = [gradient for name, gradient in named if name.endswith(".router.weight")]
     norm, whole = _norm(routers), _norm(gradients)
     return {
         "norm": norm,

@@ -47,7 +47,7 @@ def evaluate(
             "tokenise that set with the tokenizer of the run's own tokens"
         )
     device = use_device(execution)
-    kernels = choose_kernels(run.model, attention=execution.attention, experts=execution.experts)
+    kernels = choose_kernels(run.model, execution.kernels, device=execution.device, dtype=run.dtype)
     model = Transformer(run.model, run.moe, kernels)
     model.load_state_dict(read_tensors(weights_dir, WEIGHTS))
     sequences = heldout(tokens, run)
@@ -102,8 +102,8 @@ def sequence_losses(model: Transformer, run: RunSpec, batches: Iterable[np.ndarr
     for batch in batches:
         ids = torch.from_numpy(batch).to(device, torch.int64)
         with precision(run, device):
-            logits_BSV = model(ids[:, :-1]).logits_BSV
-        means.append(model.kernels.token_cross_entropy(logits_BSV, ids[:, 1:]).double().mean(1).cpu())
+            losses_BS = model(ids[:, :-1], ids[:, 1:], per_token=True).loss
+        means.append(losses_BS.double().mean(1).cpu())
     model.train(was_training)
     return torch.cat(means).numpy()
 

@@ -66,7 +66,7 @@ def prepare(
         repeat=recipe.repeat,
     )
     heldout(tokens, run)
-    kernels = choose_kernels(run.model, attention=execution.attention, experts=execution.experts)
+    kernels = choose_kernels(run.model, execution.kernels, device=execution.device, dtype=run.dtype)
     model = Transformer(run.model, run.moe, kernels).to(device)
     trainee = Trainee(run, run_dir, execution, tokens, model, build_optimizer(model, run.optim), clock)
     checkpoint.write_spec(run_dir, run)

@@ -1,0 +1,97 @@
+"""Saving a run while it trains, and finishing it: whole held-out loss, weights, manifest, metrics.json last."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from upcycle.counting import flops_6nd, flops_per_token
+from upcycle.train import checkpoint
+from upcycle.train.evaluate import SUBSET_TOKENS, batches_of, heldout, mean_and_error, sequence_losses, spread
+from upcycle.train.optim import optimizer_tensors
+from upcycle.train.preemption import StopRequest
+from upcycle.train.record import MetricsLog, hardware, now, software
+from upcycle.train.rows import heldout_row
+from upcycle.train.start import Trainee
+
+
+def save(trainee: Trainee, metrics: MetricsLog) -> None:
+    """Publish a rolling state; the rows before it are durable first."""
+    with trainee.clock.phase("save"):
+        metrics.sync()
+        weights = {f"model.{name}": value for name, value in trainee.model.state_dict().items()}
+        moments = optimizer_tensors(trainee.model, trainee.optimizer)
+        notes = {
+            "id": trainee.run.id,
+            "tokens_fingerprint": trainee.tokens.fingerprint,
+            "clock": trainee.clock.notes(),
+        }
+        state = checkpoint.RollingState(trainee.step, weights | moments, notes)
+        checkpoint.save_rolling(trainee.run_dir / checkpoint.RESUME, state)
+
+
+def finish(trainee: Trainee, metrics: MetricsLog, stop: StopRequest) -> None:
+    """Whole held-out loss, weights, a trunk's optimizer state for its children, manifest; metrics.json last."""
+    save(trainee, metrics)  # a stop or kill during the evaluation costs the evaluation only
+    run = trainee.run
+    sequences = heldout(trainee.tokens, run)
+    with trainee.clock.phase("evaluate"):
+        batches = stop.watch(batches_of(sequences, trainee.execution.eval_batch))
+        losses = sequence_losses(trainee.model, run, batches)
+    if not any(
+        "heldout" in row and row["step"] == trainee.step for row in metrics.rows()
+    ):  # an attempt killed right here
+        metrics.append(heldout_row(trainee, losses[spread(len(losses), SUBSET_TOKENS // run.model.context)]))
+    tensors = {checkpoint.WEIGHTS: trainee.model.state_dict()}
+    if run.role == "trunk":
+        tensors[checkpoint.STATE] = optimizer_tensors(trainee.model, trainee.optimizer)
+    checkpoint.save_finished(
+        trainee.run_dir,
+        run_id=run.id,
+        step=trainee.step,
+        tokens_fingerprint=trainee.tokens.fingerprint,
+        tokenizer_sha256=trainee.tokens.manifest["tokenizer"]["sha256"],
+        tensors=tensors,
+        metrics=_final_metrics(trainee, losses, metrics.rows()),
+    )
+
+
+def _final_metrics(trainee: Trainee, losses: np.ndarray, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """`metrics.json`: what the laws, figures and the report read of a run. Losses in nats, times in seconds."""
+    run, clock = trainee.run, trainee.clock
+    loss, loss_se = mean_and_error(losses)
+    last = [row for row in rows if "loss" in row][-1]
+    return {
+        "id": run.id,
+        "kind": run.kind,
+        "lineage": run.lineage,
+        "role": run.role,
+        "loss": loss,
+        "loss_se": loss_se,
+        "heldout_tokens": len(losses) * run.model.context,
+        "tokens": run.tokens,
+        "segment_tokens": run.segment_tokens,
+        "steps": run.end_step,
+        "dense_parent": run.dense_parent,
+        "dense_tokens": run.dense_tokens,
+        "flops_6nd": flops_6nd(run),
+        "flops": flops_per_token(run.model, run.moe) * run.segment_tokens,
+        "wall_seconds": round(clock.wall, 3),
+        "startup_seconds": round(clock.startup, 3),
+        "train_seconds": round(clock.train, 3),
+        "eval_seconds": round(clock.evaluate, 3),
+        "save_seconds": round(clock.save, 3),
+        "tokens_per_second": round(run.segment_tokens / clock.train, 1),
+        "train_loss_last": last["loss"],
+        "balance_last": last.get("balance", 0.0),
+        "grad_norm_last": last["grad_norm"],
+        "tokens_fingerprint": trainee.tokens.fingerprint,
+        "hardware": hardware(trainee.execution.device),
+        "software": software(),
+        "execution": trainee.execution.model_dump(mode="json") | {"kernels": trainee.model.kernels.describe()},
+        "started": clock.started,
+        "finished": now(),
+        "curve_heldout": [[row["tokens"], row["heldout"]] for row in rows if "heldout" in row],
+        "resumed": clock.resumed,
+    }

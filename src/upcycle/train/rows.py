@@ -1,0 +1,74 @@
+"""Rows of a run's curve, `metrics.jsonl`: what an update did, and held-out losses at log-spaced steps."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from upcycle.model.transformer import RouterStats
+from upcycle.train.evaluate import SUBSET_TOKENS, batches_of, heldout, sequence_losses, spread
+from upcycle.train.record import MetricsLog
+from upcycle.train.start import Trainee
+
+
+@dataclass(frozen=True)
+class Update:
+    """One update: loss, balance and routing over its global batch, and the gradient norm before clipping."""
+
+    lr: float
+    loss: float
+    """Mean cross-entropy over all tokens of the batch, nats."""
+    balance: float
+    """Unscaled balance loss: 1 a layer at perfect balance, 0 if dense."""
+    grad_norm: float
+    stats: RouterStats | None
+
+
+def is_log_spaced(step: int) -> bool:
+    """Whether a held-out loss is taken after `step` updates: at 2^(k/2), rounded, from 16 up: 16, 23, 32, 45, 64."""
+    return step >= 16 and step == round(2 ** (round(2 * math.log2(step)) / 2))
+
+
+def update_row(trainee: Trainee, update: Update, tokens_per_second: float) -> dict[str, Any]:
+    """A row of the curve. `aux` is what the balance loss adds to the loss; load is by layer and expert."""
+    run = trainee.run
+    row: dict[str, Any] = {
+        "step": trainee.step,
+        "tokens": trainee.step * run.tokens_per_step,
+        "lr": update.lr,
+        "loss": update.loss,
+        "aux": run.moe.aux_coef * update.balance if run.moe else 0.0,
+        "grad_norm": update.grad_norm,
+        "tokens_per_second": round(tokens_per_second, 1),
+    }
+    if update.stats is not None:
+        load_LE = update.stats.load_LE
+        row |= {
+            "balance": update.balance,
+            "load": [[round(share, 6) for share in layer] for layer in load_LE.tolist()],
+            "dead": int((load_LE == 0).sum()),
+            "entropy": [round(nats, 6) for nats in update.stats.entropy_L.tolist()],
+        }
+    return row
+
+
+def append_heldout(trainee: Trainee, metrics: MetricsLog) -> None:
+    """A row with the held-out loss on the fixed subset."""
+    with trainee.clock.phase("evaluate"):
+        sequences = heldout(trainee.tokens, trainee.run)
+        subset = sequences[spread(len(sequences), SUBSET_TOKENS // trainee.run.model.context)]
+        losses = sequence_losses(trainee.model, trainee.run, batches_of(subset, trainee.execution.eval_batch))
+    metrics.append(heldout_row(trainee, losses))
+
+
+def heldout_row(trainee: Trainee, subset_losses: np.ndarray) -> dict[str, Any]:
+    """A row of the curve with the mean held-out loss of the subset's sequences."""
+    return {
+        "step": trainee.step,
+        "tokens": trainee.step * trainee.run.tokens_per_step,
+        "heldout": float(subset_losses.mean()),
+        "subset_tokens": len(subset_losses) * trainee.run.model.context,
+    }
