@@ -119,12 +119,12 @@ def test_out_of_memory_names_the_mend_and_keeps_the_state(
     run = small_run()
     forward, calls = Transformer.forward, 0
 
-    def greedy(self: Transformer, ids_BS: torch.Tensor) -> object:
+    def greedy(self: Transformer, *arguments: torch.Tensor, **named: bool) -> object:
         nonlocal calls
         calls += self.training
         if calls == 8 and self.training:
             raise error
-        return forward(self, ids_BS)
+        return forward(self, *arguments, **named)
 
     with monkeypatch.context() as patch:
         patch.setattr(Transformer, "forward", greedy)
