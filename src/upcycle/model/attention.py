@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from upcycle.model.kernels import Kernels
+from upcycle.model.stacks import own
 from upcycle.spec import ModelSpec
 
 
@@ -47,10 +48,10 @@ class Attention(nn.Module):
     def forward(self, x_BSD: Tensor) -> Tensor:
         """Mix positions: (B, S, D) -> (B, S, D), position s sees positions up to s."""
         B, S, _ = x_BSD.shape
-        H = self.n_head
-        qkv = F.linear(x_BSD, self.wqkv).view(B, S, 3 * H, self.head_dim)
+        qkv = F.linear(x_BSD, own(self.wqkv).flatten(0, -2)).view(B, S, -1, self.head_dim)
+        H = qkv.shape[2] // 3  # those of this process: all, unless tensor parallel
         qk, v = qkv.split([2 * H, H], dim=2)  # q and k are turned together: fewer passes over memory
         qk = rotate(qk, *rope_tables(S, self.head_dim, self.rope_base, x_BSD.device))
         q, k = qk.chunk(2, dim=2)
         y_BHSC = self.kernels.attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
-        return F.linear(y_BHSC.transpose(1, 2).flatten(2), self.wo)
+        return F.linear(y_BHSC.transpose(1, 2).flatten(2), own(self.wo))

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from upcycle.model.kernels import Kernels
+from upcycle.model.stacks import own
 from upcycle.spec import Gate, ModelSpec, MoESpec
 
 # --- gates: logits (T, E) and the ids (T, K) of each token's K largest -> weights (T, K), in float32
@@ -139,7 +140,8 @@ class MoE(nn.Module):
         place_N = torch.empty_like(order_N).scatter_(0, order_N, torch.arange(len(order_N), device=order_N.device))
         ends_E = load_BE.sum(0).cumsum(0, dtype=torch.int32)
         x_ND = _Dispatch.apply(x_TD, order_N, place_N, K)
-        y_ND = self.kernels.experts(_autocast(x_ND), ends_E, _autocast(self.w_in), _autocast(self.w_out))
+        w_in, w_out = own(self.w_in).flatten(1, -2), own(self.w_out)
+        y_ND = self.kernels.experts(_autocast(x_ND), ends_E, _autocast(w_in), _autocast(w_out))
         y_TKD = _Collect.apply(y_ND, order_N, place_N).view(B * S, K, -1)
         y_TD = (y_TKD * gates_TK.unsqueeze(-1)).sum(1)  # in float32, as the gates are
         return y_TD.view_as(x_BSD), self._routing(logits_TE.view(B, S, -1), load_BE)

@@ -11,10 +11,12 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from upcycle.model.attention import Attention
 from upcycle.model.kernels import Kernels, swiglu
 from upcycle.model.moe import MoE, Routing
+from upcycle.model.stacks import own
 from upcycle.spec import ModelSpec, MoESpec, default_init_std
 
 
@@ -67,7 +69,7 @@ class MLP(nn.Module):
 
     def forward(self, x_BSD: Tensor) -> Tensor:
         """(B, S, D) -> (B, S, D)."""
-        return F.linear(swiglu(F.linear(x_BSD, self.w_in)), self.w_out)
+        return F.linear(swiglu(F.linear(x_BSD, own(self.w_in).flatten(0, -2))), own(self.w_out))
 
 
 class Block(nn.Module):
@@ -103,6 +105,8 @@ class Transformer(nn.Module):
         super().__init__()
         kernels = kernels or Kernels()
         self.model, self.moe, self.kernels = model, moe, kernels
+        self.recompute = False
+        """Activation checkpointing: keep each block's input alone, compute its inside again in the backward pass."""
         self.embed = Vocabulary(model)
         self.blocks = nn.ModuleList(Block(model, moe, kernels) for _ in range(model.n_layer))
         self.norm = RMSNorm(model, kernels)
@@ -118,7 +122,7 @@ class Transformer(nn.Module):
         x_BSD = F.embedding(ids_BS, self.embed.weight)
         layers: list[Routing] = []
         for block in self.blocks:
-            x_BSD, routing = block(x_BSD)
+            x_BSD, routing = checkpoint(block, x_BSD, use_reentrant=False) if self.recompute else block(x_BSD)
             if routing is not None:
                 layers.append(routing)
         hidden_BSD = self.norm(x_BSD)
@@ -151,7 +155,13 @@ class Transformer(nn.Module):
 
 @torch.no_grad()
 def init_weights(model: Transformer, seed: int) -> None:
-    """Set every parameter; each is drawn by its own generator, so that none depends on what else exists.
+    """Set every parameter to its `initial_weight`."""
+    for name, parameter in model.named_parameters():
+        parameter.copy_(initial_weight(name, parameter.shape, model.model, model.moe, seed))
+
+
+def initial_weight(name: str, shape: torch.Size, spec: ModelSpec, moe: MoESpec | None, seed: int) -> Tensor:
+    """One parameter, on the CPU: drawn by its own generator, so that it does not depend on what else exists.
 
     | parameter                     | initial value                                                             |
     |-------------------------------|---------------------------------------------------------------------------|
@@ -162,24 +172,24 @@ def init_weights(model: Transformer, seed: int) -> None:
 
     Expert 0 is drawn as the dense model's MLP of the same seed, the others each by their own name.
     """
-    spec = model.model
-    for name, parameter in model.named_parameters():
-        match name.rsplit(".", 2)[-2:]:
-            case ["router", "weight"]:
-                assert model.moe is not None
-                parameter.copy_(router_weight(spec, model.moe, name.removesuffix(".weight"), seed))
-            case ["moe", ("w_in" | "w_out") as matrix]:
-                std = spec.weight_std if matrix == "w_in" else spec.output_std
-                for expert, weight in enumerate(parameter):
-                    weight.copy_(normal(weight.shape, std, expert_name(name, expert), seed))
-            case [_, "wo" | "w_out"]:
-                parameter.copy_(normal(parameter.shape, spec.output_std, name, seed))
-            case ["embed" | "head", "weight"] | [_, "wqkv" | "w_in"]:
-                parameter.copy_(normal(parameter.shape, spec.weight_std, name, seed))
-            case ["attn_norm" | "mlp_norm" | "norm", "weight"]:
-                parameter.fill_(1.0)
-            case _:
-                raise ValueError(f"the init table has no row for {name}")
+    match name.rsplit(".", 2)[-2:]:
+        case ["router", "weight"]:
+            assert moe is not None
+            return router_weight(spec, moe, name.removesuffix(".weight"), seed)
+        case ["moe", ("w_in" | "w_out") as matrix]:
+            std = spec.weight_std if matrix == "w_in" else spec.output_std
+            experts = torch.empty(shape, device="cpu")
+            for expert, weight in enumerate(experts):
+                weight.copy_(normal(weight.shape, std, expert_name(name, expert), seed))
+            return experts
+        case [_, "wo" | "w_out"]:
+            return normal(shape, spec.output_std, name, seed)
+        case ["embed" | "head", "weight"] | [_, "wqkv" | "w_in"]:
+            return normal(shape, spec.weight_std, name, seed)
+        case ["attn_norm" | "mlp_norm" | "norm", "weight"]:
+            return torch.ones(shape, device="cpu")
+        case _:
+            raise ValueError(f"the init table has no row for {name}")
 
 
 def router_weight(model: ModelSpec, moe: MoESpec, name: str, seed: int) -> Tensor:
