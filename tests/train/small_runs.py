@@ -67,10 +67,14 @@ def train_in(root: Path, tokens_dir: Path, run: RunSpec, execution: Execution = 
     return root / run.id
 
 
+TIMES = {"tokens_per_second", "step_seconds", "data_seconds", "mfu"}
+"""Fields of a row that are measurements of time: no two runs agree in them."""
+
+
 def rows_of(run_dir: Path) -> list[dict[str, Any]]:
-    """Rows of the curve without their speed, the one field that is a measurement of time."""
+    """Rows of the curve without their measurements of time."""
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key != "tokens_per_second"} for row in rows]
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
 
 
 def tensors_sha256(run_dir: Path) -> dict[str, str]:

@@ -14,6 +14,7 @@ from upcycle.train.preemption import StopRequest
 from upcycle.train.record import MetricsLog, hardware, now, software
 from upcycle.train.rows import heldout_row
 from upcycle.train.start import Trainee
+from upcycle.train.utilisation import gemm_rate, utilisation
 
 
 def save(trainee: Trainee, metrics: MetricsLog) -> None:
@@ -62,6 +63,7 @@ def _final_metrics(trainee: Trainee, losses: np.ndarray, rows: list[dict[str, An
     run, clock = trainee.run, trainee.clock
     loss, loss_se = mean_and_error(losses)
     last = [row for row in rows if "loss" in row][-1]
+    speed = run.segment_tokens / clock.train
     return {
         "id": run.id,
         "kind": run.kind,
@@ -80,9 +82,13 @@ def _final_metrics(trainee: Trainee, losses: np.ndarray, rows: list[dict[str, An
         "wall_seconds": round(clock.wall, 3),
         "startup_seconds": round(clock.startup, 3),
         "train_seconds": round(clock.train, 3),
+        "data_seconds": round(clock.data, 3),
         "eval_seconds": round(clock.evaluate, 3),
         "save_seconds": round(clock.save, 3),
-        "tokens_per_second": round(run.segment_tokens / clock.train, 1),
+        "tokens_per_second": round(speed, 1),
+        "step_seconds": round(clock.train / (run.end_step - run.start_step), 6),
+        "gemm_flops_per_second": round(gemm_rate(run, trainee.execution)),
+        "mfu": round(utilisation(run, trainee.execution, speed), 5),
         "train_loss_last": last["loss"],
         "balance_last": last.get("balance", 0.0),
         "grad_norm_last": last["grad_norm"],

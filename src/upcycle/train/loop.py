@@ -20,15 +20,15 @@ from upcycle.model.transformer import RouterStats
 from upcycle.spec import RunSpec
 from upcycle.train import checkpoint
 from upcycle.train.device import out_of_memory_is_named, precision
-from upcycle.train.evaluate import batches_of
 from upcycle.train.finish import finish, save
 from upcycle.train.lease import lease
 from upcycle.train.optim import clip_gradients, set_learning_rate
 from upcycle.train.preemption import Preempted, StopRequest, TrainingError
 from upcycle.train.record import Clock, MetricsLog, process_seconds
-from upcycle.train.rows import Update, append_heldout, is_log_spaced, update_row
+from upcycle.train.rows import Pace, Update, append_heldout, is_log_spaced, update_row
 from upcycle.train.schedule import learning_rate
 from upcycle.train.start import Trainee, prepare, run_batch
+from upcycle.train.utilisation import gemm_rate
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +61,7 @@ def train(
             trainee = prepare(
                 run, run_dir=run_dir, tokens_dir=tokens_dir, parent_dir=parent_dir, execution=execution, clock=clock
             )
+            gemm_rate(run, execution)
         with out_of_memory_is_named(run, execution), MetricsLog(run_dir / "metrics.jsonl") as metrics:
             _run_steps(trainee, metrics, stop)
             finish(trainee, metrics, stop)
@@ -72,18 +73,18 @@ def _run_steps(trainee: Trainee, metrics: MetricsLog, stop: StopRequest) -> None
     if trainee.step == 0 and not metrics.rows():
         append_heldout(trainee, metrics)
     saved_at = time.monotonic()
-    row_step, row_seconds = trainee.step, clock.train
+    pace = Pace(trainee)
     while trainee.step < run.end_step:
         with clock.phase("train"):
             update = _update(trainee)
             trainee.step += 1
         if trainee.step in (run.start_step + 1, run.end_step) or trainee.step % trainee.execution.log_steps == 0:
-            speed = (trainee.step - row_step) * run.tokens_per_step / (clock.train - row_seconds)
-            metrics.append(update_row(trainee, update, speed))
+            row = update_row(trainee, update, pace)
+            metrics.append(row)
             log.info(
-                "%s: step %d of %d, loss %.4f, %.0f tokens/s", run.id, trainee.step, run.end_step, update.loss, speed
+                "%s: step %d of %d, loss %.4f, %.0f tokens/s, %.0f %% MFU",
+                *(run.id, trainee.step, run.end_step, update.loss, row["tokens_per_second"], 100 * row["mfu"]),
             )
-            row_step, row_seconds = trainee.step, clock.train
         if is_log_spaced(trainee.step) and trainee.step < run.end_step:
             append_heldout(trainee, metrics)
         if stop.requested or time.monotonic() - saved_at >= trainee.execution.save_seconds:
@@ -106,7 +107,8 @@ def _update(trainee: Trainee) -> Update:
     changed, if the loss or the gradient is not finite.
     """
     run = trainee.run
-    ids = run_batch(run, trainee.tokens, trainee.step)
+    with trainee.clock.phase("data"):
+        ids = run_batch(run, trainee.tokens, trainee.step)
     lr = learning_rate(run, trainee.step)
     set_learning_rate(trainee.optimizer, lr)
     trainee.optimizer.zero_grad(set_to_none=True)
@@ -129,9 +131,10 @@ def _accumulate(trainee: Trainee, ids: np.ndarray) -> tuple[float, float, Router
     loss = torch.zeros((), device=trainee.device)
     balance = torch.zeros((), device=trainee.device)
     parts: list[tuple[float, RouterStats]] = []
-    for micro in batches_of(ids, trainee.execution.micro_batch or len(ids)):
-        share = len(micro) / len(ids)
-        ids_BS = torch.from_numpy(micro).to(trainee.device)
+    with trainee.clock.phase("data"):
+        batch_BS = torch.from_numpy(ids).to(trainee.device)
+    for ids_BS in batch_BS.split(trainee.execution.micro_batch or len(ids)):
+        share = len(ids_BS) / len(ids)
         with precision(run, trainee.device):
             output = model(ids_BS[:, :-1], ids_BS[:, 1:])
         torch.autograd.backward((output.loss + aux_coef * output.balance) * share)

@@ -74,13 +74,15 @@ class Clock:
     startup: float = 0.0
     """From the start of the process to the first step: imports, loading, building."""
     train: float = 0.0
-    """Forward, backward, update, and the rows about them."""
+    """Updates: making the batch, forward, backward, optimizer."""
+    data: float = 0.0
+    """Of `train`: making batches and copying them to the device."""
     evaluate: float = 0.0
     save: float = 0.0
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Add the time within to `startup`, `train`, `evaluate` or `save`."""
+        """Add the time within to `startup`, `train`, `data` (itself within `train`), `evaluate` or `save`."""
         begun = time.perf_counter()
         try:
             yield
@@ -89,14 +91,14 @@ class Clock:
 
     @property
     def wall(self) -> float:
-        """Seconds of all phases."""
+        """Seconds of all phases (`data` is part of `train`)."""
         return self.startup + self.train + self.evaluate + self.save
 
     def go_on_from(self, earlier: Clock) -> None:
         """Add the times of the attempts before this one."""
         self.started = earlier.started
         self.resumed = earlier.resumed + 1
-        for phase in ("startup", "train", "evaluate", "save"):
+        for phase in ("startup", "train", "data", "evaluate", "save"):
             setattr(self, phase, getattr(self, phase) + getattr(earlier, phase))
 
     def notes(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from upcycle.model.transformer import RouterStats
 from upcycle.train.evaluate import SUBSET_TOKENS, batches_of, heldout, sequence_losses, spread
 from upcycle.train.record import MetricsLog
 from upcycle.train.start import Trainee
+from upcycle.train.utilisation import utilisation
 
 
 @dataclass(frozen=True)
@@ -27,13 +28,36 @@ class Update:
     stats: RouterStats | None
 
 
+class Pace:
+    """How fast updates are made, from one row of the curve to the next."""
+
+    def __init__(self, trainee: Trainee) -> None:
+        self._mark(trainee)
+
+    def _mark(self, trainee: Trainee) -> None:
+        self._step, self._train, self._data = trainee.step, trainee.clock.train, trainee.clock.data
+
+    def since_last_row(self, trainee: Trainee) -> dict[str, float]:
+        """The row's fields of time, means over the updates since the last call; evaluating and saving are no part."""
+        steps = trainee.step - self._step
+        seconds, data_seconds = trainee.clock.train - self._train, trainee.clock.data - self._data
+        self._mark(trainee)
+        speed = steps * trainee.run.tokens_per_step / seconds
+        return {
+            "tokens_per_second": round(speed, 1),
+            "step_seconds": round(seconds / steps, 6),
+            "data_seconds": round(data_seconds / steps, 6),
+            "mfu": round(utilisation(trainee.run, trainee.execution, speed), 5),
+        }
+
+
 def is_log_spaced(step: int) -> bool:
     """Whether a held-out loss is taken after `step` updates: at 2^(k/2), rounded, from 16 up: 16, 23, 32, 45, 64."""
     return step >= 16 and step == round(2 ** (round(2 * math.log2(step)) / 2))
 
 
-def update_row(trainee: Trainee, update: Update, tokens_per_second: float) -> dict[str, Any]:
-    """A row of the curve. `aux` is what the balance loss adds to the loss; load is by layer and expert."""
+def update_row(trainee: Trainee, update: Update, pace: Pace) -> dict[str, Any]:
+    """A row of the curve; docs/architecture.md says what each key is."""
     run = trainee.run
     row: dict[str, Any] = {
         "step": trainee.step,
@@ -42,7 +66,7 @@ def update_row(trainee: Trainee, update: Update, tokens_per_second: float) -> di
         "loss": update.loss,
         "aux": run.moe.aux_coef * update.balance if run.moe else 0.0,
         "grad_norm": update.grad_norm,
-        "tokens_per_second": round(tokens_per_second, 1),
+        **pace.since_last_row(trainee),
     }
     if update.stats is not None:
         load_LE = update.stats.load_LE
