@@ -14,7 +14,7 @@ from small_runs import EXECUTION, small_run, tensors_sha256, train_in, upcycled_
 
 from upcycle.errors import UserError
 from upcycle.spec import RunSpec
-from upcycle.train.checkpoint import RollingState, load_rolling, save_rolling
+from upcycle.train.rolling import load_rolling, save_rolling
 
 Damage = Callable[[Path], None]
 
@@ -36,8 +36,9 @@ def empty(path: Path) -> None:
 DAMAGES = [truncate, flip_a_bit, empty]
 
 
-def state(step: int, run_id: str = "dense-x") -> RollingState:
-    return RollingState(step, {"model.w": torch.full((100,), float(step))}, {"id": run_id, "tokens_fingerprint": "f"})
+def save_state(folder: Path, step: int, run_id: str = "dense-x") -> Path:
+    tensors = {"model.w": torch.full((100,), float(step))}
+    return save_rolling(folder, step, tensors, {"id": run_id, "tokens_fingerprint": "f"})
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -45,19 +46,23 @@ def test_a_damaged_rolling_state_falls_back_to_the_one_before_and_says_so(
     damage: Damage, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for step in (1, 2, 3):
-        newest = save_rolling(tmp_path / "resume", state(step))
+        newest = save_state(tmp_path / "resume", step)
     assert len(list((tmp_path / "resume").iterdir())) == 2
     damage(newest)
     found = load_rolling(tmp_path / "resume", "dense-x")
     assert found is not None
     assert found.step == 2
-    assert torch.equal(found.tensors["model.w"], torch.full((100,), 2.0))
+    tensors = {"model.w": torch.zeros(10, 10)}
+    found.fill(tensors)
+    assert torch.equal(tensors["model.w"], torch.full((10, 10), 2.0))
+    with pytest.raises(UserError, match=r"`model.w` too many, no `model.v`"):
+        found.fill({"model.v": torch.zeros(100)})
     assert str(newest) in caplog.text
     assert "damaged" in caplog.text
 
 
 def test_a_foreign_rolling_state_is_refused_naming_both_runs(tmp_path: Path) -> None:
-    save_rolling(tmp_path / "resume", state(1, "dense-other"))
+    save_state(tmp_path / "resume", 1, "dense-other")
     with pytest.raises(UserError, match="dense-other, not of dense-x"):
         load_rolling(tmp_path / "resume", "dense-x")
 
@@ -169,7 +174,7 @@ def test_tokens_changed_under_a_run_are_refused_naming_both_fingerprints(
             train_in(root, changed, child)
     for name in ("manifest.json", "metrics.json"):
         (root / run.id / name).unlink()
-    save_rolling(root / run.id / "resume", RollingState(3, {}, {"id": run.id, "tokens_fingerprint": old}))
+    save_rolling(root / run.id / "resume", 3, {}, {"id": run.id, "tokens_fingerprint": old})
     with pytest.raises(UserError, match=f"fingerprint {old}, now it is {new}"):
         train_in(root, changed, run)
 

@@ -1,9 +1,8 @@
-"""What a run leaves on disk: files that are whole or absent, hashed, verified when read, never pickled.
+"""What a finished run leaves on disk: files that are whole or absent, hashed, verified when read, never pickled.
 
-Two kinds. While a run trains, `resume/` holds rolling states: each is ONE file (weights, AdamW moments, notes) whose
-name carries its step and SHA-256, so that a single rename publishes it and a damaged one convicts itself; the last
-two are kept. When a run is finished, `weights.safetensors` (and `state.safetensors` for a trunk point, whose children
-continue from it) are described by `manifest.json`.
+`weights.safetensors` (and `state.safetensors` for a trunk point, whose children continue from it), the specification
+and the curve are described by `manifest.json`, which keeps the metrics and vouches for itself (`upcycle.manifest`).
+What an unfinished run leaves is in `rolling`.
 """
 
 from __future__ import annotations
@@ -13,19 +12,18 @@ import hashlib
 import json
 import logging
 import os
-import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from upcycle.errors import UserError
+from upcycle.manifest import MANIFEST, MEND, METRICS, DamagedError, check_bytes, json_bytes, read_manifest, sealed
 from upcycle.spec import RunSpec
 from upcycle.train.lease import LEASE
 from upcycle.train.preemption import TrainingError
@@ -34,29 +32,14 @@ log = logging.getLogger(__name__)
 
 WEIGHTS = "weights.safetensors"
 STATE = "state.safetensors"
-MANIFEST = "manifest.json"
-METRICS = "metrics.json"
 SPEC = "spec.json"
+CURVE = "metrics.jsonl"
+RECEIPT = "receipt.json"
 RESUME = "resume"
-MANIFEST_KEYS = ("id", "step", "tokens_fingerprint", "tokenizer_sha256", "files", "metrics")
-ROLLING_NAME = re.compile(r"step-(\d{9})-([0-9a-f]{64})\.safetensors")
-ROLLING_KEPT = 2
 TEMPORARY = ".tmp"
 
 
-class DamagedError(UserError):
-    """A file of a run is missing, truncated, altered or of another run; the message names it."""
-
-
-@dataclass(frozen=True)
-class RollingState:
-    """Where an unfinished run stands after `step` updates."""
-
-    step: int
-    tensors: dict[str, Tensor]
-    """`model.<name>`, `exp_avg.<name>`, `exp_avg_sq.<name>`."""
-    notes: dict[str, Any]
-    """JSON-able: `id` of the run, `tokens_fingerprint`, `clock`."""
+# Files that are whole or absent
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -64,18 +47,25 @@ def write_bytes(path: Path, data: bytes) -> None:
 
     Raises TrainingError with the mend when the disk is full; what was at `path` is untouched then.
     """
+    with replacing(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that takes the place of `path` when the `with` ends, durable and whole; as `write_bytes`."""
     temporary = path.with_name(path.name + TEMPORARY)
     with disk_full_is_named(path):
         try:
             with temporary.open("wb") as file:
-                file.write(data)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
         except OSError:
             temporary.unlink(missing_ok=True)
             raise
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
 @contextmanager
@@ -92,7 +82,7 @@ def disk_full_is_named(path: Path) -> Iterator[None]:
         raise
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make a rename in this folder durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -103,66 +93,68 @@ def _sync_folder(folder: Path) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """As `write_bytes`, readable JSON; refuses NaN and infinity."""
-    write_bytes(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+    write_bytes(path, json_bytes(value))
 
 
-# Rolling states
+def file_entry(data: bytes) -> dict[str, Any]:
+    """Size and SHA-256, as a manifest's `files` keep them."""
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
-def save_rolling(folder: Path, state: RollingState) -> Path:
-    """Publish a rolling state in `folder` (`resume/`), then remove all but the last two."""
-    folder.mkdir(exist_ok=True)
-    data = safetensors.torch.save(state.tensors, metadata={"notes": json.dumps(state.notes, allow_nan=False)})
-    path = folder / f"step-{state.step:09d}-{hashlib.sha256(data).hexdigest()}.safetensors"
-    write_bytes(path, data)
-    for old in _rolling_files(folder)[ROLLING_KEPT:]:
-        old.unlink()
-    return path
+# Tensors as a safetensors file
+
+Part = bytes | memoryview
+DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64", torch.int64: "I64"}
 
 
-def load_rolling(folder: Path, run_id: str) -> RollingState | None:
-    """Newest valid rolling state of this run, or None if there is none. A damaged one is named, and passed over.
+def safetensors_parts(
+    tensors: Mapping[str, Tensor], notes: Mapping[str, str] | None = None
+) -> list[bytes | memoryview]:
+    """A safetensors file in parts, byte for byte what `safetensors.torch.save` makes, without a second copy in memory.
 
-    Raises DamagedError if a valid state belongs to another run: that is not an accident of writing.
+    The parts are the header and views of the tensors, so hashing and writing them releases the interpreter's lock: a
+    training thread computes on while another thread saves. Tensors elsewhere than in CPU memory are copied there.
     """
-    for path in _rolling_files(folder):
-        try:
-            state = _read_rolling(path)
-        except DamagedError as damage:
-            log.warning("%s; trying the state before it", damage)
-            continue
-        if state.notes["id"] != run_id:
-            raise DamagedError(f"{path}: state of run {state.notes['id']}, not of {run_id}; move {folder} away")
-        return state
-    return None
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header: dict[str, Any] = {"__metadata__": dict(notes)} if notes else {}
+    parts: list[Part] = []
+    end = 0
+    for name in order:
+        tensor = tensors[name].detach().cpu().contiguous()
+        begin, end = end, end + tensor.nbytes
+        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+        parts.append(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    text += b" " * (-len(text) % 8)
+    return [len(text).to_bytes(8, "little") + text, *parts]
 
 
-def clear_temporaries(run_dir: Path) -> None:
-    """Remove what a killed writer left half written. Call under the lease."""
-    for folder in (run_dir, run_dir / RESUME):
-        for path in folder.glob(f"*{TEMPORARY}"):
-            path.unlink()
+def digest(parts: Iterable[Part]) -> str:
+    """SHA-256 of the parts in a row."""
+    running = hashlib.sha256()
+    for part in parts:
+        running.update(part)
+    return running.hexdigest()
 
 
-def _rolling_files(folder: Path) -> list[Path]:
-    """Rolling states, newest step first."""
-    return sorted((path for path in folder.glob("step-*") if ROLLING_NAME.fullmatch(path.name)), reverse=True)
+def write_parts(path: Path, parts: Iterable[Part]) -> None:
+    """As `write_bytes`, of the parts in a row."""
+    with replacing(path) as file:
+        for part in parts:
+            file.write(part)
 
 
-def _read_rolling(path: Path) -> RollingState:
-    named = ROLLING_NAME.fullmatch(path.name)
-    assert named is not None
-    data = path.read_bytes()
-    if hashlib.sha256(data).hexdigest() != named[2]:
-        raise DamagedError(f"{path}: damaged, {len(data):,} bytes do not have the SHA-256 of its name")
-    notes = json.loads(_metadata(data)["notes"])
-    return RollingState(step=int(named[1]), tensors=safetensors.torch.load(data), notes=notes)
+def with_present_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors by the names of today: a router was a bare parameter once, `blocks.i.moe.router`, in results kept since.
+
+    For weights, and for moments and rolling states, whose names end in a weight's name.
+    """
+    return {present_name(name): tensor for name, tensor in tensors.items()}
 
 
-def _metadata(data: bytes) -> dict[str, str]:
-    """The text entries of a safetensors file: 8 bytes of header length, then a JSON header."""
-    length = int.from_bytes(data[:8], "little")
-    return json.loads(data[8 : 8 + length])["__metadata__"]
+def present_name(name: str) -> str:
+    """As `with_present_names`, of one."""
+    return name + ".weight" if name.endswith(".moe.router") else name
 
 
 # Finished runs
@@ -180,14 +172,18 @@ def save_finished(
 ) -> None:
     """Write the tensor files, `manifest.json`, and last `metrics.json`; then drop the rolling states.
 
-    `tensors` maps file names to their content. The manifest keeps the metrics too: a workflow that runs a job again
+    `tensors` maps file names to their content. The manifest describes them and what the run wrote before, durably by
+    now: specification, curve, receipt. It keeps the metrics too: a workflow that runs a job again
     removes its declared output, `metrics.json`, first, and it is then restored without training (`verify_finished`).
     """
     files = {}
     for name, content in tensors.items():
-        data = safetensors.torch.save(content)
-        write_bytes(run_dir / name, data)
-        files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        parts = safetensors_parts(content)
+        write_parts(run_dir / name, parts)
+        files[name] = {"bytes": sum(len(part) for part in parts), "sha256": digest(parts)}
+    for name in (SPEC, CURVE, RECEIPT):
+        if (run_dir / name).exists():
+            files[name] = file_entry((run_dir / name).read_bytes())
     manifest = {
         "id": run_id,
         "step": step,
@@ -196,21 +192,9 @@ def save_finished(
         "files": files,
         "metrics": metrics,
     }
-    write_json(run_dir / MANIFEST, manifest)
+    write_json(run_dir / MANIFEST, sealed(manifest))
     write_json(run_dir / METRICS, metrics)
     shutil.rmtree(run_dir / RESUME, ignore_errors=True)
-
-
-def read_manifest(run_dir: Path) -> dict[str, Any]:
-    """What `save_finished` wrote into a finished run's manifest, MANIFEST_KEYS all. DamagedError if there is none."""
-    path = run_dir / MANIFEST
-    try:
-        manifest = json.loads(path.read_bytes())
-        return {key: manifest[key] for key in MANIFEST_KEYS}
-    except FileNotFoundError:
-        raise DamagedError(f"{path}: missing, so {run_dir.name} is not a finished run; train it first") from None
-    except (ValueError, KeyError, TypeError):
-        raise DamagedError(f"{path}: not a manifest; train {run_dir.name} again with --fresh") from None
 
 
 def read_tensors(run_dir: Path, name: str) -> dict[str, Tensor]:
@@ -220,46 +204,47 @@ def read_tensors(run_dir: Path, name: str) -> dict[str, Tensor]:
         raise DamagedError(f"{run_dir / name}: not among the files of {MANIFEST} ({', '.join(files)})")
     data = _read_verified(run_dir / name, files[name])
     try:
-        return safetensors.torch.load(data)
+        return with_present_names(safetensors.torch.load(data))
     except SafetensorError as error:
-        raise DamagedError(
-            f"{run_dir / name}: not a safetensors file ({error}); train this run again with --fresh"
-        ) from None
+        raise DamagedError(f"{run_dir / name}: not a safetensors file ({error}); {MEND}") from None
 
 
 def _read_verified(path: Path, expected: dict[str, Any]) -> bytes:
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        raise DamagedError(f"{path}: missing, though {MANIFEST} lists it; train this run again with --fresh") from None
-    if len(data) != expected["bytes"] or hashlib.sha256(data).hexdigest() != expected["sha256"]:
-        raise DamagedError(
-            f"{path}: damaged, {len(data):,} bytes of {expected['bytes']:,} expected, or altered; "
-            "train this run again with --fresh"
-        )
+        raise DamagedError(f"{path}: missing, though {MANIFEST} lists it; {MEND}") from None
+    check_bytes(path, data, expected)
     return data
 
 
 def verify_finished(run_dir: Path, run_id: str) -> bool:
     """Whether the run is finished: False if it never was; DamagedError if it was and its files no longer hold.
 
-    Restores `metrics.json` from the manifest if it was removed, and drops rolling states left by a late kill.
+    Restores `metrics.json` from the manifest if it was removed or damaged, and says so; drops rolling states left by a
+    late kill.
     """
     if not (run_dir / MANIFEST).exists():
         if (run_dir / METRICS).exists():
-            raise DamagedError(f"{run_dir / METRICS}: there without {MANIFEST}; train this run again with --fresh")
+            raise DamagedError(f"{run_dir / METRICS}: there without {MANIFEST}; {MEND}")
         return False
     manifest = read_manifest(run_dir)
     if manifest["id"] != run_id:
         raise DamagedError(f"{run_dir / MANIFEST}: of run {manifest['id']}, not of {run_id}; move {run_dir} away")
     for name, expected in manifest["files"].items():
         _read_verified(run_dir / name, expected)
-    metrics = run_dir / METRICS
-    if not metrics.exists() or json.loads(metrics.read_bytes()) != manifest["metrics"]:
-        log.info("%s restored from %s", metrics, MANIFEST)
-        write_json(metrics, manifest["metrics"])
+    _restore_metrics(run_dir / METRICS, manifest["metrics"])
     shutil.rmtree(run_dir / RESUME, ignore_errors=True)
     return True
+
+
+def _restore_metrics(path: Path, metrics: dict[str, Any]) -> None:
+    """Write metrics.json anew unless it is, byte for byte, what `save_finished` writes."""
+    found = path.read_bytes() if path.exists() else None
+    if found == json_bytes(metrics):
+        return
+    log.warning("%s %s; restored from %s", path, "was missing" if found is None else "was damaged", MANIFEST)
+    write_json(path, metrics)
 
 
 def remove_results(run_dir: Path) -> None:
@@ -283,10 +268,15 @@ def write_spec(run_dir: Path, run: RunSpec) -> None:
 
 
 def read_spec(run_dir: Path) -> RunSpec:
-    """Specification of the run in a folder. DamagedError if it is missing, or does not make the id that it states."""
+    """Specification of the run in a folder.
+
+    Raises DamagedError if it is missing, does not make the id that it states, or is not what a finished run's manifest
+    describes (which also covers what the id leaves out, and which manifests of versions before leave out).
+    """
     path = run_dir / SPEC
     try:
-        fields = json.loads(path.read_bytes())
+        data = path.read_bytes()
+        fields = json.loads(data)
         stated = fields.pop("id")
         run = RunSpec.model_validate(fields)
     except FileNotFoundError:
@@ -295,4 +285,6 @@ def read_spec(run_dir: Path) -> RunSpec:
         raise DamagedError(f"{path}: not a run's specification ({error})") from None
     if run.id != stated:
         raise DamagedError(f"{path}: makes the id {run.id} but states {stated}: edited by hand, or of another version")
+    if (run_dir / MANIFEST).exists() and (expected := read_manifest(run_dir)["files"].get(SPEC)):
+        check_bytes(path, data, expected)
     return run

@@ -18,9 +18,13 @@ from upcycle.train.utilisation import gemm_rate, utilisation
 
 
 def save(trainee: Trainee, metrics: MetricsLog) -> None:
-    """Publish a rolling state; the rows before it are durable first."""
+    """Hand a rolling state over to be published in the background; the rows before it are durable first.
+
+    Raises the TrainingError of the save before. Does nothing if this step's state was handed over already.
+    """
+    if trainee.saver.step == trainee.step:
+        return
     with trainee.clock.phase("save"):
-        metrics.sync()
         weights = {f"model.{name}": value for name, value in trainee.model.state_dict().items()}
         moments = optimizer_tensors(trainee.model, trainee.optimizer)
         notes = {
@@ -28,8 +32,14 @@ def save(trainee: Trainee, metrics: MetricsLog) -> None:
             "tokens_fingerprint": trainee.tokens.fingerprint,
             "clock": trainee.clock.notes(),
         }
-        state = checkpoint.RollingState(trainee.step, weights | moments, notes)
-        checkpoint.save_rolling(trainee.run_dir / checkpoint.RESUME, state)
+        trainee.saver.save(
+            trainee.run_dir / checkpoint.RESUME,
+            trainee.step,
+            weights | moments,
+            notes,
+            before=metrics.sync,
+            after=trainee.clock.add_background,
+        )
 
 
 def finish(trainee: Trainee, metrics: MetricsLog, stop: StopRequest) -> None:
@@ -44,6 +54,9 @@ def finish(trainee: Trainee, metrics: MetricsLog, stop: StopRequest) -> None:
         "heldout" in row and row["step"] == trainee.step for row in metrics.rows()
     ):  # an attempt killed right here
         metrics.append(heldout_row(trainee, losses[spread(len(losses), SUBSET_TOKENS // run.model.context)]))
+    metrics.sync()
+    with trainee.clock.phase("save"):
+        trainee.saver.wait()
     tensors = {checkpoint.WEIGHTS: trainee.model.state_dict()}
     if run.role == "trunk":
         tensors[checkpoint.STATE] = optimizer_tensors(trainee.model, trainee.optimizer)
@@ -85,6 +98,7 @@ def _final_metrics(trainee: Trainee, losses: np.ndarray, rows: list[dict[str, An
         "data_seconds": round(clock.data, 3),
         "eval_seconds": round(clock.evaluate, 3),
         "save_seconds": round(clock.save, 3),
+        "save_background_seconds": round(clock.save_background, 3),
         "tokens_per_second": round(speed, 1),
         "step_seconds": round(clock.train / (run.end_step - run.start_step), 6),
         "gemm_flops_per_second": round(gemm_rate(run, trainee.execution)),

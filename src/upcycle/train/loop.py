@@ -18,7 +18,7 @@ import torch
 from upcycle.execution import Execution
 from upcycle.model.transformer import RouterStats
 from upcycle.spec import RunSpec
-from upcycle.train import checkpoint
+from upcycle.train import checkpoint, rolling
 from upcycle.train.device import out_of_memory_is_named, precision
 from upcycle.train.finish import finish, save
 from upcycle.train.lease import lease
@@ -50,7 +50,7 @@ def train(
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     with lease(run_dir), StopRequest() as stop:
-        checkpoint.clear_temporaries(run_dir)
+        rolling.clear_temporaries(run_dir)
         if fresh:
             checkpoint.remove_results(run_dir)
         if checkpoint.verify_finished(run_dir, run.id):
@@ -62,7 +62,7 @@ def train(
                 run, run_dir=run_dir, tokens_dir=tokens_dir, parent_dir=parent_dir, execution=execution, clock=clock
             )
             gemm_rate(run, execution)
-        with out_of_memory_is_named(run, execution), MetricsLog(run_dir / "metrics.jsonl") as metrics:
+        with out_of_memory_is_named(run, execution), MetricsLog(run_dir / "metrics.jsonl") as metrics, trainee.saver:
             _run_steps(trainee, metrics, stop)
             finish(trainee, metrics, stop)
 
@@ -91,6 +91,7 @@ def _run_steps(trainee: Trainee, metrics: MetricsLog, stop: StopRequest) -> None
             save(trainee, metrics)
             saved_at = time.monotonic()
         if stop.requested:
+            trainee.saver.wait()
             raise Preempted(
                 f"{run.id}: stopped by {stop.requested} after step {trainee.step}; the same command goes on"
             )

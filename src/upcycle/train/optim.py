@@ -58,6 +58,15 @@ def optimizer_tensors(module: nn.Module, optimizer: torch.optim.AdamW) -> dict[s
     }
 
 
+def empty_moments(module: nn.Module) -> dict[str, Tensor]:
+    """Room for what `optimizer_tensors` gives, by the same names, before any update has made it."""
+    return {
+        f"{moment}.{name}": torch.empty_like(parameter, requires_grad=False)
+        for name, parameter in module.named_parameters()
+        for moment in MOMENTS
+    }
+
+
 def restore_optimizer(module: nn.Module, optimizer: torch.optim.AdamW, tensors: dict[str, Tensor], step: int) -> None:
     """Put moments written by `optimizer_tensors` back, and the update count that Adam's bias correction uses."""
     for name, parameter in module.named_parameters():

@@ -79,6 +79,9 @@ class Clock:
     """Of `train`: making batches and copying them to the device."""
     evaluate: float = 0.0
     save: float = 0.0
+    """Lost by the training thread: snapshots, and waiting for a save that was still under way."""
+    save_background: float = 0.0
+    """Writing states beside the training, in no sum."""
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -89,6 +92,10 @@ class Clock:
         finally:
             setattr(self, name, getattr(self, name) + time.perf_counter() - begun)
 
+    def add_background(self, seconds: float) -> None:
+        """Add to `save_background`, which only the saving thread writes."""
+        self.save_background += seconds
+
     @property
     def wall(self) -> float:
         """Seconds of all phases (`data` is part of `train`)."""
@@ -98,7 +105,7 @@ class Clock:
         """Add the times of the attempts before this one."""
         self.started = earlier.started
         self.resumed = earlier.resumed + 1
-        for phase in ("startup", "train", "data", "evaluate", "save"):
+        for phase in ("startup", "train", "data", "evaluate", "save", "save_background"):
             setattr(self, phase, getattr(self, phase) + getattr(earlier, phase))
 
     def notes(self) -> dict[str, Any]:

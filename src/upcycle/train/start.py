@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +17,12 @@ from upcycle.model import upcycling
 from upcycle.model.kernels import choose_kernels
 from upcycle.model.transformer import Transformer, init_weights
 from upcycle.spec import RunSpec
-from upcycle.train import checkpoint
+from upcycle.train import checkpoint, rolling
 from upcycle.train.device import use_device
 from upcycle.train.evaluate import heldout
-from upcycle.train.optim import build_optimizer, restore_optimizer
+from upcycle.train.optim import build_optimizer, empty_moments, restore_optimizer
 from upcycle.train.record import Clock, MetricsLog
+from upcycle.train.saving import Saver
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ class Trainee:
     clock: Clock
     step: int = 0
     """Updates done since scratch or upcycling."""
+    saver: Saver = field(default_factory=Saver)
 
     @property
     def device(self) -> torch.device:
@@ -95,14 +97,15 @@ def _check_fingerprint(tokens: TokenSet, expected: str, whose: str) -> None:
 
 def _resume(trainee: Trainee) -> bool:
     """Take up the newest valid rolling state, if there is one."""
-    state = checkpoint.load_rolling(trainee.run_dir / checkpoint.RESUME, trainee.run.id)
+    state = rolling.load_rolling(trainee.run_dir / checkpoint.RESUME, trainee.run.id)
     if state is None:
         return False
     _check_fingerprint(trainee.tokens, state.notes["tokens_fingerprint"], trainee.run.id)
-    weights = {name.removeprefix("model."): value for name, value in state.tensors.items() if name.startswith("model.")}
-    trainee.model.load_state_dict(weights)
-    restore_optimizer(trainee.model, trainee.optimizer, state.tensors, state.step)
-    trainee.step = state.step
+    weights = {f"model.{name}": value for name, value in trainee.model.state_dict().items()}
+    moments = empty_moments(trainee.model)
+    state.fill(weights | moments)
+    restore_optimizer(trainee.model, trainee.optimizer, moments, state.step)
+    trainee.step = trainee.saver.step = state.step
     trainee.clock.go_on_from(Clock(**state.notes["clock"]))
     log.info("%s: resumed at step %d", trainee.run.id, state.step)
     return True
@@ -158,7 +161,7 @@ def _upcycle(trainee: Trainee, parent_dir: Path, parent_fingerprint: str) -> Non
         betas=(run.optim.beta1, run.optim.beta2),
         weight_decay=run.optim.weight_decay,
     )
-    checkpoint.write_json(trainee.run_dir / "receipt.json", receipt)
+    checkpoint.write_json(trainee.run_dir / checkpoint.RECEIPT, receipt)
 
 
 def run_batch(run: RunSpec, tokens: TokenSet, step: int) -> np.ndarray:

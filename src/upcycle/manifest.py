@@ -1,0 +1,74 @@
+"""`manifest.json` of a finished run: what its files were when it was finished, and its own SHA-256.
+
+The manifest vouches for all other files, so it vouches for itself too: `sha256` is the hash of the rest of its content,
+written as JSON without the seal, and the file is what `json_bytes` writes, to the byte. Manifests of versions before
+have every other key and no `sha256`; they are read as they are. Any other set of keys is damage, so that a flipped bit
+in the word `sha256` does not turn a manifest into an older one. Standard library only: tables of losses read it
+without torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from upcycle.errors import UserError
+
+MANIFEST = "manifest.json"
+METRICS = "metrics.json"
+MANIFEST_KEYS = frozenset(("id", "step", "tokens_fingerprint", "tokenizer_sha256", "files", "metrics"))
+SEAL = "sha256"
+MEND = "restore it from a copy, or train this run again with --fresh"
+
+
+class DamagedError(UserError):
+    """A file of a run is missing, truncated, altered or of another run; the message names it."""
+
+
+def json_bytes(value: Any) -> bytes:
+    """Readable JSON as every file of a run has it; refuses NaN and infinity."""
+    return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
+
+
+def sealed(content: dict[str, Any]) -> dict[str, Any]:
+    """The content with its own SHA-256."""
+    return content | {SEAL: hashlib.sha256(json_bytes(content)).hexdigest()}
+
+
+def read_manifest(run_dir: Path) -> dict[str, Any]:
+    """What a finished run's manifest says, MANIFEST_KEYS all.
+
+    Raises DamagedError if there is none, or if it is not what was written.
+    """
+    path = run_dir / MANIFEST
+    try:
+        data = path.read_bytes()
+        manifest = json.loads(data)
+        is_sealed = manifest.pop(SEAL, None) is not None
+        whole = manifest.keys() == MANIFEST_KEYS and not (is_sealed and data != json_bytes(sealed(manifest)))
+    except FileNotFoundError:
+        raise DamagedError(f"{path}: missing, so {run_dir.name} is not a finished run; train it first") from None
+    except (ValueError, AttributeError, RecursionError):
+        whole = False
+    if not whole:
+        raise DamagedError(f"{path}: damaged, not the manifest that was written; {MEND}")
+    return manifest
+
+
+def check_bytes(path: Path, data: bytes, expected: dict[str, Any]) -> None:
+    """DamagedError naming the file unless its bytes have the size and SHA-256 of its entry in a manifest's `files`."""
+    if len(data) != expected["bytes"] or hashlib.sha256(data).hexdigest() != expected["sha256"]:
+        raise DamagedError(
+            f"{path}: damaged, {len(data):,} bytes of {expected['bytes']:,} expected, or altered; {MEND}"
+        )
+
+
+def check_metrics(run_dir: Path, metrics: dict[str, Any]) -> None:
+    """DamagedError naming metrics.json if the run has a manifest, and it keeps other metrics."""
+    if (run_dir / MANIFEST).exists() and read_manifest(run_dir)["metrics"] != metrics:
+        raise DamagedError(
+            f"{run_dir / METRICS}: damaged, not the metrics that {MANIFEST} keeps; "
+            f"`upcycle train {run_dir.name}` restores it"
+        )

@@ -1,0 +1,139 @@
+"""Rolling states: where an unfinished run stands, so that the same command goes on after a stop, a kill or a power cut.
+
+One process writes ONE file (weights, AdamW moments, notes), several write a folder (`sharded`). Either has its step and
+a SHA-256 in its name, so that a single rename publishes it and a damaged one convicts itself, and either is read by any
+number of processes. The last two are kept in `resume/`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from torch import Tensor
+
+from upcycle.manifest import DamagedError
+from upcycle.train.checkpoint import (
+    RESUME,
+    TEMPORARY,
+    digest,
+    present_name,
+    safetensors_parts,
+    sync_folder,
+    write_parts,
+)
+
+log = logging.getLogger(__name__)
+
+NAME = re.compile(r"step-(\d{9})-([0-9a-f]{64})(\.safetensors)?")
+KEPT = 2
+
+
+@dataclass(frozen=True)
+class RollingState:
+    """A valid state on disk, after `step` updates."""
+
+    path: Path
+    step: int
+    notes: dict[str, Any]
+    """JSON-able: `id` of the run, `tokens_fingerprint`, `clock`."""
+
+    def fill(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy the state into `model.<name>`, `exp_avg.<name>`, `exp_avg_sq.<name>`, in place.
+
+        Shapes may differ from the saved ones where the elements and their order do not ((3D, D) and (3, D, D)).
+        Raises DamagedError naming the file if it holds other tensors than these.
+        """
+        with safetensors.safe_open(self.path, framework="pt") as file:
+            saved = {present_name(name): name for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+            if saved.keys() != tensors.keys():
+                raise DamagedError(f"{self.path}: holds other tensors than this run: {_difference(saved, tensors)}")
+            with torch.no_grad():
+                for name, tensor in tensors.items():
+                    tensor.copy_(file.get_tensor(saved[name]).view(tensor.shape))
+
+
+def save_rolling(folder: Path, step: int, tensors: Mapping[str, Tensor], notes: dict[str, Any]) -> Path:
+    """Publish a one-file state in `folder` (`resume/`), then remove all but the last two."""
+    make_folder(folder)
+    parts = safetensors_parts(tensors, {"notes": json.dumps(notes, allow_nan=False)})
+    path = folder / f"step-{step:09d}-{digest(parts)}.safetensors"
+    write_parts(path, parts)
+    prune(folder)
+    return path
+
+
+def load_rolling(folder: Path, run_id: str) -> RollingState | None:
+    """Newest valid rolling state of this run, or None if there is none. A damaged one is named, and passed over.
+
+    Raises DamagedError if a valid state belongs to another run: that is not an accident of writing.
+    """
+    for path in states_in(folder):
+        try:
+            state = _verified(path)
+        except DamagedError as damage:
+            log.warning("%s; trying the state before it", damage)
+            continue
+        if state.notes["id"] != run_id:
+            raise DamagedError(f"{path}: state of run {state.notes['id']}, not of {run_id}; move {folder} away")
+        return state
+    return None
+
+
+def states_in(folder: Path) -> list[Path]:
+    """Rolling states of either kind, valid or not, newest step first."""
+    return sorted((path for path in folder.glob("step-*") if NAME.fullmatch(path.name)), reverse=True)
+
+
+def make_folder(folder: Path) -> None:
+    """Make `resume/` durably, so that a power cut cannot take a published state with its folder."""
+    if not folder.exists():
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
+
+
+def prune(folder: Path) -> None:
+    """Remove all rolling states but the last two."""
+    for path in states_in(folder)[KEPT:]:
+        if path.is_dir():  # out of sight first: a state half removed is none
+            shutil.rmtree(path.rename(path.with_name(path.name + TEMPORARY)))
+        else:
+            path.unlink()
+
+
+def clear_temporaries(run_dir: Path) -> None:
+    """Remove what a killed writer left half written. Call under the lease."""
+    for folder in (run_dir, run_dir / RESUME):
+        for path in folder.glob(f"*{TEMPORARY}"):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+def _verified(path: Path) -> RollingState:
+    """The state at a path; DamagedError naming the file that is not what was written."""
+    named = NAME.fullmatch(path.name)
+    assert named is not None
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != named[2]:
+        raise DamagedError(f"{path}: damaged, {path.stat().st_size:,} bytes do not have the SHA-256 of its name")
+    with safetensors.safe_open(path, framework="pt") as file:
+        notes = json.loads(file.metadata()["notes"])
+    return RollingState(path, int(named[1]), notes)
+
+
+def _difference(saved: Mapping[str, object], wanted: Mapping[str, object]) -> str:
+    """One tensor that is there or missing against expectation, in words."""
+    surplus, missing = sorted(saved.keys() - wanted.keys()), sorted(wanted.keys() - saved.keys())
+    return ", ".join([f"`{name}` too many" for name in surplus[:1]] + [f"no `{name}`" for name in missing[:1]])
