@@ -19,6 +19,7 @@ from upcycle.counting import flops_per_token
 from upcycle.errors import UserError
 from upcycle.execution import Execution
 from upcycle.files import write_atomic
+from upcycle.kernel_fit import check_kernels
 from upcycle.spec import RunSpec, canonical_json
 from upcycle.study import StudyConfig
 from upcycle.sweep import Point, expand, trunk_point
@@ -91,7 +92,7 @@ class Plan:
 def build_plan(study: StudyConfig, results: Path) -> Plan:
     """Expand every sweep, link trunk points into chains, keep the parents that run folders record.
 
-    Raises `UserError` naming the sweep or run and the mend.
+    Raises `UserError` naming the sweep or run and the mend; also for a kernel that could not compute a run.
     """
     points: dict[str, list[Point]] = {name: expand(study, name) for name in study.sweeps}
     goals: dict[str, RunSpec] = {}
@@ -106,6 +107,7 @@ def build_plan(study: StudyConfig, results: Path) -> Plan:
     for trunk in _trunk_chains(list(goals.values()), study.execution):
         runs[trunk.id] = trunk
     runs = _with_recorded_parents(runs, results / "runs")
+    check_kernels(study.execution, runs.values())
     for decay in goals.values():
         if decay.parent and decay.role == "decay":
             names.setdefault(decay.parent, names[decay.id])

@@ -24,8 +24,15 @@ def test_auto_takes_grouped_mm_where_the_shape_allows_and_logs_it(caplog) -> Non
     with caplog.at_level(logging.INFO):
         chosen = choose_kernels(GROUPABLE)
     assert chosen == Kernels()
-    assert chosen.describe() == {"attention": "sdpa", "experts": "grouped_mm", "torch": torch.__version__}
-    assert "grouped_mm" in caplog.text
+    assert chosen.describe() == {
+        "attention": "sdpa",
+        "experts": "grouped_mm",
+        "rms_norm": "torch",
+        "cross_entropy": "plain",
+        "router": "torch",
+        "torch": torch.__version__,
+    }
+    assert f"experts=grouped_mm torch {torch.__version__}: the first choice on this device" in caplog.text
 
 
 def test_auto_takes_the_loop_elsewhere_and_logs_the_reason(caplog) -> None:

@@ -1,97 +1,82 @@
 """The seam to interchangeable kernels: every op that a library may do faster, with its plain reference.
 
-The model calls these four through a `Kernels` value, chosen once before the model is built and recorded with the
-run. Which kernel computes an op changes rounding and speed only. `auto` chooses by what the machine and the
-shape allow and says why; a kernel asked for by name that cannot run is an error, never replaced.
+The model calls these through a `Kernels` value, chosen once before the model is built and recorded with the run.
+Which kernel computes an op changes rounding and speed only. `auto` chooses by what the machine and the shape allow
+and says why; a kernel asked for by name that cannot run is an error, never replaced.
 
-Shapes: B sequences, S positions, H heads, C head dimension, D d_model, M width of the MLP, E experts,
-N slots (tokens x top_k) sorted by expert, V vocabulary.
+| op | kernels | `auto` |
+|---|---|---|
+| attention | flash2, flash3, flash4, te, sdpa_flash, sdpa, plain | cuda, bfloat16: flash2, sdpa_flash; else sdpa |
+| experts | grouped_mm, te, loop | grouped_mm where the shape allows, else loop |
+| rms_norm | torch, te | torch |
+| cross_entropy | plain, chunked | plain |
+| router | torch: `moe.Router` and the gates, in float32 | the only one |
+
+Nothing of flash2, flash3, flash4 and te was run by us: docs/cluster.md. Layout and dtypes of arguments are ours:
+`torch_kernels.py` (no library), `cuda_kernels.py` (flash-attn), `te_kernels.py` (Transformer Engine).
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from upcycle.errors import UserError, nearest
+from upcycle.errors import UserError
+from upcycle.kernel_fit import KERNELS, alternatives, check_name, why_not
+from upcycle.model import cuda_kernels, te_kernels, torch_kernels
+from upcycle.model.cuda_kernels import LIBRARIES, Attention, MissingLibraryError
+from upcycle.model.torch_kernels import (
+    cross_entropy,
+    grouped_mm,
+    loop,
+    plain,
+    rms_norm,
+    sdpa,
+    swiglu,
+    token_cross_entropy,
+)
 from upcycle.spec import ModelSpec
 
-T = TypeVar("T")
+__all__ = [
+    "Kernels",
+    "choose_kernels",
+    "cross_entropy",
+    "grouped_mm",
+    "loop",
+    "plain",
+    "rms_norm",
+    "sdpa",
+    "swiglu",
+    "token_cross_entropy",
+]
+
 log = logging.getLogger(__name__)
 
-GROUPED_MM_MULTIPLE = 8
-"""grouped_mm wants rows of a multiple of 16 bytes: 8 elements in bfloat16 (4 in float32)."""
-
-
-# --- attention: q, k, v (B, H, S, C) -> (B, H, S, C), causal
-
-
-def sdpa(q_BHSC: Tensor, k_BHSC: Tensor, v_BHSC: Tensor) -> Tensor:
-    """Causal softmax attention by torch's fused kernels."""
-    return F.scaled_dot_product_attention(q_BHSC, k_BHSC, v_BHSC, is_causal=True)
-
-
-def plain(q_BHSC: Tensor, k_BHSC: Tensor, v_BHSC: Tensor) -> Tensor:
-    """Causal softmax attention written out, scores and softmax in float32: the reference."""
-    positions, head_dim = q_BHSC.shape[-2:]
-    scores_BHSS = q_BHSC.float() @ k_BHSC.float().mT * head_dim**-0.5
-    future_SS = torch.ones(positions, positions, dtype=torch.bool, device=q_BHSC.device).triu(1)
-    return (scores_BHSS.masked_fill(future_SS, -torch.inf).softmax(-1) @ v_BHSC.float()).type_as(q_BHSC)
-
-
-# --- SwiGLU and the experts: x (N, D) sorted by expert, ends (E,) int32 the running counts of slots -> (N, D)
-
-
-def swiglu(h_N2M: Tensor) -> Tensor:
-    """SiLU(gate) * up, of a hidden layer whose first M columns are the gate and last M the up projection."""
-    gate_NM, up_NM = h_N2M.chunk(2, dim=-1)
-    return F.silu(gate_NM) * up_NM
-
-
-def grouped_mm(x_ND: Tensor, ends_E: Tensor, w_in_E2MD: Tensor, w_out_EDM: Tensor) -> Tensor:
-    """Every expert's SwiGLU MLP on its own rows, as two grouped matrix products."""
-    h_N2M = F.grouped_mm(x_ND, w_in_E2MD.mT, offs=ends_E)
-    return F.grouped_mm(swiglu(h_N2M), w_out_EDM.mT, offs=ends_E)
-
-
-def loop(x_ND: Tensor, ends_E: Tensor, w_in_E2MD: Tensor, w_out_EDM: Tensor) -> Tensor:
-    """Every expert's SwiGLU MLP on its own rows, one expert after another: the reference."""
-    sizes = ends_E.diff(prepend=ends_E.new_zeros(1)).tolist()
-    rows = x_ND.split(sizes)
-    experts = zip(rows, w_in_E2MD.unbind(), w_out_EDM.unbind(), strict=True)
-    return torch.cat([F.linear(swiglu(F.linear(x, w_in)), w_out) for x, w_in, w_out in experts])
-
-
-# --- one implementation each, so far
-
-
-def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-    """RMSNorm over the last dimension: x / sqrt(mean(x^2) + eps) * weight, computed in float32."""
-    return F.rms_norm(x, weight_D.shape, weight_D, eps)
-
-
-def token_cross_entropy(hidden_BSD: Tensor, head_VD: Tensor, targets_BS: Tensor) -> Tensor:
-    """Cross-entropy of every token in nats, float32, (B, S), from the last hidden state and the output matrix."""
-    logits_TV = F.linear(hidden_BSD, head_VD).float().flatten(0, -2)
-    return F.cross_entropy(logits_TV, targets_BS.flatten(), reduction="none").view_as(targets_BS)
-
-
-def cross_entropy(hidden_BSD: Tensor, head_VD: Tensor, targets_BS: Tensor) -> Tensor:
-    """Mean cross-entropy over all tokens in nats, float32, a scalar; arguments as above."""
-    return F.cross_entropy(F.linear(hidden_BSD, head_VD).float().flatten(0, -2), targets_BS.flatten())
-
-
-Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 Experts = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
-ATTENTION: dict[str, Attention] = {"sdpa": sdpa, "plain": plain}
-EXPERTS: dict[str, Experts] = {"grouped_mm": grouped_mm, "loop": loop}
+TORCH: dict[str, dict[str, Any]] = {
+    "attention": {"sdpa_flash": torch_kernels.sdpa_flash, "sdpa": sdpa, "plain": plain},
+    "experts": {"grouped_mm": grouped_mm, "loop": loop},
+    "rms_norm": {"torch": rms_norm},
+    "cross_entropy": {"plain": cross_entropy, "chunked": torch_kernels.chunked_cross_entropy},
+}
+"""Kernels that need torch alone, by op and name."""
+WRAPPERS: dict[tuple[str, str], Callable[[Any], Any]] = {
+    ("attention", "flash2"): lambda library: cuda_kernels.flash2_attention(library.flash_attn_func),
+    ("attention", "flash3"): lambda library: cuda_kernels.flash3_attention(library.flash_attn_func),
+    ("attention", "flash4"): lambda library: cuda_kernels.flash4_attention(library.flash_attn_func),
+    ("attention", "te"): te_kernels.te_attention,
+    ("experts", "te"): te_kernels.te_experts,
+    ("rms_norm", "te"): te_kernels.te_rms_norm,
+}
+"""The others, made from the imported module of the library of that name."""
+UNTRACEABLE = {("attention", "flash4"), ("attention", "te"), ("experts", "te"), ("rms_norm", "te")}
+"""Kernels that torch.compile cannot trace: left outside of the graph."""
 
 
 @dataclass(frozen=True)
@@ -103,42 +88,110 @@ class Kernels:
     rms_norm: Callable[[Tensor, Tensor, float], Tensor] = rms_norm
     cross_entropy: Callable[[Tensor, Tensor, Tensor], Tensor] = cross_entropy
     token_cross_entropy: Callable[[Tensor, Tensor, Tensor], Tensor] = token_cross_entropy
+    native: Any | None = None
+    """Whole layers in place of the ops, where they are used."""
+    names: Mapping[str, str] = field(
+        default_factory=lambda: {
+            "attention": "sdpa",
+            "experts": "grouped_mm",
+            "rms_norm": "torch",
+            "cross_entropy": "plain",
+            "router": "torch",
+        }
+    )
+    """Name of the kernel, by op."""
+    versions: Mapping[str, str] = field(default_factory=lambda: {"torch": str(torch.__version__)})
+    """Version of each library that computes one of the ops."""
 
     def describe(self) -> dict[str, str]:
-        """Names for the record of a run: the kernel of each op that has a choice, and torch's version."""
-        return {"attention": self.attention.__name__, "experts": self.experts.__name__, "torch": torch.__version__}
+        """For the record of a run: the kernel of each op, and the version of each library."""
+        return {**self.names, **self.versions}
 
 
 def choose_kernels(
-    model: ModelSpec, names: Mapping[str, str] | None = None, *, device: str = "cpu", dtype: str = "float32"
+    model: ModelSpec,
+    names: Mapping[str, str] | None = None,
+    *,
+    device: str = "cpu",
+    dtype: str = "float32",
+    tensor_parallel: int = 1,
+    compile: bool = False,
 ) -> Kernels:
-    """The kernels named by op (as `Execution.kernels`), or for `auto` those that machine and shape allow, with a log
-    line that says why.
+    """The kernels named by op (as `Execution.kernels`), or for `auto` those that machine and shape allow; a log line
+    each says why. `tensor_parallel` processes share each MLP; with `compile` what cannot be traced is kept out.
 
     Raises UserError for an unknown name and for a named kernel that cannot run here or compute this shape.
     """
-    wanted = {"layers": "auto", "attention": "auto", "experts": "auto"} | dict(names or {})
-    attention, experts = wanted["attention"], wanted["experts"]
-    reason = _why_not_grouped_mm(model)
-    if experts == "auto":
-        experts = "loop" if reason else "grouped_mm"
-        log.info("experts kernel %s: %s", experts, reason or "one product over all experts, and the shape allows it")
-    elif experts == "grouped_mm" and reason:
-        raise UserError(f"experts kernel grouped_mm cannot be used: {reason}; name `loop` or `auto`")
-    if attention == "auto":
-        attention = "sdpa"
-        log.info("attention kernel sdpa: torch's own, any head dimension")
-    return Kernels(_named(ATTENTION, "attention", attention), _named(EXPERTS, "experts", experts))
+    wanted = dict.fromkeys(KERNELS, "auto") | dict(names or {})
+    # `wanted["layers"]` is resolved here, once whole layers can be had: Kernels(native=...).
+    chosen: dict[str, Any] = {}
+    described: dict[str, str] = {}
+    versions = {"torch": str(torch.__version__)}
+    for op in KERNELS:
+        check_name(op, wanted[op])
+        fit = {"device": device, "dtype": dtype, "tensor_parallel": tensor_parallel}
+        if wanted[op] == "auto":
+            name, reason, kernel, version = _automatic(op, model, fit)
+        else:
+            name, reason = wanted[op], "as asked for"
+            kernel, version = _named(op, name, model, fit)
+        library = LIBRARIES[name].distribution if name in LIBRARIES else "torch"
+        versions[library] = version
+        described[op] = name
+        log.info("%s=%s %s %s: %s", op, name, library, version, reason)
+        if compile and _untraceable(op, name, dtype):
+            log.info("%s=%s stays outside of the compiled graph", op, name)
+            kernel = torch.compiler.disable(kernel)
+        chosen[op] = kernel
+    if described["cross_entropy"] == "chunked":
+        chosen["token_cross_entropy"] = torch_kernels.chunked_token_cross_entropy
+    return Kernels(**chosen, names=described | {"router": "torch"}, versions=versions)
 
 
-def _why_not_grouped_mm(model: ModelSpec) -> str:
-    """Why grouped_mm cannot take this shape, or nothing."""
-    sizes = {"d_model": model.d_model, "d_mlp": model.mlp_width}
-    odd = [f"{name} {size}" for name, size in sizes.items() if size % GROUPED_MM_MULTIPLE]
-    return f"{' and '.join(odd)} not a multiple of {GROUPED_MM_MULTIPLE}" if odd else ""
+def _automatic(op: str, model: ModelSpec, fit: Mapping[str, Any]) -> tuple[str, str, Any, str]:
+    """The first kernel in the order of preference that fits and can be loaded: name, reason, kernel, version."""
+    refused: list[str] = []
+    for name in _preference(op, fit["device"]):
+        reason = why_not(op, name, model, **fit)
+        if not reason:
+            try:
+                kernel, version = _load(op, name)
+            except MissingLibraryError as error:
+                reason = str(error)
+            else:
+                return name, "; ".join(refused) or "the first choice on this device", kernel, version
+        refused.append(f"not {name}: {reason}")
+    raise AssertionError(f"the last {op} kernel in order of preference fits anything: {refused}")
 
 
-def _named(kernels: Mapping[str, T], op: str, name: str) -> T:
-    if name not in kernels:
-        raise UserError(f"unknown {op} kernel `{name}`; {nearest(name, ['auto', *kernels])}")
-    return kernels[name]
+def _preference(op: str, device: str) -> tuple[str, ...]:
+    """What `auto` tries, best first; the last fits every model and needs torch alone."""
+    if op == "attention":
+        return ("flash2", "sdpa_flash", "sdpa") if device == "cuda" else ("sdpa",)
+    return {"experts": ("grouped_mm", "loop"), "rms_norm": ("torch",), "cross_entropy": ("plain",)}[op]
+
+
+def _named(op: str, name: str, model: ModelSpec, fit: Mapping[str, Any]) -> tuple[Any, str]:
+    """The kernel asked for and its version, or UserError with op, name, reason and mend."""
+    reason = why_not(op, name, model, **fit)
+    if reason:
+        raise UserError(f"{op} kernel {name} cannot be used: {reason}; {alternatives(op)}")
+    try:
+        return _load(op, name)
+    except MissingLibraryError as error:
+        install = f"; to install: {LIBRARIES[name].install} (docs/cluster.md)" if name in LIBRARIES else ""
+        raise UserError(f"{op} kernel {name} cannot be used: {error}{install}; or {alternatives(op)}") from error
+
+
+def _load(op: str, name: str) -> tuple[Any, str]:
+    """The kernel and the version of its library. Raises MissingLibraryError."""
+    if name in TORCH[op]:
+        return TORCH[op][name], str(torch.__version__)
+    library, version = cuda_kernels.find(name)
+    cuda_kernels.check_device(name)
+    return WRAPPERS[op, name](library), version
+
+
+def _untraceable(op: str, name: str, dtype: str) -> bool:
+    """Whether torch.compile cannot take the kernel; torch 2.13 traces grouped_mm in bfloat16 only."""
+    return (op, name) in UNTRACEABLE or (op == "experts" and (name == "loop" or dtype != "bfloat16"))

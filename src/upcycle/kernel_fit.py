@@ -1,0 +1,112 @@
+"""Which kernel can compute what: device, precision and shape, checked before any work and without torch.
+
+Layer 0, so that `upcycle plan` on a login node refuses a kernel that could not run in the job. Whether the library
+is there is seen where the job runs (`model.kernels.choose_kernels`, which asks this module first). Limits are those of
+the releases pinned in pyproject.toml, read in their source: docs/cluster.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import get_args
+
+from upcycle.errors import UserError, nearest
+from upcycle.execution import Execution
+from upcycle.spec import ModelSpec, RunSpec
+
+GROUPED_MM_MULTIPLE = 8
+"""grouped_mm wants rows of a multiple of 16 bytes: 8 elements in bfloat16 (4 in float32)."""
+HEAD_DIM_MULTIPLE = 8
+"""The flash kernels and cuDNN want heads of a multiple of 8: others are padded with zeros, at the original scale."""
+
+KERNELS: dict[str, tuple[str, ...]] = {
+    op: tuple(name for name in get_args(Execution.model_fields[op].annotation) if name != "auto")
+    for op in ("attention", "experts", "rms_norm", "cross_entropy")
+}
+"""Names by op, the `auto` of Execution left out."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a kernel can take."""
+
+    cuda_only: bool = False
+    bfloat16_only: bool = False
+    """On CUDA; on a CPU there is no kernel with this limit."""
+    max_head_dim: int | None = None
+    """Of the padded head."""
+    deterministic_below: int | None = None
+    """The backward pass is deterministic for padded heads below this."""
+    row_multiple: int = 1
+    """Divides d_model and the MLP's width (of one process, where tensor parallelism splits it)."""
+
+
+LIMITS: dict[tuple[str, str], Limits] = {
+    ("attention", "flash2"): Limits(cuda_only=True, bfloat16_only=True, max_head_dim=256),
+    ("attention", "flash3"): Limits(cuda_only=True, bfloat16_only=True, max_head_dim=256, deterministic_below=256),
+    ("attention", "flash4"): Limits(cuda_only=True, bfloat16_only=True, max_head_dim=256),
+    # cuDNN's fused attention in training; beyond, TE would write out the S x S matrix.
+    ("attention", "te"): Limits(cuda_only=True, bfloat16_only=True, max_head_dim=128),
+    ("attention", "sdpa_flash"): Limits(bfloat16_only=True, max_head_dim=256),
+    ("experts", "grouped_mm"): Limits(row_multiple=GROUPED_MM_MULTIPLE),
+    ("experts", "te"): Limits(cuda_only=True, bfloat16_only=True),
+    ("rms_norm", "te"): Limits(cuda_only=True),
+}
+
+
+def why_not(op: str, name: str, model: ModelSpec, *, device: str, dtype: str, tensor_parallel: int = 1) -> str:
+    """Why kernel `name` of `op` cannot compute this model on this device in this precision, or nothing.
+
+    `dtype` is that of the products (`RunSpec.dtype`).
+    """
+    limits = LIMITS.get((op, name), Limits())
+    head_dim = -(-model.head_dim // HEAD_DIM_MULTIPLE) * HEAD_DIM_MULTIPLE
+    widths = {"d_model": model.d_model, "d_mlp": model.mlp_width // tensor_parallel}
+    odd = [f"{key} {width}" for key, width in widths.items() if width % limits.row_multiple]
+    if limits.cuda_only and device != "cuda":
+        return f"it needs device cuda, and the device is {device}"
+    if limits.bfloat16_only and device == "cuda" and dtype != "bfloat16":
+        return f"it computes in bfloat16 only, and the dtype is {dtype}"
+    if limits.max_head_dim and head_dim > limits.max_head_dim:
+        return f"head dimension {model.head_dim} is above {limits.max_head_dim}"
+    if limits.deterministic_below and head_dim >= limits.deterministic_below:
+        return f"it is not deterministic for head dimension {model.head_dim}"
+    if odd:
+        shared = f" (of each of {tensor_parallel} processes)" if tensor_parallel > 1 else ""
+        return f"{' and '.join(odd)}{shared} not a multiple of {limits.row_multiple}"
+    return ""
+
+
+def alternatives(op: str) -> str:
+    """The end of a refusal: what can be named instead."""
+    reference = {"attention": "sdpa", "experts": "loop", "rms_norm": "torch", "cross_entropy": "plain"}[op]
+    return f"name `{reference}` or `auto`"
+
+
+def check_name(op: str, name: str) -> None:
+    """Raise UserError for a kernel that does not exist."""
+    if name != "auto" and name not in KERNELS[op]:
+        raise UserError(f"unknown {op} kernel `{name}`; {nearest(name, ['auto', *KERNELS[op]])}")
+
+
+def check_kernels(execution: Execution, runs: Iterable[RunSpec]) -> None:
+    """Raise UserError where a kernel named in `execution` could not compute one of these runs.
+
+    Experts are asked of mixtures only.
+    """
+    named: Mapping[str, str] = {op: execution.kernels[op] for op in KERNELS if execution.kernels[op] != "auto"}
+    for run in runs:
+        for op, name in named.items():
+            if op == "experts" and run.moe is None:
+                continue
+            reason = why_not(
+                op,
+                name,
+                run.model,
+                device=execution.device,
+                dtype=run.dtype,
+                tensor_parallel=execution.tensor_parallel,
+            )
+            if reason:
+                raise UserError(f"execution.{op}: {name} cannot compute run {run.id}: {reason}; {alternatives(op)}")

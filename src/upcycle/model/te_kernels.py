@@ -1,0 +1,156 @@
+"""NVIDIA's Transformer Engine: attention, RMSNorm and experts in bfloat16. **Not run by us: there was no GPU.**
+
+Opt-in by name. The model keeps its own parameters under its own names, experts stacked as (E, ., .); the modules of
+Transformer Engine are lent them for a call. So a run may change kernels between two segments, and its files, FSDP and
+the optimizer do not know. `to_te` and `from_te` convert state dicts for exchange with models that are made of TE
+modules, where every expert has a parameter of its own.
+
+Shapes: B sequences, S positions, H heads, C head dimension, D d_model, M width of an expert, E experts, N slots.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from upcycle.model.cuda_kernels import padded
+from upcycle.model.torch_kernels import swiglu
+
+DETERMINISTIC = "NVTE_ALLOW_NONDETERMINISTIC_ALGO"
+
+
+def te_attention(te: Any) -> Any:
+    """Attention by `DotProductAttention`: cuDNN's fused kernel or flash-attn, as Transformer Engine sees fit.
+
+    Head dimensions are padded here: TE 2.20.2 sends other than multiples of 8 to the unfused kernel, or to a
+    flash-attn 3 that refuses them. The module reads the environment for determinism when it is made.
+    """
+    os.environ[DETERMINISTIC] = "0"
+    modules: dict[tuple[int, int], Any] = {}
+
+    def te_(q_BHSC: Tensor, k_BHSC: Tensor, v_BHSC: Tensor) -> Tensor:
+        n_head, head_dim = q_BHSC.shape[1], q_BHSC.shape[-1]
+        q, k, v = (padded(x.transpose(1, 2)) for x in (q_BHSC, k_BHSC, v_BHSC))
+        if (n_head, head_dim) not in modules:
+            modules[n_head, head_dim] = te.DotProductAttention(
+                num_attention_heads=n_head,
+                kv_channels=q.shape[-1],
+                attention_dropout=0.0,
+                qkv_format="bshd",
+                attn_mask_type="causal",
+                softmax_scale=head_dim**-0.5,
+            )
+        y_BSD = modules[n_head, head_dim](query_layer=q, key_layer=k, value_layer=v)
+        return y_BSD.reshape(q.shape)[..., :head_dim].transpose(1, 2)
+
+    te_.__name__ = "te"
+    return te_
+
+
+def te_rms_norm(te: Any) -> Any:
+    """RMSNorm by TE's module, in float32 inside.
+
+    A module is made for each call (without storage: on the meta device) and holds the model's own weight, because its
+    backward pass reads the weight from the module again.
+    """
+
+    def te_(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+        module = te.RMSNorm(normalized_shape=weight_D.shape[0], eps=eps, device="meta", dtype=weight_D.dtype)
+        module.weight = weight_D
+        return module(x)
+
+    te_.__name__ = "te"
+    return te_
+
+
+def te_experts(te: Any) -> Any:
+    """The experts' SwiGLU MLPs by two `GroupedLinear`, one matrix an expert, cut from the stacked ones.
+
+    The sizes of the groups are read back to the CPU once a call, as TE wants them there.
+    """
+    modules: dict[tuple[int, ...], Any] = {}
+
+    def grouped(x_NK: Tensor, sizes: list[int], weights_EJK: Tensor) -> Tensor:
+        n_expert, rows, columns = weights_EJK.shape
+        key = (n_expert, rows, columns, x_NK.device.index or 0)
+        if key not in modules:
+            modules[key] = _empty_grouped_linear(te, weights_EJK)
+        lent = {f"weight{expert}": weight for expert, weight in enumerate(weights_EJK.unbind())}
+        return torch.func.functional_call(modules[key], lent, (), {"inp": x_NK, "m_splits": sizes})
+
+    def te_(x_ND: Tensor, ends_E: Tensor, w_in_E2MD: Tensor, w_out_EDM: Tensor) -> Tensor:
+        sizes = ends_E.diff(prepend=ends_E.new_zeros(1)).tolist()
+        h_N2M = grouped(x_ND.type_as(w_in_E2MD), sizes, w_in_E2MD)
+        return grouped(swiglu(h_N2M), sizes, w_out_EDM)
+
+    te_.__name__ = "te"
+    return te_
+
+
+def _empty_grouped_linear(te: Any, weights_EJK: Tensor) -> nn.Module:
+    """A GroupedLinear of this shape whose own weights are let go: each call lends it the model's."""
+    n_expert, rows, columns = weights_EJK.shape
+    module = te.GroupedLinear(
+        num_gemms=n_expert,
+        in_features=columns,
+        out_features=rows,
+        bias=False,
+        params_dtype=weights_EJK.dtype,
+        device=weights_EJK.device,
+    )
+    for parameter in module.parameters():
+        parameter.data = parameter.data.new_empty(0)
+    return module
+
+
+# --- exchange of state dicts with models made of TE modules
+
+_STACKED = {"w_in": "fc1", "w_out": "fc2"}
+_EXPERT = re.compile(r"(?P<stem>.*moe\.)(?P<layer>fc1|fc2)\.weight(?P<expert>\d+)")
+
+
+def to_te(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Stacked experts `moe.w_in` (E, 2M, D) and `moe.w_out` (E, D, M) as `moe.fc1.weight<e>` and `moe.fc2.weight<e>`.
+
+    The first M rows of fc1 are the gate, as TE's SwiGLU has it and ours. All else keeps its name, whatever stands
+    before it (optimizer moments as well). The result shares memory with the argument.
+    """
+    converted: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        stem, _, last = name.rpartition(".")
+        if stem.endswith("moe") and last in _STACKED:
+            for expert, weight in enumerate(tensor.unbind()):
+                converted[f"{stem}.{_STACKED[last]}.weight{expert}"] = weight
+        else:
+            converted[name] = tensor
+    return converted
+
+
+def from_te(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `to_te`; `_extra_state`, TE's (without FP8 empty) bookkeeping, is left out.
+
+    Raises ValueError where an expert is missing.
+    """
+    names = {layer: name for name, layer in _STACKED.items()}
+    converted: dict[str, Tensor] = {}
+    experts: dict[str, dict[int, Tensor]] = {}
+    for name, tensor in state.items():
+        if name.endswith("_extra_state"):
+            continue
+        found = _EXPERT.fullmatch(name)
+        if found is None:
+            converted[name] = tensor
+        else:
+            stacked = found["stem"] + names[found["layer"]]
+            experts.setdefault(stacked, {})[int(found["expert"])] = tensor
+    for name, weights in experts.items():
+        missing = sorted(set(range(max(weights) + 1)) - set(weights))
+        if missing:
+            raise ValueError(f"{name}: no weights for expert {missing[0]} of {max(weights) + 1}")
+        converted[name] = torch.stack([weights[expert] for expert in sorted(weights)])
+    return converted

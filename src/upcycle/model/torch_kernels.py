@@ -1,0 +1,154 @@
+"""The kernels that need torch alone, with the reference of each op: what runs on any machine.
+
+Shapes: B sequences, S positions, H heads, C head dimension, D d_model, M width of the MLP, E experts,
+N slots (tokens x top_k) sorted by expert, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+CHUNK_ELEMENTS = 1 << 23
+"""Logits that the chunked cross-entropy holds at a time: 32 MB in float32, 262 tokens of a vocabulary of 32,000."""
+
+# --- attention: q, k, v (B, H, S, C) -> (B, H, S, C), causal, scores over sqrt(C)
+
+
+def sdpa(q_BHSC: Tensor, k_BHSC: Tensor, v_BHSC: Tensor) -> Tensor:
+    """Causal softmax attention by torch's fused kernels, whichever torch prefers for the shape."""
+    return F.scaled_dot_product_attention(q_BHSC, k_BHSC, v_BHSC, is_causal=True)
+
+
+def sdpa_flash(q_BHSC: Tensor, k_BHSC: Tensor, v_BHSC: Tensor) -> Tensor:
+    """The same, by torch's own flash attention and no other.
+
+    Left free, torch on an H100 takes cuDNN's for head dimensions that are multiples of 8 and flash for the others:
+    two kernels across the paper's sizes (80 and 104 against 60, 70, 94).
+    """
+    with sdpa_kernel([SDPBackend.FLASH_ATTENTION]):
+        return F.scaled_dot_product_attention(q_BHSC, k_BHSC, v_BHSC, is_causal=True)
+
+
+def plain(q_BHSC: Tensor, k_BHSC: Tensor, v_BHSC: Tensor) -> Tensor:
+    """Causal softmax attention written out, scores and softmax in float32: the reference."""
+    positions, head_dim = q_BHSC.shape[-2:]
+    scores_BHSS = q_BHSC.float() @ k_BHSC.float().mT * head_dim**-0.5
+    future_SS = torch.ones(positions, positions, dtype=torch.bool, device=q_BHSC.device).triu(1)
+    return (scores_BHSS.masked_fill(future_SS, -torch.inf).softmax(-1) @ v_BHSC.float()).type_as(q_BHSC)
+
+
+# --- SwiGLU and the experts: x (N, D) sorted by expert, ends (E,) int32 the running counts of slots -> (N, D)
+
+
+def swiglu(h_N2M: Tensor) -> Tensor:
+    """SiLU(gate) * up, of a hidden layer whose first M columns are the gate and last M the up projection."""
+    gate_NM, up_NM = h_N2M.chunk(2, dim=-1)
+    return F.silu(gate_NM) * up_NM
+
+
+def grouped_mm(x_ND: Tensor, ends_E: Tensor, w_in_E2MD: Tensor, w_out_EDM: Tensor) -> Tensor:
+    """Every expert's SwiGLU MLP on its own rows, as two grouped matrix products."""
+    x_ND = x_ND.type_as(w_in_E2MD)  # autocast does not know grouped_mm, and the weights' dtype says what is meant
+    h_N2M = F.grouped_mm(x_ND, w_in_E2MD.mT, offs=ends_E)
+    return F.grouped_mm(swiglu(h_N2M), w_out_EDM.mT, offs=ends_E)
+
+
+def loop(x_ND: Tensor, ends_E: Tensor, w_in_E2MD: Tensor, w_out_EDM: Tensor) -> Tensor:
+    """Every expert's SwiGLU MLP on its own rows, one expert after another: the reference."""
+    sizes = ends_E.diff(prepend=ends_E.new_zeros(1)).tolist()
+    rows = x_ND.type_as(w_in_E2MD).split(sizes)
+    experts = zip(rows, w_in_E2MD.unbind(), w_out_EDM.unbind(), strict=True)
+    return torch.cat([F.linear(swiglu(F.linear(x, w_in)), w_out) for x, w_in, w_out in experts])
+
+
+# --- RMSNorm
+
+
+def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    """RMSNorm over the last dimension: x / sqrt(mean(x^2) + eps) * weight, computed in float32."""
+    return F.rms_norm(x, weight_D.shape, weight_D, eps)
+
+
+# --- cross-entropy: last hidden state (B, S, D), output matrix (V, D), targets (B, S) -> nats in float32
+
+
+def token_cross_entropy(hidden_BSD: Tensor, head_VD: Tensor, targets_BS: Tensor) -> Tensor:
+    """Cross-entropy of every token, (B, S)."""
+    logits_TV = F.linear(hidden_BSD, head_VD).float().flatten(0, -2)
+    return F.cross_entropy(logits_TV, targets_BS.flatten(), reduction="none").view_as(targets_BS)
+
+
+def cross_entropy(hidden_BSD: Tensor, head_VD: Tensor, targets_BS: Tensor) -> Tensor:
+    """Mean cross-entropy over all tokens, a scalar."""
+    return F.cross_entropy(F.linear(hidden_BSD, head_VD).float().flatten(0, -2), targets_BS.flatten())
+
+
+def _chunk(vocab_size: int) -> int:
+    return max(CHUNK_ELEMENTS // vocab_size, 1)
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Sum of the tokens' cross-entropy, a chunk of tokens at a time: no (T, V) matrix is ever held.
+
+    The forward pass makes the gradients as well, while a chunk's logits are at hand, so nothing is computed twice.
+    torch's own chunked `F.linear_cross_entropy` does the same, but in bfloat16 it returns a bfloat16 loss (three
+    decimal digits). Products are in the given dtype; softmax, loss and the sum of weight gradients in float32.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden_TD: Tensor, head_VD: Tensor, targets_T: Tensor, dtype: torch.dtype) -> Tensor:
+        with torch.autocast(hidden_TD.device.type, enabled=False):
+            head = head_VD.to(dtype)
+            d_hidden = torch.empty_like(hidden_TD) if ctx.needs_input_grad[0] else None
+            d_head = torch.zeros_like(head_VD, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+            losses = []
+            start = 0
+            for x_TD, targets in zip(
+                hidden_TD.to(dtype).split(_chunk(len(head))), targets_T.split(_chunk(len(head))), strict=True
+            ):
+                log_probs_TV = F.linear(x_TD, head).float().log_softmax(-1)
+                losses.append(F.nll_loss(log_probs_TV, targets, reduction="sum"))
+                d_logits_TV = log_probs_TV.exp_()
+                d_logits_TV.scatter_add_(1, targets[:, None], d_logits_TV.new_full((len(targets), 1), -1.0))
+                d_logits = d_logits_TV.to(dtype)
+                if d_hidden is not None:
+                    d_hidden[start : start + len(targets)] = d_logits @ head
+                if d_head is not None:
+                    d_head += d_logits.mT @ x_TD
+                start += len(targets)
+        ctx.save_for_backward(d_hidden, None if d_head is None else d_head.to(head_VD.dtype))
+        return torch.stack(losses).sum()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        d_hidden, d_head = ctx.saved_tensors
+        return _scaled(d_hidden, grad), _scaled(d_head, grad), None, None
+
+
+def _scaled(gradient: Tensor | None, factor: Tensor) -> Tensor | None:
+    return None if gradient is None else (gradient.float() * factor).to(gradient.dtype)
+
+
+def _product_dtype(hidden: Tensor) -> torch.dtype:
+    device = hidden.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+
+
+def chunked_cross_entropy(hidden_BSD: Tensor, head_VD: Tensor, targets_BS: Tensor) -> Tensor:
+    """Mean cross-entropy over all tokens, a scalar, without holding all logits; differentiable once."""
+    total = _ChunkedCrossEntropy.apply(
+        hidden_BSD.flatten(0, -2), head_VD, targets_BS.flatten(), _product_dtype(hidden_BSD)
+    )
+    return total / targets_BS.numel()
+
+
+def chunked_token_cross_entropy(hidden_BSD: Tensor, head_VD: Tensor, targets_BS: Tensor) -> Tensor:
+    """Cross-entropy of every token, (B, S), a chunk at a time; saves memory where no gradient is wanted."""
+    rows = _chunk(len(head_VD))
+    chunks = zip(hidden_BSD.flatten(0, -2).split(rows), targets_BS.flatten().split(rows), strict=True)
+    return torch.cat([token_cross_entropy(x_TD, head_VD, targets) for x_TD, targets in chunks]).view_as(targets_BS)
