@@ -42,6 +42,9 @@ def parser() -> argparse.ArgumentParser:
     plan = verb("plan", "Show what a study trains: runs, tokens, FLOPs, disk, expected time, what exists.")
     plan.add_argument("--json", action="store_true", help="as data")
     plan.add_argument("--all", action="store_true", help="one line a run, not only the table of sweeps")
+    status = verb("status", "Show how the runs of a study stand: state, speed, time left. Works while jobs run.")
+    status.add_argument("--json", action="store_true", help="as data")
+    status.add_argument("--all", action="store_true", help="finished runs and those not started too")
     tokenize = verb("tokenize", "Make a token set, results/tokens/NAME.")
     tokenize.add_argument("name", help="a token set of the plan, e.g. english-1-bpe1024")
     train = verb("train", "Train one run, or resume it, or verify it if it is finished.")
@@ -187,6 +190,10 @@ def run_verb(args: argparse.Namespace) -> None:
         from upcycle.plan_view import show_plan
 
         print(show_plan(workflow, as_json=args.json, every_run=args.all))
+    elif args.verb == "status":
+        from upcycle.status import show_status
+
+        print(show_status(workflow, as_json=args.json, every_run=args.all))
     elif args.verb in ("tokenize", "train", "evaluate"):
         from upcycle import jobs
 

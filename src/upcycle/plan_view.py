@@ -130,11 +130,12 @@ def _line(name: str, total: dict[str, Any], models: str) -> str:
     disk = f"{total['bytes'] / 1e6:,.0f} MB" if total["bytes"] < 1e10 else f"{total['bytes'] / 1e9:,.0f} GB"
     return (
         f"{name:<24}{models:>8}{total['runs']:>7}{total['to_train']:>10}{short_count(total['segment_tokens']):>10}"
-        f"{total['flops']:>10.2g}{disk:>10}{_duration(total['seconds_to_train']):>11}"
+        f"{total['flops']:>10.2g}{disk:>10}{duration(total['seconds_to_train']):>11}"
     )
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds in the largest unit that leaves two digits."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:,.0f} h"

@@ -43,7 +43,10 @@ def lease(run_dir: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(json.dumps(owner))
         file.flush()
-        yield
+        try:
+            yield
+        finally:
+            file.truncate(0)  # given back: readers on other machines, who cannot see the lock, see no owner
 
 
 def _owner(path: Path) -> str:
