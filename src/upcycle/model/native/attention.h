@@ -1,0 +1,178 @@
+/* A whole attention layer: out = x + softmax(causal(q k^T / sqrt(C))) v Wo^T of the normed x, with rotary positions.
+ *
+ * Sequences are taken in groups of about GROUP rows, so that what lies between two products stays in the cache. Scores
+ * exist for BLOCK queries of one head at a time; the backward pass computes them again from their log-sum-exp. */
+
+enum { GROUP = 256, BLOCK = 64 };
+enum { XN = 1, WIDE, NARROW, PACKED, PACKED2, QUERY, KEY, VALUE, SCORES, DSCORES, OUT, DQUERY, DKEY, DVALUE };
+
+typedef struct { long S, D, H, C, Cp, ld; } Shape; /* C head dimension, Cp in whole vectors, ld of a row of S keys */
+
+static Shape shape_of(long S, long D, long H) {
+    long C = D / H;
+    return (Shape){S, D, H, C, padded(C), padded(S) + LANES}; /* + LANES: powers of two apart share cache sets */
+}
+
+/* A head's rows (S x C at stride 3D) to rows of Cp, turned by their angles (tables S x C/2; NULL: as they are), scaled. */
+static void take_head(Shape s, const float *from, const float *cos, const float *sin, float scale, float *to) {
+    long half = s.C / 2;
+    for (long i = 0; i < s.S; i++, from += 3 * s.D, to += s.Cp) {
+        for (long c = 0; c < half; c++) {
+            float a = from[c], b = from[c + half];
+            float co = cos ? cos[i * half + c] : 1.0f, si = cos ? sin[i * half + c] : 0.0f;
+            to[c] = (a * co - b * si) * scale;
+            to[c + half] = (b * co + a * si) * scale;
+        }
+        for (long c = s.C; c < s.Cp; c++) to[c] = 0.0f;
+    }
+}
+
+/* The way back for gradients: turned by the negative angles, rows of Cp to S x C at stride 3D. */
+static void give_head(Shape s, const float *from, const float *cos, const float *sin, float scale, float *to) {
+    long half = s.C / 2;
+    for (long i = 0; i < s.S; i++, from += s.Cp, to += 3 * s.D)
+        for (long c = 0; c < half; c++) {
+            float a = from[c], b = from[c + half];
+            float co = cos ? cos[i * half + c] : 1.0f, si = cos ? sin[i * half + c] : 0.0f;
+            to[c] = (a * co + b * si) * scale;
+            to[c + half] = (b * co - a * si) * scale;
+        }
+}
+
+/* Rows (S x Cp) to columns (C x ld), zero beyond S. */
+static void turn(Shape s, const float *rows, float *columns) {
+    for (long c = 0; c < s.C; c++) {
+        for (long i = 0; i < s.S; i++) columns[c * s.ld + i] = rows[i * s.Cp + c];
+        for (long i = s.S; i < s.ld; i++) columns[c * s.ld + i] = 0.0f;
+    }
+}
+
+/* Softmax of one row over its first `seen` scores, the rest of `width` zero: scores become e^(score - max), their sum's
+ * inverse is returned and their log-sum-exp kept. */
+static float softmax_row(float *row, long seen, long width, float *lse) {
+    for (long j = seen; j < width; j++) row[j] = -INFINITY;
+    vec top = load(row);
+    for (long j = LANES; j < padded(seen); j += LANES) top = choose(top < load(row + j), load(row + j), top);
+    float max = largest(top);
+    vec total = splat(0.0f);
+    for (long j = 0; j < padded(seen); j += LANES) {
+        vec e = vexp(load(row + j) - max);
+        store(row + j, e);
+        total += e;
+    }
+    for (long j = padded(seen); j < width; j++) row[j] = 0.0f;
+    float whole = sum(total);
+    *lse = max + logf(whole);
+    return 1.0f / whole;
+}
+
+/* One head of one sequence: y (S x C at stride D) and its log-sum-exps (S). */
+static void head_forward(Shape s, const float *qkv, const float *cos, const float *sin, float *y, float *lse) {
+    float *q = scratch(QUERY, s.S * s.Cp), *k = scratch(DKEY, s.S * s.Cp), *v = scratch(VALUE, s.S * s.Cp);
+    float *kt = scratch(KEY, s.C * s.ld), *scores = scratch(SCORES, BLOCK * s.ld), *out = scratch(OUT, BLOCK * s.Cp);
+    take_head(s, qkv, cos, sin, 1.0f / sqrtf(s.C), q);
+    take_head(s, qkv + s.D, cos, sin, 1.0f, k);
+    take_head(s, qkv + 2 * s.D, NULL, NULL, 1.0f, v);
+    turn(s, k, kt);
+    for (long first = 0; first < s.S; first += BLOCK) {
+        long rows = least(BLOCK, s.S - first), seen = first + rows, width = padded(seen);
+        gemm(rows, width, s.C, q + first * s.Cp, s.Cp, 1, kt, s.ld, scores, s.ld, 0);
+        float inverse[BLOCK];
+        for (long i = 0; i < rows; i++)
+            inverse[i] = softmax_row(scores + i * s.ld, first + i + 1, width, lse + first + i);
+        gemm(rows, s.Cp, seen, scores, s.ld, 1, v, s.Cp, out, s.Cp, 0);
+        for (long i = 0; i < rows; i++)
+            for (long c = 0; c < s.C; c++) y[(first + i) * s.D + c] = out[i * s.Cp + c] * inverse[i];
+    }
+}
+
+/* Gradients of one head: dqkv's three column blocks from dy (S x C at stride D). */
+static void head_backward(Shape s, const float *qkv, const float *cos, const float *sin, const float *y,
+                          const float *lse, const float *dy, float *dqkv) {
+    size_t rows_size = s.S * s.Cp, columns_size = s.C * s.ld;
+    float *q = scratch(QUERY, rows_size), *k = scratch(KEY, rows_size + columns_size), *kt = k + rows_size;
+    float *v = scratch(VALUE, rows_size + columns_size), *vt = v + rows_size, *dout = scratch(OUT, rows_size);
+    float *dq = scratch(DQUERY, rows_size), *dk = scratch(DKEY, rows_size), *dv = scratch(DVALUE, rows_size);
+    float *p = scratch(SCORES, BLOCK * s.ld), *ds = scratch(DSCORES, BLOCK * s.ld), scale = 1.0f / sqrtf(s.C);
+    take_head(s, qkv, cos, sin, scale, q);
+    take_head(s, qkv + s.D, cos, sin, 1.0f, k);
+    take_head(s, qkv + 2 * s.D, NULL, NULL, 1.0f, v);
+    turn(s, k, kt);
+    turn(s, v, vt);
+    for (long i = 0; i < s.S; i++) {
+        memcpy(dout + i * s.Cp, dy + i * s.D, s.C * sizeof(float));
+        for (long c = s.C; c < s.Cp; c++) dout[i * s.Cp + c] = 0.0f;
+    }
+    long last = (s.S - 1) / BLOCK * BLOCK;
+    for (long first = last; first >= 0; first -= BLOCK) {
+        long rows = least(BLOCK, s.S - first), seen = first + rows, width = padded(seen);
+        gemm(rows, width, s.C, q + first * s.Cp, s.Cp, 1, kt, s.ld, p, s.ld, 0);
+        gemm(rows, width, s.C, dout + first * s.Cp, s.Cp, 1, vt, s.ld, ds, s.ld, 0);
+        for (long i = 0; i < rows; i++) {
+            float *pi = p + i * s.ld, *di = ds + i * s.ld, delta = 0.0f;
+            long row = first + i, own = row + 1;
+            for (long c = 0; c < s.C; c++) delta += y[row * s.D + c] * dout[row * s.Cp + c];
+            for (long j = 0; j < padded(own); j += LANES) {
+                vec e = vexp(load(pi + j) - lse[row]);
+                store(pi + j, e);
+                store(di + j, e * (load(di + j) - delta));
+            }
+            for (long j = own; j < width; j++) pi[j] = di[j] = 0.0f;
+        }
+        gemm_tn(seen, s.Cp, rows, p, s.ld, dout + first * s.Cp, s.Cp, dv, s.Cp, first != last);
+        gemm_tn(seen, s.Cp, rows, ds, s.ld, q + first * s.Cp, s.Cp, dk, s.Cp, first != last);
+        gemm(rows, s.Cp, seen, ds, s.ld, 1, k, s.Cp, dq + first * s.Cp, s.Cp, 0);
+    }
+    give_head(s, dq, cos, sin, scale, dqkv);
+    give_head(s, dk, cos, sin, 1.0f, dqkv + s.D);
+    give_head(s, dv, NULL, NULL, 1.0f, dqkv + 2 * s.D);
+}
+
+/* x, out, y (B S x D), wqkv (3D x D), wo (D x D), cos, sin (S x C/2); kept: qkv (B S x 3D), y, lse (B x H x S), rstd. */
+void upcycle_attention_forward(long B, long S, long D, long H, float eps, const float *x, const float *norm,
+                               const float *wqkv, const float *wo, const float *cos, const float *sin, float *out,
+                               float *qkv, float *y, float *lse, float *rstd) {
+    Shape s = shape_of(S, D, H);
+    long group = GROUP / S ? GROUP / S : 1;
+    float *xn = scratch(XN, group * S * D), *into = scratch(PACKED, 3 * D * D), *back = scratch(PACKED2, D * D);
+    pack(D, 3 * D, wqkv, 1, D, into);
+    pack(D, D, wo, 1, D, back);
+    for (long b = 0; b < B; b += group) {
+        long rows = least(group, B - b) * S, at = b * S;
+        norm_forward(rows, D, x + at * D, norm, eps, xn, rstd + at);
+        gemm(rows, 3 * D, D, xn, D, 1, into, 0, qkv + at * 3 * D, 3 * D, 0);
+        for (long i = at; i < at + rows; i += S)
+            for (long h = 0; h < H; h++)
+                head_forward(s, qkv + i * 3 * D + h * s.C, cos, sin, y + i * D + h * s.C, lse + i * H + h * S);
+        memcpy(out + at * D, x + at * D, rows * D * sizeof(float));
+        gemm(rows, D, D, y + at * D, D, 1, back, 0, out + at * D, D, 1);
+    }
+}
+
+/* Gradients of all that goes in, from that of out; dnorm must be zero at first. */
+void upcycle_attention_backward(long B, long S, long D, long H, const float *x, const float *norm, const float *wqkv,
+                                const float *wo, const float *cos, const float *sin, const float *qkv, const float *y,
+                                const float *lse, const float *rstd, const float *dout, float *dx, float *dnorm,
+                                float *dwqkv, float *dwo) {
+    Shape s = shape_of(S, D, H);
+    long group = GROUP / S ? GROUP / S : 1;
+    float *xn = scratch(XN, group * S * D), *dqkv = scratch(WIDE, group * S * 3 * D);
+    float *dy = scratch(NARROW, group * S * D), *into = scratch(PACKED, 3 * D * D), *back = scratch(PACKED2, D * D);
+    pack(3 * D, D, wqkv, D, 1, into);
+    pack(D, D, wo, D, 1, back);
+    for (long b = 0; b < B; b += group) {
+        long rows = least(group, B - b) * S, at = b * S;
+        gemm(rows, D, D, dout + at * D, D, 1, back, 0, dy, D, 0);
+        gemm_tn(D, D, rows, dout + at * D, D, y + at * D, D, dwo, D, b > 0);
+        for (long i = 0; i < rows; i += S)
+            for (long h = 0; h < H; h++) {
+                long head = (at + i) * 3 * D + h * s.C, narrow = i * D + h * s.C;
+                head_backward(s, qkv + head, cos, sin, y + at * D + narrow, lse + (at + i) * H + h * S, dy + narrow,
+                              dqkv + i * 3 * D + h * s.C);
+            }
+        norm_again(rows, D, x + at * D, norm, rstd + at, xn);
+        gemm_tn(3 * D, D, rows, dqkv, 3 * D, xn, D, dwqkv, D, b > 0);
+        gemm(rows, D, 3 * D, dqkv, 3 * D, 1, into, 0, dy, D, 0);
+        norm_backward(rows, D, x + at * D, norm, rstd + at, dy, dout + at * D, dx + at * D, dnorm);
+    }
+}

@@ -1,0 +1,100 @@
+/* Matrix products of small and middling size, all by one register tile: C[i][j] (+)= sum over p of A[i][p] B[p][j].
+ *
+ * A is read an element at a time by strides, so it may be transposed; B is read in vectors along j. A weight matrix is
+ * packed once a call into strips of STRIP vectors, each strip contiguous, and then serves every row. The sum over p
+ * runs from first to last in one accumulator: a fixed order. */
+
+/* One tile of `rows` x `strip` vectors; both are constants where this is inlined, so that `sums` lives in registers. */
+INLINE void tile(const int rows, const int strip, long K, const float *A, long ai, long ap, const float *B, long ldb,
+                 float *C, long ldc, int add) {
+    vec sums[ROWS][STRIP];
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; i++)
+#pragma GCC unroll 3
+        for (int j = 0; j < strip; j++) sums[i][j] = splat(0.0f);
+    for (long p = 0; p < K; p++) {
+        vec b[STRIP];
+#pragma GCC unroll 3
+        for (int j = 0; j < strip; j++) b[j] = load(B + p * ldb + j * LANES);
+#pragma GCC unroll 8
+        for (int i = 0; i < rows; i++) {
+            vec a = splat(A[i * ai + p * ap]);
+#pragma GCC unroll 3
+            for (int j = 0; j < strip; j++) sums[i][j] += a * b[j];
+        }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; i++)
+#pragma GCC unroll 3
+        for (int j = 0; j < strip; j++) {
+            float *c = C + i * ldc + j * LANES;
+            if (add) sums[i][j] += load(c);
+            store(c, sums[i][j]);
+        }
+}
+
+/* All rows of one strip. Few rows are left over where a mixture's expert has an odd number of them. */
+INLINE void strip_rows(const int strip, long M, long K, const float *A, long ai, long ap, const float *B, long ldb,
+                       float *C, long ldc, int add) {
+    long i = 0;
+    for (; i + ROWS <= M; i += ROWS) tile(ROWS, strip, K, A + i * ai, ai, ap, B, ldb, C + i * ldc, ldc, add);
+    for (; i + 2 <= M; i += 2) tile(2, strip, K, A + i * ai, ai, ap, B, ldb, C + i * ldc, ldc, add);
+    for (; i < M; i++) tile(1, strip, K, A + i * ai, ai, ap, B, ldb, C + i * ldc, ldc, add);
+}
+
+/* Vectors of the strip that starts at vector `first` of `total`: 3, and at the end 2 + 2 rather than 3 + 1. */
+INLINE int strip_width(long first, long total) {
+    long left = total - first;
+    return left == 4 || left == 2 ? 2 : left >= 3 ? 3 : 1;
+}
+
+/* C (M x N) (+)= A B. B is K x N by rows of `ldb`, or packed (ldb = 0). N is a multiple of LANES. */
+static void gemm(long M, long N, long K, const float *A, long ai, long ap, const float *B, long ldb, float *C,
+                 long ldc, int add) {
+    long total = N / LANES;
+    for (long v = 0; v < total;) {
+        int width = strip_width(v, total);
+        const float *b = ldb ? B + v * LANES : B + v * LANES * K;
+        long step = ldb ? ldb : width * LANES;
+        float *c = C + v * LANES;
+        if (width == 3) strip_rows(3, M, K, A, ai, ap, b, step, c, ldc, add);
+        else if (width == 2) strip_rows(2, M, K, A, ai, ap, b, step, c, ldc, add);
+        else strip_rows(1, M, K, A, ai, ap, b, step, c, ldc, add);
+        v += width;
+    }
+}
+
+/* Strips of B (K x N, element [p][j] at B[p * bp + j * bj]); columns from N up to its multiple of LANES are zero. */
+static void pack(long K, long N, const float *B, long bp, long bj, float *packed) {
+    long total = padded(N) / LANES;
+    for (long v = 0; v < total;) {
+        int width = strip_width(v, total) * LANES;
+        long first = v * LANES, have = least(width, N - first);
+        float *out = packed + first * K;
+        if (bj == 1) {
+            for (long p = 0; p < K; p++, out += width) {
+                memcpy(out, B + p * bp + first, have * sizeof(float));
+                memset(out + have, 0, (width - have) * sizeof(float));
+            }
+        } else {
+            for (long j = 0; j < width; j++)
+                for (long p = 0; p < K; p++) out[p * width + j] = j < have ? B[p * bp + (first + j) * bj] : 0.0f;
+        }
+        v += width / LANES;
+    }
+}
+
+/* C (M x N) (+)= A^T B, A (K x M) and B (K x N) by rows: a weight's gradient. Columns of A are copied together, ROWS at
+ * a time: their rows lie far apart. */
+static void gemm_tn(long M, long N, long K, const float *A, long lda, const float *B, long ldb, float *C, long ldc,
+                    int add) {
+    float *columns = scratch(0, (size_t)K * ROWS);
+    for (long i = 0; i < M; i += ROWS) {
+        long rows = least(ROWS, M - i);
+        if (rows == ROWS)
+            for (long p = 0; p < K; p++) memcpy(columns + p * ROWS, A + p * lda + i, ROWS * sizeof(float));
+        else
+            for (long p = 0; p < K; p++) memcpy(columns + p * ROWS, A + p * lda + i, rows * sizeof(float));
+        gemm(rows, N, K, columns, 1, ROWS, B, ldb, C + i * ldc, ldc, add);
+    }
+}

@@ -1,0 +1,202 @@
+"""Autograd functions over the C kernels: whole layers forward and backward, float32, on the CPU.
+
+Shapes: B sequences, S positions, T = B S tokens, D d_model, H heads, C = D / H, M width of the MLP, E experts,
+K = top_k, V vocabulary. Each computes what the composed layer of `transformer.py` does, in another order of sums.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from upcycle.model.attention import rope_tables
+from upcycle.model.native.build import library
+from upcycle.spec import ModelSpec
+
+MULTIPLE = 16
+"""d_model and d_mlp are multiples of this: whole vectors of any machine."""
+
+
+def why_not(model: ModelSpec) -> str:
+    """Why the kernels cannot take this shape, or nothing."""
+    sizes = {"d_model": model.d_model, "d_mlp": model.mlp_width}
+    odd = [f"{name} {size}" for name, size in sizes.items() if size % MULTIPLE]
+    return f"{' and '.join(odd)} not a multiple of {MULTIPLE}" if odd else ""
+
+
+def _call(name: str, *arguments: Tensor | float | None) -> int:
+    """Call `upcycle_<name>`: tensors by address, numbers as they are, None as a null pointer."""
+    for argument in arguments:
+        assert not isinstance(argument, Tensor) or argument.is_contiguous()
+    values = [argument.data_ptr() if isinstance(argument, Tensor) else argument for argument in arguments]
+    return _function(name)(*values)
+
+
+@functools.cache
+def _function(name: str) -> Any:
+    return getattr(library(), f"upcycle_{name}")
+
+
+@functools.lru_cache(maxsize=8)
+def _half_tables(positions: int, head_dim: int, base: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (S, C / 2), the same numbers as the composed layer's."""
+    cos, sin = rope_tables(positions, head_dim, base, torch.device("cpu"))
+    half = head_dim // 2
+    return cos[:, 0, :half].contiguous(), sin[:, 0, half:].contiguous()
+
+
+class _Norm(torch.autograd.Function):
+    """x (..., D), weight (D) -> RMSNorm(x)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        x = x.contiguous()
+        D = x.shape[-1]
+        y, rstd = torch.empty_like(x), x.new_empty(x.numel() // D)
+        _call("norm_forward", len(rstd), D, eps, x, weight, y, rstd)
+        ctx.save_for_backward(x, weight, rstd)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, rstd = ctx.saved_tensors
+        dx, dweight = torch.empty_like(x), torch.zeros_like(weight)
+        _call("norm_backward", len(rstd), x.shape[-1], x, weight, rstd, dy.contiguous(), dx, dweight)
+        return dx, dweight, None
+
+
+class _Attention(torch.autograd.Function):
+    """x (B, S, D), norm (D), wqkv (3 D, D), wo (D, D) -> x + attention(RMSNorm(x))."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, norm: Tensor, wqkv: Tensor, wo: Tensor, eps: float, n_head: int, rope_base: float
+    ) -> Tensor:
+        x = x.contiguous()
+        B, S, D = x.shape
+        ctx.sizes = (B, S, D, n_head)
+        ctx.tables = _half_tables(S, D // n_head, rope_base)
+        out, y, qkv = torch.empty_like(x), torch.empty_like(x), x.new_empty(B, S, 3 * D)
+        lse, rstd = x.new_empty(B, n_head, S), x.new_empty(B, S)
+        _call("attention_forward", *ctx.sizes, eps, x, norm, wqkv, wo, *ctx.tables, out, qkv, y, lse, rstd)
+        ctx.save_for_backward(x, norm, wqkv, wo, qkv, y, lse, rstd)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+        x, norm, wqkv, wo, qkv, y, lse, rstd = ctx.saved_tensors
+        inputs = (x, norm, wqkv, wo, *ctx.tables, qkv, y, lse, rstd, dout.contiguous())
+        gradients = (torch.empty_like(x), torch.zeros_like(norm), torch.empty_like(wqkv), torch.empty_like(wo))
+        _call("attention_backward", *ctx.sizes, *inputs, *gradients)
+        return *gradients, None, None, None
+
+
+class _MLP(torch.autograd.Function):
+    """x (B, S, D), norm (D), w_in (2 M, D), w_out (D, M) -> x + MLP(RMSNorm(x))."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, norm: Tensor, w_in: Tensor, w_out: Tensor, eps: float) -> Tensor:
+        x = x.contiguous()
+        D, M = w_out.shape
+        ctx.sizes = (x.numel() // D, D, M)
+        out, h, rstd = torch.empty_like(x), x.new_empty(ctx.sizes[0], 2 * M), x.new_empty(ctx.sizes[0])
+        _call("mlp_forward", *ctx.sizes, eps, x, norm, w_in, w_out, out, h, rstd)
+        ctx.save_for_backward(x, norm, w_in, w_out, h, rstd)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+        x, norm, w_in, w_out, h, rstd = ctx.saved_tensors
+        gradients = (torch.empty_like(x), torch.zeros_like(norm), torch.empty_like(w_in), torch.empty_like(w_out))
+        _call("mlp_backward", *ctx.sizes, x, norm, w_in, w_out, h, rstd, dout.contiguous(), *gradients)
+        return *gradients, None
+
+
+class _Experts(torch.autograd.Function):
+    """x, xn (T, D), gates and ids (T, K), w_in (E, 2 M, D), w_out (E, D, M) -> x + sum of gate * expert(xn)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, xn: Tensor, gates: Tensor, ids: Tensor, w_in: Tensor, w_out: Tensor) -> Tensor:
+        x, xn, gates = x.contiguous(), xn.contiguous(), gates.contiguous()
+        (E, D, M), (T, K) = w_out.shape, ids.shape
+        ctx.sizes = (T, K, E, D, M)
+        slots, ends = torch.empty(T * K, dtype=torch.int32), torch.empty(E, dtype=torch.int32)
+        _call("sort_slots", T, K, E, ids.contiguous(), slots, ends)
+        out, h = torch.empty_like(x), x.new_empty(T * K, 2 * M)
+        _call("experts_forward", *ctx.sizes, xn, x, gates, w_in, w_out, slots, ends, out, h)
+        ctx.save_for_backward(xn, gates, w_in, w_out, slots, ends, h)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+        xn, gates, w_in, w_out, slots, ends, h = ctx.saved_tensors
+        dout = dout.contiguous()
+        dxn, dgates = torch.empty_like(xn), torch.empty_like(gates)
+        dw_in, dw_out = torch.empty_like(w_in), torch.empty_like(w_out)
+        inputs = (xn, gates, w_in, w_out, slots, ends, h, dout)
+        _call("experts_backward", *ctx.sizes, *inputs, dxn, dgates, dw_in, dw_out)
+        return dout, dxn, dgates, None, dw_in, dw_out
+
+
+class _Loss(torch.autograd.Function):
+    """x (B, S, D), norm (D), head (V, D), targets (B, S) -> mean cross-entropy; gradients are taken on the way."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, norm: Tensor, head: Tensor, targets: Tensor, eps: float) -> Tensor:
+        x = x.contiguous()
+        gradients = (torch.empty_like(x), torch.zeros_like(norm), torch.empty_like(head))
+        losses = _token_losses(x, norm, head, targets, eps, *(gradients if any(ctx.needs_input_grad) else ()))
+        ctx.save_for_backward(*gradients)
+        return losses.mean()
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = ctx.saved_tensors
+        if upstream.item() != 1.0:
+            gradients = tuple(gradient * upstream for gradient in gradients)
+        return *gradients, None, None
+
+
+def _token_losses(x: Tensor, norm: Tensor, head: Tensor, targets: Tensor, eps: float, *gradients: Tensor) -> Tensor:
+    """Cross-entropy of each token in nats, shaped as `targets`; `gradients` (x, norm, head) of the mean, if given."""
+    V, D = head.shape
+    losses = x.new_empty(targets.shape)
+    share = 1 / targets.numel()
+    wanted = gradients or (None, None, None)
+    bad = _call("loss", targets.numel(), D, V, eps, share, x, norm, head, targets.contiguous(), losses, *wanted)
+    if bad:
+        raise IndexError(f"target {targets.flatten()[bad - 1].item()} is no token of a vocabulary of {V}")
+    return losses
+
+
+def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """RMSNorm over the last dimension."""
+    return _Norm.apply(x, weight, eps)
+
+
+def attention_layer(x_BSD: Tensor, norm_D: Tensor, wqkv: Tensor, wo: Tensor, model: ModelSpec) -> Tensor:
+    """x + attention of the normed x, (B, S, D)."""
+    return _Attention.apply(x_BSD, norm_D, wqkv, wo, model.norm_eps, model.n_head, model.rope_base)
+
+
+def mlp_layer(x_BSD: Tensor, norm_D: Tensor, w_in: Tensor, w_out: Tensor, model: ModelSpec) -> Tensor:
+    """x + SwiGLU MLP of the normed x, (B, S, D)."""
+    return _MLP.apply(x_BSD, norm_D, w_in, w_out, model.norm_eps)
+
+
+def experts(x_TD: Tensor, xn_TD: Tensor, gates_TK: Tensor, ids_TK: Tensor, w_in: Tensor, w_out: Tensor) -> Tensor:
+    """x + gate-weighted sum of each token's experts on xn, (T, D). No token is dropped."""
+    return _Experts.apply(x_TD, xn_TD, gates_TK, ids_TK, w_in, w_out)
+
+
+def loss(x_BSD: Tensor, norm_D: Tensor, head_VD: Tensor, targets_BS: Tensor, model: ModelSpec) -> Tensor:
+    """Mean cross-entropy in nats of the last residual stream, a scalar."""
+    return _Loss.apply(x_BSD, norm_D, head_VD, targets_BS, model.norm_eps)
+
+
+def token_losses(x_BSD: Tensor, norm_D: Tensor, head_VD: Tensor, targets_BS: Tensor, model: ModelSpec) -> Tensor:
+    """Cross-entropy of each token in nats, (B, S); without gradients."""
+    return _token_losses(x_BSD.contiguous(), norm_D, head_VD, targets_BS, model.norm_eps)

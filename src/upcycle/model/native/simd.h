@@ -1,0 +1,81 @@
+/* Vectors of the machine's width by the compiler's vector extension (gcc, clang), sums in a fixed order, scratch memory.
+ *
+ * Every result depends on the inputs alone: sums are taken in an order that the shapes fix, whatever the alignment of
+ * the arrays, so that equal inputs give equal bits. */
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__AVX512F__)
+enum { LANES = 16, ROWS = 8, STRIP = 3 }; /* a register tile of 8 x 3 vectors: 24 of 32 registers hold sums */
+#elif defined(__AVX__)
+enum { LANES = 8, ROWS = 4, STRIP = 3 }; /* 12 of 16 registers */
+#else
+enum { LANES = 4, ROWS = 8, STRIP = 3 }; /* 128-bit vectors (NEON has 32 registers) */
+#endif
+
+typedef float vec __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+typedef int32_t ivec __attribute__((vector_size(LANES * 4)));
+
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE vec load(const float *p) { return *(const vec *)p; }
+INLINE void store(float *p, vec x) { *(vec *)p = x; }
+INLINE vec splat(float s) { return s - (vec){0}; }
+INLINE vec choose(ivec yes, vec a, vec b) { return (vec)((yes & (ivec)a) | (~yes & (ivec)b)); }
+
+/* Sum and largest of a vector's elements, halving: a fixed order. */
+INLINE float sum(vec x) {
+    float part[LANES];
+    store(part, x);
+    for (int half = LANES / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) part[i] += part[i + half];
+    return part[0];
+}
+
+INLINE float largest(vec x) {
+    float part[LANES];
+    store(part, x);
+    for (int half = LANES / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) part[i] = part[i] < part[i + half] ? part[i + half] : part[i];
+    return part[0];
+}
+
+/* e^x to 2 units in the last place (Cephes' polynomial), 0 below -87, for x up to 88. NaN stays NaN. */
+INLINE vec vexp(vec x) {
+    const float shift = 12582912.0f; /* 1.5 * 2^23: adding it rounds to whole numbers and leaves them in the low bits */
+    ivec tiny = x < splat(-87.0f);
+    x = choose(x > splat(88.0f), splat(88.0f), x);
+    vec t = x * 1.44269504f + shift;
+    vec n = t - shift;
+    vec r = x - n * 0.693359375f - n * -2.12194440e-4f;
+    vec p = splat(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    vec y = p * (r * r) + r + 1.0f;
+    ivec power = ((ivec)t - (ivec)splat(shift) + 127) << 23;
+    return choose(tiny, splat(0.0f), y * (vec)power);
+}
+
+INLINE vec sigmoid(vec x) { return 1.0f / (1.0f + vexp(-x)); }
+
+/* Scratch memory by slot, grown as needed and kept: a step asks for the same sizes again and again. Called by one
+ * thread at a time; contents are undefined. */
+enum { SLOTS = 16 };
+static float *scratch(int slot, size_t count) {
+    static __thread struct { float *memory; size_t count; } slots[SLOTS];
+    if (slots[slot].count < count) {
+        free(slots[slot].memory);
+        slots[slot].memory = aligned_alloc(64, (count * sizeof(float) + 127) / 64 * 64);
+        if (!slots[slot].memory) abort(); /* the size of a few rows: there is no memory left to say so in */
+        slots[slot].count = count;
+    }
+    return slots[slot].memory;
+}
+
+static inline long least(long a, long b) { return a < b ? a : b; }
+static inline long padded(long n) { return (n + LANES - 1) / LANES * LANES; }
