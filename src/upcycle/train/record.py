@@ -17,14 +17,17 @@ import numpy
 import torch
 
 import upcycle
+from upcycle.manifest import MEND, DamagedError
 from upcycle.train.checkpoint import disk_full_is_named, write_bytes
 
 
 class MetricsLog:
     """`metrics.jsonl`, one JSON object a line, in the order of steps. Survives kills: see `cut_back`."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, *, writes: bool = True) -> None:
+        """`writes`: of several processes one; the others' rows go nowhere, and they read none."""
+        self._path = path if writes else Path(os.devnull)
+        self._writes = writes
         self._file: TextIO | None = None
 
     def __enter__(self) -> MetricsLog:
@@ -47,20 +50,29 @@ class MetricsLog:
 
     def sync(self) -> None:
         """Make the rows durable: before the state that follows them is published."""
-        with disk_full_is_named(self._path):
-            os.fsync(self._opened.fileno())
+        if self._writes:
+            with disk_full_is_named(self._path):
+                os.fsync(self._opened.fileno())
 
     def cut_back(self, step: int) -> None:
         """Drop rows after `step`, and a torn last line, so that a resumed run writes none twice. Call before `with`."""
+        if not self._writes:
+            return
         rows = [row for row in self.rows() if row["step"] <= step]
         write_bytes(self._path, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
     def rows(self) -> list[dict[str, Any]]:
-        """All whole rows so far."""
+        """All whole rows so far. Raises DamagedError naming the line that is none."""
         if not self._path.exists():
             return []
         lines = self._path.read_text().split("\n")
-        return [json.loads(line) for line in lines[:-1]]  # after the last newline: nothing, or a torn row
+        rows = []
+        for number, line in enumerate(lines[:-1], start=1):  # after the last newline: nothing, or a torn row
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                raise DamagedError(f"{self._path}: line {number} is damaged; {MEND}") from None
+        return rows
 
 
 @dataclass

@@ -73,19 +73,26 @@ def save_rolling(folder: Path, step: int, tensors: Mapping[str, Tensor], notes: 
 
 
 def load_rolling(folder: Path, run_id: str) -> RollingState | None:
-    """Newest valid rolling state of this run, or None if there is none. A damaged one is named, and passed over.
+    """Newest valid rolling state of this run, or None if there is no state at all. A damaged one is named, passed over.
 
-    Raises DamagedError if a valid state belongs to another run: that is not an accident of writing.
+    Raises DamagedError if all are damaged, so that nothing begins anew where hours of work may be saved by a look at
+    the disk, and if a valid one belongs to another run, which is no accident of writing.
     """
-    for path in states_in(folder):
+    found = states_in(folder)
+    for path in found:
         try:
             state = _verified(path)
         except DamagedError as damage:
-            log.warning("%s; trying the state before it", damage)
+            log.warning("%s; passed over", damage)
             continue
         if state.notes["id"] != run_id:
             raise DamagedError(f"{path}: state of run {state.notes['id']}, not of {run_id}; move {folder} away")
         return state
+    if found:
+        raise DamagedError(
+            f"{folder}: no state in it is valid ({', '.join(path.name for path in found)}); "
+            "restore one from a copy, or begin anew with --fresh"
+        )
     return None
 
 
