@@ -1,0 +1,196 @@
+"""Wrappers of GPU libraries call them as their recorded signatures say, and hand back what the reference computes.
+
+Contract tests: they prove nothing about a kernel. The kernels' own tests are in tests/gpu and need a GPU.
+"""
+
+from __future__ import annotations
+
+import tomllib
+
+import pytest
+import recorded
+import torch
+from sources import HERE, RECORDS
+from torch import Tensor, nn
+
+from upcycle.model import cuda_kernels, te_kernels
+from upcycle.model.kernels import Kernels, loop, plain, rms_norm
+from upcycle.model.moe import MoE
+from upcycle.model.transformer import Transformer, init_weights
+from upcycle.spec import ModelSpec, MoESpec
+
+HEADS = (60, 70, 80, 94, 104)
+
+
+def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def wrapped(name: str) -> cuda_kernels.Attention:
+    """The project's attention around a stand-in of the library."""
+    match name:
+        case "flash2":
+            library = recorded.flash_attn_func("flash-attn", pads=True, returns_tuple=False)
+            return cuda_kernels.flash2_attention(library)
+        case "flash3" | "flash3, older":
+            library = recorded.flash_attn_func("flash-attn-3", pads=False, returns_tuple=name != "flash3")
+            return cuda_kernels.flash3_attention(library)
+        case "flash4":
+            library = recorded.flash_attn_func("flash-attn-4", pads=False, returns_tuple=True)
+            return cuda_kernels.flash4_attention(library)
+        case _:
+            return te_kernels.te_attention(recorded.transformer_engine)
+
+
+@pytest.mark.parametrize("head_dim", HEADS)
+@pytest.mark.parametrize("name", ["flash2", "flash3", "flash3, older", "flash4", "te"])
+def test_attention_is_called_as_recorded_and_is_the_plain_one(name: str, head_dim: int, monkeypatch) -> None:
+    """Also with the model's layout: views of one (B, S, 3H, C) tensor, and `flatten` afterwards."""
+    monkeypatch.setenv(te_kernels.DETERMINISTIC, "1")  # put back afterwards
+    attention = wrapped(name)
+    qkv = random(2, 9, 6, head_dim).requires_grad_()
+    inputs = [x.transpose(1, 2) for x in qkv.chunk(3, dim=2)]
+    outgoing = random(2, 2, 9, head_dim, seed=1)
+    found, reference = attention(*inputs), plain(*inputs)
+    assert attention.__name__ == name.partition(",")[0]
+    assert found.shape == (2, 2, 9, head_dim)
+    assert found.transpose(1, 2).flatten(2).shape == (2, 9, 2 * head_dim)
+    torch.testing.assert_close(found, reference)
+    torch.testing.assert_close(
+        *(torch.autograd.grad(y, qkv, outgoing)[0].float() for y in (found, reference)), rtol=1.6e-2, atol=1e-2
+    )
+
+
+def test_transformer_engine_is_told_to_be_deterministic_before_its_module_is_made(monkeypatch) -> None:
+    monkeypatch.setenv(te_kernels.DETERMINISTIC, "1")
+    te_kernels.te_attention(recorded.transformer_engine)
+    assert te_kernels.os.environ[te_kernels.DETERMINISTIC] == "0"
+
+
+def test_the_stand_ins_refuse_what_the_libraries_refuse() -> None:
+    """What the tests above would catch: a keyword of another release, a missing pad, float32, positional arguments."""
+    q = random(1, 4, 2, 70)
+    flash3 = recorded.flash_attn_func("flash-attn-3", pads=False, returns_tuple=False)
+    with pytest.raises(TypeError, match="dropout_p"):
+        flash3(q=q, k=q, v=q, dropout_p=0.0)
+    with pytest.raises(AssertionError, match="multiple of 8"):
+        flash3(q=q, k=q, v=q, deterministic=True)
+    with pytest.raises(AssertionError, match="half precision"):
+        flash3(q=q[..., :64].float(), k=q[..., :64].float(), v=q[..., :64].float(), deterministic=True)
+    with pytest.raises(AssertionError, match="keyword only"):
+        flash3(q, q, q)
+
+
+def test_a_release_without_a_keyword_that_we_pass_is_refused_when_kernels_are_chosen() -> None:
+    with pytest.raises(cuda_kernels.MissingLibraryError, match="does not know causal, deterministic: this release"):
+        cuda_kernels.flash2_attention(lambda q, k, v, softmax_scale: q)
+
+
+def test_rms_norm_of_transformer_engine_has_the_models_weight_forward_and_backward() -> None:
+    """Two norms in one graph, each with its own weight."""
+    kernel = te_kernels.te_rms_norm(recorded.transformer_engine)
+    x = random(3, 16, dtype=torch.float32).requires_grad_()
+    weights = [nn.Parameter(random(16, seed=seed, dtype=torch.float32)) for seed in (1, 2)]
+    found = kernel(kernel(x, weights[0], 1e-5), weights[1], 1e-5)
+    reference = rms_norm(rms_norm(x, weights[0], 1e-5), weights[1], 1e-5)
+    torch.testing.assert_close(found, reference)
+    outgoing = random(3, 16, seed=3, dtype=torch.float32)
+    pairs = (torch.autograd.grad(y, [x, *weights], outgoing) for y in (found, reference))
+    for one, other in zip(*pairs, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("sizes", [[5, 3, 4, 4], [0, 16, 0, 0], [7, 0, 0, 9]])
+def test_experts_of_transformer_engine_are_the_loop_with_the_models_stacked_weights(sizes: list[int]) -> None:
+    """Twice with other weights: the modules are kept, the weights are lent. Empty experts get a gradient of zero."""
+    kernel = te_kernels.te_experts(recorded.transformer_engine)
+    ends = torch.tensor(sizes).cumsum(0, dtype=torch.int32)
+    for seed in (0, 10):
+        x = random(16, 8, seed=seed).requires_grad_()
+        w_in = nn.Parameter(random(4, 32, 8, seed=seed + 1))
+        w_out = nn.Parameter(random(4, 8, 16, seed=seed + 2))
+        outgoing = random(16, 8, seed=seed + 3)
+        outputs = [experts(x, ends, w_in, w_out) for experts in (kernel, loop)]
+        torch.testing.assert_close(*outputs, rtol=0, atol=0)
+        for one, other in zip(*(torch.autograd.grad(y, [x, w_in, w_out], outgoing) for y in outputs), strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_a_model_trains_on_the_wrappers_of_transformer_engine_and_keeps_its_own_state_dict(monkeypatch) -> None:
+    monkeypatch.setenv(te_kernels.DETERMINISTIC, "1")
+    te = recorded.transformer_engine
+    kernels = Kernels(attention=te_kernels.te_attention(te), experts=te_kernels.te_experts(te))
+    spec = ModelSpec(n_layer=2, d_model=24, n_head=4, vocab_size=16, context=8)
+    moe = MoESpec(n_expert=4, top_k=2, balance_group=1)
+    ids = torch.randint(0, 16, (2, 9), generator=torch.Generator().manual_seed(0))
+    losses, gradients = [], []
+    for model in (Transformer(spec, moe, kernels), Transformer(spec, moe, Kernels())):
+        init_weights(model, seed=0)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(ids[:, :-1], ids[:, 1:]).loss
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    assert gradients[0].keys() == gradients[1].keys()
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    for name, gradient in gradients[0].items():
+        assert (gradient - gradients[1][name]).norm() <= 0.02 * gradients[1][name].norm(), name
+
+
+def te_mixture(model: ModelSpec, moe: MoESpec) -> nn.ModuleDict:
+    """One layer's experts as a model made of TE modules has them."""
+    fc1 = recorded.GroupedLinear(
+        num_gemms=moe.n_expert,
+        in_features=model.d_model,
+        out_features=2 * model.mlp_width,
+        bias=False,
+        params_dtype=torch.float32,
+        device="cpu",
+    )
+    fc2 = recorded.GroupedLinear(
+        num_gemms=moe.n_expert,
+        in_features=model.mlp_width,
+        out_features=model.d_model,
+        bias=False,
+        params_dtype=torch.float32,
+        device="cpu",
+    )
+    return nn.ModuleDict({"moe": nn.ModuleDict({"fc1": fc1, "fc2": fc2})})
+
+
+def test_a_state_dict_goes_to_modules_of_transformer_engine_and_comes_back() -> None:
+    model = ModelSpec(n_layer=1, d_model=8, n_head=1, vocab_size=8, context=8)
+    moe = MoESpec(n_expert=3, top_k=1, gate="softmax_topk")
+    ours = nn.ModuleDict({"moe": MoE(model, moe, Kernels())})
+    for seed, parameter in enumerate(ours.parameters()):
+        parameter.data = random(*parameter.shape, seed=seed, dtype=torch.float32)
+    state = ours.state_dict()
+    theirs = te_mixture(model, moe)
+    incompatible = theirs.load_state_dict(te_kernels.to_te(state), strict=False)
+    assert all(name.endswith("_extra_state") for name in incompatible.missing_keys)
+    assert incompatible.unexpected_keys == ["moe.router.weight"]
+    assert torch.equal(theirs["moe"]["fc1"].weight2, state["moe.w_in"][2])
+    back = te_kernels.from_te(theirs.state_dict() | {"moe.router.weight": state["moe.router.weight"]})
+    assert back.keys() == state.keys()
+    assert all(torch.equal(back[name], state[name]) for name in state)
+
+
+def test_a_state_dict_of_transformer_engine_without_one_expert_is_refused() -> None:
+    state = te_kernels.to_te({"exp_avg.blocks.0.moe.w_in": torch.zeros(3, 4, 2)})
+    del state["exp_avg.blocks.0.moe.fc1.weight1"]
+    with pytest.raises(ValueError, match=r"exp_avg.blocks.0.moe.w_in: no weights for expert 1 of 3"):
+        te_kernels.from_te(state)
+
+
+def test_the_recorded_releases_are_those_pinned_in_pyproject() -> None:
+    project = tomllib.loads((HERE.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    pins = {pin for extra in project["optional-dependencies"].values() for pin in extra}
+    assert {
+        "flash-attn==2.8.3.post2",
+        "flash-attn-4[cu13]==4.0.0b36",
+        "transformer-engine[core_cu13,pytorch]==2.20.2",
+    } <= pins
+    for distribution, (version, file) in RECORDS.items():
+        assert (HERE / file).is_file()
+        assert not version or any(pin.partition("[")[0].partition("==")[0] == distribution for pin in pins)
+        assert not version or any(pin.startswith(distribution) and pin.endswith(f"=={version}") for pin in pins)
