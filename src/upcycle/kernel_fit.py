@@ -20,6 +20,9 @@ GROUPED_MM_MULTIPLE = 8
 HEAD_DIM_MULTIPLE = 8
 """The flash kernels and cuDNN want heads of a multiple of 8: others are padded with zeros, at the original scale."""
 
+NATIVE_MULTIPLE = 16
+"""The C kernels take whole vectors of any machine: up to 16 numbers."""
+
 KERNELS: dict[str, tuple[str, ...]] = {
     op: tuple(name for name in get_args(Execution.model_fields[op].annotation) if name != "auto")
     for op in ("attention", "experts", "rms_norm", "cross_entropy")
@@ -78,6 +81,23 @@ def why_not(op: str, name: str, model: ModelSpec, *, device: str, dtype: str, te
     return ""
 
 
+def why_not_native(
+    model: ModelSpec, *, device: str, dtype: str, tensor_parallel: int = 1, compile: bool = False
+) -> str:
+    """Why the C kernels of `model/native` cannot compute this model, or nothing."""
+    if device != "cpu":
+        return f"they run on device cpu, and the device is {device}"
+    if dtype != "float32":
+        return f"they compute in float32, and the dtype is {dtype}"
+    if tensor_parallel > 1:
+        return "they take whole matrices, and tensor_parallel splits them"
+    if compile:
+        return "torch.compile has nothing to compile in them"
+    widths = {"d_model": model.d_model, "d_mlp": model.mlp_width}
+    odd = [f"{key} {width}" for key, width in widths.items() if width % NATIVE_MULTIPLE]
+    return f"{' and '.join(odd)} not a multiple of {NATIVE_MULTIPLE}" if odd else ""
+
+
 def alternatives(op: str) -> str:
     """The end of a refusal: what can be named instead."""
     reference = {"attention": "sdpa", "experts": "loop", "rms_norm": "torch", "cross_entropy": "plain"}[op]
@@ -97,6 +117,18 @@ def check_kernels(execution: Execution, runs: Iterable[RunSpec]) -> None:
     """
     named: Mapping[str, str] = {op: execution.kernels[op] for op in KERNELS if execution.kernels[op] != "auto"}
     for run in runs:
+        if execution.layers == "native":
+            reason = why_not_native(
+                run.model,
+                device=execution.device,
+                dtype=run.dtype,
+                tensor_parallel=execution.tensor_parallel,
+                compile=execution.compile,
+            )
+            if reason:
+                raise UserError(
+                    f"execution.layers: native cannot compute run {run.id}: {reason}; name `composed` or `auto`"
+                )
         for op, name in named.items():
             if op == "experts" and run.moe is None:
                 continue

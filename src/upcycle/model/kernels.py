@@ -6,6 +6,7 @@ and says why; a kernel asked for by name that cannot run is an error, never repl
 
 | op | kernels | `auto` |
 |---|---|---|
+| layers | native (C, whole layers), composed of the ops below | cpu, float32 and no op named: native; else composed |
 | attention | flash2, flash3, flash4, te, sdpa_flash, sdpa, plain | cuda, bfloat16: flash2, sdpa_flash; else sdpa |
 | experts | grouped_mm, te, loop | grouped_mm where the shape allows, else loop |
 | rms_norm | torch, te | torch |
@@ -21,13 +22,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from upcycle.errors import UserError
-from upcycle.kernel_fit import KERNELS, alternatives, check_name, why_not
+from upcycle.kernel_fit import KERNELS, alternatives, check_name, why_not, why_not_native
 from upcycle.model import cuda_kernels, te_kernels, torch_kernels
 from upcycle.model.cuda_kernels import LIBRARIES, Attention, MissingLibraryError
 from upcycle.model.torch_kernels import (
@@ -44,6 +45,7 @@ from upcycle.spec import ModelSpec
 
 __all__ = [
     "Kernels",
+    "WholeLayers",
     "choose_kernels",
     "cross_entropy",
     "grouped_mm",
@@ -79,6 +81,32 @@ UNTRACEABLE = {("attention", "flash4"), ("attention", "te"), ("experts", "te"), 
 """Kernels that torch.compile cannot trace: left outside of the graph."""
 
 
+class WholeLayers(Protocol):
+    """Layers computed whole, norm and residual sum included (`model/native/layers.py`)."""
+
+    def norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """RMSNorm over the last dimension."""
+
+    def attention_layer(self, x_BSD: Tensor, norm_D: Tensor, wqkv: Tensor, wo: Tensor, model: ModelSpec) -> Tensor:
+        """x + attention of the normed x."""
+
+    def mlp_layer(self, x_BSD: Tensor, norm_D: Tensor, w_in: Tensor, w_out: Tensor, model: ModelSpec) -> Tensor:
+        """x + MLP of the normed x."""
+
+    def experts(
+        self, x_TD: Tensor, xn_TD: Tensor, gates_TK: Tensor, ids_TK: Tensor, w_in: Tensor, w_out: Tensor
+    ) -> Tensor:
+        """x + gate-weighted sum of each token's experts on xn."""
+
+    def loss(self, x_BSD: Tensor, norm_D: Tensor, head_VD: Tensor, targets_BS: Tensor, model: ModelSpec) -> Tensor:
+        """Mean cross-entropy in nats."""
+
+    def token_losses(
+        self, x_BSD: Tensor, norm_D: Tensor, head_VD: Tensor, targets_BS: Tensor, model: ModelSpec
+    ) -> Tensor:
+        """Cross-entropy of each token in nats, without gradient."""
+
+
 @dataclass(frozen=True)
 class Kernels:
     """The kernel of each op; the default is what runs on any machine."""
@@ -88,8 +116,8 @@ class Kernels:
     rms_norm: Callable[[Tensor, Tensor, float], Tensor] = rms_norm
     cross_entropy: Callable[[Tensor, Tensor, Tensor], Tensor] = cross_entropy
     token_cross_entropy: Callable[[Tensor, Tensor, Tensor], Tensor] = token_cross_entropy
-    native: Any | None = None
-    """Whole layers in place of the ops, where they are used."""
+    native: WholeLayers | None = None
+    """Whole layers in place of the ops: then these are used where logits are asked for only."""
     names: Mapping[str, str] = field(
         default_factory=lambda: {
             "attention": "sdpa",
@@ -97,6 +125,7 @@ class Kernels:
             "rms_norm": "torch",
             "cross_entropy": "plain",
             "router": "torch",
+            "layers": "composed",
         }
     )
     """Name of the kernel, by op."""
@@ -122,8 +151,7 @@ def choose_kernels(
 
     Raises UserError for an unknown name and for a named kernel that cannot run here or compute this shape.
     """
-    wanted = dict.fromkeys(KERNELS, "auto") | dict(names or {})
-    # `wanted["layers"]` is resolved here, once whole layers can be had: Kernels(native=...).
+    wanted = dict.fromkeys(("layers", *KERNELS), "auto") | dict(names or {})
     chosen: dict[str, Any] = {}
     described: dict[str, str] = {}
     versions = {"torch": str(torch.__version__)}
@@ -145,7 +173,34 @@ def choose_kernels(
         chosen[op] = kernel
     if described["cross_entropy"] == "chunked":
         chosen["token_cross_entropy"] = torch_kernels.chunked_token_cross_entropy
-    return Kernels(**chosen, names=described | {"router": "torch"}, versions=versions)
+    native = _whole_layers(wanted, model, device=device, dtype=dtype, tensor_parallel=tensor_parallel, compile=compile)
+    described |= {"router": "torch", "layers": "composed" if native is None else "native"}
+    return Kernels(**chosen, native=native, names=described, versions=versions)
+
+
+def _whole_layers(
+    wanted: Mapping[str, str], model: ModelSpec, *, device: str, dtype: str, tensor_parallel: int, compile: bool
+) -> WholeLayers | None:
+    """The C kernels where they can be used and nothing else is asked for, or None; a log line says why."""
+    from upcycle.model.native import layers
+    from upcycle.model.native.build import CannotBuildError, library
+
+    if wanted["layers"] == "composed":
+        log.info("layers=composed: as asked for")
+        return None
+    named = [f"{op}: {wanted[op]}" for op in KERNELS if wanted[op] != "auto"]
+    reason = why_not_native(model, device=device, dtype=dtype, tensor_parallel=tensor_parallel, compile=compile)
+    if not reason and named:
+        reason = f"whole layers take no kernels of ops, and {' and '.join(named)} is asked for"
+    if not reason:
+        try:
+            library()
+        except CannotBuildError as error:
+            reason = str(error)
+    if reason and wanted["layers"] == "native":
+        raise UserError(f"layers kernel native cannot be used: {reason}; name `composed` or `auto`")
+    log.info("layers=%s: %s", "composed" if reason else "native", reason or "C kernels, float32 on the CPU")
+    return None if reason else layers
 
 
 def _automatic(op: str, model: ModelSpec, fit: Mapping[str, Any]) -> tuple[str, str, Any, str]:

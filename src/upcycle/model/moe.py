@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from upcycle.model.kernels import Kernels
+from upcycle.model.kernels import Kernels, WholeLayers
 from upcycle.model.stacks import own
 from upcycle.spec import Gate, ModelSpec, MoESpec
 
@@ -130,12 +130,7 @@ class MoE(nn.Module):
         B, S, _ = x_BSD.shape
         K = self.moe.top_k
         x_TD = x_BSD.flatten(0, 1)
-        logits_TE = self.router(x_TD)
-        ids_TK = logits_TE.topk(K, dim=-1).indices
-        gates_TK = self.gate(logits_TE, ids_TK)
-        experts_E = torch.arange(self.moe.n_expert, device=ids_TK.device)
-        load_BE = (ids_TK.view(B, S * K, 1) == experts_E).sum(1)
-
+        ids_TK, gates_TK, load_BE, routing = self._route(x_BSD)
         order_N = ids_TK.flatten().argsort(stable=True)
         place_N = torch.empty_like(order_N).scatter_(0, order_N, torch.arange(len(order_N), device=order_N.device))
         ends_E = load_BE.sum(0).cumsum(0, dtype=torch.int32)
@@ -144,7 +139,23 @@ class MoE(nn.Module):
         y_ND = self.kernels.experts(_autocast(x_ND), ends_E, _autocast(w_in), _autocast(w_out))
         y_TKD = _Collect.apply(y_ND, order_N, place_N).view(B * S, K, -1)
         y_TD = (y_TKD * gates_TK.unsqueeze(-1)).sum(1)  # in float32, as the gates are
-        return y_TD.view_as(x_BSD), self._routing(logits_TE.view(B, S, -1), load_BE)
+        return y_TD.view_as(x_BSD), routing
+
+    def onto(self, residual_BSD: Tensor, x_BSD: Tensor, native: WholeLayers) -> tuple[Tensor, Routing]:
+        """`forward` of x added to the residual stream, by kernels that dispatch and sum by themselves."""
+        ids_TK, gates_TK, _, routing = self._route(x_BSD)
+        rows_TD, x_TD = residual_BSD.flatten(0, 1), x_BSD.flatten(0, 1)
+        y_TD = native.experts(rows_TD, x_TD, gates_TK, ids_TK, self.w_in, self.w_out)
+        return y_TD.view_as(residual_BSD), routing
+
+    def _route(self, x_BSD: Tensor) -> tuple[Tensor, Tensor, Tensor, Routing]:
+        """Expert ids and gates of each token (T, K), slots of each sequence by expert (B, E), and the report."""
+        B, S, _ = x_BSD.shape
+        logits_TE = self.router(x_BSD.flatten(0, 1))
+        ids_TK = logits_TE.topk(self.moe.top_k, dim=-1).indices
+        experts_E = torch.arange(self.moe.n_expert, device=ids_TK.device)
+        load_BE = (ids_TK.view(B, -1, 1) == experts_E).sum(1)
+        return ids_TK, self.gate(logits_TE, ids_TK), load_BE, self._routing(logits_TE.view(B, S, -1), load_BE)
 
     def _routing(self, logits_BSE: Tensor, load_BE: Tensor) -> Routing:
         group, sequences = self.moe.balance_group, len(load_BE)

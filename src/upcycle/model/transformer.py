@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from upcycle.model.attention import Attention
-from upcycle.model.kernels import Kernels, swiglu
+from upcycle.model.kernels import Kernels, WholeLayers, swiglu
 from upcycle.model.moe import MoE, Routing
 from upcycle.model.stacks import own
 from upcycle.spec import ModelSpec, MoESpec, default_init_std
@@ -84,15 +84,25 @@ class Block(nn.Module):
             self.mlp = MLP(model)
         else:
             self.moe = MoE(model, moe, kernels)
-        self.sparse = moe is not None
+        self.model, self.kernels, self.sparse = model, kernels, moe is not None
 
     def forward(self, x_BSD: Tensor) -> tuple[Tensor, Routing | None]:
         """The residual stream after this block, and the router's report if there is one."""
+        if self.kernels.native is not None:
+            return self._whole_layers(x_BSD, self.kernels.native)
         x_BSD = x_BSD + self.attn(self.attn_norm(x_BSD))
         if self.sparse:
             y_BSD, routing = self.moe(self.mlp_norm(x_BSD))
             return x_BSD + y_BSD, routing
         return x_BSD + self.mlp(self.mlp_norm(x_BSD)), None
+
+    def _whole_layers(self, x_BSD: Tensor, native: WholeLayers) -> tuple[Tensor, Routing | None]:
+        """The same by kernels that compute norm, layer and residual sum in one."""
+        attn, norm = self.attn, self.mlp_norm.weight
+        x_BSD = native.attention_layer(x_BSD, self.attn_norm.weight, attn.wqkv, attn.wo, self.model)
+        if self.sparse:
+            return self.moe.onto(x_BSD, native.norm(x_BSD, norm, self.model.norm_eps), native)
+        return native.mlp_layer(x_BSD, norm, self.mlp.w_in, self.mlp.w_out, self.model), None
 
 
 class Transformer(nn.Module):
@@ -125,15 +135,17 @@ class Transformer(nn.Module):
             x_BSD, routing = checkpoint(block, x_BSD, use_reentrant=False) if self.recompute else block(x_BSD)
             if routing is not None:
                 layers.append(routing)
-        hidden_BSD = self.norm(x_BSD)
         logits_BSV = loss = None
         if targets_BS is None:
-            logits_BSV = F.linear(hidden_BSD, self.head.weight)
+            logits_BSV = F.linear(self.norm(x_BSD), self.head.weight)
+        elif self.kernels.native is not None:
+            whole = self.kernels.native.token_losses if per_token else self.kernels.native.loss
+            loss = whole(x_BSD, self.norm.weight, self.head.weight, targets_BS, self.model)
         else:
             kernel = self.kernels.token_cross_entropy if per_token else self.kernels.cross_entropy
-            loss = kernel(hidden_BSD, self.head.weight, targets_BS)
+            loss = kernel(self.norm(x_BSD), self.head.weight, targets_BS)
         if not layers:
-            return Output(logits_BSV, loss, hidden_BSD.new_zeros((), dtype=torch.float32), None)
+            return Output(logits_BSV, loss, x_BSD.new_zeros((), dtype=torch.float32), None)
         balance, load_LE, entropy_L = (torch.stack(column) for column in zip(*layers, strict=True))
         return Output(logits_BSV, loss, balance.sum(), RouterStats(load_LE, entropy_L))
 

@@ -38,13 +38,13 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
 """Arguments of each function of the library, without its prefix `upcycle_`, in the order of the C source."""
 
 
-class CannotBuild(RuntimeError):  # noqa: N818 (a reason, which the seam turns into a log line or a UserError)
-    """Why there are no C kernels here, in words."""
+class CannotBuildError(RuntimeError):
+    """Why there are no C kernels here, in words: the seam makes it a log line or a UserError."""
 
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """The loaded library, compiled first if this machine has not done so. Raises CannotBuild."""
+    """The loaded library, compiled first if this machine has not done so. Raises CannotBuildError."""
     loaded = ctypes.CDLL(str(_compiled()))
     for name, arguments in SIGNATURES.items():
         function = getattr(loaded, f"upcycle_{name}")
@@ -56,7 +56,7 @@ def _compiled() -> Path:
     """The library's file; concurrent jobs wait for the one that compiles it."""
     compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
     if compiler is None:
-        raise CannotBuild(f"no C compiler ({', '.join(COMPILERS)}) on this machine; Debian: apt-get install gcc")
+        raise CannotBuildError(f"no C compiler ({', '.join(COMPILERS)}) on this machine; Debian: apt-get install gcc")
     folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "upcycle"
     path = folder / f"kernels-{_key(compiler)}.so"
     if path.exists():
@@ -68,7 +68,7 @@ def _compiled() -> Path:
             if not path.exists():
                 _compile(compiler, path)
     except OSError as error:
-        raise CannotBuild(f"the kernels cannot be kept in {folder} ({error}); set XDG_CACHE_HOME") from None
+        raise CannotBuildError(f"the kernels cannot be kept in {folder} ({error}); set XDG_CACHE_HOME") from None
     return path
 
 
@@ -79,7 +79,7 @@ def _compile(compiler: str, path: Path) -> None:
     if done.returncode:
         temporary.unlink(missing_ok=True)
         said = done.stderr.strip().splitlines()
-        raise CannotBuild(f"{compiler} failed on {SOURCE / 'kernels.c'}: {said[0] if said else done.returncode}")
+        raise CannotBuildError(f"{compiler} failed on {SOURCE / 'kernels.c'}: {said[0] if said else done.returncode}")
     temporary.replace(path)
 
 

@@ -16,16 +16,6 @@ from upcycle.model.attention import rope_tables
 from upcycle.model.native.build import library
 from upcycle.spec import ModelSpec
 
-MULTIPLE = 16
-"""d_model and d_mlp are multiples of this: whole vectors of any machine."""
-
-
-def why_not(model: ModelSpec) -> str:
-    """Why the kernels cannot take this shape, or nothing."""
-    sizes = {"d_model": model.d_model, "d_mlp": model.mlp_width}
-    odd = [f"{name} {size}" for name, size in sizes.items() if size % MULTIPLE]
-    return f"{' and '.join(odd)} not a multiple of {MULTIPLE}" if odd else ""
-
 
 def _call(name: str, *arguments: Tensor | float | None) -> int:
     """Call `upcycle_<name>`: tensors by address, numbers as they are, None as a null pointer."""
@@ -172,6 +162,11 @@ def _token_losses(x: Tensor, norm: Tensor, head: Tensor, targets: Tensor, eps: f
     return losses
 
 
+def _rows(stack: Tensor) -> Tensor:
+    """A stacked matrix as rows, however its stack is held (`model/stacks.py`)."""
+    return stack.flatten(0, -2)
+
+
 def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """RMSNorm over the last dimension."""
     return _Norm.apply(x, weight, eps)
@@ -179,17 +174,17 @@ def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def attention_layer(x_BSD: Tensor, norm_D: Tensor, wqkv: Tensor, wo: Tensor, model: ModelSpec) -> Tensor:
     """x + attention of the normed x, (B, S, D)."""
-    return _Attention.apply(x_BSD, norm_D, wqkv, wo, model.norm_eps, model.n_head, model.rope_base)
+    return _Attention.apply(x_BSD, norm_D, _rows(wqkv), wo, model.norm_eps, model.n_head, model.rope_base)
 
 
 def mlp_layer(x_BSD: Tensor, norm_D: Tensor, w_in: Tensor, w_out: Tensor, model: ModelSpec) -> Tensor:
     """x + SwiGLU MLP of the normed x, (B, S, D)."""
-    return _MLP.apply(x_BSD, norm_D, w_in, w_out, model.norm_eps)
+    return _MLP.apply(x_BSD, norm_D, _rows(w_in), w_out, model.norm_eps)
 
 
 def experts(x_TD: Tensor, xn_TD: Tensor, gates_TK: Tensor, ids_TK: Tensor, w_in: Tensor, w_out: Tensor) -> Tensor:
     """x + gate-weighted sum of each token's experts on xn, (T, D). No token is dropped."""
-    return _Experts.apply(x_TD, xn_TD, gates_TK, ids_TK, w_in, w_out)
+    return _Experts.apply(x_TD, xn_TD, gates_TK, ids_TK, w_in.flatten(1, -2), w_out)
 
 
 def loss(x_BSD: Tensor, norm_D: Tensor, head_VD: Tensor, targets_BS: Tensor, model: ModelSpec) -> Tensor:
@@ -198,5 +193,6 @@ def loss(x_BSD: Tensor, norm_D: Tensor, head_VD: Tensor, targets_BS: Tensor, mod
 
 
 def token_losses(x_BSD: Tensor, norm_D: Tensor, head_VD: Tensor, targets_BS: Tensor, model: ModelSpec) -> Tensor:
-    """Cross-entropy of each token in nats, (B, S); without gradients."""
+    """Cross-entropy of each token in nats, (B, S); for evaluation: it has no gradient."""
+    assert not torch.is_grad_enabled()
     return _token_losses(x_BSD.contiguous(), norm_D, head_VD, targets_BS, model.norm_eps)
