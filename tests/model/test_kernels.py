@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
-import math
+from importlib import metadata
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from upcycle.errors import UserError
-from upcycle.model.kernels import Kernels, choose_kernels, cross_entropy, plain, rms_norm, sdpa, token_cross_entropy
+from upcycle.model import cuda_kernels
+from upcycle.model.kernels import Kernels, choose_kernels
 from upcycle.spec import ModelSpec
 
 GROUPABLE = ModelSpec(n_layer=1, d_model=16, n_head=1, vocab_size=8, context=8)
 UNGROUPABLE = ModelSpec(n_layer=1, d_model=12, n_head=1, vocab_size=8, context=8)
 
 
-def random(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
 def test_auto_takes_grouped_mm_where_the_shape_allows_and_logs_it(caplog) -> None:
     with caplog.at_level(logging.INFO):
-        chosen = choose_kernels(GROUPABLE)
+        chosen = choose_kernels(GROUPABLE, {"layers": "composed"})
     assert chosen == Kernels()
     assert chosen.describe() == {
         "attention": "sdpa",
@@ -30,6 +29,7 @@ def test_auto_takes_grouped_mm_where_the_shape_allows_and_logs_it(caplog) -> Non
         "rms_norm": "torch",
         "cross_entropy": "plain",
         "router": "torch",
+        "layers": "composed",
         "torch": torch.__version__,
     }
     assert f"experts=grouped_mm torch {torch.__version__}: the first choice on this device" in caplog.text
@@ -54,49 +54,135 @@ def test_an_unknown_kernel_is_refused_with_the_nearest_name(op: str, name: str, 
         choose_kernels(GROUPABLE, {op: name})
 
 
-@pytest.mark.parametrize("head_dim", [8, 60, 70])
-def test_fused_attention_equals_the_plain_one_forward_and_backward(head_dim: int) -> None:
-    inputs = [random(2, 3, 17, head_dim, seed=seed).requires_grad_() for seed in range(3)]
-    outgoing = random(2, 3, 17, head_dim, seed=3)
-    found, reference = sdpa(*inputs), plain(*inputs)
-    torch.testing.assert_close(found, reference)
-    pairs = zip(
-        torch.autograd.grad(found, inputs, outgoing), torch.autograd.grad(reference, inputs, outgoing), strict=True
-    )
-    for one, other in pairs:
-        torch.testing.assert_close(one, other)
+# --- kernels of GPU libraries: found, refused, recorded; what they compute is tested in tests/gpu
 
 
-def test_rms_norm_divides_by_the_root_mean_square_with_epsilon_inside() -> None:
-    x, weight = random(4, 8), random(8, seed=1)
-    expected = x / (x.square().mean(-1, keepdim=True) + 0.1).sqrt() * weight
-    torch.testing.assert_close(rms_norm(x, weight, 0.1), expected)
+@pytest.fixture
+def no_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine where none of the GPU libraries is installed."""
+
+    def version(distribution: str) -> str:
+        raise metadata.PackageNotFoundError(distribution)
+
+    monkeypatch.setattr(cuda_kernels.importlib.metadata, "version", version)
 
 
-def test_rms_norm_has_the_gradient_of_what_it_computes() -> None:
-    x, weight = random(2, 3, 8).double().requires_grad_(), random(8, seed=1).double().requires_grad_()
-    assert torch.autograd.gradcheck(lambda x, weight: rms_norm(x, weight, 0.1), (x, weight))
+@pytest.fixture
+def h100(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine with an H100 and flash-attn 2.8.3.post2; no kernel is called."""
+
+    def flash_attn_func(q, k, v, dropout_p=0.0, softmax_scale=None, causal=False, deterministic=False): ...
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(cuda_kernels.importlib.metadata, "version", lambda _: "2.8.3.post2")
+    module = SimpleNamespace(flash_attn_func=flash_attn_func)
+    monkeypatch.setattr(cuda_kernels.importlib, "import_module", lambda _: module)
 
 
-def test_cross_entropy_is_in_nats_and_float32_whatever_the_logits() -> None:
-    logits = random(2, 3, 8).bfloat16()
-    targets = torch.tensor([[0, 1, 2], [3, 4, 7]])
-    by_hand = [
-        math.log(sum(math.exp(z) for z in row.tolist())) - row[target].item()
-        for row, target in zip(logits.flatten(0, 1), targets.flatten(), strict=True)
-    ]
-    identity = torch.eye(8, dtype=torch.bfloat16)  # a head that passes the hidden state on as logits
-    losses, mean = token_cross_entropy(logits, identity, targets), cross_entropy(logits, identity, targets)
-    assert losses.dtype == mean.dtype == torch.float32
-    torch.testing.assert_close(losses.flatten(), torch.tensor(by_hand))
-    assert mean.item() == pytest.approx(sum(by_hand) / 6, rel=1e-6)
+CUDA = {"device": "cuda", "dtype": "bfloat16"}
 
 
-@pytest.mark.parametrize("tokens", [6, 300])
-def test_cross_entropy_has_the_gradient_softmax_minus_target(tokens: int) -> None:
-    """Over the number of tokens, times whatever the loss is multiplied by afterwards."""
-    logits = random(1, tokens, 8).requires_grad_()
-    targets = torch.randint(0, 8, (1, tokens), generator=torch.Generator().manual_seed(0))
-    (cross_entropy(logits, torch.eye(8), targets) * 3).backward()
-    expected = (logits.detach().softmax(-1) - torch.nn.functional.one_hot(targets, 8)) * (3 / tokens)
-    torch.testing.assert_close(logits.grad, expected)
+def test_auto_on_cuda_takes_flash2_where_it_is_and_records_its_version(h100: None) -> None:
+    chosen = choose_kernels(GROUPABLE, **CUDA)
+    assert chosen.attention.__name__ == "flash2"
+    assert chosen.describe() == Kernels().describe() | {"attention": "flash2", "flash-attn": "2.8.3.post2"}
+
+
+@pytest.mark.usefixtures("no_library")
+def test_auto_on_cuda_without_flash2_takes_torchs_flash_and_logs_the_reason(caplog) -> None:
+    with caplog.at_level(logging.INFO):
+        assert choose_kernels(GROUPABLE, **CUDA).describe()["attention"] == "sdpa_flash"
+    assert f"attention=sdpa_flash torch {torch.__version__}: not flash2: flash-attn is not installed" in caplog.text
+
+
+def test_auto_on_cuda_in_float32_takes_sdpa_and_logs_the_reasons(h100: None, caplog) -> None:
+    with caplog.at_level(logging.INFO):
+        assert choose_kernels(GROUPABLE, device="cuda", dtype="float32").describe()["attention"] == "sdpa"
+    assert "not flash2: it computes in bfloat16 only, and the dtype is float32; not sdpa_flash: it" in caplog.text
+
+
+@pytest.mark.usefixtures("no_library")
+@pytest.mark.parametrize(
+    ("op", "name", "message"),
+    [
+        ("attention", "flash2", "flash-attn is not installed; to install: pip install --no-build-isolation 'upcycle"),
+        ("attention", "flash3", "flash-attn-3 is not installed; to install: build it from the hopper folder"),
+        ("attention", "flash4", "flash-attn-4 is not installed; to install: pip install 'upcycle"),
+        ("attention", "te", "transformer-engine is not installed; to install: pip install --no-build-isolation"),
+        ("experts", "te", "transformer-engine is not installed"),
+        ("rms_norm", "te", "transformer-engine is not installed"),
+    ],
+)
+def test_a_named_kernel_whose_library_is_missing_is_refused_with_the_mend(op: str, name: str, message: str) -> None:
+    with pytest.raises(UserError) as refusal:
+        choose_kernels(GROUPABLE, {op: name}, **CUDA)
+    assert f"{op} kernel {name} cannot be used: {message}" in str(refusal.value)
+    assert "docs/cluster.md" in str(refusal.value)
+
+
+@pytest.mark.parametrize("error", [ImportError, OSError, RuntimeError, AssertionError])
+def test_a_library_that_breaks_on_import_is_refused_with_what_it_said(error, h100: None, monkeypatch) -> None:
+    """Transformer Engine without its CUDA part, an extension built for another torch, a missing driver library."""
+
+    def broken(_: str) -> None:
+        raise error("undefined symbol: at::_ops\nand more")
+
+    monkeypatch.setattr(cuda_kernels.importlib, "import_module", broken)
+    told = f"flash-attn 2.8.3.post2 does not import: {error.__name__}: undefined symbol: at::_ops;"
+    with pytest.raises(UserError, match=told):
+        choose_kernels(GROUPABLE, {"attention": "flash2"}, **CUDA)
+
+
+def test_flash_attn_4_alone_is_not_taken_for_flash_attn_2(h100: None, monkeypatch) -> None:
+    """It makes `import flash_attn` succeed, as a namespace without functions."""
+    monkeypatch.setattr(cuda_kernels.importlib, "import_module", lambda _: SimpleNamespace(__name__="flash_attn"))
+    with pytest.raises(UserError, match="does not import: AttributeError"):
+        choose_kernels(GROUPABLE, {"attention": "flash2"}, **CUDA)
+
+
+@pytest.mark.parametrize(
+    ("name", "capability", "message"),
+    [
+        ("flash2", (7, 5), "compute capability 7.5, it needs 8.0 or newer"),
+        ("flash3", (8, 0), "compute capability 8.0, it needs 9.0;"),
+        ("flash3", (10, 0), "compute capability 10.0, it needs 9.0;"),
+        ("flash4", (8, 6), "compute capability 8.6, it needs 9.0 or newer"),
+    ],
+)
+def test_a_named_kernel_for_another_device_is_refused(name, capability, message, h100: None, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    with pytest.raises(UserError, match=message):
+        choose_kernels(GROUPABLE, {"attention": name}, **CUDA)
+
+
+def test_a_named_cuda_kernel_on_a_machine_without_cuda_is_refused(h100: None, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="attention kernel flash2 cannot be used: torch finds no CUDA device here"):
+        choose_kernels(GROUPABLE, {"attention": "flash2"}, **CUDA)
+
+
+def test_probing_reads_real_metadata() -> None:
+    """The fixtures above stand in for this: a distribution that is there has a version, another has none."""
+    assert metadata.version("torch") == torch.__version__
+    assert importlib.import_module("torch") is torch
+    with pytest.raises(metadata.PackageNotFoundError):
+        metadata.version("no-such-kernel-library")
+
+
+def test_chunked_cross_entropy_brings_its_form_by_token() -> None:
+    chosen = choose_kernels(GROUPABLE, {"cross_entropy": "chunked"})
+    assert chosen.cross_entropy.__name__ == "chunked_cross_entropy"
+    assert chosen.token_cross_entropy.__name__ == "chunked_token_cross_entropy"
+    assert chosen.describe()["cross_entropy"] == "chunked"
+
+
+def test_with_compile_what_cannot_be_traced_stays_out_of_the_graph(caplog) -> None:
+    """torch 2.13 refuses to trace grouped_mm in float32."""
+    x, w_in, w_out = torch.ones(4, 16), torch.ones(2, 16, 16), torch.ones(2, 16, 8)
+    ends = torch.tensor([3, 4], dtype=torch.int32)
+    with caplog.at_level(logging.INFO):
+        experts = choose_kernels(GROUPABLE, compile=True).experts
+    assert "experts=grouped_mm stays outside of the compiled graph" in caplog.text
+    compiled = torch.compile(lambda *inputs: experts(*inputs) + 1, backend="eager")
+    torch.testing.assert_close(compiled(x, ends, w_in, w_out), Kernels().experts(x, ends, w_in, w_out) + 1)
