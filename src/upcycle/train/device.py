@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 
 import torch
@@ -14,9 +15,18 @@ from upcycle.train.preemption import TrainingError
 
 
 def use_device(execution: Execution) -> torch.device:
-    """The device asked for, with torch's threads set. UserError if it is not there: never another one instead."""
-    if execution.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("execution.device: cuda, but torch finds no CUDA device here; run on one, or say device: cpu")
+    """The device asked for, with torch's threads set. UserError if it is not there: never another one instead.
+
+    On CUDA torch is held to deterministic algorithms, so that a resumed run is the undisturbed one; not run by us.
+    """
+    if execution.device == "cuda":
+        if not torch.cuda.is_available():
+            raise UserError(
+                "execution.device: cuda, but torch finds no CUDA device here; run on one, or say device: cpu"
+            )
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what it did not write
     torch.set_num_threads(execution.threads)
     return torch.device(execution.device)
 
