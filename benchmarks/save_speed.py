@@ -79,9 +79,7 @@ def main() -> None:
     print("seconds                            best     median")
     print(f"save in line (before)          {min(before):8.4f}   {median(before):8.4f}")
     print(f"snapshot (training thread now) {min(snapshots):8.4f}   {median(snapshots):8.4f}   (the first, {first:.4f})")
-    print(
-        f"background                     {min(background):8.4f}   {median(background):8.4f}   ({hashing:.4f} of it SHA-256)"
-    )
+    print(f"background                     {min(background):8.4f}   {median(background):8.4f}   (hash {hashing:.4f})")
     print(f"lost by the training thread: {min(before) / min(snapshots):.1f} times less (best), ", end="")
     print(f"{median(before) / median(snapshots):.1f} times (median)")
     print(f"products slowed by the background: {median(beside) / alone:.2f} times (median of {ROUNDS})")

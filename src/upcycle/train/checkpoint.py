@@ -75,11 +75,15 @@ def disk_full_is_named(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise TrainingError(
-                f"{path}: the disk is full. The last saved state is intact: "
-                "free some space and give the same command again"
-            ) from error
+            raise disk_is_full(path) from error
         raise
+
+
+def disk_is_full(path: Path) -> TrainingError:
+    """The error that says so, with the mend."""
+    return TrainingError(
+        f"{path}: the disk is full. The last saved state is intact: free some space and give the same command again"
+    )
 
 
 def sync_folder(folder: Path) -> None:

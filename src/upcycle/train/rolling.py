@@ -53,13 +53,28 @@ class RollingState:
         Shapes may differ from the saved ones where the elements and their order do not ((3D, D) and (3, D, D)).
         Raises DamagedError naming the file if it holds other tensors than these.
         """
-        with safetensors.safe_open(self.path, framework="pt") as file:
+        if self.path.is_dir():
+            from upcycle.train import sharded  # its imports take half a second
+
+            sharded.fill(self.path, tensors)
+            return
+        with safetensors.safe_open(self.path, framework="pt") as file, torch.no_grad():
             saved = {present_name(name): name for name in file.keys()}  # noqa: SIM118 (it is no mapping)
-            if saved.keys() != tensors.keys():
-                raise DamagedError(f"{self.path}: holds other tensors than this run: {_difference(saved, tensors)}")
-            with torch.no_grad():
-                for name, tensor in tensors.items():
-                    tensor.copy_(file.get_tensor(saved[name]).view(tensor.shape))
+            check_names(self.path, saved, tensors)
+            for name, tensor in tensors.items():
+                _fill_part(tensor, file.get_tensor(saved[name]).view(tensor.shape))
+
+
+def _fill_part(tensor: Tensor, whole: Tensor) -> None:
+    """Copy a whole tensor, or the part of it that this process holds (DTensor)."""
+    if not hasattr(tensor, "placements"):
+        tensor.copy_(whole)
+        return
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(tensor, DTensor)
+    part = distribute_tensor(whole.to(tensor.device), tensor.device_mesh, tensor.placements, src_data_rank=None)
+    tensor.to_local().copy_(part.to_local())
 
 
 def save_rolling(folder: Path, step: int, tensors: Mapping[str, Tensor], notes: dict[str, Any]) -> Path:
@@ -131,6 +146,11 @@ def _verified(path: Path) -> RollingState:
     """The state at a path; DamagedError naming the file that is not what was written."""
     named = NAME.fullmatch(path.name)
     assert named is not None
+    if path.is_dir():
+        from upcycle.train import sharded
+
+        manifest = sharded.verify(path, named[2])
+        return RollingState(path, manifest["step"], manifest["notes"])
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != named[2]:
@@ -140,7 +160,9 @@ def _verified(path: Path) -> RollingState:
     return RollingState(path, int(named[1]), notes)
 
 
-def _difference(saved: Mapping[str, object], wanted: Mapping[str, object]) -> str:
-    """One tensor that is there or missing against expectation, in words."""
+def check_names(path: Path, saved: Mapping[str, object], wanted: Mapping[str, object]) -> None:
+    """DamagedError naming a tensor that a state has and the run has not, or the other way round."""
     surplus, missing = sorted(saved.keys() - wanted.keys()), sorted(wanted.keys() - saved.keys())
-    return ", ".join([f"`{name}` too many" for name in surplus[:1]] + [f"no `{name}`" for name in missing[:1]])
+    if surplus or missing:
+        words = [f"`{name}` too many" for name in surplus[:1]] + [f"no `{name}`" for name in missing[:1]]
+        raise DamagedError(f"{path}: holds other tensors than this run: {', '.join(words)}")

@@ -2,7 +2,8 @@
 
 The snapshot copies weights and moments into buffers that are kept from save to save, so it costs one pass over them.
 Hashing, writing, `fsync` and the rename follow in a background thread, beside the next updates, which compute the same
-bits with or without it: it only ever touches its own copy.
+bits with or without it: it only ever touches its own copy. Several processes each save their part (`sharded`); all call
+`save` and `wait` at the same steps.
 
 At most one save is under way. A new one waits for it rather than being skipped: `save_seconds` says how much work a
 kill may cost, and a disk too slow for it shows up as time lost (`save_seconds` of metrics.json) and not as lost work.
@@ -19,6 +20,7 @@ from types import TracebackType
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from upcycle.train import rolling
@@ -37,6 +39,7 @@ class Saver:
         self.step: int | None = None
         """Step of the last state that was handed over."""
         self._buffers: dict[str, Tensor] = {}
+        self._processes: dist.ProcessGroup | None = None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -70,12 +73,18 @@ class Saver:
         """
         self.wait()
         snapshot = self._snapshot(tensors)
+        processes = self._processes_of_run()
 
         def publish() -> None:
             begun = time.perf_counter()
             try:
-                before()
-                rolling.save_rolling(folder, step, snapshot, notes)
+                if processes is None:
+                    before()
+                    rolling.save_rolling(folder, step, snapshot, notes)
+                else:
+                    from upcycle.train import sharded  # its imports take half a second
+
+                    sharded.save_sharded(folder, step, snapshot, notes, processes, before=before)
                 after(time.perf_counter() - begun)
             except BaseException as error:  # noqa: BLE001 (raised again by `wait`)
                 self._error = error
@@ -93,6 +102,14 @@ class Saver:
             error, self._error = self._error, None
             self.step = None
             raise error
+
+    def _processes_of_run(self) -> dist.ProcessGroup | None:
+        """A group for the saving threads of all processes, apart from the training's; None for a run of one process."""
+        if not dist.is_initialized() or dist.get_world_size() == 1:
+            return None
+        if self._processes is None:
+            self._processes = dist.new_group(backend="gloo")
+        return self._processes
 
     def _snapshot(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Copies in CPU memory that is used again by the next snapshot."""
