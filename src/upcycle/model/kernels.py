@@ -132,6 +132,10 @@ class Kernels:
     versions: Mapping[str, str] = field(default_factory=lambda: {"torch": str(torch.__version__)})
     """Version of each library that computes one of the ops."""
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Kernels:
+        """Itself: a copied model computes by the same kernels, and functions have nothing to copy."""
+        return self
+
     def describe(self) -> dict[str, str]:
         """For the record of a run: the kernel of each op, and the version of each library."""
         return {**self.names, **self.versions}

@@ -1,0 +1,243 @@
+"""The C kernels: each layer against the composed one, its bits, its edges, and how it is compiled."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from upcycle.errors import UserError
+from upcycle.model.kernels import choose_kernels
+from upcycle.model.native import build, layers
+from upcycle.model.transformer import Transformer, init_weights
+from upcycle.spec import ModelSpec, MoESpec
+
+SHAPES = {
+    "whole vectors": {"d_model": 64, "n_head": 2, "vocab_size": 256, "context": 64},
+    "odd lengths, narrow heads": {"d_model": 48, "n_head": 6, "vocab_size": 97, "context": 33, "d_mlp": 112},
+    "more positions than a block": {"d_model": 32, "n_head": 1, "vocab_size": 1000, "context": 200},
+    "heads of 70": {"d_model": 560, "n_head": 8, "vocab_size": 50, "context": 17, "d_mlp": 16},
+}
+MOE = MoESpec(n_expert=8, top_k=2, balance_group=1)
+ROUNDING = 2.0**-24
+
+
+def pair(shape: str, moe: MoESpec | None, n_layer: int = 2) -> tuple[Transformer, Transformer]:
+    """The same model by the C kernels and composed; norm weights differ from 1, so that they matter."""
+    spec = ModelSpec(n_layer=n_layer, **SHAPES[shape])
+    models = []
+    for name in ("native", "composed"):
+        model = Transformer(spec, moe, choose_kernels(spec, {"layers": name}))
+        init_weights(model, seed=1)
+        for index, parameter in enumerate(model.parameters()):
+            if parameter.ndim == 1:
+                parameter.data.uniform_(0.5, 1.5, generator=torch.Generator().manual_seed(index))
+        models.append(model)
+    return models[0], models[1]
+
+
+def batch(model: Transformer, sequences: int = 3) -> tuple[Tensor, Tensor]:
+    size = (sequences, model.model.context + 1)
+    ids = torch.randint(0, model.model.vocab_size, size, generator=torch.Generator().manual_seed(2))
+    return ids[:, :-1], ids[:, 1:]
+
+
+def gradients(model: Transformer, scale: float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss and every gradient of `scale` x (loss + balance loss)."""
+    model.zero_grad()
+    out = model(*batch(model))
+    ((out.loss + 0.01 * out.balance) * scale).backward()
+    return out.loss.detach(), {name: weight.grad.clone() for name, weight in model.named_parameters()}
+
+
+@pytest.mark.parametrize("moe", [None, MOE], ids=["dense", "moe"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_loss_and_gradients_are_those_of_the_composed_model(shape: str, moe: MoESpec | None) -> None:
+    """Each gradient within 128 float32 roundings of its largest element: sums of 50 to 600 terms in another order,
+    through two layers."""
+    native, composed = pair(shape, moe)
+    (loss, found), (expected_loss, expected) = gradients(native), gradients(composed)
+    assert abs(loss - expected_loss) <= 8 * ROUNDING * expected_loss
+    for name, gradient in expected.items():
+        gap = (found[name] - gradient).abs().max()
+        assert gap <= 128 * ROUNDING * gradient.abs().max(), name
+
+
+def test_gradients_follow_what_the_loss_is_multiplied_by() -> None:
+    native, _ = pair("whole vectors", MOE)
+    once, thrice = gradients(native)[1], gradients(native, 3.0)[1]
+    for name, gradient in once.items():
+        assert (thrice[name] - 3 * gradient).abs().max() <= 64 * ROUNDING * thrice[name].abs().max(), name
+
+
+@pytest.mark.parametrize("moe", [None, MOE], ids=["dense", "moe"])
+def test_token_losses_and_logits_are_those_of_the_composed_model(moe: MoESpec | None) -> None:
+    native, composed = pair("odd lengths, narrow heads", moe)
+    ids, targets = batch(native)
+    with torch.no_grad():
+        found, expected = (model(ids, targets, per_token=True).loss for model in (native, composed))
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(native.logits(ids), composed.logits(ids), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("moe", [None, MOE], ids=["dense", "moe"])
+def test_bits_do_not_depend_on_where_arrays_lie(moe: MoESpec | None) -> None:
+    """Twice the same model, once with every parameter moved by one float off any alignment: equal bits."""
+    native, _ = pair("odd lengths, narrow heads", moe)
+    first = gradients(native)
+    for parameter in native.parameters():
+        moved = torch.empty(parameter.numel() + 1)[1:].view_as(parameter)
+        parameter.data = moved.copy_(parameter.data)
+    second = gradients(native)
+    assert torch.equal(first[0], second[0])
+    assert all(torch.equal(first[1][name], gradient) for name, gradient in second[1].items())
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_one_expert_is_the_dense_model_bit_for_bit(shape: str) -> None:
+    dense = pair(shape, None)[0]
+    one = pair(shape, MoESpec(n_expert=1, top_k=1, gate="topk_softmax", balance_group=1))[0]
+    with torch.no_grad():
+        for name, weight in one.named_parameters():
+            if ".router." not in name:
+                weight.copy_(dense.get_parameter(name.replace(".moe.", ".mlp.")).view_as(weight))
+    (loss, found), (expected_loss, expected) = gradients(one), gradients(dense)
+    assert torch.equal(loss, expected_loss)
+    for name, gradient in expected.items():
+        assert torch.equal(found[name.replace(".mlp.", ".moe.")].view_as(gradient), gradient), name
+
+
+def test_an_expert_without_tokens_gets_zero_gradients() -> None:
+    xn, x = torch.randn(20, 32), torch.randn(20, 32)
+    ids, gates = torch.tensor([[0, 2]] * 20), torch.full((20, 2), 0.5)
+    w_in, w_out = torch.randn(4, 64, 32, requires_grad=True), torch.randn(4, 32, 32, requires_grad=True)
+    layers.experts(x, xn, gates, ids, w_in, w_out).square().sum().backward()
+    for weight in (w_in, w_out):
+        assert (weight.grad[[1, 3]] == 0).all()
+        assert weight.grad[0].abs().max() > 0
+
+
+@pytest.mark.parametrize("name", ["embed.weight", "blocks.0.attn.wqkv", "blocks.1.mlp.w_in", "head.weight"])
+def test_a_poisoned_weight_gives_a_loss_that_is_not_finite(name: str) -> None:
+    """No clamp, mask or comparison on the way may hide a NaN: the loop stops by it."""
+    native, _ = pair("whole vectors", None)
+    native.get_parameter(name).data.view(-1)[5] = math.nan
+    ids, targets = batch(native)
+    ids = ids.clone()
+    ids[0, 0] = 0  # the token whose embedding is poisoned
+    assert not native(ids, targets).loss.isfinite()
+
+
+def test_a_target_that_is_no_token_is_refused() -> None:
+    native, _ = pair("whole vectors", None)
+    ids, targets = batch(native)
+    targets = targets.clone()
+    targets[1, 3] = 256
+    with pytest.raises(IndexError, match="target 256 is no token of a vocabulary of 256"):
+        native(ids, targets)
+
+
+def test_attention_is_exact_to_float32() -> None:
+    """Against float64, written out; scores up to 20 in size, where a poor exponential would show."""
+    spec = ModelSpec(n_layer=1, d_model=32, n_head=1, vocab_size=8, context=300)
+    generator = torch.Generator().manual_seed(4)
+    x, wqkv = torch.randn(1, 300, 32, generator=generator), torch.randn(96, 32, generator=generator) * 0.3
+    found = layers.attention_layer(torch.zeros(1, 300, 32) + x, torch.ones(32), wqkv, torch.eye(32), spec) - x
+    exact = exact_attention(x.double(), wqkv.double(), spec)
+    assert (found - exact).abs().max() <= 64 * ROUNDING * exact.abs().max()
+
+
+def exact_attention(x: Tensor, wqkv: Tensor, spec: ModelSpec) -> Tensor:
+    """Attention of one head on the normed x in float64."""
+    S, C = x.shape[1], x.shape[2]
+    xn = x / (x.square().mean(-1, keepdim=True) + spec.norm_eps).sqrt()
+    q, k, v = (xn @ wqkv.T)[0].chunk(3, dim=-1)
+    angles = torch.outer(torch.arange(S), spec.rope_base ** -(torch.arange(0, C, 2) / C)).double()
+
+    def turned(rows: Tensor) -> Tensor:
+        a, b = rows.chunk(2, dim=-1)
+        return torch.cat([a * angles.cos() - b * angles.sin(), b * angles.cos() + a * angles.sin()], dim=-1)
+
+    scores = turned(q) @ turned(k).T / math.sqrt(C)
+    return (scores.masked_fill(torch.ones(S, S, dtype=torch.bool).triu(1), -math.inf).softmax(-1) @ v)[None]
+
+
+# --- choosing
+
+
+def test_auto_takes_the_c_kernels_in_float32_on_a_cpu_and_says_otherwise_why_not(caplog) -> None:
+    spec = ModelSpec(n_layer=1, **SHAPES["whole vectors"])
+    caplog.set_level("INFO")
+    assert choose_kernels(spec).describe()["layers"] == "native"
+    assert choose_kernels(spec, dtype="bfloat16").native is None
+    assert "they compute in float32, and the dtype is bfloat16" in caplog.text
+    assert choose_kernels(spec, {"attention": "plain"}).native is None
+    assert "attention: plain is asked for" in caplog.text
+    assert choose_kernels(spec, tensor_parallel=2).native is None
+    assert choose_kernels(spec, compile=True).native is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "names", "reason"),
+    [
+        ({"d_model": 24, "n_head": 2}, {}, "d_model 24 not a multiple of 16"),
+        ({}, {"attention": "plain"}, "attention: plain is asked for"),
+    ],
+)
+def test_named_c_kernels_that_cannot_run_are_refused(changed: dict, names: dict, reason: str) -> None:
+    spec = ModelSpec(n_layer=1, **(SHAPES["whole vectors"] | changed))
+    with pytest.raises(UserError, match=f"layers kernel native cannot be used: .*{reason}"):
+        choose_kernels(spec, {"layers": "native"} | names)
+
+
+# --- compiling
+
+COMPILE = "from upcycle.model.native.build import library; print(library()._name)"
+
+
+def compile_in(folder: Path, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", COMPILE],
+        env=os.environ | {"XDG_CACHE_HOME": str(folder)} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_two_jobs_that_start_together_compile_once(tmp_path: Path) -> None:
+    jobs = [compile_in(tmp_path) for _ in range(2)]
+    paths = {job.communicate()[0].strip() for job in jobs}
+    assert [job.returncode for job in jobs] == [0, 0]
+    assert paths == {str(path) for path in (tmp_path / "upcycle").glob("*.so")}
+    assert not list((tmp_path / "upcycle").glob("*.tmp"))
+
+
+def test_without_a_compiler_the_reason_is_given(tmp_path: Path) -> None:
+    assert "no C compiler (cc, gcc, clang) on this machine" in compile_in(tmp_path, PATH=str(tmp_path)).communicate()[1]
+
+
+def test_a_compiler_that_fails_is_quoted(tmp_path: Path) -> None:
+    fake = tmp_path / "cc"
+    fake.write_text("#!/bin/sh\necho 'unknown option' >&2; exit 1\n")
+    fake.chmod(0o755)
+    said = compile_in(tmp_path, PATH=f"{tmp_path}:{os.environ['PATH']}").communicate()[1]
+    assert "unknown option" in said
+    assert not list((tmp_path / "upcycle").glob("*.so"))
+
+
+def test_every_function_is_declared_as_the_source_defines_it() -> None:
+    """As many arguments of each kind as in the C source: ctypes would not notice."""
+    source = " ".join(path.read_text() for path in sorted(build.SOURCE.glob("*.[ch]")))
+    kinds = {"long": ctypes.c_long, "float": ctypes.c_float}
+    for name, declared in build.SIGNATURES.items():
+        arguments = source.split(f"upcycle_{name}(")[1].split(")")[0].split(",")
+        defined = tuple(ctypes.c_void_p if "*" in text else kinds[text.split()[0]] for text in arguments)
+        assert defined == declared, name
