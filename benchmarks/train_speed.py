@@ -23,7 +23,7 @@ from upcycle.data.shards import ShardWriter, token_dtype
 from upcycle.data.tokens import FORMAT, fingerprint
 from upcycle.execution import Execution
 from upcycle.spec import RunSpec
-from upcycle.train import loop
+from upcycle.train import loop, step
 
 VOCABULARY, CONTEXT = 1024, 256
 
@@ -71,7 +71,7 @@ def measure(run: RunSpec, folder: Path) -> str:
     gradients: list[float] = []
     updates: list[float] = []
     with (
-        patch.object(loop, "_accumulate", timed(loop._accumulate, gradients)),
+        patch.object(step, "accumulate", timed(step.accumulate, gradients)),
         patch.object(torch.optim.AdamW, "step", timed(torch.optim.AdamW.step, updates)),
     ):
         execution = Execution(device="cpu")

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from upcycle.spec import Count, Frozen, Positive
+from upcycle.errors import UserError
+from upcycle.spec import Count, Frozen, Positive, RunSpec
 
 
 class Execution(Frozen):
@@ -45,6 +46,34 @@ class Execution(Frozen):
     """Processes that share each matrix (tensor and sequence parallelism); divides `devices`. The paper: 2 (largest)."""
     max_segment_hours: Positive | None = None
     """A trunk segment expected to take longer is cut into more links."""
+
+    def check(self, run: RunSpec) -> None:
+        """Raise UserError, naming the keys and the mend, if a run cannot be divided so."""
+        group = run.moe.balance_group if run.moe else 1
+        if self.micro_batch is not None and self.micro_batch % group:
+            raise UserError(
+                f"execution.micro_batch {self.micro_batch} is not a whole number of moe.balance_group {group}: "
+                "the balance loss of a group needs all its sequences at once"
+            )
+        data_ranks, odd = divmod(self.devices, self.tensor_parallel)
+        if odd:
+            raise UserError(
+                f"execution.tensor_parallel {self.tensor_parallel} does not divide execution.devices {self.devices}: "
+                "every matrix is shared by that many of them"
+            )
+        if run.optim.batch % (data_ranks * group):
+            raise UserError(
+                f"{run.id}: optim.batch {run.optim.batch} cannot be shared among {data_ranks} processes (execution."
+                f"devices / tensor_parallel) in whole balance groups of {group}: use a number of devices that divides "
+                f"{run.optim.batch // group}"
+            )
+        sizes = {"n_head": run.model.n_head, "d_mlp": run.model.mlp_width, "context": run.model.context}
+        for name, size in sizes.items():
+            if size % self.tensor_parallel:
+                raise UserError(
+                    f"{run.id}: model.{name} {size} does not divide by execution.tensor_parallel "
+                    f"{self.tensor_parallel}; set that to a divisor, or to 1"
+                )
 
     @property
     def kernels(self) -> dict[str, str]:

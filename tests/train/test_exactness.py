@@ -13,10 +13,11 @@ from safetensors.torch import load_file
 from small_runs import EXECUTION, MOE, rows_of, small_run, tensors_sha256, train_in, upcycled_run
 
 from upcycle.spec import RunSpec
-from upcycle.train.loop import _accumulate
 from upcycle.train.preemption import Preempted
 from upcycle.train.record import Clock
-from upcycle.train.start import prepare, run_batch
+from upcycle.train.start import prepare
+from upcycle.train.step import accumulate
+from upcycle.train.trainee import run_batch
 
 N_STEPS = 24
 
@@ -147,8 +148,14 @@ def test_accumulation_changes_rounding_only(moe: dict | None, tokens_dir: Path, 
             execution=execution,
             clock=Clock(),
         )
-        loss, balance, _ = _accumulate(trainee, run_batch(run, trainee.tokens, 0))
-        found.append((loss, balance, {name: weight.grad for name, weight in trainee.model.named_parameters()}))
+        sums = accumulate(trainee, run_batch(run, trainee.tokens, 0))
+        found.append(
+            (
+                sums.loss.item(),
+                sums.balance.item(),
+                {name: weight.grad for name, weight in trainee.model.named_parameters()},
+            )
+        )
     (loss, balance, gradients), (micro_loss, micro_balance, micro_gradients) = found
     assert micro_loss == pytest.approx(loss, rel=1e-6)
     assert micro_balance == pytest.approx(balance, rel=1e-6)

@@ -8,8 +8,9 @@ training.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from upcycle.model.transformer import Transformer
 from upcycle.spec import RunSpec
 from upcycle.train.checkpoint import WEIGHTS, read_manifest, read_spec, read_tensors
 from upcycle.train.device import precision, use_device
+from upcycle.train.distributed import Group
 
 SUBSET_TOKENS = 8192
 """Tokens of the fixed subset that the training curve's held-out losses are taken over."""
@@ -93,19 +95,48 @@ def batches_of(sequences: np.ndarray, size: int) -> Iterator[np.ndarray]:
 
 
 @torch.no_grad()
-def sequence_losses(model: Transformer, run: RunSpec, batches: Iterable[np.ndarray]) -> np.ndarray:
-    """Mean cross-entropy of every sequence in nats, float64 (n,). Each batch is (size, context + 1) token ids."""
+def sequence_losses(
+    model: Transformer, run: RunSpec, batches: Iterable[np.ndarray], group: Group | None = None
+) -> np.ndarray:
+    """Mean cross-entropy of every sequence in nats, float64 (n,). Each batch is (size, context + 1) token ids.
+
+    The data ranks of a `group` share each batch's sequences; all get all losses, in the order of the batches.
+    """
+    group = group or Group()
     device = model.head.weight.device
     was_training = model.training
     model.eval()
-    means = []
+    sizes, means = [], []
     for batch in batches:
-        ids = torch.from_numpy(batch).to(device, torch.int64)
+        # Every forward pass is a meeting of all processes: one without a sequence left takes the first again.
+        part = batch[group.share(len(batch))]
+        ids = torch.from_numpy(part if len(part) else batch[:1]).to(device, torch.int64)
         with precision(run, device):
-            losses_BS = model(ids[:, :-1], ids[:, 1:], per_token=True).loss
-        means.append(losses_BS.double().mean(1).cpu())
+            losses_BS = model(group.positions(ids[:, :-1]), group.positions(ids[:, 1:]), per_token=True).loss
+        sizes.append(len(batch))
+        means.append(losses_BS.double().mean(1)[: len(part)].cpu())
     model.train(was_training)
+    if group.size > 1:
+        cast(
+            Any, model
+        ).reshard()  # FSDP's: the head and the embedding stay gathered after a forward pass without a backward one
+        return _gathered(means, sizes, group)
     return torch.cat(means).numpy()
+
+
+def _gathered(means: list[torch.Tensor], sizes: list[int], group: Group) -> np.ndarray:
+    """The losses of all sequences in order, from each process's of its parts of each batch."""
+    room = -(-max(sizes) // group.data_size)
+    mine = torch.zeros(len(means), room, dtype=torch.float64)
+    for row, part in zip(mine, means, strict=True):
+        row[: len(part)] = part
+    by_data_rank = group.gather(mine).unflatten(0, (group.data_size, group.tensor_size)).mean(1)  # equal positions
+    ordered = []
+    for number, size in enumerate(sizes):
+        for rank, losses in enumerate(by_data_rank[:, number]):
+            share = replace(group, rank=rank * group.tensor_size).share(size)
+            ordered.append(losses[: share.stop - share.start])
+    return torch.cat(ordered).numpy()
 
 
 def mean_and_error(losses: np.ndarray) -> tuple[float, float]:

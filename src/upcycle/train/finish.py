@@ -13,7 +13,7 @@ from upcycle.train.optim import optimizer_tensors
 from upcycle.train.preemption import StopRequest
 from upcycle.train.record import MetricsLog, hardware, now, software
 from upcycle.train.rows import heldout_row
-from upcycle.train.start import Trainee
+from upcycle.train.trainee import Trainee
 from upcycle.train.utilisation import gemm_rate, utilisation
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from upcycle.model.stacks import own
 from upcycle.spec import OptimSpec
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -21,8 +22,18 @@ def build_optimizer(module: nn.Module, optim: OptimSpec) -> torch.optim.AdamW:
     """
     matrices = [parameter for parameter in module.parameters() if parameter.ndim >= 2]
     vectors = [parameter for parameter in module.parameters() if parameter.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": optim.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    groups = [{"params": part, "weight_decay": optim.weight_decay} for part in _of_one_mesh(matrices)]
+    groups += [{"params": part, "weight_decay": 0.0} for part in _of_one_mesh(vectors)]
     return torch.optim.AdamW(groups, lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps, fused=True)
+
+
+def _of_one_mesh(parameters: list[nn.Parameter]) -> Iterable[list[nn.Parameter]]:
+    """Parameters apart by the mesh of processes that holds them (one list, if one process does): what the fused kernel
+    takes in one call."""
+    parts: dict[object, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        parts.setdefault(getattr(parameter, "device_mesh", None), []).append(parameter)
+    return parts.values()
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -38,15 +49,35 @@ def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> float:
     parameters nor on whether some have zero gradient, so a 1-expert MoE (whose router has none) clips as the dense
     model does. A non-finite norm is returned and scales nothing.
     """
+    parameters = list(parameters)
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norms = torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients]).tolist()
     if not all(map(math.isfinite, norms)):
         return math.nan
     total = math.sqrt(math.fsum(norm * norm for norm in norms))
-    if total > limit:
-        for gradient in gradients:
-            gradient.mul_(limit / total)
+    scale_gradients(parameters, total, limit)
     return total
+
+
+def scale_gradients(parameters: Iterable[nn.Parameter], total: float, limit: float) -> None:
+    """Scale gradients whose global norm is `total` down to `limit`, if it is larger."""
+    if total > limit:
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad.mul_(limit / total)
+
+
+def local_square_sums(parameters: Iterable[nn.Parameter], *, first: bool) -> Tensor:
+    """Sum of squares of each parameter's gradient over what this process holds of it, float64 (P,): summed over
+    processes, the squared norms. What every process holds whole is counted by the `first` alone."""
+    sums = []
+    for parameter in parameters:
+        if parameter.grad is None:
+            continue
+        square = torch.linalg.vector_norm(own(parameter.grad), dtype=torch.float64).square()
+        sharded = hasattr(parameter.grad, "to_local")
+        sums.append(square if sharded or first else torch.zeros_like(square))
+    return torch.stack(sums)
 
 
 def optimizer_tensors(module: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ import numpy as np
 from upcycle.model.transformer import RouterStats
 from upcycle.train.evaluate import SUBSET_TOKENS, batches_of, heldout, sequence_losses, spread
 from upcycle.train.record import MetricsLog
-from upcycle.train.start import Trainee
+from upcycle.train.trainee import Trainee
 from upcycle.train.utilisation import utilisation
 
 

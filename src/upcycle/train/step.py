@@ -1,0 +1,129 @@
+"""One update: forward and backward over the global batch, clip, AdamW; by one process or by several.
+
+A process computes the gradients of its share of the batch in micro-batches. Every micro-batch holds whole balance
+groups, and its loss and balance loss weigh by its share of the GLOBAL batch's tokens (all sequences are equally long),
+so sums over micro-batches and over processes are the means of the recipe: how the work is divided changes rounding
+only. What several processes must agree on travels in ONE message a step: loss, balance, routing, gradient norms, and
+whether anyone was asked to stop or to save.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from upcycle.model.transformer import RouterStats
+from upcycle.train import checkpoint
+from upcycle.train.device import precision
+from upcycle.train.optim import clip_gradients, local_square_sums, scale_gradients, set_learning_rate
+from upcycle.train.preemption import TrainingError
+from upcycle.train.rows import Update
+from upcycle.train.schedule import learning_rate
+from upcycle.train.trainee import Trainee, run_batch
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What a process, or after an update any process, wants done after it."""
+
+    stop: bool = False
+    save: bool = False
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What the forward passes of a batch add up to, over micro-batches and, in the end, processes."""
+
+    loss: Tensor
+    balance: Tensor
+    stats: RouterStats | None
+
+
+def update(trainee: Trainee, wishes: Wishes) -> tuple[Update, Wishes]:
+    """One update, and what the processes agreed on: `wishes` of any of them.
+
+    Raises TrainingError, in all processes and before anything is changed, if the loss or the gradient is not finite.
+    """
+    run = trainee.run
+    with trainee.clock.phase("data"):
+        ids = run_batch(run, trainee.tokens, trainee.step)
+    lr = learning_rate(run, trainee.step)
+    set_learning_rate(trainee.optimizer, lr)
+    trainee.optimizer.zero_grad(set_to_none=True)
+    sums = accumulate(trainee, ids)
+    if trainee.group.size == 1:
+        loss, balance, stats = sums.loss.item(), sums.balance.item(), sums.stats
+        grad_norm = clip_gradients(trainee.model.parameters(), run.optim.clip)
+    else:
+        sums, grad_norm, wishes = _agree(trainee, sums, wishes)
+        loss, balance, stats = sums.loss.item(), sums.balance.item(), sums.stats
+        scale_gradients(trainee.model.parameters(), grad_norm, run.optim.clip)
+    if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+        raise TrainingError(
+            f"{run.id}: step {trainee.step + 1}: loss {loss}, gradient norm {grad_norm}. Stopped before the update; "
+            f"the last saved state is kept in {trainee.run_dir / checkpoint.RESUME}. "
+            "The usual mend is a lower optim.lr or a longer schedule.warmup_steps"
+        )
+    trainee.optimizer.step()
+    return Update(lr, loss, balance, grad_norm, stats), wishes
+
+
+def accumulate(trainee: Trainee, ids: np.ndarray, *, aux_coef: float | None = None) -> Sums:
+    """Gradients of this process's share of the global batch (batch, context + 1), summed over processes.
+
+    Returns this process's part of loss, balance and routing: whole ones for one process.
+    `aux_coef` takes the place of the recipe's.
+    """
+    model, run, group = trainee.model, trainee.run, trainee.group
+    if aux_coef is None:
+        aux_coef = run.moe.aux_coef if run.moe else 0.0
+    loss = torch.zeros((), device=trainee.device)
+    balance = torch.zeros((), device=trainee.device)
+    parts: list[tuple[float, RouterStats]] = []
+    with trainee.clock.phase("data"):
+        batch_BS = torch.from_numpy(ids[group.share(len(ids))]).to(trainee.device)
+    for ids_BS in batch_BS.split(trainee.execution.micro_batch or len(batch_BS)):
+        share = len(ids_BS) / len(ids) / group.tensor_size
+        with precision(run, trainee.device):
+            output = model(group.positions(ids_BS[:, :-1]), group.positions(ids_BS[:, 1:]))
+        torch.autograd.backward((output.loss + aux_coef * output.balance) * share)
+        loss += output.loss.detach() * share
+        balance += output.balance.detach() * share
+        if output.stats is not None:
+            parts.append((share, output.stats))
+    if group.size > 1:
+        from upcycle.model.parallel import sum_replicated
+
+        sum_replicated(model, group.sum)
+    return Sums(loss, balance, _weighted_sum(parts))
+
+
+def _weighted_sum(parts: list[tuple[float, RouterStats]]) -> RouterStats | None:
+    """Routing over a batch from that of its micro-batches and their shares."""
+    if not parts:
+        return None
+    load_LE = torch.stack([share * stats.load_LE for share, stats in parts]).sum(0)
+    entropy_L = torch.stack([share * stats.entropy_L for share, stats in parts]).sum(0)
+    return RouterStats(load_LE, entropy_L)
+
+
+def _agree(trainee: Trainee, sums: Sums, wishes: Wishes) -> tuple[Sums, float, Wishes]:
+    """The sums, the global gradient norm and the wishes of all processes, in one float64 message."""
+    stats = sums.stats
+    pieces = [
+        torch.stack([sums.loss, sums.balance]),
+        torch.tensor([wishes.stop, wishes.save], device=trainee.device),
+        local_square_sums(trainee.model.parameters(), first=trainee.group.is_first),
+        *([] if stats is None else [stats.load_LE.flatten(), stats.entropy_L]),
+    ]
+    message = trainee.group.sum(torch.cat([piece.double() for piece in pieces]))
+    (loss, balance), flags, squares, *routing = message.split([len(piece) for piece in pieces])
+    if stats is not None:
+        stats = RouterStats(routing[0].view_as(stats.load_LE).float(), routing[1].float())
+    stop, save = (flags > 0).tolist()
+    grad_norm = math.sqrt(math.fsum(squares.tolist())) if bool(squares.isfinite().all()) else math.nan
+    return Sums(loss, balance, stats), grad_norm, Wishes(stop, save)

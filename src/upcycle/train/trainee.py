@@ -1,0 +1,98 @@
+"""A run in training: its model, wherever it is held, and the batches that it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from upcycle.data.batches import batch
+from upcycle.data.tokens import TokenSet
+from upcycle.execution import Execution
+from upcycle.model.compilation import compile_blocks
+from upcycle.model.kernels import Kernels
+from upcycle.model.transformer import Transformer
+from upcycle.spec import MoESpec, RunSpec
+from upcycle.train.distributed import Group
+from upcycle.train.record import Clock
+from upcycle.train.saving import Saver
+
+
+@dataclass
+class Trainee:
+    """A run in training: everything that it needs to go on."""
+
+    run: RunSpec
+    run_dir: Path
+    execution: Execution
+    tokens: TokenSet
+    model: Transformer
+    optimizer: torch.optim.AdamW
+    clock: Clock
+    step: int = 0
+    """Updates done since scratch or upcycling."""
+    saver: Saver = field(default_factory=Saver)
+    group: Group = field(default_factory=Group)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.head.weight.device
+
+
+def build_model(
+    run: RunSpec,
+    moe: MoESpec | None,
+    kernels: Kernels,
+    device: torch.device,
+    group: Group,
+    *,
+    mixed: bool,
+) -> Transformer:
+    """A model without values; spread over the processes of the group."""
+    if group.mesh is None:
+        return Transformer(run.model, moe, kernels).to(device)
+    from upcycle.model.parallel import parallelize  # a second of imports that one process does not need
+
+    with torch.device("meta"):
+        model = Transformer(run.model, moe, kernels)
+    parallelize(model, group.mesh, mixed=mixed)
+    return model.to_empty(device=device)
+
+
+def use_execution(model: Transformer, execution: Execution, dtype: str) -> None:
+    """Recompute or compile blocks, as asked for; changes rounding and speed only."""
+    model.recompute = execution.activation_checkpointing == "block"
+    if execution.compile:
+        compile_blocks(model, dtype)
+
+
+@torch.no_grad()
+def give(tensors: Mapping[str, Tensor], source: Callable[[str, torch.Size], Tensor]) -> None:
+    """Give tensors of a model or optimizer their values, whole or this process's part of them."""
+    if any(hasattr(tensor, "to_local") for tensor in tensors.values()):
+        from upcycle.model.parallel import fill
+
+        fill(tensors, source)
+    else:
+        for name, tensor in tensors.items():
+            tensor.copy_(source(name, tensor.shape))
+
+
+def run_batch(run: RunSpec, tokens: TokenSet, step: int) -> np.ndarray:
+    """Token ids (batch, context + 1) of the update with index `step`: a pure function of the run's recipe."""
+    recipe = run.data
+    return batch(
+        tokens.train,
+        context=run.model.context,
+        batch=run.optim.batch,
+        step=step,
+        seed=recipe.seed,
+        start=recipe.start,
+        stop=recipe.stop,
+        repeat=recipe.repeat,
+    )
