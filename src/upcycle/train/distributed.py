@@ -69,10 +69,6 @@ class Group:
         """Which part of each matrix, and of each sequence, is this process's."""
         return self.rank % self.tensor_size
 
-    def describe(self) -> dict[str, int]:
-        """For the record of a run."""
-        return {"processes": self.size, "data": self.data_size, "tensor": self.tensor_size}
-
     # --- agreement
 
     def any(self, flag: bool) -> bool:

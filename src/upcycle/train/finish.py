@@ -48,8 +48,8 @@ def finish(trainee: Trainee, metrics: MetricsLog, stop: StopRequest) -> None:
     run = trainee.run
     sequences = heldout(trainee.tokens, run)
     with trainee.clock.phase("evaluate"):
-        batches = stop.watch(batches_of(sequences, trainee.execution.eval_batch))
-        losses = sequence_losses(trainee.model, run, batches)
+        batches = stop.watch(batches_of(sequences, trainee.eval_batch), trainee.group.any)
+        losses = sequence_losses(trainee.model, run, batches, trainee.group)
     if not any(
         "heldout" in row and row["step"] == trainee.step for row in metrics.rows()
     ):  # an attempt killed right here
@@ -57,9 +57,11 @@ def finish(trainee: Trainee, metrics: MetricsLog, stop: StopRequest) -> None:
     metrics.sync()
     with trainee.clock.phase("save"):
         trainee.saver.wait()
-    tensors = {checkpoint.WEIGHTS: trainee.model.state_dict()}
+    tensors = {checkpoint.WEIGHTS: trainee.whole(trainee.model.state_dict())}
     if run.role == "trunk":
-        tensors[checkpoint.STATE] = optimizer_tensors(trainee.model, trainee.optimizer)
+        tensors[checkpoint.STATE] = trainee.whole(optimizer_tensors(trainee.model, trainee.optimizer))
+    if not trainee.group.is_first:
+        return
     checkpoint.save_finished(
         trainee.run_dir,
         run_id=run.id,

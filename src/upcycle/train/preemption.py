@@ -8,7 +8,7 @@ resumes. Standard library only: the command line imports this.
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType, TracebackType
 from typing import Any, TypeVar
 
@@ -60,9 +60,13 @@ class StopRequest:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.requested = signal.Signals(number).name
 
-    def watch(self, items: Iterable[Item]) -> Iterator[Item]:
-        """Pass items on until a stop is requested, then raise Preempted: for work that needs no saving."""
+    def watch(self, items: Iterable[Item], of_any: Callable[[bool], bool] = bool) -> Iterator[Item]:
+        """Pass items on until a stop is requested, then raise Preempted: for work that needs no saving.
+
+        Of several processes all stop together: `of_any` makes of each one's answer that of any.
+        """
         for item in items:
-            if self.requested:
-                raise Preempted(f"stopped by {self.requested}; the same command goes on")
+            if of_any(self.requested is not None):
+                by = self.requested or "a signal to another of its processes"
+                raise Preempted(f"stopped by {by}; the same command goes on")
             yield item

@@ -84,7 +84,8 @@ def append_heldout(trainee: Trainee, metrics: MetricsLog) -> None:
     with trainee.clock.phase("evaluate"):
         sequences = heldout(trainee.tokens, trainee.run)
         subset = sequences[spread(len(sequences), SUBSET_TOKENS // trainee.run.model.context)]
-        losses = sequence_losses(trainee.model, trainee.run, batches_of(subset, trainee.execution.eval_batch))
+        batches = batches_of(subset, trainee.eval_batch)
+        losses = sequence_losses(trainee.model, trainee.run, batches, trainee.group)
     metrics.append(heldout_row(trainee, losses))
 
 

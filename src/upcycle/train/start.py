@@ -90,7 +90,8 @@ def _resume(trainee: Trainee) -> bool:
         return False
     weights = {f"model.{name}": value.detach() for name, value in trainee.model.named_parameters()}
     moments = empty_moments(trainee.model)
-    state.fill(weights | moments)
+    with group.together():
+        state.fill(weights | moments)
     restore_optimizer(trainee.model, trainee.optimizer, moments, state.step)
     trainee.step = trainee.saver.step = state.step
     trainee.clock.go_on_from(Clock(**state.notes["clock"]))

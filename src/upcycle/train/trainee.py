@@ -43,6 +43,22 @@ class Trainee:
         """Where the model is."""
         return self.model.head.weight.device
 
+    @property
+    def eval_batch(self) -> int:
+        """Sequences that the data ranks evaluate at a time: `execution.eval_batch` each."""
+        return self.execution.eval_batch * self.group.data_size
+
+    def whole(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors of the model or the optimizer as files of finished runs hold them, for the first process to write.
+
+        All processes call it; the others get nothing. Several processes: on the CPU, gathered one by one.
+        """
+        if self.group.size == 1:
+            return tensors
+        from upcycle.model.parallel import full_state
+
+        return full_state(tensors, keep=self.group.is_first)
+
 
 def build_model(
     run: RunSpec,
