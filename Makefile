@@ -7,13 +7,15 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup sweep test lint format lock clean
+.PHONY: help setup sweep test lint format lock contract-gpu gpu-smoke clean
 
 help:
 	@echo "make setup   virtual environment .venv with the upcycle command (2 to 10 minutes; torch is the bulk of it)"
 	@echo "make sweep   setup, then the small real sweep and its report (about 15 minutes on two idle cores)"
 	@echo "make test    setup, then linters, types and every test (about 10 minutes on two cores)"
 	@echo "make lint    linters and types alone"
+	@echo "make contract-gpu   the wrappers of GPU libraries against those libraries' own source (10 MB; needs no GPU)"
+	@echo "make gpu-smoke      on a machine with a GPU: versions, kernels, gpu tests, speed, in one file"
 	@echo "make lock    rewrite requirements.lock from the environment"
 
 # The lock is complete, so nothing is resolved; torch alone brings its own dependencies (a CUDA build has many).
@@ -47,7 +49,16 @@ lint: setup
 	$(BIN)/mypy
 
 test: setup lint
+	@$(BIN)/python tests/signatures/sources.py --optional
 	$(BIN)/pytest
+
+# flash-attn, flash-attn-4 and transformer-engine as source, unpacked and not installed (.gpu-sources).
+contract-gpu: setup
+	$(BIN)/python tests/signatures/sources.py
+	$(BIN)/pytest tests/signatures
+
+gpu-smoke: setup
+	$(BIN)/python benchmarks/gpu_smoke.py
 
 format: setup
 	$(BIN)/ruff check --fix .

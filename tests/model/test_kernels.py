@@ -106,9 +106,17 @@ def test_auto_on_cuda_in_float32_takes_sdpa_and_logs_the_reasons(h100: None, cap
 @pytest.mark.parametrize(
     ("op", "name", "message"),
     [
-        ("attention", "flash2", "flash-attn is not installed; to install: pip install --no-build-isolation 'upcycle"),
+        (
+            "attention",
+            "flash2",
+            "flash-attn is not installed; to install: pip install --no-build-isolation -e '.[flash2]'",
+        ),
         ("attention", "flash3", "flash-attn-3 is not installed; to install: build it from the hopper folder"),
-        ("attention", "flash4", "flash-attn-4 is not installed; to install: pip install 'upcycle"),
+        (
+            "attention",
+            "flash4",
+            "flash-attn-4 is not installed; to install: pip install --no-build-isolation -e '.[flash4]'",
+        ),
         ("attention", "te", "transformer-engine is not installed; to install: pip install --no-build-isolation"),
         ("experts", "te", "transformer-engine is not installed"),
         ("rms_norm", "te", "transformer-engine is not installed"),

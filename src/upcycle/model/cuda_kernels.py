@@ -47,7 +47,7 @@ LIBRARIES = {
         "flash_attn",
         ("flash_attn_func",),
         (8, 0),
-        install="pip install --no-build-isolation 'upcycle[flash2]'",
+        install="pip install --no-build-isolation -e '.[flash2]'",
     ),
     "flash3": Library(
         "flash-attn-3",
@@ -58,14 +58,18 @@ LIBRARIES = {
         install="build it from the hopper folder of flash-attention",
     ),
     "flash4": Library(
-        "flash-attn-4", "flash_attn.cute", ("flash_attn_func",), (9, 0), install="pip install 'upcycle[flash4]'"
+        "flash-attn-4",
+        "flash_attn.cute",
+        ("flash_attn_func",),
+        (9, 0),
+        install="pip install --no-build-isolation -e '.[flash4]'",
     ),
     "te": Library(
         "transformer-engine",
         "transformer_engine.pytorch",
         ("DotProductAttention", "GroupedLinear", "RMSNorm"),
         (8, 0),
-        install="pip install --no-build-isolation 'upcycle[te]'",
+        install="pip install --no-build-isolation -e '.[te]'",
     ),
 }
 

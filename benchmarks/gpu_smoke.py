@@ -1,0 +1,340 @@
+"""What a first H100 user runs: does the CUDA path work here, with which kernels, and how fast? **Not run by us.**
+
+    make gpu-smoke        or        python benchmarks/gpu_smoke.py [--output FILE]
+
+Writes one file, gpu-smoke-<date>.md: versions, the kernels that can be had and those chosen, every test marked `gpu`,
+times of each attention kernel, and tokens/s, TFLOP/s and MFU of a training step at each size of the paper, dense and
+8x2, on one GPU and random tokens. The file is written anew after each part, so that a crash leaves what was found.
+`--device cpu --tiny` runs the same code on a laptop: it shows that the script works, nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import datetime
+import importlib.metadata
+import logging
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from upcycle.counting import count_parameters, flops_per_token
+from upcycle.errors import UserError
+from upcycle.execution import Execution
+from upcycle.kernel_fit import KERNELS, why_not
+from upcycle.model.kernels import choose_kernels
+from upcycle.model.transformer import Transformer
+from upcycle.spec import ModelSpec, MoESpec, OptimSpec, RunSpec
+from upcycle.study import load_study
+from upcycle.train.device import precision, use_device
+from upcycle.train.optim import build_optimizer, clip_gradients
+from upcycle.train.utilisation import gemm_rate
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("torch", "triton", "flash-attn", "flash-attn-3", "flash-attn-4", "transformer-engine", "nvidia-nccl-cu13")
+TINY = ModelSpec(n_layer=2, d_model=32, n_head=2, vocab_size=64, context=32)
+STATE_BYTES = 16
+"""A parameter's: value, gradient and AdamW's two moments, in float32."""
+
+
+class Report:
+    """The file, rewritten whenever a part is finished."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lines: list[str] = []
+
+    def add(self, *lines: str) -> None:
+        """Append lines, print them, write the file."""
+        self.lines += lines
+        self.path.write_text("\n".join(self.lines) + "\n", encoding="utf-8")
+        print("\n".join(lines), flush=True)
+
+    def table(self, *rows: tuple[object, ...]) -> None:
+        """Append a table whose first row is its head."""
+        texts = ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows]
+        self.add(texts[0], "|" + "---|" * len(rows[0]), *texts[1:], "")
+
+
+class Messages(logging.Handler):
+    """What the choice of kernels logs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a message."""
+        self.messages.append(record.getMessage())
+
+    def listen(self, action: Callable[[], object]) -> None:
+        """Keep the messages of an action."""
+        logger = logging.getLogger("upcycle.model.kernels")
+        level = logger.level
+        logger.addHandler(self)
+        logger.setLevel(logging.INFO)
+        try:
+            action()
+        finally:
+            logger.removeHandler(self)
+            logger.setLevel(level)
+
+
+def output_of(*command: str) -> str:
+    """What a command prints, or why there is nothing."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    except OSError as error:
+        return f"not to be had: {error.strerror}"
+    return done.stdout.strip() if done.returncode == 0 else f"not to be had: exit code {done.returncode}"
+
+
+def versions(report: Report, where: str) -> None:
+    """Machine, driver, CUDA, cuDNN, packages, commit."""
+    found = {
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "commit": output_of("git", "describe", "--always", "--dirty"),
+        "python": platform.python_version(),
+        "device": where,
+        "CUDA of torch": torch.version.cuda or "none",
+        "cuDNN": str(torch.backends.cudnn.version()),
+        "GPUs and driver": output_of(
+            "nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"
+        ).replace("\n", "; "),
+    }
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    report.add("## Versions", "")
+    report.table(("what", "version"), *found.items())
+
+
+def available_kernels(report: Report, model: ModelSpec, where: str) -> None:
+    """Which kernel of which op can be had here, in bfloat16, and why the others cannot."""
+    chosen = Messages()
+    chosen.listen(lambda: choose_kernels(model, {"layers": "composed"}, device=where, dtype="bfloat16"))
+    report.add("## Kernels", "", f"Chosen by `auto` for d_model {model.d_model}, {model.n_head} heads, bfloat16:", "")
+    report.add(*(f"- {message}" for message in chosen.messages), "", "Each asked for by name:", "")
+    rows: list[tuple[object, ...]] = [("op", "kernel", "here")]
+    for op, names in KERNELS.items():
+        for name in names:
+            try:
+                choose_kernels(model, {"layers": "composed", op: name}, device=where, dtype="bfloat16")
+                rows.append((op, name, "yes"))
+            except UserError as error:
+                rows.append((op, name, str(error).partition("cannot be used: ")[2]))
+    report.table(*rows)
+
+
+def run_tests(report: Report, selection: str) -> bool:
+    """Every test marked `gpu`; whether none failed."""
+    report.add("## Tests marked `gpu`", "")
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "tests.xml"
+        command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", f"--junitxml={path}", selection]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        if not path.exists():
+            report.add(f"pytest ended with exit code {done.returncode}:", "```", done.stdout[-3000:], "```", "")
+            return False
+        cases = list(ElementTree.parse(path).getroot().iter("testcase"))
+    outcome: dict[str, list[tuple[str, str]]] = {"failed": [], "skipped": [], "passed": []}
+    for case in cases:
+        problem = next((child for child in case if child.tag in ("failure", "error", "skipped")), None)
+        kind = "passed" if problem is None else "skipped" if problem.tag == "skipped" else "failed"
+        outcome[kind].append((case.get("name", ""), "" if problem is None else problem.get("message", "")))
+    report.add(", ".join(f"{len(found)} {kind}" for kind, found in outcome.items()), "")
+    for name, why in outcome["failed"]:
+        report.add(f"- **failed** {name}: {' '.join(why.split())[:600]}")
+    reasons = collections.Counter(" ".join(why.split()) for _, why in outcome["skipped"])
+    report.add(*(f"- {count} skipped: {why}" for why, count in reasons.most_common()), "")
+    return done.returncode in (0, 5) and not outcome["failed"]
+
+
+def seconds_each(action: Callable[[], object], where: str, seconds: float) -> float:
+    """Median time of an action, warmed up three times, repeated for so long but five times at least."""
+    times: list[float] = []
+    begun = time.perf_counter()
+    while len(times) < 8 or time.perf_counter() - begun < seconds:
+        if where == "cuda":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        action()
+        if where == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[3:])
+
+
+def attention_times(report: Report, models: dict[str, ModelSpec], where: str, sequences: int, seconds: float) -> None:
+    """Forward and backward of attention alone, by kernel and size."""
+    report.add("## Attention, forward and backward", "", f"{sequences} sequences, bfloat16, milliseconds.", "")
+    names = [name for name in KERNELS["attention"] if name != "plain"]
+    rows: list[tuple[object, ...]] = [("size", "heads x dimension", *names)]
+    for size, model in models.items():
+        cells = []
+        for name in names:
+            try:
+                attention = choose_kernels(
+                    model, {"layers": "composed", "attention": name}, device=where, dtype="bfloat16"
+                ).attention
+            except UserError:
+                cells.append("-")
+                continue
+            shape = (sequences, model.context, 3 * model.n_head, model.head_dim)
+            qkv = torch.randn(shape, device=where, dtype=torch.bfloat16, requires_grad=True)
+            q, k, v = (x.transpose(1, 2) for x in qkv.chunk(3, dim=2))
+            outgoing = torch.randn_like(q).contiguous()
+
+            def both(kernel=attention, inputs=(q, k, v), qkv=qkv, outgoing=outgoing) -> None:
+                torch.autograd.grad(kernel(*inputs), qkv, outgoing, retain_graph=True)
+
+            cells.append(f"{1e3 * seconds_each(both, where, seconds / 4):.3g}")
+        rows.append((size, f"{model.n_head} x {model.head_dim}", *cells))
+    report.table(*rows)
+
+
+def run_of(model: ModelSpec, moe: MoESpec | None, sequences: int) -> RunSpec:
+    """A run of this shape, to measure with."""
+    data = {"dataset": "random", "vocab_size": model.vocab_size}
+    return RunSpec.model_validate(
+        {
+            "model": model.model_dump(),
+            "moe": moe and moe.model_dump(),
+            "data": data,
+            "optim": {"lr": 1e-4, "batch": sequences},
+            "schedule": {},
+            "dtype": "bfloat16",
+            "end_step": 1,
+        }
+    )
+
+
+def training_rate(
+    run: RunSpec, where: str, sequences: int, seconds: float, *, update: bool
+) -> tuple[float, float, str]:
+    """Seconds a step, peak memory in GB, and the kernels: one micro-batch forward and backward, with `update` clipping
+    and AdamW too."""
+    kernels = choose_kernels(run.model, {"layers": "composed"}, device=where, dtype=run.dtype)
+    with torch.device(where):
+        model = Transformer(run.model, run.moe, kernels)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.fill_(1.0)
+            else:
+                parameter.normal_(0.0, run.model.weight_std)
+    optimizer = build_optimizer(model, OptimSpec(lr=1e-4, batch=sequences)) if update else None
+    ids = torch.randint(0, run.model.vocab_size, (sequences, run.model.context + 1), device=where)
+
+    def step() -> None:
+        with precision(run, torch.device(where)):
+            output = model(ids[:, :-1], ids[:, 1:])
+        (output.loss + 1e-3 * output.balance).backward()
+        if optimizer is not None:
+            clip_gradients(model.parameters(), 1.0)
+            optimizer.step()
+        model.zero_grad()
+
+    if where == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    taken = seconds_each(step, where, seconds)
+    peak = torch.cuda.max_memory_allocated() / 1e9 if where == "cuda" else float("nan")
+    return taken, peak, " ".join(kernels.names[op] for op in ("attention", "experts"))
+
+
+def training_times(
+    report: Report, shapes: dict[str, tuple[ModelSpec, MoESpec | None]], where: str, sequences: int, seconds: float
+) -> None:
+    """Tokens a second, TFLOP/s and MFU of a training step on one device, by size."""
+    report.add(
+        "## Training, one device",
+        "",
+        f"{sequences} sequences a step, random tokens, bfloat16; model FLOPs of forward and backward "
+        "(counting.flops_per_token) over the rate of a bare bfloat16 product of the MLP's shape. `update` no: AdamW's "
+        "state does not fit one device beside the model, so forward and backward alone.",
+        "",
+    )
+    memory = torch.cuda.get_device_properties(0).total_memory if where == "cuda" else float("inf")
+    rows: list[tuple[object, ...]] = [
+        ("size", "update", "kernels", "tokens/s", "ms a step", "TFLOP/s", "product TFLOP/s", "MFU", "peak GB")
+    ]
+    for size, (model, moe) in shapes.items():
+        run = run_of(model, moe, sequences)
+        update = STATE_BYTES * count_parameters(model, moe).total < 0.8 * memory
+        says = "yes" if update else "no"
+        try:
+            taken, peak, kernels = training_rate(run, where, sequences, seconds, update=update)
+        except torch.OutOfMemoryError:
+            rows.append((size, says, "out of memory: fewer --sequences, or several devices (FSDP)", *["-"] * 6))
+        else:
+            tokens = sequences * model.context / taken
+            rate = tokens * flops_per_token(model, moe)
+            product = gemm_rate(run, Execution(device=where, micro_batch=sequences))
+            cells = (f"{tokens:,.0f}", f"{1e3 * taken:.1f}", f"{rate / 1e12:.3g}", f"{product / 1e12:.3g}")
+            rows.append((size, says, kernels, *cells, f"{rate / product:.1%}", f"{peak:.1f}"))
+        if where == "cuda":
+            torch.cuda.empty_cache()
+    report.table(*rows)
+
+
+def options_of(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="one tiny shape in place of the paper's sizes")
+    parser.add_argument("--sequences", type=int, default=8, help="a forward pass; whole balance groups of 8")
+    parser.add_argument("--seconds", type=float, default=5.0, help="a measurement")
+    parser.add_argument("--tests", default="tests", help="what pytest -m gpu runs")
+    parser.add_argument("--output", type=Path, default=None)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure and write; 1 if a test failed, 2 without the device."""
+    options = options_of(arguments)
+    where = options.device
+    try:
+        use_device(Execution(device=where))
+    except UserError:
+        print(
+            f"gpu-smoke needs a CUDA device, and torch {torch.__version__} (CUDA {torch.version.cuda or 'none'}) finds "
+            "none here. Run it on a GPU node: nvidia-smi must list the device, and torch must be a CUDA build "
+            "(docs/cluster.md).",
+            file=sys.stderr,
+        )
+        return 2
+    torch.manual_seed(0)
+    path = options.output or Path(f"gpu-smoke-{datetime.datetime.now(datetime.UTC):%Y-%m-%d-%H%M}.md")
+    report = Report(path)
+    report.add(f"# gpu-smoke on {where}{', tiny: not a measurement' if options.tiny else ''}", "")
+    study = load_study(ROOT / "config" / "paper.yaml")
+    models = {"tiny": TINY} if options.tiny else {name: study.model_spec(name) for name in study.models}
+    shapes: dict[str, tuple[ModelSpec, MoESpec | None]] = {
+        f"{name} dense": (model, None) for name, model in models.items()
+    }
+    shapes |= {f"{name} 8x2": (model, study.moes["8x2"]) for name, model in models.items()}
+    versions(report, where)
+    for model in models.values():
+        assert not why_not("experts", "grouped_mm", model, device=where, dtype="bfloat16")
+    available_kernels(report, next(iter(models.values())), where)
+    passed = run_tests(report, options.tests)
+    attention_times(report, models, where, options.sequences, options.seconds)
+    training_times(report, shapes, where, options.sequences, options.seconds)
+    report.add("All tests that could run passed." if passed else "**Tests failed: see above.**")
+    print(f"\nwritten: {path}")
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
