@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -154,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = parser().parse_args(arguments)
     from upcycle.errors import UserError
-    from upcycle.train.preemption import PREEMPTED, Preempted, TrainingError
+    from upcycle.train.preemption import Preempted, StopRequest, TrainingError
 
     logging.basicConfig(format="%(message)s")
     logging.getLogger("upcycle").setLevel(logging.INFO)
@@ -165,17 +166,25 @@ def main(argv: Sequence[str] | None = None) -> int:
             return run_via_server(arguments)
         run_verb(args)
     except UserError as error:
-        print(f"upcycle {args.verb}: {error}", file=sys.stderr)
-        return 2
+        return last_words(args.verb, 2, str(error))
     except TrainingError as error:
-        print(f"upcycle {args.verb}: {error}", file=sys.stderr)
-        return 1
-    except Preempted as signal:
-        print(f"upcycle {args.verb}: {signal}", file=sys.stderr)
-        return PREEMPTED
+        return last_words(args.verb, error.exit_code, str(error))
+    except Preempted as stop:
+        for number in StopRequest.SIGNALS:  # schedulers send another; a process that has saved does not die of it
+            signal.signal(number, signal.SIG_IGN)
+        return last_words(args.verb, stop.exit_code, str(stop))
     except BrokenPipeError:  # `upcycle advise ... | head`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+def last_words(verb: str, code: int, message: str) -> int:
+    """Say why a verb ended early: to the reader, or to the launcher, which makes one message of its workers'."""
+    from upcycle.train.launch import End, leave_word
+
+    if not leave_word(End(code, message)):
+        print(f"upcycle {verb}: {message}", file=sys.stderr)
+    return code
 
 
 def run_verb(args: argparse.Namespace) -> None:

@@ -65,7 +65,7 @@ def train(workflow: Workflow, run_id: str, *, fresh: bool = False) -> None:
     """Train, resume or verify a run of the plan; prints one line when it is done."""
     if run_id not in workflow.plan.runs:
         raise UserError(f"study `{workflow.plan.study}` plans no run `{run_id}`; {nearest(run_id, workflow.plan.runs)}")
-    _train(workflow, workflow.plan.runs[run_id], fresh=fresh)
+    _train(workflow, workflow.plan.runs[run_id], run_id, fresh=fresh)
 
 
 def train_spec(path: Path, workflow: Workflow, *, fresh: bool = False) -> None:
@@ -76,10 +76,20 @@ def train_spec(path: Path, workflow: Workflow, *, fresh: bool = False) -> None:
         run = RunSpec.model_validate(data)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
-    _train(workflow, run, fresh=fresh)
+    _train(workflow, run, str(path), fresh=fresh)
 
 
-def _train(workflow: Workflow, run: RunSpec, *, fresh: bool) -> None:
+def _train(workflow: Workflow, run: RunSpec, name: str, *, fresh: bool) -> None:
+    """Train as one process, as one of several (a worker, which RANK tells), or as several that are started here."""
+    from upcycle.train import launch
+
+    execution = workflow.study.execution
+    if launch.is_worker():
+        launch.become_worker()
+    elif execution.devices > 1:
+        options = ["--fresh"] if fresh else []
+        launch.launch(["train", name, "--study", workflow.plan.study, *options], execution.devices)
+        return
     from upcycle.train.loop import train as train_run
 
     run_dir = RESULTS / "runs" / run.id
@@ -91,9 +101,13 @@ def _train(workflow: Workflow, run: RunSpec, *, fresh: bool) -> None:
         run_dir=run_dir,
         tokens_dir=RESULTS / "tokens" / run.data.tokens_id,
         parent_dir=RESULTS / "runs" / run.parent if run.parent else None,
-        execution=workflow.study.execution,
+        execution=execution,
         fresh=fresh,
     )
+    if launch.is_worker():
+        launch.leave_word(launch.End(0, ""))
+        if not launch.is_first():
+            return
     metrics = load_json(run_dir / "metrics.json")
     print(
         f"{run.id}: held-out loss {metrics['loss']:.4f} ± {metrics['loss_se']:.4f} nats at {run.tokens:,} tokens, "

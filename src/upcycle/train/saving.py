@@ -44,6 +44,9 @@ class Saver:
         self._error: BaseException | None = None
 
     def __enter__(self) -> Saver:
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            self._processes = dist.new_group(backend="gloo")  # apart from the training's collectives
+            import upcycle.train.sharded  # noqa: F401 (half a second, now rather than when asked to stop)
         return self
 
     def __exit__(
@@ -73,7 +76,7 @@ class Saver:
         """
         self.wait()
         snapshot = self._snapshot(tensors)
-        processes = self._processes_of_run()
+        processes = self._processes
 
         def publish() -> None:
             begun = time.perf_counter()
@@ -82,7 +85,7 @@ class Saver:
                     before()
                     rolling.save_rolling(folder, step, snapshot, notes)
                 else:
-                    from upcycle.train import sharded  # its imports take half a second
+                    from upcycle.train import sharded
 
                     sharded.save_sharded(folder, step, snapshot, notes, processes, before=before)
                 after(time.perf_counter() - begun)
@@ -102,14 +105,6 @@ class Saver:
             error, self._error = self._error, None
             self.step = None
             raise error
-
-    def _processes_of_run(self) -> dist.ProcessGroup | None:
-        """A group for the saving threads of all processes, apart from the training's; None for a run of one process."""
-        if not dist.is_initialized() or dist.get_world_size() == 1:
-            return None
-        if self._processes is None:
-            self._processes = dist.new_group(backend="gloo")
-        return self._processes
 
     def _snapshot(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Copies in CPU memory that is used again by the next snapshot."""

@@ -1,0 +1,227 @@
+"""Two real processes under `upcycle train`: signals, deaths, a second launch, and one message for all of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from small_runs import VOCABULARY, small_run
+
+from upcycle.errors import UserError
+from upcycle.spec import RunSpec
+from upcycle.train.launch import End, _raise_outcome
+from upcycle.train.lease import lease
+from upcycle.train.preemption import Preempted, TrainingError
+
+STUDY = f"""
+study: default
+data: {{dataset: walk, vocab_size: {VOCABULARY}}}
+datasets: {{walk: {{files: ["unused.txt"]}}}}
+context: 32
+execution: {{device: cpu, log_steps: 1, devices: 2, save_seconds: 3600}}
+models: {{small: {{n_layer: 2, d_model: 16, n_head: 2, batch: 4, lr: 2e-2, lr_moe: 2e-2, warmup_steps: 4}}}}
+sweeps: {{dense: {{kind: dense, model: small, tokens: [12e3]}}}}
+"""
+SLOW_SAVES = """
+import os, time
+def fsync(descriptor, fsync=os.fsync):
+    if os.path.exists(os.environ["SLOW_SAVES"]) and "/resume/" in os.readlink(f"/proc/self/fd/{descriptor}"):
+        time.sleep(60)
+    fsync(descriptor)
+os.fsync = fsync
+"""
+SHUTDOWN_SECONDS = 4
+STOP_SECONDS = 20
+"""From a signal to the launcher's end, for a run whose step and save take milliseconds. Nine processes on the two
+cores have made it 14 seconds."""
+
+
+class Desk:
+    """A study folder and launches in it, their output caught."""
+
+    def __init__(self, folder: Path, tokens_dir: Path) -> None:
+        self.folder = folder
+        (folder / "results" / "tokens").mkdir(parents=True)
+        (folder / "results" / "tokens" / small_run().data.tokens_id).symlink_to(tokens_dir)
+        (folder / "config.yaml").write_text(STUDY)
+        (folder / "code").mkdir()
+        (folder / "code" / "sitecustomize.py").write_text(SLOW_SAVES)
+        data = {"dataset": "walk", "vocab_size": VOCABULARY, "repeat": True}
+        self.run: RunSpec = small_run(end_step=100_000, data=data)
+        (folder / "run.json").write_text(self.run.model_dump_json())
+        self.run_dir = folder / "results" / "runs" / self.run.id
+        self.slow_saves = folder / "slow"
+
+    def launch(self) -> subprocess.Popen[str]:
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join([str(self.folder / "code"), os.environ.get("PYTHONPATH", "")]),
+            "SLOW_SAVES": str(self.slow_saves),
+            "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SHUTDOWN_SECONDS),
+        }
+        command = [sys.executable, "-m", "upcycle.cli", "train", "run.json"]
+        return subprocess.Popen(
+            command, cwd=self.folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+
+    def rows(self) -> list[int]:
+        """Steps of the curve's rows."""
+        curve = self.run_dir / "metrics.jsonl"
+        lines = curve.read_text().split("\n")[:-1] if curve.exists() else []
+        return [row["step"] for row in map(json.loads, lines) if "loss" in row]
+
+    def launch_and_train(self) -> tuple[subprocess.Popen[str], list[int]]:
+        """A launch that has begun to train; the pids of its two workers by rank."""
+        saved = max((int(name[5:14]) for name in self.states() if not name.endswith(".tmp")), default=0)
+        begun, curve = time.time(), self.run_dir / "metrics.jsonl"
+        launcher = self.launch()
+        # A resumed run writes its curve anew first, without the rows after its state.
+        while not (curve.exists() and curve.stat().st_mtime > begun and self.rows()[-1:] > [saved + 1]):
+            assert launcher.poll() is None, launcher.communicate()[1]
+            time.sleep(0.02)
+        children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+        ranks = {rank_of(int(pid)): int(pid) for pid in children if rank_of(int(pid)) is not None}
+        return launcher, [ranks["0"], ranks["1"]]
+
+    def states(self) -> list[str]:
+        return sorted(path.name[:14] + path.suffix for path in (self.run_dir / "resume").glob("*"))
+
+
+def rank_of(pid: int) -> str | None:
+    """RANK in a process's environment."""
+    entries = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    return next((entry[5:].decode() for entry in entries if entry.startswith(b"RANK=")), None)
+
+
+def end(launcher: subprocess.Popen[str]) -> tuple[int, list[str]]:
+    """Exit code, and the launcher's last words: its lines that begin with the verb."""
+    _, said = launcher.communicate(timeout=60)
+    return launcher.returncode, [line for line in said.splitlines() if line.startswith("upcycle train:")]
+
+
+@pytest.fixture(scope="module")
+def desk(tokens_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Desk:
+    return Desk(tmp_path_factory.mktemp("desk"), tokens_dir)
+
+
+def test_a_second_launch_is_refused_and_a_signal_to_one_worker_stops_all(desk: Desk) -> None:
+    """Exit 2 naming the owner, once; then USR1 to the worker that does not write: state saved, 75."""
+    launcher, pids = desk.launch_and_train()
+    code, words = end(desk.launch())
+    assert code == 2
+    (message,) = words
+    assert f"another process is writing this run: pid {pids[0]} on {os.uname().nodename}" in message
+    assert launcher.poll() is None
+    begun = time.monotonic()
+    os.kill(pids[1], signal.SIGUSR1)
+    code, words = end(launcher)
+    assert time.monotonic() - begun < STOP_SECONDS
+    assert code == 75
+    (message,) = words
+    assert "after step" in message
+    assert len(desk.states()) == 1
+    assert desk.rows()[-1] == int(desk.states()[0][5:14]), "the rows end where the state does"
+
+
+def test_a_save_that_does_not_fit_is_cut_off_and_the_last_state_serves(desk: Desk) -> None:
+    """Saves of a minute, killed after four seconds: 75, no half state counts, and the same command goes on."""
+    (before,) = desk.states()
+    launcher, _ = desk.launch_and_train()
+    desk.slow_saves.touch()
+    begun = time.monotonic()
+    launcher.send_signal(signal.SIGTERM)
+    code, words = end(launcher)
+    assert SHUTDOWN_SECONDS <= time.monotonic() - begun < SHUTDOWN_SECONDS + STOP_SECONDS
+    desk.slow_saves.unlink()
+    assert code == 75
+    assert "SIGTERM, and ended before a new state was saved; the last one serves" in words[0]
+    assert before in desk.states()
+    assert any(name.endswith(".tmp") for name in desk.states())
+
+
+def test_signals_to_the_launcher_save_resume_and_exit_75(desk: Desk) -> None:
+    """Resumed from the state of the first test; two SIGTERMs and a USR1 in a row are one stop."""
+    (before,) = [name for name in desk.states() if not name.endswith(".tmp")]
+    launcher, _ = desk.launch_and_train()
+    begun = time.monotonic()
+    for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGUSR1):
+        launcher.send_signal(number)
+        time.sleep(0.05)
+    code, words = end(launcher)
+    assert time.monotonic() - begun < STOP_SECONDS
+    assert code == 75
+    assert len(words) == 1
+    assert len(desk.states()) == 2
+    assert desk.states()[0] == before
+    steps = desk.rows()
+    assert steps == list(range(1, len(steps) + 1)), "no row is missing or doubled"
+    assert steps[-1] == int(desk.states()[1][5:14])
+
+
+def test_a_worker_that_dies_ends_the_job_with_its_name(desk: Desk) -> None:
+    states = desk.states()
+    launcher, pids = desk.launch_and_train()
+    os.kill(pids[1], signal.SIGKILL)
+    code, words = end(launcher)
+    assert code == 1
+    assert words == [
+        "upcycle train: process 1 of 2 was killed by SIGKILL. The last saved state is kept: the same command goes on"
+    ]
+    assert desk.states() == states
+
+
+def test_workers_die_with_their_launcher_and_the_lease_with_them(desk: Desk) -> None:
+    launcher, pids = desk.launch_and_train()
+    with pytest.raises(UserError, match=f"pid {pids[0]}"), lease(desk.run_dir):
+        pass
+    launcher.kill()
+    launcher.communicate()
+    deadline = time.monotonic() + 5
+    while any(is_alive(pid) for pid in pids):
+        assert time.monotonic() < deadline, "orphans train on"
+        time.sleep(0.02)
+    with lease(desk.run_dir):
+        pass
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process computes (a zombie waiting for its reaper does not)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+TERM, KILL = -signal.SIGTERM, -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    ("ends", "codes", "stopped_by", "expected"),
+    [
+        ({0: End(0, ""), 1: End(0, "")}, {}, None, None),
+        ({0: End(0, ""), 1: End(0, "")}, {}, signal.SIGTERM, None),
+        ({1: End(2, "bad key")}, {0: 2, 1: 2}, None, UserError("bad key")),
+        ({0: End(75, "first"), 1: End(75, "second")}, {0: 75, 1: 75}, None, Preempted("first")),
+        ({1: End(75, "saved")}, {0: TERM, 1: 75}, None, Preempted("saved")),
+        ({0: End(0, "")}, {}, signal.SIGUSR1, Preempted("stopped by SIGUSR1, and ended before")),
+        ({0: End(1, "peer gone")}, {0: 1, 1: KILL}, None, TrainingError("process 1 of 2 was killed by SIGKILL")),
+        ({0: End(1, "loss nan"), 1: End(1, "loss nan")}, {0: 1, 1: TERM}, None, TrainingError("loss nan")),
+        ({}, {1: 1, 0: TERM}, None, TrainingError("process 1 of 2 failed with exit code 1; its words are above")),
+    ],
+)
+def test_many_ends_make_one(
+    ends: dict[int, End],
+    codes: dict[int, int],
+    stopped_by: signal.Signals | None,
+    expected: BaseException | None,
+) -> None:
+    if expected is None:
+        _raise_outcome(ends, codes, stopped_by, devices=2)
+        return
+    with pytest.raises(type(expected), match=str(expected)):
+        _raise_outcome(ends, codes, stopped_by, devices=2)
