@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from upcycle.errors import UserError, nearest
-from upcycle.model.moe import MoE
 from upcycle.model.transformer import Transformer, router_weight
 from upcycle.spec import ModelSpec, MoESpec
 
@@ -126,20 +125,40 @@ def receipt(
     (out.loss + spec.aux_coef * out.balance).backward()
     optimizer.step()
     after = _router_gradient(trained, ids_BS, targets_BS)
-    by_layer = [_expert_distance(mixture) for mixture in moe.mixtures]
+    experts = [(mixture.router.weight, mixture.w_in, mixture.w_out) for mixture in moe.mixtures]
+    return written_receipt(
+        spec, experts, method=method, lr=lr, tokens=ids_BS.numel(), gap=gap, router_gradients=(before, after)
+    )
+
+
+@torch.no_grad()
+def written_receipt(
+    spec: MoESpec,
+    mixtures: Iterable[tuple[Tensor, Tensor, Tensor]],
+    *,
+    method: str,
+    lr: float,
+    tokens: int,
+    gap: float,
+    router_gradients: tuple[dict[str, Any], dict[str, Any]],
+) -> dict[str, Any]:
+    """The receipt of what was measured; `mixtures` are each layer's router (E, D), w_in (E, 2M, D), w_out (E, D, M)."""
+    before, after = router_gradients
+    routers, w_ins, w_outs = zip(*mixtures, strict=True)
+    by_layer = [_expert_distance(w_in, w_out) for w_in, w_out in zip(w_ins, w_outs, strict=True)]
     return {
         "method": method,
         "n_expert": spec.n_expert,
         "top_k": spec.top_k,
         "gate": spec.gate,
-        "router_std": [mixture.router.weight.std().item() for mixture in moe.mixtures],
+        "router_std": [router.std().item() for router in routers],
         "logit_gap": gap,
         "logit_gap_zero_in_theory": method == "copy" and preserves_function(spec),
         "logit_gap_bound": ZERO_GAP,
         "router_gradient": {"step_0": before, "step_1": after, "zero_share": ZERO_SHARE, "lr": lr},
         "expert_distance": max(by_layer),
         "expert_distance_by_layer": by_layer,
-        "tokens": ids_BS.numel(),
+        "tokens": tokens,
         "statement": _statement(spec, gap, before, after),
     }
 
@@ -149,12 +168,16 @@ def _router_gradient(model: Transformer, ids_BS: Tensor, targets_BS: Tensor) -> 
     loss = model.loss(ids_BS, targets_BS)
     parameters = dict(model.named_parameters())
     gradients = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
-    named = zip(parameters, gradients, strict=True)
-    routers = [gradient for name, gradient in named if name.endswith(".router.weight")]
-    norm, whole = _norm(routers), _norm(gradients)
+    return router_share({name: _norm([gradient]) for name, gradient in zip(parameters, gradients, strict=True)})
+
+
+def router_share(norms: Mapping[str, float]) -> dict[str, Any]:
+    """What a receipt says of the routers' gradients, from the norm of every parameter's."""
+    routers = [norm for name, norm in norms.items() if name.endswith(".router.weight")]
+    norm, whole = math.hypot(*routers), math.hypot(*norms.values())
     return {
         "norm": norm,
-        "by_layer": [_norm([gradient]) for gradient in routers],
+        "by_layer": routers,
         "share": norm / whole,
         "zero": norm <= ZERO_SHARE * whole,
     }
@@ -164,10 +187,9 @@ def _norm(tensors: Iterable[Tensor]) -> float:
     return math.sqrt(sum(tensor.double().square().sum().item() for tensor in tensors))
 
 
-@torch.no_grad()
-def _expert_distance(moe: MoE) -> float:
+def _expert_distance(w_in_E2MD: Tensor, w_out_EDM: Tensor) -> float:
     """Largest distance between two experts of a layer relative to the first one's norm (L2, all their weights)."""
-    experts = [[w_in, w_out] for w_in, w_out in zip(moe.w_in, moe.w_out, strict=True)]
+    experts = [[w_in, w_out] for w_in, w_out in zip(w_in_E2MD, w_out_EDM, strict=True)]
     distances = (
         _norm([a - b for a, b in zip(one, other, strict=True)]) / _norm(one) for one, other in combinations(experts, 2)
     )

@@ -22,12 +22,12 @@ def build_optimizer(module: nn.Module, optim: OptimSpec) -> torch.optim.AdamW:
     """
     matrices = [parameter for parameter in module.parameters() if parameter.ndim >= 2]
     vectors = [parameter for parameter in module.parameters() if parameter.ndim < 2]
-    groups = [{"params": part, "weight_decay": optim.weight_decay} for part in _of_one_mesh(matrices)]
-    groups += [{"params": part, "weight_decay": 0.0} for part in _of_one_mesh(vectors)]
+    groups = [{"params": part, "weight_decay": optim.weight_decay} for part in of_one_mesh(matrices)]
+    groups += [{"params": part, "weight_decay": 0.0} for part in of_one_mesh(vectors)]
     return torch.optim.AdamW(groups, lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps, fused=True)
 
 
-def _of_one_mesh(parameters: list[nn.Parameter]) -> Iterable[list[nn.Parameter]]:
+def of_one_mesh(parameters: Iterable[nn.Parameter]) -> Iterable[list[nn.Parameter]]:
     """Parameters apart by the mesh of processes that holds them (one list, if one process does): what the fused kernel
     takes in one call."""
     parts: dict[object, list[nn.Parameter]] = {}
