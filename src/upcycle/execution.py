@@ -55,6 +55,11 @@ class Execution(Frozen):
                 f"execution.micro_batch {self.micro_batch} is not a whole number of moe.balance_group {group}: "
                 "the balance loss of a group needs all its sequences at once"
             )
+        if self.devices > 1 and self.layers == "native":
+            raise UserError(
+                f"execution.layers: native computes in one process, and execution.devices is {self.devices}; "
+                "name `composed` or `auto`"
+            )
         data_ranks, odd = divmod(self.devices, self.tensor_parallel)
         if odd:
             raise UserError(
@@ -77,5 +82,6 @@ class Execution(Frozen):
 
     @property
     def kernels(self) -> dict[str, str]:
-        """The kernel asked for, by op: what `model.kernels.choose_kernels` takes."""
-        return {op: getattr(self, op) for op in ("layers", "attention", "experts", "rms_norm", "cross_entropy")}
+        """The kernel asked for, by op: what `model.kernels.choose_kernels` takes. Several processes compose layers."""
+        names = {op: getattr(self, op) for op in ("layers", "attention", "experts", "rms_norm", "cross_entropy")}
+        return names | ({"layers": "composed"} if self.devices > 1 else {})

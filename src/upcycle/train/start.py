@@ -55,7 +55,14 @@ def prepare(
             repeat=recipe.repeat,
         )
         heldout(tokens, run)
-        kernels = choose_kernels(run.model, execution.kernels, device=execution.device, dtype=run.dtype)
+        kernels = choose_kernels(
+            run.model,
+            execution.kernels,
+            device=execution.device,
+            dtype=run.dtype,
+            tensor_parallel=execution.tensor_parallel,
+            compile=execution.compile,
+        )
         if group.is_first:
             checkpoint.write_spec(run_dir, run)
     model = build_model(run, run.moe, kernels, device, group, mixed=run.dtype == "bfloat16")
@@ -64,7 +71,7 @@ def prepare(
         _start(trainee, parent_dir)
     with group.together():
         MetricsLog(run_dir / "metrics.jsonl", writes=group.is_first).cut_back(trainee.step)
-    use_execution(model, execution, run.dtype)
+    use_execution(model, execution)
     return trainee
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from upcycle.data.batches import batch
 from upcycle.data.tokens import TokenSet
 from upcycle.execution import Execution
-from upcycle.model.compilation import compile_blocks
 from upcycle.model.kernels import Kernels
 from upcycle.model.transformer import Transformer
 from upcycle.spec import MoESpec, RunSpec
@@ -80,11 +80,25 @@ def build_model(
     return model.to_empty(device=device)
 
 
-def use_execution(model: Transformer, execution: Execution, dtype: str) -> None:
+def use_execution(model: Transformer, execution: Execution) -> None:
     """Recompute or compile blocks, as asked for; changes rounding and speed only."""
     model.recompute = execution.activation_checkpointing == "block"
     if execution.compile:
-        compile_blocks(model, dtype)
+        for block in model.blocks:
+            _compile(block)
+
+
+def _compile(block: nn.Module) -> None:
+    """torch.compile the inside of a block for training: one graph serves all blocks, hooks around them stay as they are.
+
+    Evaluating stays eager: its batch sizes and lack of gradients would each be a graph more, for a few passes.
+    """
+    eager, compiled = block.forward, torch.compile(block.forward, dynamic=False)
+
+    def forward(*inputs: Tensor) -> Any:
+        return (compiled if block.training else eager)(*inputs)
+
+    block.forward = forward
 
 
 @torch.no_grad()
