@@ -13,13 +13,22 @@ static Shape shape_of(long S, long D, long H) {
     return (Shape){S, D, H, C, padded(C), padded(S) + LANES}; /* + LANES: powers of two apart share cache sets */
 }
 
-/* A head's rows (S x C at stride 3D) to rows of Cp, turned by their angles (tables S x C/2; NULL: as they are), scaled. */
-static void take_head(Shape s, const float *from, const float *cos, const float *sin, float scale, float *to) {
+/* A head's rows (S x C at stride `step`) to rows of Cp, as they are. */
+static void copy_head(Shape s, const float *from, long step, float *to) {
+    for (long i = 0; i < s.S; i++, from += step, to += s.Cp) {
+        memcpy(to, from, s.C * sizeof(float));
+        for (long c = s.C; c < s.Cp; c++) to[c] = 0.0f;
+    }
+}
+
+/* The same, turned by their angles (tables S x C/2) and scaled. */
+static void turn_head(Shape s, const float *restrict from, const float *restrict cos, const float *restrict sin,
+                      float scale, float *restrict to) {
     long half = s.C / 2;
     for (long i = 0; i < s.S; i++, from += 3 * s.D, to += s.Cp) {
         for (long c = 0; c < half; c++) {
             float a = from[c], b = from[c + half];
-            float co = cos ? cos[i * half + c] : 1.0f, si = cos ? sin[i * half + c] : 0.0f;
+            float co = cos[i * half + c], si = sin[i * half + c];
             to[c] = (a * co - b * si) * scale;
             to[c + half] = (b * co + a * si) * scale;
         }
@@ -28,19 +37,20 @@ static void take_head(Shape s, const float *from, const float *cos, const float 
 }
 
 /* The way back for gradients: turned by the negative angles, rows of Cp to S x C at stride 3D. */
-static void give_head(Shape s, const float *from, const float *cos, const float *sin, float scale, float *to) {
+static void turn_back(Shape s, const float *restrict from, const float *restrict cos, const float *restrict sin,
+                      float scale, float *restrict to) {
     long half = s.C / 2;
     for (long i = 0; i < s.S; i++, from += s.Cp, to += 3 * s.D)
         for (long c = 0; c < half; c++) {
             float a = from[c], b = from[c + half];
-            float co = cos ? cos[i * half + c] : 1.0f, si = cos ? sin[i * half + c] : 0.0f;
+            float co = cos[i * half + c], si = sin[i * half + c];
             to[c] = (a * co + b * si) * scale;
             to[c + half] = (b * co - a * si) * scale;
         }
 }
 
 /* Rows (S x Cp) to columns (C x ld), zero beyond S. */
-static void turn(Shape s, const float *rows, float *columns) {
+static void transpose(Shape s, const float *rows, float *columns) {
     for (long c = 0; c < s.C; c++) {
         for (long i = 0; i < s.S; i++) columns[c * s.ld + i] = rows[i * s.Cp + c];
         for (long i = s.S; i < s.ld; i++) columns[c * s.ld + i] = 0.0f;
@@ -70,10 +80,10 @@ static float softmax_row(float *row, long seen, long width, float *lse) {
 static void head_forward(Shape s, const float *qkv, const float *cos, const float *sin, float *y, float *lse) {
     float *q = scratch(QUERY, s.S * s.Cp), *k = scratch(DKEY, s.S * s.Cp), *v = scratch(VALUE, s.S * s.Cp);
     float *kt = scratch(KEY, s.C * s.ld), *scores = scratch(SCORES, BLOCK * s.ld), *out = scratch(OUT, BLOCK * s.Cp);
-    take_head(s, qkv, cos, sin, 1.0f / sqrtf(s.C), q);
-    take_head(s, qkv + s.D, cos, sin, 1.0f, k);
-    take_head(s, qkv + 2 * s.D, NULL, NULL, 1.0f, v);
-    turn(s, k, kt);
+    turn_head(s, qkv, cos, sin, 1.0f / sqrtf(s.C), q);
+    turn_head(s, qkv + s.D, cos, sin, 1.0f, k);
+    copy_head(s, qkv + 2 * s.D, 3 * s.D, v);
+    transpose(s, k, kt);
     for (long first = 0; first < s.S; first += BLOCK) {
         long rows = least(BLOCK, s.S - first), seen = first + rows, width = padded(seen);
         gemm(rows, width, s.C, q + first * s.Cp, s.Cp, 1, kt, s.ld, scores, s.ld, 0);
@@ -86,6 +96,15 @@ static void head_forward(Shape s, const float *qkv, const float *cos, const floa
     }
 }
 
+static float dot(long n, const float *a, const float *b) {
+    vec total = splat(0.0f);
+    long i = 0;
+    for (; i + LANES <= n; i += LANES) total += load(a + i) * load(b + i);
+    float rest = sum(total);
+    for (; i < n; i++) rest += a[i] * b[i];
+    return rest;
+}
+
 /* Gradients of one head: dqkv's three column blocks from dy (S x C at stride D). */
 static void head_backward(Shape s, const float *qkv, const float *cos, const float *sin, const float *y,
                           const float *lse, const float *dy, float *dqkv) {
@@ -94,24 +113,20 @@ static void head_backward(Shape s, const float *qkv, const float *cos, const flo
     float *v = scratch(VALUE, rows_size + columns_size), *vt = v + rows_size, *dout = scratch(OUT, rows_size);
     float *dq = scratch(DQUERY, rows_size), *dk = scratch(DKEY, rows_size), *dv = scratch(DVALUE, rows_size);
     float *p = scratch(SCORES, BLOCK * s.ld), *ds = scratch(DSCORES, BLOCK * s.ld), scale = 1.0f / sqrtf(s.C);
-    take_head(s, qkv, cos, sin, scale, q);
-    take_head(s, qkv + s.D, cos, sin, 1.0f, k);
-    take_head(s, qkv + 2 * s.D, NULL, NULL, 1.0f, v);
-    turn(s, k, kt);
-    turn(s, v, vt);
-    for (long i = 0; i < s.S; i++) {
-        memcpy(dout + i * s.Cp, dy + i * s.D, s.C * sizeof(float));
-        for (long c = s.C; c < s.Cp; c++) dout[i * s.Cp + c] = 0.0f;
-    }
+    turn_head(s, qkv, cos, sin, scale, q);
+    turn_head(s, qkv + s.D, cos, sin, 1.0f, k);
+    copy_head(s, qkv + 2 * s.D, 3 * s.D, v);
+    transpose(s, k, kt);
+    transpose(s, v, vt);
+    copy_head(s, dy, s.D, dout);
     long last = (s.S - 1) / BLOCK * BLOCK;
     for (long first = last; first >= 0; first -= BLOCK) {
         long rows = least(BLOCK, s.S - first), seen = first + rows, width = padded(seen);
         gemm(rows, width, s.C, q + first * s.Cp, s.Cp, 1, kt, s.ld, p, s.ld, 0);
         gemm(rows, width, s.C, dout + first * s.Cp, s.Cp, 1, vt, s.ld, ds, s.ld, 0);
         for (long i = 0; i < rows; i++) {
-            float *pi = p + i * s.ld, *di = ds + i * s.ld, delta = 0.0f;
             long row = first + i, own = row + 1;
-            for (long c = 0; c < s.C; c++) delta += y[row * s.D + c] * dout[row * s.Cp + c];
+            float *pi = p + i * s.ld, *di = ds + i * s.ld, delta = dot(s.C, y + row * s.D, dout + row * s.Cp);
             for (long j = 0; j < padded(own); j += LANES) {
                 vec e = vexp(load(pi + j) - lse[row]);
                 store(pi + j, e);
@@ -123,9 +138,9 @@ static void head_backward(Shape s, const float *qkv, const float *cos, const flo
         gemm_tn(seen, s.Cp, rows, ds, s.ld, q + first * s.Cp, s.Cp, dk, s.Cp, first != last);
         gemm(rows, s.Cp, seen, ds, s.ld, 1, k, s.Cp, dq + first * s.Cp, s.Cp, 0);
     }
-    give_head(s, dq, cos, sin, scale, dqkv);
-    give_head(s, dk, cos, sin, 1.0f, dqkv + s.D);
-    give_head(s, dv, NULL, NULL, 1.0f, dqkv + 2 * s.D);
+    turn_back(s, dq, cos, sin, scale, dqkv);
+    turn_back(s, dk, cos, sin, 1.0f, dqkv + s.D);
+    for (long i = 0; i < s.S; i++) memcpy(dqkv + (3 * i + 2) * s.D, dv + i * s.Cp, s.C * sizeof(float));
 }
 
 /* x, out, y (B S x D), wqkv (3D x D), wo (D x D), cos, sin (S x C/2); kept: qkv (B S x 3D), y, lse (B x H x S), rstd. */

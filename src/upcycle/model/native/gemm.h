@@ -8,24 +8,24 @@
 INLINE void tile(const int rows, const int strip, long K, const float *A, long ai, long ap, const float *B, long ldb,
                  float *C, long ldc, int add) {
     vec sums[ROWS][STRIP];
-#pragma GCC unroll 8
+#pragma GCC unroll 12
     for (int i = 0; i < rows; i++)
-#pragma GCC unroll 3
+#pragma GCC unroll 2
         for (int j = 0; j < strip; j++) sums[i][j] = splat(0.0f);
     for (long p = 0; p < K; p++) {
         vec b[STRIP];
-#pragma GCC unroll 3
+#pragma GCC unroll 2
         for (int j = 0; j < strip; j++) b[j] = load(B + p * ldb + j * LANES);
-#pragma GCC unroll 8
+#pragma GCC unroll 12
         for (int i = 0; i < rows; i++) {
-            vec a = splat(A[i * ai + p * ap]);
-#pragma GCC unroll 3
+            vec a = in_register(splat(A[i * ai + p * ap]));
+#pragma GCC unroll 2
             for (int j = 0; j < strip; j++) sums[i][j] += a * b[j];
         }
     }
-#pragma GCC unroll 8
+#pragma GCC unroll 12
     for (int i = 0; i < rows; i++)
-#pragma GCC unroll 3
+#pragma GCC unroll 2
         for (int j = 0; j < strip; j++) {
             float *c = C + i * ldc + j * LANES;
             if (add) sums[i][j] += load(c);
@@ -34,42 +34,43 @@ INLINE void tile(const int rows, const int strip, long K, const float *A, long a
 }
 
 /* All rows of one strip. Few rows are left over where a mixture's expert has an odd number of them. */
-INLINE void strip_rows(const int strip, long M, long K, const float *A, long ai, long ap, const float *B, long ldb,
+INLINE void strip_block(const int strip, long M, long K, const float *A, long ai, long ap, const float *B, long ldb,
                        float *C, long ldc, int add) {
     long i = 0;
     for (; i + ROWS <= M; i += ROWS) tile(ROWS, strip, K, A + i * ai, ai, ap, B, ldb, C + i * ldc, ldc, add);
+    for (; i + 4 <= M; i += 4) tile(4, strip, K, A + i * ai, ai, ap, B, ldb, C + i * ldc, ldc, add);
     for (; i + 2 <= M; i += 2) tile(2, strip, K, A + i * ai, ai, ap, B, ldb, C + i * ldc, ldc, add);
     for (; i < M; i++) tile(1, strip, K, A + i * ai, ai, ap, B, ldb, C + i * ldc, ldc, add);
 }
 
-/* Vectors of the strip that starts at vector `first` of `total`: 3, and at the end 2 + 2 rather than 3 + 1. */
-INLINE int strip_width(long first, long total) {
-    long left = total - first;
-    return left == 4 || left == 2 ? 2 : left >= 3 ? 3 : 1;
+/* A strip in blocks of DEPTH rows of B, which stay in the first-level cache while the rows of A pass by. */
+INLINE void strip_rows(const int strip, long M, long K, const float *A, long ai, long ap, const float *B, long ldb,
+                       float *C, long ldc, int add) {
+    for (long p = 0; p < K; p += DEPTH)
+        strip_block(strip, M, least(DEPTH, K - p), A + p * ap, ai, ap, B + p * ldb, ldb, C, ldc, add || p);
 }
 
-/* C (M x N) (+)= A B. B is K x N by rows of `ldb`, or packed (ldb = 0). N is a multiple of LANES. */
+/* C (M x N) (+)= A B. B is K x N by rows of `ldb`, or packed (ldb = 0). N is a multiple of LANES. Where C is wide its
+ * rows are taken BAND at a time: they lie in as many pages, and the processor's first table of addresses is small. */
 static void gemm(long M, long N, long K, const float *A, long ai, long ap, const float *B, long ldb, float *C,
                  long ldc, int add) {
-    long total = N / LANES;
-    for (long v = 0; v < total;) {
-        int width = strip_width(v, total);
-        const float *b = ldb ? B + v * LANES : B + v * LANES * K;
-        long step = ldb ? ldb : width * LANES;
-        float *c = C + v * LANES;
-        if (width == 3) strip_rows(3, M, K, A, ai, ap, b, step, c, ldc, add);
-        else if (width == 2) strip_rows(2, M, K, A, ai, ap, b, step, c, ldc, add);
-        else strip_rows(1, M, K, A, ai, ap, b, step, c, ldc, add);
-        v += width;
+    long band = N > K ? BAND : M;
+    for (long i = 0; i < M; i += band) {
+        long rows = least(band, M - i);
+        for (long j = 0; j < N; j += STRIP * LANES) {
+            const float *a = A + i * ai, *b = ldb ? B + j : B + j * K;
+            float *c = C + i * ldc + j;
+            long width = least(STRIP * LANES, N - j), step = ldb ? ldb : width;
+            if (width == STRIP * LANES) strip_rows(STRIP, rows, K, a, ai, ap, b, step, c, ldc, add);
+            else strip_rows(1, rows, K, a, ai, ap, b, step, c, ldc, add);
+        }
     }
 }
 
 /* Strips of B (K x N, element [p][j] at B[p * bp + j * bj]); columns from N up to its multiple of LANES are zero. */
 static void pack(long K, long N, const float *B, long bp, long bj, float *packed) {
-    long total = padded(N) / LANES;
-    for (long v = 0; v < total;) {
-        int width = strip_width(v, total) * LANES;
-        long first = v * LANES, have = least(width, N - first);
+    for (long first = 0; first < padded(N); first += STRIP * LANES) {
+        long width = least(STRIP * LANES, padded(N) - first), have = least(width, N - first);
         float *out = packed + first * K;
         if (bj == 1) {
             for (long p = 0; p < K; p++, out += width) {
@@ -80,7 +81,6 @@ static void pack(long K, long N, const float *B, long bp, long bj, float *packed
             for (long j = 0; j < width; j++)
                 for (long p = 0; p < K; p++) out[p * width + j] = j < have ? B[p * bp + (first + j) * bj] : 0.0f;
         }
-        v += width / LANES;
     }
 }
 

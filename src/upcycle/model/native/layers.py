@@ -17,6 +17,10 @@ from upcycle.model.native.build import library
 from upcycle.spec import ModelSpec
 
 
+PAD = 16
+"""Numbers between two rows of the hidden layer, as in `simd.h`."""
+
+
 def _call(name: str, *arguments: Tensor | float | None) -> int:
     """Call `upcycle_<name>`: tensors by address, numbers as they are, None as a null pointer."""
     for argument in arguments:
@@ -92,7 +96,7 @@ class _MLP(torch.autograd.Function):
         x = x.contiguous()
         D, M = w_out.shape
         ctx.sizes = (x.numel() // D, D, M)
-        out, h, rstd = torch.empty_like(x), x.new_empty(ctx.sizes[0], 2 * M), x.new_empty(ctx.sizes[0])
+        out, h, rstd = torch.empty_like(x), x.new_empty(ctx.sizes[0], 2 * M + PAD), x.new_empty(ctx.sizes[0])
         _call("mlp_forward", *ctx.sizes, eps, x, norm, w_in, w_out, out, h, rstd)
         ctx.save_for_backward(x, norm, w_in, w_out, h, rstd)
         return out
@@ -115,7 +119,7 @@ class _Experts(torch.autograd.Function):
         ctx.sizes = (T, K, E, D, M)
         slots, ends = torch.empty(T * K, dtype=torch.int32), torch.empty(E, dtype=torch.int32)
         _call("sort_slots", T, K, E, ids.contiguous(), slots, ends)
-        out, h = torch.empty_like(x), x.new_empty(T * K, 2 * M)
+        out, h = torch.empty_like(x), x.new_empty(T * K, 2 * M + PAD)
         _call("experts_forward", *ctx.sizes, xn, x, gates, w_in, w_out, slots, ends, out, h)
         ctx.save_for_backward(xn, gates, w_in, w_out, slots, ends, h)
         return out

@@ -1,23 +1,27 @@
 /* SwiGLU MLPs: of a dense layer, and of experts, each on its own rows. Both take the same way through the same
  * functions, so that one expert computes, bit for bit, what a dense layer does. */
 
+/* Distance of hidden rows. Without PAD rows of a power of two would share a few sets of the cache. */
+static long ld_of(long M) { return 2 * M + PAD; }
+
 /* Rows at a time: two hidden rows of 2M in a quarter of a megabyte, so that they stay in the second-level cache. */
 static long rows_of(long M) {
     long rows = 65536 / M / ROWS * ROWS;
-    return rows < 4 * ROWS ? 4 * ROWS : rows > 256 ? 256 : rows;
+    return rows < 4 * ROWS ? 4 * ROWS : rows > 20 * ROWS ? 20 * ROWS : rows;
 }
 
-/* h (rows x 2M: gate, up) of xn, and y (rows x D) = (silu(gate) * up) Wout^T, or added to y. */
+/* h (rows x 2M: gate, up; rows ld_of(M) apart) of xn, and y (rows x D) = (silu(gate) * up) Wout^T, or added to y. */
 static void mlp_rows_forward(long rows, long D, long M, const float *xn, const float *packed_in,
                              const float *packed_out, float *h, float *y, int add) {
-    float *act = scratch(NARROW, rows * M);
-    gemm(rows, 2 * M, D, xn, D, 1, packed_in, 0, h, 2 * M, 0);
+    long ld = ld_of(M), lda = M + PAD;
+    float *act = scratch(NARROW, rows * lda);
+    gemm(rows, 2 * M, D, xn, D, 1, packed_in, 0, h, ld, 0);
     for (long r = 0; r < rows; r++) {
-        const float *gate = h + r * 2 * M, *up = gate + M;
+        const float *gate = h + r * ld, *up = gate + M;
         for (long m = 0; m < M; m += LANES)
-            store(act + r * M + m, load(gate + m) * sigmoid(load(gate + m)) * load(up + m));
+            store(act + r * lda + m, load(gate + m) * sigmoid(load(gate + m)) * load(up + m));
     }
-    gemm(rows, D, M, act, M, 1, packed_out, 0, y, D, add);
+    gemm(rows, D, M, act, lda, 1, packed_out, 0, y, D, add);
 }
 
 /* From dy (rows x D) and h: gradients of the weights (first: written, else added to), dxn (rows x D). With gates, y was
@@ -25,29 +29,30 @@ static void mlp_rows_forward(long rows, long D, long M, const float *xn, const f
 static void mlp_rows_backward(long rows, long D, long M, const float *xn, const float *dy, const float *gates,
                               const float *h, const float *packed_in, const float *packed_out, int first, float *dw_in,
                               float *dw_out, float *dxn, float *dgates) {
-    float *act = scratch(NARROW, rows * M), *dh = scratch(WIDE, rows * 2 * M), *dact = scratch(SCORES, rows * M);
-    gemm(rows, M, D, dy, D, 1, packed_out, 0, dact, M, 0);
+    long ld = ld_of(M), lda = M + PAD;
+    float *act = scratch(NARROW, rows * lda), *dh = scratch(WIDE, rows * ld), *dact = scratch(SCORES, rows * lda);
+    gemm(rows, M, D, dy, D, 1, packed_out, 0, dact, lda, 0);
     for (long r = 0; r < rows; r++) {
-        const float *gate = h + r * 2 * M, *up = gate + M;
+        const float *gate = h + r * ld, *up = gate + M;
         float g = gates ? gates[r] : 1.0f;
         vec dots = splat(0.0f);
         for (long m = 0; m < M; m += LANES) {
-            vec z = load(gate + m), u = load(up + m), d = load(dact + r * M + m), s = sigmoid(z), silu = z * s;
+            vec z = load(gate + m), u = load(up + m), d = load(dact + r * lda + m), s = sigmoid(z), silu = z * s;
             vec a = silu * u;
             dots += d * a;
             d *= g;
-            store(act + r * M + m, a * g);
-            store(dh + r * 2 * M + m, d * u * (s + silu * (1.0f - s)));
-            store(dh + r * 2 * M + M + m, d * silu);
+            store(act + r * lda + m, a * g);
+            store(dh + r * ld + m, d * u * (s + silu * (1.0f - s)));
+            store(dh + r * ld + M + m, d * silu);
         }
         if (gates) dgates[r] = sum(dots);
     }
-    gemm_tn(D, M, rows, dy, D, act, M, dw_out, M, !first);
-    gemm_tn(2 * M, D, rows, dh, 2 * M, xn, D, dw_in, D, !first);
-    gemm(rows, D, 2 * M, dh, 2 * M, 1, packed_in, 0, dxn, D, 0);
+    gemm_tn(D, M, rows, dy, D, act, lda, dw_out, M, !first);
+    gemm_tn(2 * M, D, rows, dh, ld, xn, D, dw_in, D, !first);
+    gemm(rows, D, 2 * M, dh, ld, 1, packed_in, 0, dxn, D, 0);
 }
 
-/* A dense layer: out = x + MLP(norm(x)). x, out (N x D), w_in (2M x D), w_out (D x M); kept: h (N x 2M), rstd (N). */
+/* A dense layer: out = x + MLP(norm(x)). x, out (N x D), w_in (2M x D), w_out (D x M); kept: h (N x ld_of(M)), rstd (N). */
 void upcycle_mlp_forward(long N, long D, long M, float eps, const float *x, const float *norm, const float *w_in,
                          const float *w_out, float *out, float *h, float *rstd) {
     long chunk = rows_of(M);
@@ -58,7 +63,7 @@ void upcycle_mlp_forward(long N, long D, long M, float eps, const float *x, cons
         long rows = least(chunk, N - at);
         norm_forward(rows, D, x + at * D, norm, eps, xn, rstd + at);
         memcpy(out + at * D, x + at * D, rows * D * sizeof(float));
-        mlp_rows_forward(rows, D, M, xn, in, back, h + at * 2 * M, out + at * D, 1);
+        mlp_rows_forward(rows, D, M, xn, in, back, h + at * ld_of(M), out + at * D, 1);
     }
 }
 
@@ -74,7 +79,7 @@ void upcycle_mlp_backward(long N, long D, long M, const float *x, const float *n
     for (long at = 0; at < N; at += chunk) {
         long rows = least(chunk, N - at);
         norm_again(rows, D, x + at * D, norm, rstd + at, xn);
-        mlp_rows_backward(rows, D, M, xn, dout + at * D, NULL, h + at * 2 * M, in, back, at == 0, dw_in, dw_out, dxn,
+        mlp_rows_backward(rows, D, M, xn, dout + at * D, NULL, h + at * ld_of(M), in, back, at == 0, dw_in, dw_out, dxn,
                           NULL);
         norm_backward(rows, D, x + at * D, norm, rstd + at, dxn, dout + at * D, dx + at * D, dnorm);
     }
@@ -97,7 +102,7 @@ void upcycle_sort_slots(long T, long K, long E, const int64_t *ids, int32_t *slo
 }
 
 /* out = x + sum over a token's K slots of gate * expert(xn). xn, x, out (T x D), gates (T x K), w_in (E x 2M x D),
- * w_out (E x D x M); slots (T K) and ends (E) as sorted above; kept: h (T K x 2M). */
+ * w_out (E x D x M); slots (T K) and ends (E) as sorted above; kept: h (T K x ld_of(M)). */
 void upcycle_experts_forward(long T, long K, long E, long D, long M, const float *xn, const float *x,
                              const float *gates, const float *w_in, const float *w_out, const int32_t *slots,
                              const int32_t *ends, float *out, float *h) {
@@ -111,7 +116,7 @@ void upcycle_experts_forward(long T, long K, long E, long D, long M, const float
         for (; at < ends[e];) {
             long rows = least(chunk, ends[e] - at);
             gather(rows, D, K, slots + at, xn, rows_in);
-            mlp_rows_forward(rows, D, M, rows_in, in, back, h + at * 2 * M, by_expert, 0);
+            mlp_rows_forward(rows, D, M, rows_in, in, back, h + at * ld_of(M), by_expert, 0);
             for (long r = 0; r < rows; r++) memcpy(y + slots[at + r] * D, by_expert + r * D, D * sizeof(float));
             at += rows;
         }
@@ -147,7 +152,7 @@ void upcycle_experts_backward(long T, long K, long E, long D, long M, const floa
             gather(rows, D, K, slots + at, xn, rows_in);
             gather(rows, D, K, slots + at, dout, dy);
             for (long r = 0; r < rows; r++) g[r] = gates[slots[at + r]];
-            mlp_rows_backward(rows, D, M, rows_in, dy, g, h + at * 2 * M, in, back, first, dwi, dwo, by_expert, dg);
+            mlp_rows_backward(rows, D, M, rows_in, dy, g, h + at * ld_of(M), in, back, first, dwi, dwo, by_expert, dg);
             for (long r = 0; r < rows; r++) {
                 memcpy(dx + slots[at + r] * D, by_expert + r * D, D * sizeof(float));
                 dgates[slots[at + r]] = dg[r];

@@ -8,12 +8,13 @@
 #include <string.h>
 
 #if defined(__AVX512F__)
-enum { LANES = 16, ROWS = 8, STRIP = 3 }; /* a register tile of 8 x 3 vectors: 24 of 32 registers hold sums */
+enum { LANES = 16, ROWS = 12, STRIP = 2 }; /* a register tile of 12 x 2 vectors: 24 of 32 registers hold sums */
 #elif defined(__AVX__)
-enum { LANES = 8, ROWS = 4, STRIP = 3 }; /* 12 of 16 registers */
+enum { LANES = 8, ROWS = 6, STRIP = 2 }; /* 12 of 16 registers */
 #else
-enum { LANES = 4, ROWS = 8, STRIP = 3 }; /* 128-bit vectors (NEON has 32 registers) */
+enum { LANES = 4, ROWS = 12, STRIP = 2 }; /* 128-bit vectors (NEON has 32 registers) */
 #endif
+enum { DEPTH = 256, BAND = 24, PAD = 16 };
 
 typedef float vec __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 typedef int32_t ivec __attribute__((vector_size(LANES * 4)));
@@ -24,6 +25,16 @@ INLINE vec load(const float *p) { return *(const vec *)p; }
 INLINE void store(float *p, vec x) { *(vec *)p = x; }
 INLINE vec splat(float s) { return s - (vec){0}; }
 INLINE vec choose(ivec yes, vec a, vec b) { return (vec)((yes & (ivec)a) | (~yes & (ivec)b)); }
+
+/* Keep a value in a register: the compiler would rather load it again with each use, and loads are scarcer. */
+INLINE vec in_register(vec x) {
+#if defined(__AVX512F__)
+    __asm__("" : "+v"(x));
+#elif defined(__AVX__)
+    __asm__("" : "+x"(x));
+#endif
+    return x;
+}
 
 /* Sum and largest of a vector's elements, halving: a fixed order. */
 INLINE float sum(vec x) {
