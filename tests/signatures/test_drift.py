@@ -1,12 +1,14 @@
-"""The recorded signatures are still those of the libraries' source; and flash-attn 2's own Python, under fake tensors.
+"""The recorded signatures are those of the libraries' source; flash-attn 2's and 3's own Python under fake tensors.
 
-Both need the libraries' source, unpacked or installed, and skip without it: `make contract-gpu` downloads 10 MB.
+All need the libraries' source, unpacked or installed, and skip without it: `make contract-gpu` downloads 10 MB.
 """
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -17,7 +19,7 @@ from record_signatures import record
 from sources import FOLDER, HOW, RECORDS, find_source
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from upcycle.model.cuda_kernels import LIBRARIES, flash2_attention
+from upcycle.model.cuda_kernels import Attention, flash2_attention, flash3_attention
 
 
 def source_of(distribution: str) -> Path:
@@ -25,7 +27,7 @@ def source_of(distribution: str) -> Path:
     if root is None:
         version, _ = RECORDS[distribution]
         how = HOW if version else f"put a checkout of flash-attention at {FOLDER.name}/{distribution}"
-        pytest.skip(f"the source of {distribution} {version} is not here: {how}")
+        pytest.skip(f"the source of {f'{distribution} {version}'.strip()} is not here: {how}")
     return root
 
 
@@ -55,30 +57,56 @@ def test_the_recorder_sees_a_changed_name_default_or_kind(tmp_path: Path) -> Non
     assert record(tmp_path, ["library.py:g", "gone.py:f"]) == {"library.py:g": None, "gone.py:f": None}
 
 
-@pytest.fixture(scope="module")
-def flash_attn() -> Iterator[ModuleType]:
-    """flash-attn 2 itself, with an empty module in place of its CUDA extension."""
-    root = source_of("flash-attn")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "flash_attn_2_cuda", ModuleType("flash_attn_2_cuda"))
-        patch.syspath_prepend(str(root))
-        for name in [name for name in sys.modules if name.partition(".")[0] == "flash_attn"]:
-            patch.delitem(sys.modules, name)
-        import flash_attn
+def test_the_copy_of_flash_attn_3_beside_flash_attn_2_knows_our_keywords() -> None:
+    """An older one, which the sdist of flash-attn 2.8.3.post2 carries along."""
+    name = "hopper/flash_attn_interface.py:flash_attn_func"
+    known = {parameter["name"] for parameter in record(source_of("flash-attn"), [name])[name]["params"]}
+    assert {"q", "k", "v", "softmax_scale", "causal", "deterministic"} <= known
 
-        yield flash_attn
-        for name in [name for name in sys.modules if name.partition(".")[0] == "flash_attn"]:
+
+@contextmanager
+def imported(root: Path, module: str, stand_ins: dict[str, ModuleType]) -> Iterator[ModuleType]:
+    """A module from this folder, with stand-ins for what its build would have made; gone again afterwards."""
+    ours = {name.partition(".")[0] for name in (module, *stand_ins)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(root))
+        for name in [name for name in sys.modules if name.partition(".")[0] in ours]:
+            patch.delitem(sys.modules, name)
+        sys.modules.update(stand_ins)
+        yield importlib.import_module(module)
+        for name in [name for name in sys.modules if name.partition(".")[0] in ours]:
             del sys.modules[name]
 
 
+@pytest.fixture(scope="module")
+def flash2() -> Iterator[Attention]:
+    """Our attention by flash-attn 2 itself, with an empty module in place of its CUDA extension."""
+    root = source_of("flash-attn")
+    with imported(root, "flash_attn", {"flash_attn_2_cuda": ModuleType("flash_attn_2_cuda")}) as module:
+        yield flash2_attention(module.flash_attn_func)
+
+
+@pytest.fixture(scope="module")
+def flash3() -> Iterator[Attention]:
+    """Our attention by flash-attn 3 itself, whose build also writes which kernels it left out (none), on an H100."""
+    package, built = ModuleType("flash_attn_3"), ModuleType("flash_attn_config")
+    package._C = ModuleType("flash_attn_3._C")
+    built.CONFIG = {"build_flags": {f"FLASHATTENTION_DISABLE_HDIM{size}": False for size in (64, 96, 128, 192, 256)}}
+    stand_ins = {"flash_attn_3": package, "flash_attn_3._C": package._C, "flash_attn_config": built}
+    root = source_of("flash-attn-3") / "hopper"
+    with imported(root, "flash_attn_interface", stand_ins) as module, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+        yield flash3_attention(module.flash_attn_func)
+
+
 @pytest.mark.parametrize("head_dim", [60, 70, 80, 94, 104])
-def test_flash_attn_2_itself_takes_our_call_and_every_head_of_the_paper(head_dim: int, flash_attn: ModuleType) -> None:
+@pytest.mark.parametrize("name", ["flash2", "flash3"])
+def test_the_library_itself_takes_our_call_and_every_head_of_the_paper(name: str, head_dim: int, request) -> None:
     """Its argument checks, padding, autograd and the shapes its kernels promise, forward and backward; no numbers.
 
     On fake CPU tensors: fake CUDA tensors that need gradients end the process on a torch without CUDA.
     """
-    assert all(hasattr(flash_attn, function) for function in LIBRARIES["flash2"].functions)
-    attention = flash2_attention(flash_attn.flash_attn_func)
+    attention = request.getfixturevalue(name)
     with FakeTensorMode():
         qkv = torch.empty(2, 16, 12, head_dim, dtype=torch.bfloat16, requires_grad=True)
         y_BHSC = attention(*(x.transpose(1, 2) for x in qkv.chunk(3, dim=2)))

@@ -128,7 +128,8 @@ def check_keywords(function: Callable[..., Any], *keywords: str) -> None:
 
 def padded(x_BSHC: Tensor) -> Tensor:
     """Heads filled up with zeros to the next multiple of 8. Exact: zeros add nothing to scores, and are cut off."""
-    return F.pad(x_BSHC, (0, -x_BSHC.shape[-1] % HEAD_DIM_MULTIPLE))
+    missing = -x_BSHC.shape[-1] % HEAD_DIM_MULTIPLE
+    return F.pad(x_BSHC, (0, missing)) if missing else x_BSHC  # a pad of nothing would copy
 
 
 def flash2_attention(flash_attn_func: Callable[..., Any]) -> Attention:

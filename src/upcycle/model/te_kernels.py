@@ -102,6 +102,7 @@ def _empty_grouped_linear(te: Any, weights_EJK: Tensor) -> nn.Module:
         bias=False,
         params_dtype=weights_EJK.dtype,
         device=weights_EJK.device,
+        use_grouped_tensor=False,  # whatever the environment says: sizes are on the CPU
     )
     for parameter in module.parameters():
         parameter.data = parameter.data.new_empty(0)

@@ -26,7 +26,8 @@ def use_device(execution: Execution) -> torch.device:
             )
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
         torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what it did not write
+        # Nothing here reads what it did not write. (The setting is a property of the module: no stub knows it.)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.set_num_threads(execution.threads)
     return torch.device(execution.device)
 
