@@ -8,27 +8,41 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from upcycle.execution import Execution
 from upcycle.spec import RunSpec
 
 
 class Spawner:
-    """Starts trainings, one at a time, as processes with their own pid."""
+    """Starts trainings, one at a time, as processes with their own pid; a training may be several processes."""
 
-    def __init__(self) -> None:
+    def __init__(self, stderr: TextIO | None = None) -> None:
         self._helper = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            bufsize=1,
         )
 
     def start(
         self, run: RunSpec, run_dir: Path, tokens_dir: Path, execution: Execution, parent: Path | None = None
     ) -> int:
-        """Start a training; returns its pid."""
+        """Start a training; returns its (first) pid."""
+        return self.start_all(run, run_dir, tokens_dir, execution, parent)[0]
+
+    def start_all(
+        self, run: RunSpec, run_dir: Path, tokens_dir: Path, execution: Execution, parent: Path | None = None
+    ) -> list[int]:
+        """Start a training of `execution.devices` processes; returns their pids by rank."""
         request = {
             "run": run.model_dump(mode="json"),
             "execution": execution.model_dump(mode="json"),
@@ -37,16 +51,20 @@ class Spawner:
         assert self._helper.stdin
         assert self._helper.stdout
         self._helper.stdin.write(json.dumps(request) + "\n")
-        return int(self._helper.stdout.readline())
+        return json.loads(self._helper.stdout.readline())
 
     def ended(self) -> bool:
         """Whether the training has ended and `exit_code` would return at once."""
         return bool(select.select([self._helper.stdout], [], [], 0)[0])
 
     def exit_code(self) -> int:
-        """Wait for the end; the exit code, or minus the signal that killed it."""
+        """Wait for the end; the (first) exit code, or minus the signal that killed it."""
+        return self.exit_codes()[0]
+
+    def exit_codes(self) -> list[int]:
+        """Wait for the end of all processes; their exit codes by rank."""
         assert self._helper.stdout
-        return int(self._helper.stdout.readline())
+        return json.loads(self._helper.stdout.readline())
 
     def close(self) -> None:
         """End the helper."""
@@ -66,24 +84,58 @@ def run_job(request: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Serve requests from standard input: print the child's pid, then its exit code."""
+    """Serve requests from standard input: print the children's pids, then their exit codes."""
     import torch._dynamo  # noqa: F401 (the first use of an optimizer imports it)
 
-    import upcycle.train.loop  # noqa: F401 (the seconds that children are spared)
+    import upcycle.train.loop
 
     for line in sys.stdin:
-        pid = os.fork()
-        if pid == 0:
-            try:
-                run_job(json.loads(line))
-            except SystemExit as exit_:
-                os._exit(exit_.code)  # type: ignore[arg-type]
-            except BaseException:  # noqa: BLE001 (as the interpreter does)
-                sys.excepthook(*sys.exc_info())
-                os._exit(1)
-            os._exit(0)
-        print(pid, flush=True)
-        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+        request = json.loads(line)
+        size = request["execution"]["devices"]
+        if size > 1:
+            import upcycle.model.parallel
+            import upcycle.train.sharded  # noqa: F401
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        children = [fork_job(request, rank, size, port) for rank in range(size)]
+        print(json.dumps(children), flush=True)
+        print(json.dumps(wait_for_all(children)), flush=True)
+
+
+def fork_job(request: dict[str, Any], rank: int, size: int, port: int) -> int:
+    """Fork one process of a training; its environment is what torchrun would give it."""
+    pid = os.fork()
+    if pid:
+        return pid
+    if size > 1:
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        os.environ.update({name: str(value) for name, value in place.items()})
+    try:
+        run_job(request)
+    except SystemExit as exit_:
+        os._exit(exit_.code)  # type: ignore[arg-type]
+    except BaseException:  # noqa: BLE001 (as the interpreter does)
+        sys.excepthook(*sys.exc_info())
+        os._exit(1)
+    os._exit(0)
+
+
+def wait_for_all(children: list[int]) -> list[int]:
+    """Exit codes by rank; as torchrun does, those that outlive a failed one are ended after a while."""
+    codes: dict[int, int] = {}
+    deadline = None
+    while len(codes) < len(children):
+        for pid in set(children) - codes.keys():
+            found, status = os.waitpid(pid, os.WNOHANG)
+            if found:
+                codes[pid] = os.waitstatus_to_exitcode(status)
+                if codes[pid]:
+                    deadline = deadline or time.monotonic() + 30
+        if deadline and time.monotonic() > deadline:
+            for pid in set(children) - codes.keys():
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.002)
+    return [codes[pid] for pid in children]
 
 
 if __name__ == "__main__":
