@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -241,3 +242,26 @@ def test_every_function_is_declared_as_the_source_defines_it() -> None:
         arguments = source.split(f"upcycle_{name}(")[1].split(")")[0].split(",")
         defined = tuple(ctypes.c_void_p if "*" in text else kinds[text.split()[0]] for text in arguments)
         assert defined == declared, name
+
+
+NARROWER = """
+import sys
+from upcycle.model.native import build
+build.FLAGS = (*build.FLAGS, sys.argv[1])
+import test_native
+for shape in test_native.SHAPES:
+    for moe in (None, test_native.MOE):
+        test_native.test_loss_and_gradients_are_those_of_the_composed_model(shape, moe)
+print("equal")
+"""
+
+
+@pytest.mark.parametrize("flag", ["-mno-avx512f", "-mno-avx"])
+def test_narrower_vectors_compute_the_same(flag: str, tmp_path: Path) -> None:
+    """The source has a way for each width of vectors; this machine's own is what the other tests take."""
+    if platform.machine() != "x86_64":
+        pytest.skip(f"{flag} is a flag of x86-64")
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).parent)}
+    command = [sys.executable, "-c", NARROWER, flag]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout == "equal\n", done.stderr

@@ -3,7 +3,7 @@
  * Sequences are taken in groups of about GROUP rows, so that what lies between two products stays in the cache. Scores
  * exist for BLOCK queries of one head at a time; the backward pass computes them again from their log-sum-exp. */
 
-enum { GROUP = 256, BLOCK = 64 };
+enum { GROUP = 256, BLOCK = 4 * ROWS };
 enum { XN = 1, WIDE, NARROW, PACKED, PACKED2, QUERY, KEY, VALUE, SCORES, DSCORES, OUT, DQUERY, DKEY, DVALUE };
 
 typedef struct { long S, D, H, C, Cp, ld; } Shape; /* C head dimension, Cp in whole vectors, ld of a row of S keys */
@@ -62,7 +62,7 @@ static void transpose(Shape s, const float *rows, float *columns) {
 static float softmax_row(float *row, long seen, long width, float *lse) {
     for (long j = seen; j < width; j++) row[j] = -INFINITY;
     vec top = load(row);
-    for (long j = LANES; j < padded(seen); j += LANES) top = choose(top < load(row + j), load(row + j), top);
+    for (long j = LANES; j < padded(seen); j += LANES) top = larger(top, load(row + j));
     float max = largest(top);
     vec total = splat(0.0f);
     for (long j = 0; j < padded(seen); j += LANES) {

@@ -11,7 +11,10 @@ INLINE void tile(const int rows, const int strip, long K, const float *A, long a
 #pragma GCC unroll 12
     for (int i = 0; i < rows; i++)
 #pragma GCC unroll 2
-        for (int j = 0; j < strip; j++) sums[i][j] = splat(0.0f);
+        for (int j = 0; j < strip; j++) {
+            sums[i][j] = splat(0.0f);
+            __builtin_prefetch(C + i * ldc + j * LANES, 1); /* wanted when the sums are done */
+        }
     for (long p = 0; p < K; p++) {
         vec b[STRIP];
 #pragma GCC unroll 2
@@ -84,17 +87,32 @@ static void pack(long K, long N, const float *B, long bp, long bj, float *packed
     }
 }
 
-/* C (M x N) (+)= A^T B, A (K x M) and B (K x N) by rows: a weight's gradient. Columns of A are copied together, ROWS at
- * a time: their rows lie far apart. */
+/* C (M x N) (+)= A^T B, A (K x M) and B (K x N) by rows: a weight's gradient. Columns of A, whose numbers lie far apart,
+ * are copied into panels of ROWS, and some PANELS pass by each strip of B while that is in the first-level cache. */
 static void gemm_tn(long M, long N, long K, const float *A, long lda, const float *B, long ldb, float *C, long ldc,
                     int add) {
-    float *columns = scratch(0, (size_t)K * ROWS);
-    for (long i = 0; i < M; i += ROWS) {
-        long rows = least(ROWS, M - i);
-        if (rows == ROWS)
-            for (long p = 0; p < K; p++) memcpy(columns + p * ROWS, A + p * lda + i, ROWS * sizeof(float));
-        else
-            for (long p = 0; p < K; p++) memcpy(columns + p * ROWS, A + p * lda + i, rows * sizeof(float));
-        gemm(rows, N, K, columns, 1, ROWS, B, ldb, C + i * ldc, ldc, add);
+    enum { PANELS = 8 };
+    if (N <= STRIP * LANES) { /* nothing to use a copy twice */
+        gemm(M, N, K, A, 1, lda, B, ldb, C, ldc, add);
+        return;
+    }
+    float *panels = scratch(0, (size_t)K * ROWS * PANELS);
+    for (long first = 0; first < M; first += ROWS * PANELS) {
+        long columns = least(ROWS * PANELS, M - first);
+        for (long i = 0; i < columns; i += ROWS) {
+            const float *from = A + first + i;
+            float *to = panels + i * K;
+            if (columns - i >= ROWS)
+                for (long p = 0; p < K; p++) memcpy(to + p * ROWS, from + p * lda, ROWS * sizeof(float));
+            else
+                for (long p = 0; p < K; p++) memcpy(to + p * ROWS, from + p * lda, (columns - i) * sizeof(float));
+        }
+        for (long j = 0; j < N; j += STRIP * LANES)
+            for (long i = 0; i < columns; i += ROWS) {
+                long rows = least(ROWS, columns - i);
+                float *c = C + (first + i) * ldc + j;
+                if (N - j >= STRIP * LANES) strip_rows(STRIP, rows, K, panels + i * K, 1, ROWS, B + j, ldb, c, ldc, add);
+                else strip_rows(1, rows, K, panels + i * K, 1, ROWS, B + j, ldb, c, ldc, add);
+            }
     }
 }

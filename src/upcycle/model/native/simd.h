@@ -6,6 +6,9 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
 
 #if defined(__AVX512F__)
 enum { LANES = 16, ROWS = 12, STRIP = 2 }; /* a register tile of 12 x 2 vectors: 24 of 32 registers hold sums */
@@ -26,6 +29,15 @@ INLINE void store(float *p, vec x) { *(vec *)p = x; }
 INLINE vec splat(float s) { return s - (vec){0}; }
 INLINE vec choose(ivec yes, vec a, vec b) { return (vec)((yes & (ivec)a) | (~yes & (ivec)b)); }
 
+/* The larger, element by element; x where either is NaN. */
+INLINE vec larger(vec bound, vec x) {
+#if defined(__AVX512F__)
+    return (vec)_mm512_max_ps((__m512)bound, (__m512)x);
+#else
+    return choose(x < bound, bound, x);
+#endif
+}
+
 /* Keep a value in a register: the compiler would rather load it again with each use, and loads are scarcer. */
 INLINE vec in_register(vec x) {
 #if defined(__AVX512F__)
@@ -38,29 +50,36 @@ INLINE vec in_register(vec x) {
 
 /* Sum and largest of a vector's elements, halving: a fixed order. */
 INLINE float sum(vec x) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_ps((__m512)x);
+#else
     float part[LANES];
     store(part, x);
     for (int half = LANES / 2; half; half /= 2)
         for (int i = 0; i < half; i++) part[i] += part[i + half];
     return part[0];
+#endif
 }
 
 INLINE float largest(vec x) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_max_ps((__m512)x);
+#else
     float part[LANES];
     store(part, x);
     for (int half = LANES / 2; half; half /= 2)
         for (int i = 0; i < half; i++) part[i] = part[i] < part[i + half] ? part[i + half] : part[i];
     return part[0];
+#endif
 }
 
 /* e^x to 2 units in the last place (Cephes' polynomial), 0 below -87, for x up to 88. NaN stays NaN. */
 INLINE vec vexp(vec x) {
     const float shift = 12582912.0f; /* 1.5 * 2^23: adding it rounds to whole numbers and leaves them in the low bits */
-    ivec tiny = x < splat(-87.0f);
-    x = choose(x > splat(88.0f), splat(88.0f), x);
-    vec t = x * 1.44269504f + shift;
+    vec near = larger(splat(-87.0f), x);
+    vec t = near * 1.44269504f + shift;
     vec n = t - shift;
-    vec r = x - n * 0.693359375f - n * -2.12194440e-4f;
+    vec r = near - n * 0.693359375f - n * -2.12194440e-4f;
     vec p = splat(1.9875691500e-4f);
     p = p * r + 1.3981999507e-3f;
     p = p * r + 8.3334519073e-3f;
@@ -68,8 +87,14 @@ INLINE vec vexp(vec x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     vec y = p * (r * r) + r + 1.0f;
+#if defined(__AVX512F__)
+    y = (vec)_mm512_scalef_ps((__m512)y, (__m512)n);
+    return (vec)_mm512_maskz_mov_ps(_mm512_cmp_ps_mask((__m512)x, (__m512)splat(-87.0f), _CMP_NLT_US), (__m512)y);
+#else
     ivec power = ((ivec)t - (ivec)splat(shift) + 127) << 23;
-    return choose(tiny, splat(0.0f), y * (vec)power);
+    y = choose(x > splat(88.0f), splat(INFINITY), y * (vec)power);
+    return choose(x < splat(-87.0f), splat(0.0f), y);
+#endif
 }
 
 INLINE vec sigmoid(vec x) { return 1.0f / (1.0f + vexp(-x)); }
