@@ -154,6 +154,8 @@ def run_tests(report: Report, selection: str) -> bool:
         kind = "passed" if problem is None else "skipped" if problem.tag == "skipped" else "failed"
         outcome[kind].append((case.get("name", ""), "" if problem is None else problem.get("message", "")))
     report.add(", ".join(f"{len(found)} {kind}" for kind, found in outcome.items()), "")
+    if not outcome["passed"]:
+        report.add("**Not one test passed.**", "")
     for name, why in outcome["failed"]:
         report.add(f"- **failed** {name}: {' '.join(why.split())[:600]}")
     reasons = collections.Counter(" ".join(why.split()) for _, why in outcome["skipped"])
@@ -176,11 +178,16 @@ def seconds_each(action: Callable[[], object], where: str, seconds: float) -> fl
     return statistics.median(times[3:])
 
 
-def attention_times(report: Report, models: dict[str, ModelSpec], where: str, sequences: int, seconds: float) -> None:
-    """Forward and backward of attention alone, by kernel and size."""
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or ['no message'])[0][:200]}"
+
+
+def attention_times(report: Report, models: dict[str, ModelSpec], where: str, sequences: int, seconds: float) -> bool:
+    """Forward and backward of attention alone, by kernel and size; whether every kernel at hand ran."""
     report.add("## Attention, forward and backward", "", f"{sequences} sequences, bfloat16, milliseconds.", "")
     names = [name for name in KERNELS["attention"] if name != "plain"]
     rows: list[tuple[object, ...]] = [("size", "heads x dimension", *names)]
+    failures: list[str] = []
     for size, model in models.items():
         cells = []
         for name in names:
@@ -199,9 +206,15 @@ def attention_times(report: Report, models: dict[str, ModelSpec], where: str, se
             def both(kernel=attention, inputs=(q, k, v), qkv=qkv, outgoing=outgoing) -> None:
                 torch.autograd.grad(kernel(*inputs), qkv, outgoing, retain_graph=True)
 
-            cells.append(f"{1e3 * seconds_each(both, where, seconds / 4):.3g}")
+            try:
+                cells.append(f"{1e3 * seconds_each(both, where, seconds / 4):.3g}")
+            except RuntimeError as error:
+                cells.append("**fails**")
+                failures.append(f"- **{name}** at {size}: {_first_line(error)}")
         rows.append((size, f"{model.n_head} x {model.head_dim}", *cells))
     report.table(*rows)
+    report.add(*failures, "")
+    return not failures
 
 
 def run_of(model: ModelSpec, moe: MoESpec | None, sequences: int) -> RunSpec:
@@ -220,9 +233,7 @@ def run_of(model: ModelSpec, moe: MoESpec | None, sequences: int) -> RunSpec:
     )
 
 
-def training_rate(
-    run: RunSpec, where: str, sequences: int, seconds: float, *, update: bool
-) -> tuple[float, float, str]:
+def training_rate(run: RunSpec, where: str, sequences: int, seconds: float, *, update: bool) -> tuple[float, str, str]:
     """Seconds a step, peak memory in GB, and the kernels: one micro-batch forward and backward, with `update` clipping
     and AdamW too."""
     kernels = choose_kernels(run.model, {"layers": "composed"}, device=where, dtype=run.dtype)
@@ -249,14 +260,16 @@ def training_rate(
     if where == "cuda":
         torch.cuda.reset_peak_memory_stats()
     taken = seconds_each(step, where, seconds)
-    peak = torch.cuda.max_memory_allocated() / 1e9 if where == "cuda" else float("nan")
+    peak = f"{torch.cuda.max_memory_allocated() / 1e9:.1f}" if where == "cuda" else "-"
     return taken, peak, " ".join(kernels.names[op] for op in ("attention", "experts"))
 
 
 def training_times(
     report: Report, shapes: dict[str, tuple[ModelSpec, MoESpec | None]], where: str, sequences: int, seconds: float
-) -> None:
-    """Tokens a second, TFLOP/s and MFU of a training step on one device, by size."""
+) -> bool:
+    """Tokens a second, TFLOP/s and MFU of a training step on one device, by size; whether every size ran or was too
+    large."""
+    ran = True
     report.add(
         "## Training, one device",
         "",
@@ -277,15 +290,19 @@ def training_times(
             taken, peak, kernels = training_rate(run, where, sequences, seconds, update=update)
         except torch.OutOfMemoryError:
             rows.append((size, says, "out of memory: fewer --sequences, or several devices (FSDP)", *["-"] * 6))
+        except RuntimeError as error:
+            ran = False
+            rows.append((size, says, f"**fails**: {_first_line(error)}", *["-"] * 6))
         else:
             tokens = sequences * model.context / taken
             rate = tokens * flops_per_token(model, moe)
             product = gemm_rate(run, Execution(device=where, micro_batch=sequences))
             cells = (f"{tokens:,.0f}", f"{1e3 * taken:.1f}", f"{rate / 1e12:.3g}", f"{product / 1e12:.3g}")
-            rows.append((size, says, kernels, *cells, f"{rate / product:.1%}", f"{peak:.1f}"))
+            rows.append((size, says, kernels, *cells, f"{rate / product:.1%}", peak))
         if where == "cuda":
             torch.cuda.empty_cache()
     report.table(*rows)
+    return ran
 
 
 def options_of(arguments: list[str] | None) -> argparse.Namespace:
@@ -301,7 +318,7 @@ def options_of(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure and write; 1 if a test failed, 2 without the device."""
+    """Measure and write; 1 if a test or a measurement failed, 2 without the device."""
     options = options_of(arguments)
     where = options.device
     try:
@@ -328,12 +345,12 @@ def main(arguments: list[str] | None = None) -> int:
     for model in models.values():
         assert not why_not("experts", "grouped_mm", model, device=where, dtype="bfloat16")
     available_kernels(report, next(iter(models.values())), where)
-    passed = run_tests(report, options.tests)
-    attention_times(report, models, where, options.sequences, options.seconds)
-    training_times(report, shapes, where, options.sequences, options.seconds)
-    report.add("All tests that could run passed." if passed else "**Tests failed: see above.**")
+    sound = run_tests(report, options.tests)
+    sound &= attention_times(report, models, where, options.sequences, options.seconds)
+    sound &= training_times(report, shapes, where, options.sequences, options.seconds)
+    report.add("Nothing that ran failed." if sound else "**Something failed: see above.**")
     print(f"\nwritten: {path}")
-    return 0 if passed else 1
+    return 0 if sound else 1
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def test_the_file_holds_versions_kernels_tests_and_rates(smoke: ModuleType, tmp_
     assert "- attention=sdpa torch" in text
     assert "| attention | flash2 | it needs device cuda, and the device is cpu" in text
     assert "| attention | sdpa | yes |" in text
-    assert "0 failed, 1 skipped, 0 passed\n\n- 1 skipped: no library" in text
+    assert "0 failed, 1 skipped, 0 passed\n\n**Not one test passed.**\n\n- 1 skipped: no library" in text
     for size in ("tiny dense", "tiny 8x2"):
         (row,) = [line for line in text.splitlines() if line.startswith(f"| {size} | yes | sdpa grouped_mm |")]
         tokens, step, rate, product, mfu, _ = (cell.strip() for cell in row.split("|")[4:-1])
@@ -46,7 +46,7 @@ def test_the_file_holds_versions_kernels_tests_and_rates(smoke: ModuleType, tmp_
         assert float(step) > 0
         assert 0 < float(rate) < float(product)
         assert mfu.endswith("%")
-    assert "All tests that could run passed." in text
+    assert "Nothing that ran failed." in text
 
 
 def test_a_failed_test_is_told_and_is_the_exit_code(smoke: ModuleType, tmp_path: Path) -> None:
@@ -75,3 +75,18 @@ def test_memory_that_does_not_suffice_is_a_row_and_not_the_end(smoke: ModuleType
     assert (
         "| large | yes | out of memory: fewer --sequences, or several devices (FSDP) | - |" in report.path.read_text()
     )
+
+
+def test_a_kernel_that_fails_is_told_and_is_the_exit_code(smoke: ModuleType, tmp_path: Path, monkeypatch) -> None:
+    """The other measurements go on."""
+
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("no kernel image is available\nand more")
+
+    monkeypatch.setattr(smoke, "seconds_each", broken)
+    report = smoke.Report(tmp_path / "smoke.md")
+    assert not smoke.attention_times(report, {"tiny": smoke.TINY}, "cpu", 8, 0.01)
+    assert not smoke.training_times(report, {"tiny": (smoke.TINY, None)}, "cpu", 8, 0.01)
+    text = report.path.read_text()
+    assert "- **sdpa** at tiny: RuntimeError: no kernel image is available" in text
+    assert "| tiny | yes | **fails**: RuntimeError: no kernel image is available |" in text
