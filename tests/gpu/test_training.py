@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from on_devices import DEVICES, kernels, kernels_by_device, relative_error
 from safetensors.torch import load_file
 
 from upcycle.execution import Execution
-from upcycle.model.kernels import Kernels
+from upcycle.model.kernels import Kernels, choose_kernels
 from upcycle.model.transformer import Transformer, init_weights
 from upcycle.spec import ModelSpec, MoESpec, OptimSpec
+from upcycle.train import evaluate, start
 from upcycle.train.distributed import Group
 from upcycle.train.optim import build_optimizer
 
@@ -93,6 +95,33 @@ def test_the_engine_trains_in_bfloat16_to_the_same_bits_twice(where: str, moe, t
         rows = [row["loss"] for row in small_runs.rows_of(folder) if "loss" in row]
     assert found[0] == found[1]
     assert rows[-1] < rows[0] - 0.2
+
+
+@pytest.mark.parametrize("where", DEVICES)
+def test_a_bfloat16_run_asks_its_kernels_for_bfloat16_alone_and_the_receipt_others(where: str, tokens_dir, tmp_path):
+    """From a dense parent by upcycling to the last evaluation; the receipt is measured in float32."""
+    dense = small_runs.small_run(dtype="bfloat16")
+    seen: list[torch.dtype] = []
+
+    def choose(*arguments: Any, **keywords: Any) -> Kernels:
+        chosen = choose_kernels(*arguments, **keywords)
+
+        def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            seen.extend(x.dtype for x in (q, k, v))
+            return chosen.attention(q, k, v)
+
+        return replace(chosen, attention=attention)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (start, evaluate):
+            patch.setattr(module, "choose_kernels", choose)
+        small_runs.train_in(tmp_path, tokens_dir, dense, Execution(device=where))
+        folder = small_runs.train_in(
+            tmp_path, tokens_dir, small_runs.upcycled_run(dense, dtype="bfloat16"), Execution(device=where)
+        )
+    assert set(seen) == {torch.bfloat16}
+    receipt = json.loads((folder / "receipt.json").read_text())
+    assert receipt["logit_gap"] <= receipt["logit_gap_bound"]
 
 
 @pytest.mark.parametrize("where", DEVICES)

@@ -12,7 +12,7 @@ import torch
 
 from upcycle.errors import UserError
 from upcycle.model import cuda_kernels
-from upcycle.model.kernels import Kernels, choose_kernels
+from upcycle.model.kernels import Kernels, choose_kernels, float32_kernels
 from upcycle.spec import ModelSpec
 
 GROUPABLE = ModelSpec(n_layer=1, d_model=16, n_head=1, vocab_size=8, context=8)
@@ -194,3 +194,12 @@ def test_with_compile_what_cannot_be_traced_stays_out_of_the_graph(caplog) -> No
     assert "experts=grouped_mm stays outside of the compiled graph" in caplog.text
     compiled = torch.compile(lambda *inputs: experts(*inputs) + 1, backend="eager")
     torch.testing.assert_close(compiled(x, ends, w_in, w_out), Kernels().experts(x, ends, w_in, w_out) + 1)
+
+
+@pytest.mark.usefixtures("no_library")
+def test_in_float32_kernels_that_know_bfloat16_alone_give_way_to_others() -> None:
+    names = {"attention": "flash2", "experts": "loop", "rms_norm": "auto", "cross_entropy": "chunked", "layers": "auto"}
+    described = float32_kernels(GROUPABLE, names, device="cuda").describe()
+    assert described["attention"] == "sdpa"
+    assert described["experts"] == "loop"
+    assert described["cross_entropy"] == "chunked"

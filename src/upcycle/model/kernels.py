@@ -48,6 +48,7 @@ __all__ = [
     "WholeLayers",
     "choose_kernels",
     "cross_entropy",
+    "float32_kernels",
     "grouped_mm",
     "loop",
     "plain",
@@ -180,6 +181,15 @@ def choose_kernels(
     native = _whole_layers(wanted, model, device=device, dtype=dtype, tensor_parallel=tensor_parallel, compile=compile)
     described |= {"router": "torch", "layers": "composed" if native is None else "native"}
     return Kernels(**chosen, native=native, names=described, versions=versions)
+
+
+def float32_kernels(model: ModelSpec, names: Mapping[str, str], *, device: str, tensor_parallel: int = 1) -> Kernels:
+    """The kernels for what a bfloat16 run computes in float32, the receipt of its upcycling: those named that can, and
+    `auto` for the others."""
+    log.info("kernels in float32, for the receipt:")
+    fit: dict[str, Any] = {"device": device, "dtype": "float32", "tensor_parallel": tensor_parallel}
+    able = {op: name for op, name in names.items() if op in KERNELS and not why_not(op, name, model, **fit)}
+    return choose_kernels(model, able | {"layers": "composed"}, **fit)
 
 
 def _whole_layers(

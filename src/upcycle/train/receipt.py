@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from upcycle.model import upcycling
+from upcycle.model.kernels import Kernels, float32_kernels
 from upcycle.model.transformer import Transformer
 from upcycle.train.optim import local_square_sums, of_one_mesh
 from upcycle.train.step import accumulate
@@ -30,12 +31,17 @@ def measure_upcycling(
     run = trainee.run
     assert dense_state is not None
     ids = torch.from_numpy(run_batch(run, trainee.tokens, step=0)).to(trainee.device)
-    dense = Transformer(run.model, kernels=trainee.model.kernels).to(trainee.device)
+    kernels, moe = _kernels(trainee), trainee.model
+    if kernels is not moe.kernels:
+        assert moe_state is not None
+        moe = Transformer(run.model, run.moe, kernels).to(trainee.device)
+        moe.load_state_dict(moe_state)
+    dense = Transformer(run.model, kernels=kernels).to(trainee.device)
     dense.load_state_dict(dense_state)
     optim = run.optim
     return upcycling.receipt(
         dense,
-        trainee.model,
+        moe,
         ids[:, :-1],
         ids[:, 1:],
         method=run.origin.partition(":")[2],
@@ -45,10 +51,20 @@ def measure_upcycling(
     )
 
 
+def _kernels(trainee: Trainee) -> Kernels:
+    """The run's kernels, or for a bfloat16 run, whose kernels may know nothing else, such as take float32."""
+    run, execution = trainee.run, trainee.execution
+    if run.dtype == "float32":
+        return trainee.model.kernels
+    return float32_kernels(
+        run.model, execution.kernels, device=execution.device, tensor_parallel=execution.tensor_parallel
+    )
+
+
 def _measure_sharded(
     trainee: Trainee, dense_state: Mapping[str, Tensor] | None, moe_state: Mapping[str, Tensor] | None
 ) -> dict[str, Any] | None:
-    run, group, kernels = trainee.run, trainee.group, trainee.model.kernels
+    run, group, kernels = trainee.run, trainee.group, _kernels(trainee)
     models = {}
     for name, moe, state in (("dense", None, dense_state), ("moe", run.moe, moe_state)):
         models[name] = build_model(run, moe, kernels, trainee.device, group, mixed=False)
