@@ -1,11 +1,14 @@
-"""One of several processes that a test launches: does a list of jobs with the others, the first writes what they found.
+"""One of several processes that a test launches: does a list of jobs with the others and writes what came of each.
 
-`torchrun ... distributed_worker.py JOBS.json`; a job is a run, execution settings and what to do with them.
+`torchrun ... distributed_worker.py JOBS.json`; a job is a run, execution settings, folders, and what to do.
 """
 
 from __future__ import annotations
 
 import json
+import logging
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,20 +16,33 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from upcycle.errors import UserError
 from upcycle.execution import Execution
-from upcycle.model.parallel import full_state, local
+from upcycle.model.parallel import full_state, local, sharded_state
 from upcycle.spec import RunSpec
-from upcycle.train.distributed import Group, start_group
+from upcycle.train.distributed import EndedByPeer, Group, start_group
 from upcycle.train.loop import train
-from upcycle.train.preemption import Preempted
+from upcycle.train.preemption import Preempted, TrainingError
 from upcycle.train.record import Clock
 from upcycle.train.start import prepare
 from upcycle.train.step import accumulate
 from upcycle.train.trainee import run_batch
 
 
+class SignalAtStep(logging.Handler):
+    """Sends this process SIGTERM when the loop tells of a given step."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.step = step
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "step %d of" in str(record.msg) and record.args[1] == self.step:  # type: ignore[index]
+            signal.raise_signal(signal.SIGTERM)
+
+
 def gradients(job: dict[str, Any], group: Group) -> None:
-    """Every parameter's gradient in the first update, whole, and what arrives where: `gradients.safetensors`."""
+    """The whole gradient of the first update, by parameter (`gradients.safetensors`), and how weights are held."""
     run, execution = RunSpec.model_validate(job["run"]), Execution.model_validate(job["execution"])
     folder = Path(job["folder"])
     folder.mkdir(exist_ok=True)
@@ -34,56 +50,72 @@ def gradients(job: dict[str, Any], group: Group) -> None:
         run,
         run_dir=folder,
         tokens_dir=Path(job["tokens"]),
-        parent_dir=Path(job["parent"]) if job.get("parent") else None,
+        parent_dir=None,
         execution=execution,
         clock=Clock(),
         group=group,
     )
-    seen: dict[str, str] = {}
+    dtypes: dict[str, str] = {}
     for name, module in trainee.model.named_modules():
-        if name.endswith(("norm", "router")):
-            module.register_forward_pre_hook(lambda module, _, name=name: seen.update({name: str(module.weight.dtype)}))
-        if name.endswith("attn"):
-            module.register_forward_pre_hook(lambda module, _, name=name: seen.update({name: str(module.wqkv.dtype)}))
+        for leaf, weight in [*module.named_parameters(recurse=False)]:
+            whole = f"{name}.{leaf}"
+            dtypes[whole] = str(weight.dtype)
+            if name.startswith("blocks"):  # in a forward pass: what the layer multiplies by
+                module.register_forward_pre_hook(
+                    lambda module, _, leaf=leaf, whole=whole: dtypes.update({whole: str(getattr(module, leaf).dtype)})
+                )
     sums = accumulate(trainee, run_batch(run, trainee.tokens, 0))
     loss, balance = group.sum(torch.stack([sums.loss, sums.balance])).tolist()
     parameters = dict(trainee.model.named_parameters())
     found = full_state({name: weight.grad for name, weight in parameters.items()}, keep=group.is_first)
-    held = {name: list(local(weight).shape) for name, weight in parameters.items()}
+    notes = {
+        "loss": loss,
+        "balance": balance,
+        "dtypes": dtypes,
+        "held": {name: list(local(weight).shape) for name, weight in parameters.items()},
+        "sharded": {name: list(weight.shape) for name, weight in sharded_state(trainee.model).items()},
+    }
     if group.is_first:
         save_file({name: grad.contiguous() for name, grad in found.items()}, folder / "gradients.safetensors")
-        notes = {"loss": loss, "balance": balance, "dtypes": seen, "held": held}
         (folder / "gradients.json").write_text(json.dumps(notes))
 
 
+def exit_code(end: BaseException) -> Any:
+    return end.code if isinstance(end, SystemExit) else getattr(end, "exit_code", 2)
+
+
 def training(job: dict[str, Any]) -> None:
-    """A whole run by `train`; with `stop_at` asked to stop by a signal to the LAST process in that step."""
+    """A whole run by `train`. With `stop_at` the LAST process gets SIGTERM in that step; with `without_tokens` the
+    ranks named find no data. Whatever ends it early is written to `end-RANK.txt`."""
     run, execution = RunSpec.model_validate(job["run"]), Execution.model_validate(job["execution"])
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    folder, logger = Path(job["folder"]), logging.getLogger("upcycle.train.loop")
+    handler = SignalAtStep(job.get("stop_at", 0) if rank == size - 1 else 0)
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
     try:
         train(
             run,
-            run_dir=Path(job["folder"]),
-            tokens_dir=Path(job["tokens"]),
-            parent_dir=Path(job["parent"]) if job.get("parent") else None,
+            run_dir=folder,
+            tokens_dir=Path("/nowhere" if rank in job.get("without_tokens", ()) else job["tokens"]),
+            parent_dir=Path(job["parent"]) if "parent" in job else None,
             execution=execution,
         )
-    except Preempted:
-        if "stop_at" not in job:
-            raise
+    except (UserError, TrainingError, Preempted, EndedByPeer) as end:
+        folder.with_name(f"{folder.name}-end-{rank}.txt").write_text(f"{type(end).__name__} {exit_code(end)}: {end}")
+    finally:
+        logger.removeHandler(handler)
 
 
 def main() -> None:
     torch.set_num_threads(1)
     jobs = json.loads(Path(sys.argv[1]).read_text())
-    together = [job for job in jobs if job["do"] == "gradients"]
-    if together:
-        execution = Execution.model_validate(together[0]["execution"])
-        by_layout: dict[int, list[dict[str, Any]]] = {}
-        for job in together:
-            by_layout.setdefault(job["execution"].get("tensor_parallel", 1), []).append(job)
-        for tensor_parallel, part in by_layout.items():
-            layout = execution.model_copy(update={"tensor_parallel": tensor_parallel})
-            with start_group(layout) as group:
+    for layout in sorted({job["execution"].get("tensor_parallel", 1) for job in jobs}):
+        part = [
+            job for job in jobs if job["do"] == "gradients" and job["execution"].get("tensor_parallel", 1) == layout
+        ]
+        if part:
+            with start_group(Execution.model_validate(part[0]["execution"])) as group:
                 for job in part:
                     gradients(job, group)
     for job in jobs:

@@ -1,0 +1,70 @@
+"""Stacked shapes and the choice of dimensions; what processes do together is in tests/train/test_distributed.py."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from upcycle.model.kernels import Kernels
+from upcycle.model.parallel import _even_dimension, fill, full_state, sharded_state
+from upcycle.model.stacks import flat, own, stacked
+from upcycle.model.transformer import Transformer, init_weights
+from upcycle.spec import ModelSpec, MoESpec
+
+MODEL = ModelSpec(n_layer=2, d_model=16, n_head=2, vocab_size=32, context=8)
+MOE = MoESpec(n_expert=3, top_k=2)
+
+
+@pytest.mark.parametrize("moe", [None, MOE])
+def test_sharded_shapes_are_views_of_the_model(moe: MoESpec | None) -> None:
+    """Stacks become a dimension, in the same memory: what a load writes there is in the model; `flat` is the inverse."""
+    model = Transformer(MODEL, moe, Kernels())
+    init_weights(model, seed=0)
+    state = sharded_state(model)
+    assert state["blocks.0.attn.wqkv"].shape == (3, 16, 16)
+    w_in = "blocks.1.mlp.w_in" if moe is None else "blocks.1.moe.w_in"
+    assert state[w_in].shape == ((2, 64, 16) if moe is None else (3, 2, 64, 16))
+    for name, parameter in model.named_parameters():
+        assert flat(name, state[name]).shape == parameter.shape
+        assert state[name].data_ptr() == parameter.data_ptr()
+        assert torch.equal(state[name].flatten(), parameter.detach().flatten()), "the same order of memory"
+
+
+def test_moments_have_the_shapes_of_their_parameters() -> None:
+    assert stacked("exp_avg_sq.blocks.0.attn.wqkv", torch.empty(48, 16)).shape == (3, 16, 16)
+    assert stacked("exp_avg.blocks.0.attn.wo", torch.empty(16, 16)).shape == (16, 16)
+
+
+def test_layers_compute_the_same_bits_from_stacked_weights() -> None:
+    """A model whose matrices have the stacked shape gives the logits of the plain one."""
+    for moe in (None, MOE):
+        plain, other = (Transformer(MODEL, moe, Kernels()) for _ in range(2))
+        init_weights(plain, seed=1)
+        for name, weight in sharded_state(plain).items():
+            owner, _, leaf = name.rpartition(".")
+            setattr(other.get_submodule(owner), leaf, nn.Parameter(weight.clone()))
+        ids = torch.arange(16).view(2, 8)
+        plain.eval(), other.eval()
+        assert torch.equal(plain.logits(ids), other.logits(ids))
+        assert own(other.blocks[0].attn.wo) is other.blocks[0].attn.wo, "one process owns all of a weight"
+
+
+def test_full_state_and_fill_are_inverse() -> None:
+    model, copy = (Transformer(MODEL, MOE, Kernels()) for _ in range(2))
+    init_weights(model, seed=2)
+    whole = full_state(dict(model.named_parameters()), keep=True)
+    with torch.no_grad():
+        fill(dict(copy.named_parameters()), lambda name, shape: whole[name].view(shape))
+    for name, weight in copy.named_parameters():
+        assert torch.equal(weight, whole[name]), name
+    assert full_state(dict(model.named_parameters()), keep=False) == {}
+
+
+@pytest.mark.parametrize(
+    ("shape", "parts", "dimension"),
+    [((3, 16, 16), 2, 1), ((3, 16, 16), 3, 0), ((8, 2, 64, 16), 8, 0), ((3, 2, 64, 16), 4, 2), ((5, 7), 2, 0)],
+)
+def test_data_ranks_split_the_first_dimension_that_is_even(shape: tuple[int, ...], parts: int, dimension: int) -> None:
+    """Nothing even: the first one, which FSDP may split unevenly."""
+    assert _even_dimension(nn.Parameter(torch.empty(shape)), parts) == dimension
