@@ -18,7 +18,7 @@ MOE = MoESpec(n_expert=3, top_k=2)
 
 @pytest.mark.parametrize("moe", [None, MOE])
 def test_sharded_shapes_are_views_of_the_model(moe: MoESpec | None) -> None:
-    """Stacks become a dimension, in the same memory: what a load writes there is in the model; `flat` is the inverse."""
+    """Stacks become a dimension, in the same memory, so a load writes into the model; `flat` is the inverse."""
     model = Transformer(MODEL, moe, Kernels())
     init_weights(model, seed=0)
     state = sharded_state(model)
