@@ -88,6 +88,9 @@ class WholeLayers(Protocol):
     def norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """RMSNorm over the last dimension."""
 
+    def router_logits(self, x_TD: Tensor, weight_ED: Tensor) -> Tensor:
+        """A router's logits."""
+
     def attention_layer(self, x_BSD: Tensor, norm_D: Tensor, wqkv: Tensor, wo: Tensor, model: ModelSpec) -> Tensor:
         """x + attention of the normed x."""
 

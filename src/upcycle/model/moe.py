@@ -130,7 +130,7 @@ class MoE(nn.Module):
         B, S, _ = x_BSD.shape
         K = self.moe.top_k
         x_TD = x_BSD.flatten(0, 1)
-        ids_TK, gates_TK, load_BE, routing = self._route(x_BSD)
+        ids_TK, gates_TK, load_BE, routing = self._route(B, self.router(x_TD))
         order_N = ids_TK.flatten().argsort(stable=True)
         place_N = torch.empty_like(order_N).scatter_(0, order_N, torch.arange(len(order_N), device=order_N.device))
         ends_E = load_BE.sum(0).cumsum(0, dtype=torch.int32)
@@ -143,19 +143,19 @@ class MoE(nn.Module):
 
     def onto(self, residual_BSD: Tensor, x_BSD: Tensor, native: WholeLayers) -> tuple[Tensor, Routing]:
         """`forward` of x added to the residual stream, by kernels that dispatch and sum by themselves."""
-        ids_TK, gates_TK, _, routing = self._route(x_BSD)
         rows_TD, x_TD = residual_BSD.flatten(0, 1), x_BSD.flatten(0, 1)
+        logits_TE = native.router_logits(x_TD, self.router.weight)
+        ids_TK, gates_TK, _, routing = self._route(len(x_BSD), logits_TE)
         y_TD = native.experts(rows_TD, x_TD, gates_TK, ids_TK, self.w_in, self.w_out)
         return y_TD.view_as(residual_BSD), routing
 
-    def _route(self, x_BSD: Tensor) -> tuple[Tensor, Tensor, Tensor, Routing]:
+    def _route(self, sequences: int, logits_TE: Tensor) -> tuple[Tensor, Tensor, Tensor, Routing]:
         """Expert ids and gates of each token (T, K), slots of each sequence by expert (B, E), and the report."""
-        B, S, _ = x_BSD.shape
-        logits_TE = self.router(x_BSD.flatten(0, 1))
         ids_TK = logits_TE.topk(self.moe.top_k, dim=-1).indices
         experts_E = torch.arange(self.moe.n_expert, device=ids_TK.device)
-        load_BE = (ids_TK.view(B, -1, 1) == experts_E).sum(1)
-        return ids_TK, self.gate(logits_TE, ids_TK), load_BE, self._routing(logits_TE.view(B, S, -1), load_BE)
+        load_BE = (ids_TK.view(sequences, -1, 1) == experts_E).sum(1)
+        routing = self._routing(logits_TE.view(sequences, -1, self.moe.n_expert), load_BE)
+        return ids_TK, self.gate(logits_TE, ids_TK), load_BE, routing
 
     def _routing(self, logits_BSE: Tensor, load_BE: Tensor) -> Routing:
         group, sequences = self.moe.balance_group, len(load_BE)

@@ -50,11 +50,10 @@ static void turn_back(Shape s, const float *restrict from, const float *restrict
 }
 
 /* Rows (S x Cp) to columns (C x ld), zero beyond S. */
-static void transpose(Shape s, const float *rows, float *columns) {
-    for (long c = 0; c < s.C; c++) {
-        for (long i = 0; i < s.S; i++) columns[c * s.ld + i] = rows[i * s.Cp + c];
+static void to_columns(Shape s, const float *rows, float *columns) {
+    transpose(s.S, s.C, rows, s.Cp, columns, s.ld);
+    for (long c = 0; c < s.C; c++)
         for (long i = s.S; i < s.ld; i++) columns[c * s.ld + i] = 0.0f;
-    }
 }
 
 /* Softmax of one row over its first `seen` scores, the rest of `width` zero: scores become e^(score - max), their sum's
@@ -83,7 +82,7 @@ static void head_forward(Shape s, const float *qkv, const float *cos, const floa
     turn_head(s, qkv, cos, sin, 1.0f / sqrtf(s.C), q);
     turn_head(s, qkv + s.D, cos, sin, 1.0f, k);
     copy_head(s, qkv + 2 * s.D, 3 * s.D, v);
-    transpose(s, k, kt);
+    to_columns(s, k, kt);
     for (long first = 0; first < s.S; first += BLOCK) {
         long rows = least(BLOCK, s.S - first), seen = first + rows, width = padded(seen);
         gemm(rows, width, s.C, q + first * s.Cp, s.Cp, 1, kt, s.ld, scores, s.ld, 0);
@@ -116,8 +115,8 @@ static void head_backward(Shape s, const float *qkv, const float *cos, const flo
     turn_head(s, qkv, cos, sin, scale, q);
     turn_head(s, qkv + s.D, cos, sin, 1.0f, k);
     copy_head(s, qkv + 2 * s.D, 3 * s.D, v);
-    transpose(s, k, kt);
-    transpose(s, v, vt);
+    to_columns(s, k, kt);
+    to_columns(s, v, vt);
     copy_head(s, dy, s.D, dout);
     long last = (s.S - 1) / BLOCK * BLOCK;
     for (long first = last; first >= 0; first -= BLOCK) {

@@ -70,7 +70,39 @@ static void gemm(long M, long N, long K, const float *A, long ai, long ap, const
     }
 }
 
-/* Strips of B (K x N, element [p][j] at B[p * bp + j * bj]); columns from N up to its multiple of LANES are zero. */
+/* to[j][i] = from[i][j] for `rows` x `columns` numbers: a vector's square at a time, in log2(LANES) rounds of exchanges. */
+static void transpose(long rows, long columns, const float *from, long ld_from, float *to, long ld_to) {
+    long whole_rows = 0, whole_columns = 0;
+#if defined(__GNUC__) && !defined(__clang__)
+    whole_rows = rows / LANES * LANES, whole_columns = columns / LANES * LANES;
+    for (long i = 0; i < whole_rows; i += LANES)
+        for (long j = 0; j < whole_columns; j += LANES) {
+            vec square[LANES];
+            for (int r = 0; r < LANES; r++) square[r] = load(from + (i + r) * ld_from + j);
+#pragma GCC unroll 4
+            for (int step = 1; step < LANES; step *= 2) {
+                ivec upper, lower;
+                for (int c = 0; c < LANES; c++) {
+                    upper[c] = c & step ? LANES + c - step : c;
+                    lower[c] = c & step ? LANES + c : c + step;
+                }
+#pragma GCC unroll 16
+                for (int r = 0; r < LANES; r++) {
+                    if (r & step) continue;
+                    vec a = square[r], b = square[r + step];
+                    square[r] = __builtin_shuffle(a, b, upper);
+                    square[r + step] = __builtin_shuffle(a, b, lower);
+                }
+            }
+            for (int r = 0; r < LANES; r++) store(to + (j + r) * ld_to + i, square[r]);
+        }
+#endif
+    for (long i = 0; i < rows; i++)
+        for (long j = i < whole_rows ? whole_columns : 0; j < columns; j++) to[j * ld_to + i] = from[i * ld_from + j];
+}
+
+/* Strips of B (K x N): by rows of `bp` (bj = 1), or given as its transpose, by rows of `bj` (bp = 1). Columns from N up
+ * to its multiple of LANES are zero. */
 static void pack(long K, long N, const float *B, long bp, long bj, float *packed) {
     for (long first = 0; first < padded(N); first += STRIP * LANES) {
         long width = least(STRIP * LANES, padded(N) - first), have = least(width, N - first);
@@ -81,8 +113,9 @@ static void pack(long K, long N, const float *B, long bp, long bj, float *packed
                 memset(out + have, 0, (width - have) * sizeof(float));
             }
         } else {
-            for (long j = 0; j < width; j++)
-                for (long p = 0; p < K; p++) out[p * width + j] = j < have ? B[p * bp + (first + j) * bj] : 0.0f;
+            transpose(have, K, B + first * bj, bj, out, width);
+            for (long p = 0; p < K; p++)
+                for (long j = have; j < width; j++) out[p * width + j] = 0.0f;
         }
     }
 }

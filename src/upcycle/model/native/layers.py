@@ -62,6 +62,26 @@ class _Norm(torch.autograd.Function):
         return dx, dweight, None
 
 
+class _Narrow(torch.autograd.Function):
+    """x (T, D), weight (E, D) -> x weight^T, (T, E)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        x = x.contiguous()
+        ctx.sizes = (*x.shape, len(weight))
+        y = x.new_empty(len(x), len(weight))
+        _call("narrow_forward", *ctx.sizes, x, weight, y)
+        ctx.save_for_backward(x, weight)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        dx, dweight = torch.empty_like(x), torch.empty_like(weight)
+        _call("narrow_backward", *ctx.sizes, x, weight, dy.contiguous(), dx, dweight)
+        return dx, dweight
+
+
 class _Attention(torch.autograd.Function):
     """x (B, S, D), norm (D), wqkv (3 D, D), wo (D, D) -> x + attention(RMSNorm(x))."""
 
@@ -174,6 +194,11 @@ def _rows(stack: Tensor) -> Tensor:
 def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """RMSNorm over the last dimension."""
     return _Norm.apply(x, weight, eps)
+
+
+def router_logits(x_TD: Tensor, weight_ED: Tensor) -> Tensor:
+    """A router's logits, (T, E)."""
+    return _Narrow.apply(x_TD, weight_ED)
 
 
 def attention_layer(x_BSD: Tensor, norm_D: Tensor, wqkv: Tensor, wo: Tensor, model: ModelSpec) -> Tensor:
