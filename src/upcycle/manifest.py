@@ -65,6 +65,12 @@ def check_bytes(path: Path, data: bytes, expected: dict[str, Any]) -> None:
         )
 
 
+def check_listed(path: Path) -> None:
+    """DamagedError naming a file of a finished run that is not what the manifest beside it lists; else nothing."""
+    if (path.parent / MANIFEST).exists() and (expected := read_manifest(path.parent)["files"].get(path.name)):
+        check_bytes(path, path.read_bytes(), expected)
+
+
 def check_metrics(run_dir: Path, metrics: dict[str, Any]) -> None:
     """DamagedError naming metrics.json if the run has a manifest, and it keeps other metrics."""
     if (run_dir / MANIFEST).exists() and read_manifest(run_dir)["metrics"] != metrics:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from upcycle.counting import count_parameters, n1, n2, n_total
 from upcycle.errors import UserError, nearest
 from upcycle.files import write_atomic
-from upcycle.manifest import check_metrics
+from upcycle.manifest import check_listed, check_metrics
 from upcycle.spec import RunSpec
 
 
@@ -142,6 +142,7 @@ def _row(
     metrics = _read(run_dir / "metrics.json")
     check_metrics(run_dir, metrics)
     spec = _read(run_dir / "spec.json")
+    check_listed(run_dir / "spec.json")
     run_id = spec.pop("id", None)
     try:
         run = RunSpec.model_validate(spec)

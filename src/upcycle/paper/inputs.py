@@ -16,6 +16,7 @@ from upcycle.errors import UserError, nearest
 from upcycle.laws.losses import read_losses
 from upcycle.laws.result import FitResult, read_fit
 from upcycle.laws.validate import SeedNoise, seed_noise
+from upcycle.manifest import check_listed, check_metrics
 from upcycle.spec import RunSpec
 
 
@@ -89,7 +90,13 @@ class Inputs:
 
         Raises `UserError` naming the file when it is missing or damaged.
         """
-        return read_json(self.runs / run_id / f"{name}.json")
+        path = self.runs / run_id / f"{name}.json"
+        content = read_json(path)
+        if name == "metrics":
+            check_metrics(path.parent, content)
+        else:
+            check_listed(path)
+        return content
 
     def spec(self, run_id: str) -> RunSpec:
         """What a run is: its shape, data, optimizer, schedule.

@@ -23,7 +23,17 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from upcycle.manifest import MANIFEST, MEND, METRICS, DamagedError, check_bytes, json_bytes, read_manifest, sealed
+from upcycle.manifest import (
+    MANIFEST,
+    MEND,
+    METRICS,
+    DamagedError,
+    check_bytes,
+    check_listed,
+    json_bytes,
+    read_manifest,
+    sealed,
+)
 from upcycle.spec import RunSpec
 from upcycle.train.lease import LEASE
 from upcycle.train.preemption import TrainingError
@@ -279,8 +289,7 @@ def read_spec(run_dir: Path) -> RunSpec:
     """
     path = run_dir / SPEC
     try:
-        data = path.read_bytes()
-        fields = json.loads(data)
+        fields = json.loads(path.read_bytes())
         stated = fields.pop("id")
         run = RunSpec.model_validate(fields)
     except FileNotFoundError:
@@ -289,6 +298,5 @@ def read_spec(run_dir: Path) -> RunSpec:
         raise DamagedError(f"{path}: not a run's specification ({error})") from None
     if run.id != stated:
         raise DamagedError(f"{path}: makes the id {run.id} but states {stated}: edited by hand, or of another version")
-    if (run_dir / MANIFEST).exists() and (expected := read_manifest(run_dir)["files"].get(SPEC)):
-        check_bytes(path, data, expected)
+    check_listed(path)
     return run

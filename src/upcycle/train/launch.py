@@ -70,9 +70,11 @@ def become_worker() -> None:
 
 def leave_word(end: End) -> bool:
     """Leave a worker's last words to its launcher; False if they are to be printed, as there is none of ours."""
-    folder = os.environ.get(ENDS_VARIABLE) if is_worker() else None
-    if folder is None:
+    if not is_worker():
         return False
+    folder = os.environ.get(ENDS_VARIABLE)
+    if folder is None:
+        return end.code == PREEMPTED and not is_first()  # all have saved together: the first says it
     path = Path(folder) / f"{os.environ['RANK']}.json"
     path.with_suffix(".tmp").write_text(json.dumps({"code": end.code, "message": end.message}))
     path.with_suffix(".tmp").replace(path)
@@ -93,7 +95,7 @@ def launch(arguments: Sequence[str], devices: int) -> None:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # all it knows is in our message
-    with tempfile.TemporaryDirectory(prefix="upcycle-launch-") as name, _stops_once(SignalException):
+    with tempfile.TemporaryDirectory(prefix="upcycle-launch-") as name:
         folder = Path(name)
         config = LaunchConfig(
             min_nodes=1,
@@ -109,13 +111,14 @@ def launch(arguments: Sequence[str], devices: int) -> None:
         )
         codes: dict[int, int] = {}
         stopped_by = None
-        with _environment({ENDS_VARIABLE: name, PARENT_VARIABLE: str(os.getpid())}):
-            try:
+        variables = {ENDS_VARIABLE: name, PARENT_VARIABLE: str(os.getpid())}
+        try:
+            with _environment(variables), _stops_once(SignalException):
                 elastic_launch(config, sys.executable)("-m", "upcycle.cli", *arguments)
-            except ChildFailedError as failure:
-                codes = {rank: found.exitcode for rank, found in failure.failures.items()}
-            except SignalException as stop:
-                stopped_by = stop.sigval
+        except ChildFailedError as failure:
+            codes = {rank: found.exitcode for rank, found in failure.failures.items()}
+        except SignalException as stop:
+            stopped_by = stop.sigval
         _raise_outcome(_ends(folder), codes, stopped_by, devices)
 
 
