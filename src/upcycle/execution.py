@@ -44,6 +44,8 @@ class Execution(Frozen):
     """Processes a job, each with a device of its own: torchrun and FSDP2 from two up."""
     tensor_parallel: Count = 1
     """Processes that share each matrix (tensor and sequence parallelism); divides `devices`. The paper: 2 (largest)."""
+    device_memory_gb: Positive | None = None
+    """Memory of one process's device, 10^9 bytes: `plan` warns of runs whose peak, by formula, exceeds it."""
     max_segment_hours: Positive | None = None
     """A trunk segment expected to take longer is cut into more links."""
 
@@ -63,8 +65,8 @@ class Execution(Frozen):
         data_ranks, odd = divmod(self.devices, self.tensor_parallel)
         if odd:
             raise UserError(
-                f"execution.tensor_parallel {self.tensor_parallel} does not divide execution.devices {self.devices}: "
-                "every matrix is shared by that many of them"
+                f"tensor_parallel {self.tensor_parallel} (of execution, or of the model of {run.id}) does not divide "
+                f"execution.devices {self.devices}: every matrix is shared by that many of them"
             )
         if run.optim.batch % (data_ranks * group):
             raise UserError(

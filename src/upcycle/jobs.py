@@ -83,7 +83,7 @@ def _train(workflow: Workflow, run: RunSpec, name: str, *, fresh: bool) -> None:
     """Train as one process, as one of several (a worker, which RANK tells), or as several that are started here."""
     from upcycle.train import launch
 
-    execution = workflow.study.execution
+    execution = workflow.study.execution_of(run)
     if launch.is_worker():
         launch.become_worker()
     elif execution.devices > 1:

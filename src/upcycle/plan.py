@@ -107,7 +107,10 @@ def build_plan(study: StudyConfig, results: Path) -> Plan:
     for trunk in _trunk_chains(list(goals.values()), study.execution):
         runs[trunk.id] = trunk
     runs = _with_recorded_parents(runs, results / "runs")
-    check_kernels(study.execution, runs.values())
+    for run in runs.values():
+        execution = study.execution_of(run)
+        execution.check(run)
+        check_kernels(execution, [run])
     for decay in goals.values():
         if decay.parent and decay.role == "decay":
             names.setdefault(decay.parent, names[decay.id])

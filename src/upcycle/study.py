@@ -16,7 +16,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from upcycle.counting import count_parameters
 from upcycle.errors import UserError, nearest
 from upcycle.execution import Execution
-from upcycle.spec import Count, Frozen, ModelSpec, MoESpec, Number, Positive, Whole
+from upcycle.spec import Count, Frozen, ModelSpec, MoESpec, Number, Positive, RunSpec, Whole
 
 
 def _as_list(value: Any) -> Any:
@@ -91,6 +91,8 @@ class ModelConfig(Frozen):
     max_steps: Count | None = None
     """Steps of the largest budget; `budgets` halves it (spec.md: five points per size)."""
     n_budget: Count = 5
+    tensor_parallel: Count | None = None
+    """Execution, not identity: processes that share each matrix of this model; None: `execution.tensor_parallel`."""
     n_dense: Count | None = None
     """Expected non-embedding parameters (Table 3), checked at plan time."""
     n_total_8: Count | None = None
@@ -244,6 +246,14 @@ class StudyConfig(Frozen):
             return ModelSpec(**shape, vocab_size=self.data.vocab_size, context=self.context)
         except ValidationError as error:
             raise ValueError(f"models.{name}: {describe_error(error)}") from None
+
+    def execution_of(self, run: RunSpec) -> Execution:
+        """How a run is executed: the study's settings, and those of the model that it is a size of."""
+        size = (run.model.n_layer, run.model.d_model, run.model.n_head)
+        for entry in self.models.values():
+            if entry.tensor_parallel is not None and (entry.n_layer, entry.d_model, entry.n_head) == size:
+                return self.execution.model_copy(update={"tensor_parallel": entry.tensor_parallel})
+        return self.execution
 
 
 def _known(name: str, valid: Any, where: str, section: str) -> None:

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from upcycle.errors import UserError
+from upcycle.plan import build_plan
 from upcycle.study import load_study
 from upcycle.workflow import check_names, override_execution
 
@@ -132,3 +133,29 @@ def test_command_line_overrides_are_execution_settings_only(tmp_path):
     assert override_execution(execution, {"study": "x", "device": "cuda"}).device == "cuda"
     with pytest.raises(UserError, match=r"devise: not a setting; did you mean `device`\?"):
         override_execution(execution, {"devise": "cuda"})
+
+
+def test_a_model_may_be_tensor_parallel_by_itself(tmp_path):
+    """The paper shares the matrices of its largest model alone. Execution, so ids stay; what cannot be is refused."""
+    study = copy.deepcopy(STUDY)
+    for key in ("fits", "figures"):
+        study[key] = {}
+    del study["sweeps"]["upcycled"]
+    study["execution"] |= {"devices": 2}
+    plain = load_study(write(tmp_path, study))
+    study["models"]["wide"] = study["models"]["tiny"] | {"d_model": 96, "tensor_parallel": 2}
+    study["sweeps"]["dense"]["model"] = ["tiny", "wide"]
+    both = load_study(write(tmp_path, study))
+    runs = build_plan(both, tmp_path).runs
+    assert set(build_plan(plain, tmp_path).runs) < set(runs)
+    for run in runs.values():
+        assert both.execution_of(run).tensor_parallel == (2 if run.model.d_model == 96 else 1)
+    assert "tensor_parallel" not in str([run.identity() for run in runs.values()])
+    study["execution"]["devices"] = 1
+    with pytest.raises(UserError, match=r"tensor_parallel 2 .* does not divide execution.devices 1"):
+        build_plan(load_study(write(tmp_path, study)), tmp_path)
+
+
+def test_the_papers_largest_model_is_tensor_parallel():
+    paper = load_study(Path("config/paper.yaml"))
+    assert {name: entry.tensor_parallel for name, entry in paper.models.items() if entry.tensor_parallel} == {"1B": 2}
