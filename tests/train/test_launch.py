@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,7 @@ class Desk:
 
     def __init__(self, folder: Path, tokens_dir: Path) -> None:
         self.folder = folder
+        self.launched: list[subprocess.Popen[str]] = []
         (folder / "results" / "tokens").mkdir(parents=True)
         (folder / "results" / "tokens" / small_run().data.tokens_id).symlink_to(tokens_dir)
         (folder / "config.yaml").write_text(STUDY)
@@ -65,9 +67,11 @@ class Desk:
             "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SHUTDOWN_SECONDS),
         }
         command = [sys.executable, "-m", "upcycle.cli", "train", "run.json"]
-        return subprocess.Popen(
+        launcher = subprocess.Popen(
             command, cwd=self.folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
+        self.launched.append(launcher)
+        return launcher
 
     def rows(self) -> list[int]:
         """Steps of the curve's rows."""
@@ -100,13 +104,17 @@ def rank_of(pid: int) -> str | None:
 
 def end(launcher: subprocess.Popen[str]) -> tuple[int, list[str]]:
     """Exit code, and the launcher's last words: its lines that begin with the verb."""
-    _, said = launcher.communicate(timeout=60)
+    _, said = launcher.communicate(timeout=300)
     return launcher.returncode, [line for line in said.splitlines() if line.startswith("upcycle train:")]
 
 
 @pytest.fixture(scope="module")
-def desk(tokens_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Desk:
-    return Desk(tmp_path_factory.mktemp("desk"), tokens_dir)
+def desk(tokens_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
+    made = Desk(tmp_path_factory.mktemp("desk"), tokens_dir)
+    yield made
+    for launcher in made.launched:
+        launcher.kill()  # whatever a failed test has left; its workers go with it
+        launcher.wait()
 
 
 def test_a_second_launch_is_refused_and_a_signal_to_one_worker_stops_all(desk: Desk) -> None:
