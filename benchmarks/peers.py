@@ -167,7 +167,8 @@ def main() -> None:
                 if "theirs compiled" in times:
                     best = max(in_a_job(times["theirs"]), in_a_job(times["theirs compiled"]))
                     line += "  x compiled {:.2f} ({:.2f})".format(*ratio(times, "theirs compiled"))
-                    line += f"  in 60 s {in_a_job(times['ours']) / best:.2f}  cold {times['theirs compiled']['first']:.0f} s"
+                    cold = times["theirs compiled"]["first"]
+                    line += f"  in 60 s {in_a_job(times['ours']) / best:.2f}  cold {cold:.0f} s"
                 print(f"{line}  ktok/s: {rates}", flush=True)
     if options.json:
         options.json.write_text(json.dumps(results, indent=1) + "\n")

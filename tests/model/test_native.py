@@ -58,7 +58,10 @@ def gradients(model: Transformer, scale: float = 1.0) -> tuple[Tensor, dict[str,
     return out.loss.detach(), {name: weight.grad.clone() for name, weight in model.named_parameters()}
 
 
-@pytest.mark.parametrize("moe", [None, MOE], ids=["dense", "moe"])
+GATES = [MoESpec(n_expert=6, top_k=3, gate=gate, balance_group=1) for gate in ("softmax_topk", "topk_softmax")]
+
+
+@pytest.mark.parametrize("moe", [None, MOE, *GATES], ids=["dense", "moe", "softmax_topk", "three of six"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_loss_and_gradients_are_those_of_the_composed_model(shape: str, moe: MoESpec | None) -> None:
     """Each gradient within 128 float32 roundings of its largest element: sums of 50 to 600 terms in another order,
@@ -134,6 +137,14 @@ def test_a_poisoned_weight_gives_a_loss_that_is_not_finite(name: str) -> None:
     ids = ids.clone()
     ids[0, 0] = 0  # the token whose embedding is poisoned
     assert not native(ids, targets).loss.isfinite()
+
+
+def test_of_equal_logits_the_first_experts_are_chosen() -> None:
+    ids, gates, probs, logs = layers.route(torch.tensor([[1.0, 3.0, 3.0, 3.0]]), 2, "topk_softmax")
+    assert ids.tolist() == [[1, 2]]
+    assert gates.tolist() == [[0.5, 0.5]]
+    torch.testing.assert_close(probs.log(), logs)
+    torch.testing.assert_close(probs.sum(), torch.tensor(1.0))
 
 
 def test_a_target_that_is_no_token_is_refused() -> None:
@@ -249,7 +260,7 @@ import sys
 from upcycle.model.native import build
 build.FLAGS = (*build.FLAGS, sys.argv[1])
 import test_native
-for shape in test_native.SHAPES:
+for shape in list(test_native.SHAPES)[:2]:
     for moe in (None, test_native.MOE):
         test_native.test_loss_and_gradients_are_those_of_the_composed_model(shape, moe)
 print("equal")

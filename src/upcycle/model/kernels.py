@@ -41,7 +41,7 @@ from upcycle.model.torch_kernels import (
     swiglu,
     token_cross_entropy,
 )
-from upcycle.spec import ModelSpec
+from upcycle.spec import Gate, ModelSpec
 
 __all__ = [
     "Kernels",
@@ -90,6 +90,9 @@ class WholeLayers(Protocol):
 
     def router_logits(self, x_TD: Tensor, weight_ED: Tensor) -> Tensor:
         """A router's logits."""
+
+    def route(self, logits_TE: Tensor, top_k: int, gate: Gate) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Ids and gates of each token's experts; probabilities over all experts and their logarithms."""
 
     def attention_layer(self, x_BSD: Tensor, norm_D: Tensor, wqkv: Tensor, wo: Tensor, model: ModelSpec) -> Tensor:
         """x + attention of the normed x."""

@@ -130,7 +130,11 @@ class MoE(nn.Module):
         B, S, _ = x_BSD.shape
         K = self.moe.top_k
         x_TD = x_BSD.flatten(0, 1)
-        ids_TK, gates_TK, load_BE, routing = self._route(B, self.router(x_TD))
+        logits_TE = self.router(x_TD)
+        ids_TK = logits_TE.topk(K, dim=-1).indices
+        gates_TK = self.gate(logits_TE, ids_TK)
+        log_probs_TE = logits_TE.log_softmax(-1)
+        load_BE, routing = self._report(B, ids_TK, log_probs_TE.exp(), log_probs_TE)
         order_N = ids_TK.flatten().argsort(stable=True)
         place_N = torch.empty_like(order_N).scatter_(0, order_N, torch.arange(len(order_N), device=order_N.device))
         ends_E = load_BE.sum(0).cumsum(0, dtype=torch.int32)
@@ -144,30 +148,25 @@ class MoE(nn.Module):
     def onto(self, residual_BSD: Tensor, x_BSD: Tensor, native: WholeLayers) -> tuple[Tensor, Routing]:
         """`forward` of x added to the residual stream, by kernels that dispatch and sum by themselves."""
         rows_TD, x_TD = residual_BSD.flatten(0, 1), x_BSD.flatten(0, 1)
+        assert self.moe.gate is not None
         logits_TE = native.router_logits(x_TD, self.router.weight)
-        ids_TK, gates_TK, _, routing = self._route(len(x_BSD), logits_TE)
+        ids_TK, gates_TK, probs_TE, log_probs_TE = native.route(logits_TE, self.moe.top_k, self.moe.gate)
+        _, routing = self._report(len(x_BSD), ids_TK, probs_TE, log_probs_TE)
         y_TD = native.experts(rows_TD, x_TD, gates_TK, ids_TK, self.w_in, self.w_out)
         return y_TD.view_as(residual_BSD), routing
 
-    def _route(self, sequences: int, logits_TE: Tensor) -> tuple[Tensor, Tensor, Tensor, Routing]:
-        """Expert ids and gates of each token (T, K), slots of each sequence by expert (B, E), and the report."""
-        ids_TK = logits_TE.topk(self.moe.top_k, dim=-1).indices
-        experts_E = torch.arange(self.moe.n_expert, device=ids_TK.device)
-        load_BE = (ids_TK.view(sequences, -1, 1) == experts_E).sum(1)
-        routing = self._routing(logits_TE.view(sequences, -1, self.moe.n_expert), load_BE)
-        return ids_TK, self.gate(logits_TE, ids_TK), load_BE, routing
-
-    def _routing(self, logits_BSE: Tensor, load_BE: Tensor) -> Routing:
-        group, sequences = self.moe.balance_group, len(load_BE)
+    def _report(self, sequences: int, ids_TK: Tensor, probs_TE: Tensor, log_probs_TE: Tensor) -> tuple[Tensor, Routing]:
+        """Slots of each sequence by expert (B, E), and what the router did."""
+        group, E = self.moe.balance_group, self.moe.n_expert
         if self.training and sequences % group:
             raise ValueError(f"{sequences} sequences to train on are no whole number of balance groups ({group})")
-        log_probs_BSE = logits_BSE.log_softmax(-1)
-        probs_BSE = log_probs_BSE.exp()
+        load_BE = (ids_TK.view(sequences, -1, 1) == torch.arange(E, device=ids_TK.device)).sum(1)
+        probs_BSE = probs_TE.view(sequences, -1, E)
         balance = balance_loss(probs_BSE=probs_BSE, load_BE=load_BE, top_k=self.moe.top_k, group=group)
         with torch.no_grad():
-            entropy = -(probs_BSE * log_probs_BSE).sum(-1).mean()
+            entropy = -(probs_TE * log_probs_TE).sum(-1).mean()
             load_E = load_BE.sum(0) / load_BE.sum()
-        return Routing(balance, load_E, entropy)
+        return load_BE, Routing(balance, load_E, entropy)
 
 
 def _autocast(x: Tensor) -> Tensor:

@@ -28,6 +28,8 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "norm_backward": (_LONG,) * 2 + (_POINTER,) * 6,
     "narrow_forward": (_LONG,) * 3 + (_POINTER,) * 3,
     "narrow_backward": (_LONG,) * 3 + (_POINTER,) * 5,
+    "route_forward": (_LONG,) * 4 + (_POINTER,) * 5,
+    "route_backward": (_LONG,) * 4 + (_POINTER,) * 6,
     "attention_forward": (_LONG,) * 4 + (_FLOAT,) + (_POINTER,) * 11,
     "attention_backward": (_LONG,) * 4 + (_POINTER,) * 15,
     "mlp_forward": (_LONG,) * 3 + (_FLOAT,) + (_POINTER,) * 7,

@@ -10,6 +10,7 @@
 #include "attention.h"
 #include "loss.h"
 #include "mlp.h"
+#include "route.h"
 
 void upcycle_norm_forward(long N, long D, float eps, const float *x, const float *norm, float *y, float *rstd) {
     norm_forward(N, D, x, norm, eps, y, rstd);

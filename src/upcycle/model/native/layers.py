@@ -14,8 +14,7 @@ from torch import Tensor
 
 from upcycle.model.attention import rope_tables
 from upcycle.model.native.build import library
-from upcycle.spec import ModelSpec
-
+from upcycle.spec import Gate, ModelSpec
 
 PAD = 16
 """Numbers between two rows of the hidden layer, as in `simd.h`."""
@@ -80,6 +79,29 @@ class _Narrow(torch.autograd.Function):
         dx, dweight = torch.empty_like(x), torch.empty_like(weight)
         _call("narrow_backward", *ctx.sizes, x, weight, dy.contiguous(), dx, dweight)
         return dx, dweight
+
+
+class _Route(torch.autograd.Function):
+    """logits (T, E) -> ids and gates (T, K), probabilities over all experts and their logarithms (T, E)."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, top_k: int, gate: Gate) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        logits = logits.contiguous()
+        T, E = logits.shape
+        ctx.sizes = (T, E, top_k, int(gate == "softmax_topk"))
+        ids, gates = torch.empty(T, top_k, dtype=torch.int64), logits.new_empty(T, top_k)
+        probs, logs = torch.empty_like(logits), torch.empty_like(logits)
+        _call("route_forward", *ctx.sizes, logits, ids, gates, probs, logs)
+        ctx.mark_non_differentiable(ids, logs)
+        ctx.save_for_backward(ids, gates, probs)
+        return ids, gates, probs, logs
+
+    @staticmethod
+    def backward(ctx: Any, _: None, dgates: Tensor, dprobs: Tensor, __: None) -> tuple[Tensor, None, None]:
+        ids, gates, probs = ctx.saved_tensors
+        dlogits = torch.empty_like(probs)
+        _call("route_backward", *ctx.sizes, ids, gates, probs, dgates.contiguous(), dprobs.contiguous(), dlogits)
+        return dlogits, None, None
 
 
 class _Attention(torch.autograd.Function):
@@ -199,6 +221,14 @@ def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def router_logits(x_TD: Tensor, weight_ED: Tensor) -> Tensor:
     """A router's logits, (T, E)."""
     return _Narrow.apply(x_TD, weight_ED)
+
+
+def route(logits_TE: Tensor, top_k: int, gate: Gate) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Ids and gates of each token's experts (T, K); probabilities over all experts and their logarithms (T, E).
+
+    The logarithms carry no gradient: they are for the entropy that is logged.
+    """
+    return _Route.apply(logits_TE, top_k, gate)
 
 
 def attention_layer(x_BSD: Tensor, norm_D: Tensor, wqkv: Tensor, wo: Tensor, model: ModelSpec) -> Tensor:
