@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from dataclasses import asdict
 from typing import Any
 
 from upcycle.counting import count_parameters, flops_6nd, flops_per_token
+from upcycle.execution import Execution
+from upcycle.memory import peak_memory
 from upcycle.plan import is_finished
 from upcycle.spec import RunSpec, short_count
 from upcycle.workflow import RESULTS, Workflow, load_json
@@ -19,7 +22,8 @@ def describe_plan(workflow: Workflow) -> dict[str, Any]:
     """The plan as data: each run with its counts, cost and state, totals by sweep and in all.
 
     Tokens are those that a run's own segment trains; seconds are of one job, from the speed of finished runs of
-    the same shape where there are any, else from `execution.flops_per_second` x `devices`.
+    the same shape where there are any, else from `execution.flops_per_second` x `devices`. `peak_bytes` is the most
+    that one process of the job holds, by formula, and `memory` its parts (upcycle.memory).
     """
     speeds = measured_speeds(workflow)
     runs = [describe_run(workflow, run_id, speeds) for run_id in workflow.plan.runs]
@@ -35,9 +39,10 @@ def describe_run(workflow: Workflow, run_id: str, speeds: dict[str, float]) -> d
     run = workflow.plan.runs[run_id]
     counts = count_parameters(run.model, run.moe)
     flops = flops_per_token(run.model, run.moe) * run.segment_tokens
-    execution = workflow.study.execution
+    execution = workflow.study.execution_of(run)
     speed = speeds.get(shape_key(run))
     seconds = run.segment_tokens / speed if speed else flops / (execution.flops_per_second * execution.devices)
+    memory = peak_memory(run, execution)
     copies = 3 if run.role == "trunk" else 1  # weights, and a trunk point's two AdamW moments
     return {
         "id": run_id,
@@ -58,6 +63,8 @@ def describe_run(workflow: Workflow, run_id: str, speeds: dict[str, float]) -> d
         "flops_6nd": flops_6nd(run),
         "flops": flops,
         "bytes": copies * CHECKPOINT_BYTES * counts.total,
+        "peak_bytes": round(memory.peak),
+        "memory": asdict(memory),
         "seconds": seconds,
         "seconds_from": "measured" if speed else "execution.flops_per_second",
         "finished": is_finished(RESULTS / "runs" / run_id),
@@ -90,6 +97,7 @@ def totals(runs: list[dict[str, Any]]) -> dict[str, Any]:
     for key in ("segment_tokens", "flops_6nd", "flops", "bytes", "seconds"):
         total[key] = sum(run[key] for run in runs)
         total[f"{key}_to_train"] = sum(run[key] for run in todo)
+    total["peak_bytes"] = max((run["peak_bytes"] for run in runs), default=0)
     return total
 
 
@@ -100,6 +108,7 @@ def show_plan(workflow: Workflow, *, as_json: bool, every_run: bool) -> str:
         return json.dumps(plan, indent=1)
     header = (
         f"{'sweep':<24}{'models':>8}{'runs':>7}{'to train':>10}{'tokens':>10}{'FLOPs':>10}{'disk':>10}{'job time':>11}"
+        f"{'memory':>10}"
     )
     lines = [f"study {plan['study']}", "", header]
     for name, sweep in plan["sweeps"].items():
@@ -114,24 +123,48 @@ def show_plan(workflow: Workflow, *, as_json: bool, every_run: bool) -> str:
         "",
         f"FLOPs: of every matrix product; the paper's count by 6ND is {plan['total']['flops_6nd']:.4g}.",
         f"Job time: one job after another, by {' and '.join(sorted(sources))}; jobs run side by side.",
+        "Memory: the peak of one process of the largest run, by formula"
+        + ("." if execution.device == "cpu" else "; no CUDA job has been run by us."),
+        *memory_warning(plan["runs"], execution),
     ]
     if every_run:
-        lines += ["", f"{'run':<64}{'steps':>16}{'tokens':>10}  state"]
+        lines += ["", f"{'run':<64}{'steps':>16}{'tokens':>10}{'memory':>10}  state"]
         for run in plan["runs"]:
             state = "finished" if run["finished"] else "started" if run["started"] else "to train"
             steps = f"{run['start_step']}..{run['end_step']}"
-            lines.append(f"{run['id']:<64}{steps:>16}{short_count(run['segment_tokens']):>10}  {state}")
+            tokens, memory = short_count(run["segment_tokens"]), _bytes(run["peak_bytes"])
+            lines.append(f"{run['id']:<64}{steps:>16}{tokens:>10}{memory:>10}  {state}")
     else:
         lines.append("One line a run: --all. As data: --json.")
     return "\n".join(lines)
 
 
+def memory_warning(runs: list[dict[str, Any]], execution: Execution) -> list[str]:
+    """What to say of unfinished runs whose peak exceeds `execution.device_memory_gb`; nothing if it is not stated."""
+    limit = execution.device_memory_gb
+    large = [run for run in runs if not run["finished"] and limit and run["peak_bytes"] > limit * 1e9]
+    if not large:
+        return []
+    large.sort(key=lambda run: -run["peak_bytes"])
+    named = ", ".join(f"{run['id']} ({_bytes(run['peak_bytes'])})" for run in large[:3])
+    more = f" and {len(large) - 3} more" if len(large) > 3 else ""
+    return [
+        "",
+        f"WARNING: more memory than execution.device_memory_gb {limit:g} is needed by {named}{more}. Lower "
+        "execution.micro_batch, or set activation_checkpointing: block, or give a job more devices.",
+    ]
+
+
 def _line(name: str, total: dict[str, Any], models: str) -> str:
-    disk = f"{total['bytes'] / 1e6:,.0f} MB" if total["bytes"] < 1e10 else f"{total['bytes'] / 1e9:,.0f} GB"
     return (
         f"{name:<24}{models:>8}{total['runs']:>7}{total['to_train']:>10}{short_count(total['segment_tokens']):>10}"
-        f"{total['flops']:>10.2g}{disk:>10}{duration(total['seconds_to_train']):>11}"
+        f"{total['flops']:>10.2g}{_bytes(total['bytes']):>10}{duration(total['seconds_to_train']):>11}"
+        f"{_bytes(total['peak_bytes']):>10}"
     )
+
+
+def _bytes(count: float) -> str:
+    return f"{count / 1e6:,.0f} MB" if count < 1e10 else f"{count / 1e9:,.0f} GB"
 
 
 def duration(seconds: float) -> str:

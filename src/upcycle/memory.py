@@ -1,0 +1,329 @@
+"""Peak memory of one process of a training job, by formula: what `upcycle plan` states before anything is started.
+
+Layer 0. Counted are the bytes of tensors: weights, AdamW's moments, gradients, what autograd keeps of the forward pass
+for the backward pass, buffers that are held for a moment, and on a CPU the snapshot of a save and what the process
+takes beside tensors. Not counted on CUDA: context, NCCL's buffers, fragmentation. Tested on a CPU against live tensors
+and against the peak of fresh processes (tests/train/test_memory.py). For CUDA and for several processes the formula is
+derived in the same way from the same code; no CUDA job has been run by us.
+
+An update has moments at which memory can be largest; its peak is the largest of them:
+
+| moment        | held beside weights and the optimizer's moments                                                     |
+|---------------|-----------------------------------------------------------------------------------------------------|
+| `loss`        | everything kept by all blocks and the loss; two more matrices of the logits' size                   |
+| `last block`  | everything kept by all blocks; the head's gradient; buffers of a block's backward pass              |
+| `first block` | what the first block kept; all gradients but its own; buffers of a block's backward pass            |
+| `update`      | all gradients (AdamW and clipping work in place)                                                    |
+| `evaluation`  | all gradients (the next update frees them); logits and log-probabilities of `eval_batch` sequences  |
+
+With accumulation (a micro-batch smaller than the batch) whole gradients are there at every moment, and the largest
+matrix's once more until it is added.
+
+What autograd keeps of a block, in numbers a token (D d_model, M d_mlp, H n_head, K top_k, E n_expert). Numbers have the
+products' precision, 4 bytes in float32 and 2 in bfloat16, but those marked * are always float32:
+
+| op                     | composed of torch ops                                     | native C kernels (float32)      |
+|------------------------|-----------------------------------------------------------|---------------------------------|
+| RMSNorm, twice         | input D*, root 1*, on a CPU the normed input D*; result D | input D, root 1; MoE: result D  |
+| qkv, rotary, attention | q, k rotated 2 D; qkv 3 D (v is a view); row sums H*      | qkv 3 D; row sums H             |
+| wo                     | its input D                                               | its input D                     |
+| MLP                    | hidden 2 M, SiLU of its gate M, their product M           | hidden 2 M                      |
+| router and gates       | input D*; 3 E + K*; 3 K int64                             | 3 E + K; 2 K int64              |
+| experts                | inputs, results 2 K D; hidden, SiLU, product 4 K M        | hidden 2 K M                    |
+
+`plain` attention keeps the softmax besides, H S* a token. With `activation_checkpointing: block` a block keeps its
+input D* alone, and one block at a time the table's. Autocast on one process keeps a bfloat16 copy of each matrix. The
+loss keeps its norm's and the log-probabilities, V* a token; `chunked` and native ones keep the gradients of the hidden
+state and the head instead.
+
+Several processes (model/parallel.py): each holds its part of every matrix, its moments and its gradient, and whole
+norms and routers. A block's matrices are gathered before they are used (in bfloat16 with dtype bfloat16 on CUDA), the
+next block's meanwhile; its gradient is whole, and in float32 once more, until it is summed. Embedding and head are
+gathered together from the forward pass's begin to the backward pass's end, and so are their gradients. Tensor-parallel
+processes split hidden units and heads; between layers each has its share of the positions. What torch.compile saves is
+not modelled.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from upcycle.counting import count_parameters
+from upcycle.execution import Execution
+from upcycle.kernel_fit import KERNELS, why_not, why_not_native
+from upcycle.spec import RunSpec
+
+FLOAT, INT64 = 4, 8
+CHUNK_BYTES = 1 << 25
+"""Logits that the chunked cross-entropy holds at a time, in float32 (model/torch_kernels.py)."""
+RUNTIME_BYTES = 20e6
+"""CPU: code and buffers of torch's kernels that the first update touches, beyond the import."""
+MMAP_BYTES = 32 << 20
+"""CPU: glibc takes larger blocks from the kernel, and gives them back (workflow.ALLOCATOR): none of them is lost."""
+HEAP_LOSS, HEAP_LOSS_RECOMPUTED = 0.18, 1.5
+"""CPU, composed layers of smaller blocks: what glibc's heap loses to holes that an aligned block of their own size may
+miss, as a share of the activations, or with recomputation of one block's. Measured on glibc 2.36: 0.07 to 0.25, and 0.6
+to 1.9. The C kernels make few temporary tensors, and lose 0.03."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one process at the moment of an update at which it holds most."""
+
+    moment: str
+    """Which one: see the module's table."""
+    weights: float
+    """Its parameters, and copies of them in another precision or gathered from other processes."""
+    optimizer: float
+    """AdamW's two moments, float32."""
+    gradients: float
+    activations: float
+    """Kept by autograd for the backward pass."""
+    working: float
+    """Buffers of the moment: logits and their gradients, or a block's backward pass."""
+    snapshot: float
+    """CPU: the copy of weights and moments that a save is written from. (Of a CUDA job it is in the host's memory.)"""
+    process: float
+    """CPU: what it takes beside tensors, RUNTIME_BYTES and the heap's loss."""
+
+    @property
+    def tensors(self) -> float:
+        """What an update holds in tensors."""
+        return self.weights + self.optimizer + self.gradients + self.activations + self.working
+
+    @property
+    def peak(self) -> float:
+        """All of it."""
+        return self.tensors + self.snapshot + self.process
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A run on one of its processes: the sizes that every formula needs."""
+
+    run: RunSpec
+    execution: Execution
+
+    @property
+    def data_ranks(self) -> int:
+        return self.execution.devices // self.execution.tensor_parallel
+
+    @property
+    def sequences(self) -> int:
+        """Of one forward pass of this process."""
+        own = max(self.run.optim.batch // self.data_ranks, 1)
+        return min(self.execution.micro_batch or own, own)
+
+    @property
+    def accumulates(self) -> bool:
+        return self.sequences * self.data_ranks < self.run.optim.batch
+
+    @property
+    def tokens(self) -> int:
+        return self.sequences * self.run.model.context
+
+    @property
+    def own_tokens(self) -> float:
+        """Tokens whose positions are this process's between layers."""
+        return self.tokens / self.execution.tensor_parallel
+
+    @property
+    def mixed(self) -> bool:
+        return self.run.dtype == "bfloat16"
+
+    @property
+    def product(self) -> int:
+        """Bytes of a number in a matrix product."""
+        return 2 if self.mixed else FLOAT
+
+    @property
+    def native(self) -> bool:
+        """Whether layers are the C kernels' (`auto` takes them where it can; a machine without a compiler cannot)."""
+        execution = self.execution
+        if (
+            execution.layers == "composed"
+            or execution.devices > 1
+            or any(execution.kernels[op] != "auto" for op in KERNELS)
+        ):
+            return False
+        parallel, compiled = execution.tensor_parallel, execution.compile
+        return not why_not_native(
+            self.run.model, device=execution.device, dtype=self.run.dtype, tensor_parallel=parallel, compile=compiled
+        )
+
+    @property
+    def recomputes(self) -> bool:
+        return self.execution.activation_checkpointing == "block"
+
+
+def peak_memory(run: RunSpec, execution: Execution) -> Memory:
+    """Bytes that one process of the run's job holds at its peak, by part; the module says how."""
+    job = _Job(run, execution)
+    counts = count_parameters(run.model, run.moe)
+    processes, on_cpu = execution.devices, execution.device == "cpu"
+    matrices, vocabulary = counts.attention + counts.mlp, counts.embedding + counts.head
+    own = (vocabulary + matrices) / processes + counts.norm + counts.router
+    block = matrices / run.model.n_layer / execution.tensor_parallel
+
+    gradients = FLOAT * own
+    head = FLOAT * counts.head / processes
+    first = FLOAT * (matrices / run.model.n_layer + counts.embedding) / processes
+    started = gradients if job.accumulates else 0.0
+    gathered, summing = _gathered(job, block, vocabulary)
+    inside, kept = _kept(job), run.model.n_layer * (_input(job) if job.recomputes else _kept(job))
+    again, first_input = (inside, _input(job)) if job.recomputes else (0.0, 0.0)
+    one_copy, all_copies = _copies(job, block), run.model.n_layer * _copies(job, block) + 2 * job.mixed * counts.head
+    backward = _backward_buffers(job) + summing + _matrix_again(job)
+    moments = {  # copies and gathered weights, gradients, kept, buffers
+        "loss": (gathered + all_copies, started, kept + _loss_kept(job), _loss_buffers(job)),
+        "last block": (gathered + (one_copy if again else all_copies), max(started, head), kept + again, backward),
+        "first block": (gathered + one_copy, max(started, gradients - first), inside + first_input, backward),
+        "update": (0.0, gradients, 0.0, _matrix_again(job)),
+        "evaluation": (gathered + all_copies, gradients, 0.0, _evaluation_buffers(job)),
+    }
+    moment = max(moments, key=lambda name: sum(moments[name]))
+    copies, present, activations, working = moments[moment]
+    return Memory(
+        moment=moment,
+        weights=FLOAT * own + copies,
+        optimizer=2 * FLOAT * own,
+        gradients=present,
+        activations=activations,
+        working=working + _scratch(job),
+        snapshot=3 * FLOAT * own if on_cpu else 0.0,
+        process=RUNTIME_BYTES + _heap_loss(job, activations, again) if on_cpu else 0.0,
+    )
+
+
+def _heap_loss(job: _Job, activations: float, again: float) -> float:
+    if job.native or _input(job) >= MMAP_BYTES:
+        return 0.0
+    return HEAP_LOSS_RECOMPUTED * again if again else HEAP_LOSS * activations
+
+
+# Weights beside the process's own
+
+
+def _gathered(job: _Job, block: float, vocabulary: float) -> tuple[float, float]:
+    """Bytes of gathered matrices at any moment, and of whole gradients that are being summed."""
+    if job.execution.devices == 1:
+        return 0.0, 0.0
+    width = 2 if job.mixed and job.execution.device == "cuda" else FLOAT
+    return FLOAT * vocabulary + 2 * width * block, (width + FLOAT) * block + FLOAT * vocabulary
+
+
+def _copies(job: _Job, block: float) -> float:
+    """Bytes of autocast's bfloat16 copies of a block's matrices; gathered ones are bfloat16 already."""
+    return 2 * block if job.mixed and job.execution.devices == 1 else 0.0
+
+
+def _matrix_again(job: _Job) -> float:
+    """Gradients held twice: by accumulation until added, or of experts computed singly until they are stacked."""
+    model, moe, execution = job.run.model, job.run.moe, job.execution
+    experts = moe.n_expert if moe else 1
+    w_in = FLOAT * 2 * model.mlp_width * model.d_model * experts / execution.tensor_parallel
+    if execution.devices == 1 and job.accumulates:
+        return w_in
+    fits = not why_not("experts", "grouped_mm", model, device=execution.device, dtype=job.run.dtype)
+    singly = moe and not job.native and (execution.experts == "loop" or (execution.experts == "auto" and not fits))
+    return w_in if singly else 0.0
+
+
+# What a forward pass leaves behind
+
+
+def _input(job: _Job) -> float:
+    """Bytes of a block's input."""
+    return FLOAT * job.run.model.d_model * job.own_tokens
+
+
+def _norm(job: _Job) -> float:
+    """Bytes kept of one RMSNorm, its result left out."""
+    normed = 1 if job.execution.device == "cpu" and not job.native else 0
+    return FLOAT * ((1 + normed) * job.run.model.d_model + 1) * job.own_tokens
+
+
+def _kept(job: _Job) -> float:
+    """Bytes that autograd keeps of one block: the module's table."""
+    if job.native:
+        return _native_kept(job)
+    model, moe = job.run.model, job.run.moe
+    width, hidden = model.d_model, model.mlp_width
+    softmax = model.context if job.execution.attention == "plain" else 0
+    attention: float = job.product * width * job.tokens  # a norm's result, gathered from tensor-parallel processes
+    attention += (job.product * 6 * width + FLOAT * model.n_head * (1 + softmax)) * job.own_tokens
+    kept = 2 * _norm(job) + attention
+    if moe is None:
+        return kept + job.product * (width * job.tokens + 4 * hidden * job.own_tokens)
+    kept += (FLOAT * (width + 3 * moe.n_expert + moe.top_k) + INT64 * 3 * moe.top_k) * job.tokens
+    return kept + job.product * moe.top_k * (2 * width * job.tokens + 4 * hidden * job.own_tokens)
+
+
+def _native_kept(job: _Job) -> float:
+    """Bytes that autograd keeps of one block of C kernels (model/native/layers.py)."""
+    model, moe = job.run.model, job.run.moe
+    numbers: float = 6 * model.d_model + model.n_head + 2
+    if moe is None:
+        return FLOAT * (numbers + 2 * model.mlp_width) * job.tokens
+    numbers += model.d_model + 3 * moe.n_expert + moe.top_k + 2 * moe.top_k * model.mlp_width
+    return (FLOAT * numbers + INT64 * 2 * moe.top_k) * job.tokens
+
+
+def _loss_kept(job: _Job) -> float:
+    """Bytes kept of the final norm and the loss."""
+    model = job.run.model
+    if job.native:
+        return FLOAT * (2 * model.d_model * job.tokens + model.vocab_size * model.d_model)
+    norm = _norm(job) + job.product * model.d_model * job.own_tokens
+    if job.execution.cross_entropy == "chunked":
+        return norm + FLOAT * model.d_model * job.own_tokens + FLOAT * model.vocab_size * model.d_model
+    return norm + (FLOAT * model.vocab_size + INT64) * job.own_tokens
+
+
+# Buffers of a moment
+
+
+def _logits(job: _Job, tokens: float) -> float:
+    """Two matrices of logits, or of a chunk of them and the chunk before; native ones are in `_scratch`."""
+    if job.native:
+        return 0.0
+    whole = FLOAT * job.run.model.vocab_size * tokens
+    if job.execution.cross_entropy == "chunked" and whole > CHUNK_BYTES:
+        return 3.0 * CHUNK_BYTES
+    return 2 * whole
+
+
+def _loss_buffers(job: _Job) -> float:
+    """Gradients of log-probabilities and logits, side by side; of native ones, both gradients times their share."""
+    model = job.run.model
+    if job.native and job.accumulates:
+        return FLOAT * (model.d_model * job.tokens + model.vocab_size * model.d_model)
+    return _logits(job, job.own_tokens)
+
+
+def _backward_buffers(job: _Job) -> float:
+    """A block's backward pass at its widest, beside what it kept: gradients of SiLU and of the up projection (that of
+    the product takes the product's place), and of the residual stream and the layer's result."""
+    model, moe = job.run.model, job.run.moe
+    if job.native:
+        return 3 * _input(job)
+    return 2 * job.product * model.mlp_width * job.own_tokens * (moe.top_k if moe else 1) + 2 * _input(job)
+
+
+def _evaluation_buffers(job: _Job) -> float:
+    """A forward pass without gradients: logits and log-probabilities, or a layer's hidden units."""
+    model, moe, execution = job.run.model, job.run.moe, job.execution
+    tokens = execution.eval_batch * model.context
+    layer = 4 * model.mlp_width * (moe.top_k if moe else 1) / execution.tensor_parallel
+    return max(_logits(job, tokens), job.product * layer * tokens) + 3 * FLOAT * model.d_model * tokens
+
+
+def _scratch(job: _Job) -> float:
+    """Memory that the C kernels keep between calls: packed copies of the largest matrices, the slots' results."""
+    if not job.native:
+        return 0.0
+    model, moe = job.run.model, job.run.moe
+    head, matrix = model.vocab_size * model.d_model, model.mlp_width * model.d_model
+    tokens = max(job.tokens, job.execution.eval_batch * model.context)
+    slots = moe.top_k * tokens * model.d_model if moe else 0
+    return float(FLOAT * (max(head, 2 * matrix) + max(head, matrix) + slots))

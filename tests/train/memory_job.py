@@ -1,0 +1,36 @@
+"""A training in a process of its own, for tests/train/test_memory.py: prints its peak above its size after imports.
+
+Usage: python memory_job.py FOLDER, which holds `run.json`, `execution.json` and `tokens/`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch._dynamo  # noqa: F401 (the first use of an optimizer imports it)
+
+from upcycle.execution import Execution
+from upcycle.spec import RunSpec
+from upcycle.train.loop import train
+
+
+def resident(key: str) -> int:
+    """Bytes of `VmRSS` (now) or `VmHWM` (the peak so far)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
+
+
+def main() -> None:
+    """Train, and print the peak."""
+    folder = Path(sys.argv[1])
+    run = RunSpec.model_validate_json((folder / "run.json").read_text())
+    execution = Execution.model_validate_json((folder / "execution.json").read_text())
+    imported = resident("VmRSS")
+    train(run, run_dir=folder / "run", tokens_dir=folder / "tokens", parent_dir=None, execution=execution)
+    print(json.dumps({"peak": resident("VmHWM") - imported}))
+
+
+if __name__ == "__main__":
+    main()
