@@ -1,0 +1,87 @@
+"""Options of execution that change speed and memory, not what a step computes."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_runs import EXECUTION, MOE, small_run
+from torch import Tensor
+
+from upcycle.spec import RunSpec
+from upcycle.train.record import Clock
+from upcycle.train.start import prepare
+from upcycle.train.step import accumulate
+from upcycle.train.trainee import run_batch
+
+
+def first_gradients(run: RunSpec, folder: Path, tokens_dir: Path, **execution: Any) -> dict[str, Tensor]:
+    """Gradients of the first update by parameter."""
+    folder.mkdir()
+    settings = EXECUTION.model_copy(update=execution)
+    trainee = prepare(run, run_dir=folder, tokens_dir=tokens_dir, parent_dir=None, execution=settings, clock=Clock())
+    accumulate(trainee, run_batch(run, trainee.tokens, 0))
+    gradients = {name: weight.grad for name, weight in trainee.model.named_parameters()}
+    return {name: gradient for name, gradient in gradients.items() if gradient is not None}
+
+
+@pytest.mark.parametrize("layers", ["composed", "auto"])
+@pytest.mark.parametrize("moe", [None, MOE])
+def test_recomputed_blocks_give_the_same_bits(
+    moe: dict[str, int] | None, layers: str, tokens_dir: Path, tmp_path: Path
+) -> None:
+    """Activation checkpointing computes the inside of a block twice, both times the same."""
+    run = small_run(moe=moe)
+    kept = first_gradients(run, tmp_path / "kept", tokens_dir, layers=layers)
+    recomputed = first_gradients(
+        run, tmp_path / "recomputed", tokens_dir, layers=layers, activation_checkpointing="block"
+    )
+    assert recomputed.keys() == kept.keys()
+    for name, gradient in kept.items():
+        assert torch.equal(recomputed[name], gradient), name
+
+
+def test_recomputing_keeps_less(tokens_dir: Path, tmp_path: Path) -> None:
+    """What the backward pass is kept for it: with checkpointing, each block's input and little else."""
+    kept = []
+    for option in ("none", "block"):
+        (tmp_path / option).mkdir()
+        trainee = prepare(
+            small_run(),
+            run_dir=tmp_path / option,
+            tokens_dir=tokens_dir,
+            parent_dir=None,
+            execution=EXECUTION.model_copy(update={"activation_checkpointing": option, "layers": "composed"}),
+            clock=Clock(),
+        )
+        ids = torch.from_numpy(run_batch(trainee.run, trainee.tokens, 0))
+        sizes: dict[int, int] = {}
+
+        def count(tensor: Tensor, sizes: dict[int, int] = sizes) -> Tensor:
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        x_BSD = torch.nn.functional.embedding(ids[:, :-1], trainee.model.embed.weight)
+        weights = sum(parameter.nbytes for parameter in trainee.model.parameters())
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            trainee.model(ids[:, :-1], ids[:, 1:])
+        kept.append((sum(sizes.values()) - weights) / x_BSD.nbytes)
+    assert kept[1] < kept[0] / 2, kept
+
+
+@pytest.mark.slow
+def test_compiled_blocks_compute_the_same(tokens_dir: Path, tmp_path: Path) -> None:
+    """Gradients to 2 u sqrt(n) of each one's norm, as between processes; parameters keep their names."""
+    shape = {"n_layer": 1, "d_model": 16, "n_head": 2, "vocab_size": 64, "context": 32}
+    run = small_run(model=shape)
+    eager = first_gradients(run, tmp_path / "eager", tokens_dir, layers="composed")
+    torch._dynamo.utils.counters.clear()
+    compiled = first_gradients(run, tmp_path / "compiled", tokens_dir, layers="composed", compile=True)
+    assert compiled.keys() == eager.keys()
+    bound = 2 * 2.0**-24 * math.sqrt(run.tokens_per_step)
+    for name, gradient in eager.items():
+        assert torch.linalg.vector_norm(compiled[name] - gradient) <= bound * torch.linalg.vector_norm(gradient), name
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1, "one graph, without a break"
