@@ -101,14 +101,19 @@ void upcycle_sort_slots(long T, long K, long E, const int64_t *ids, int32_t *slo
     for (long i = 0; i < T * K; i++) slots[ends[ids[i]]++] = i;
 }
 
-/* out = x + sum over a token's K slots of gate * expert(xn). xn, x, out (T x D), gates (T x K), w_in (E x 2M x D),
+INLINE void add_row(long D, float gate, const float *from, float *to) {
+    for (long d = 0; d < D; d += LANES) store(to + d, load(to + d) + load(from + d) * gate);
+}
+
+/* out = x + sum over a token's K slots, in the order of experts, of gate * expert(xn). xn, x, out (T x D), gates (T x K), w_in (E x 2M x D),
  * w_out (E x D x M); slots (T K) and ends (E) as sorted above; kept: h (T K x ld_of(M)). */
 void upcycle_experts_forward(long T, long K, long E, long D, long M, const float *xn, const float *x,
                              const float *gates, const float *w_in, const float *w_out, const int32_t *slots,
                              const int32_t *ends, float *out, float *h) {
     long chunk = rows_of(M);
     float *rows_in = scratch(XN, chunk * D), *in = scratch(PACKED, 2 * M * D), *back = scratch(PACKED2, M * D);
-    float *y = scratch(OUT, T * K * D), *by_expert = scratch(DSCORES, chunk * D);
+    float *y = scratch(OUT, chunk * D);
+    memcpy(out, x, T * D * sizeof(float));
     for (long e = 0, at = 0; e < E; e++) {
         if (at == ends[e]) continue;
         pack(D, 2 * M, w_in + e * 2 * M * D, 1, D, in);
@@ -116,17 +121,11 @@ void upcycle_experts_forward(long T, long K, long E, long D, long M, const float
         for (; at < ends[e];) {
             long rows = least(chunk, ends[e] - at);
             gather(rows, D, K, slots + at, xn, rows_in);
-            mlp_rows_forward(rows, D, M, rows_in, in, back, h + at * ld_of(M), by_expert, 0);
-            for (long r = 0; r < rows; r++) memcpy(y + slots[at + r] * D, by_expert + r * D, D * sizeof(float));
+            mlp_rows_forward(rows, D, M, rows_in, in, back, h + at * ld_of(M), y, 0);
+            for (long r = 0; r < rows; r++) add_row(D, gates[slots[at + r]], y + r * D, out + slots[at + r] / K * D);
             at += rows;
         }
     }
-    for (long t = 0; t < T; t++)
-        for (long d = 0; d < D; d += LANES) {
-            vec total = load(y + t * K * D + d) * gates[t * K];
-            for (long k = 1; k < K; k++) total += load(y + (t * K + k) * D + d) * gates[t * K + k];
-            store(out + t * D + d, load(x + t * D + d) + total);
-        }
 }
 
 /* Its gradients (that of x is dout itself). */
@@ -136,8 +135,9 @@ void upcycle_experts_backward(long T, long K, long E, long D, long M, const floa
                               float *dw_out) {
     long chunk = rows_of(M);
     float *rows_in = scratch(XN, chunk * D), *in = scratch(PACKED, 2 * M * D), *back = scratch(PACKED2, M * D);
-    float *dx = scratch(OUT, T * K * D), *by_expert = scratch(DSCORES, chunk * D), *dy = scratch(QUERY, chunk * D);
+    float *by_expert = scratch(OUT, chunk * D), *dy = scratch(QUERY, chunk * D);
     float *g = scratch(KEY, 2 * chunk), *dg = g + chunk;
+    memset(dxn, 0, T * D * sizeof(float));
     for (long e = 0, at = 0; e < E; e++) {
         float *dwi = dw_in + e * 2 * M * D, *dwo = dw_out + e * M * D;
         if (at == ends[e]) {
@@ -154,16 +154,10 @@ void upcycle_experts_backward(long T, long K, long E, long D, long M, const floa
             for (long r = 0; r < rows; r++) g[r] = gates[slots[at + r]];
             mlp_rows_backward(rows, D, M, rows_in, dy, g, h + at * ld_of(M), in, back, first, dwi, dwo, by_expert, dg);
             for (long r = 0; r < rows; r++) {
-                memcpy(dx + slots[at + r] * D, by_expert + r * D, D * sizeof(float));
+                add_row(D, 1.0f, by_expert + r * D, dxn + slots[at + r] / K * D);
                 dgates[slots[at + r]] = dg[r];
             }
             at += rows;
         }
     }
-    for (long t = 0; t < T; t++)
-        for (long d = 0; d < D; d += LANES) {
-            vec total = load(dx + t * K * D + d);
-            for (long k = 1; k < K; k++) total += load(dx + (t * K + k) * D + d);
-            store(dxn + t * D + d, total);
-        }
 }
