@@ -155,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = parser().parse_args(arguments)
     from upcycle.errors import UserError
-    from upcycle.train.preemption import Preempted, StopRequest, TrainingError
+    from upcycle.train.preemption import EndedByPeer, Preempted, StopRequest, TrainingError
 
     logging.basicConfig(format="%(message)s")
     logging.getLogger("upcycle").setLevel(logging.INFO)
@@ -173,6 +173,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         for number in StopRequest.SIGNALS:  # schedulers send another; a process that has saved does not die of it
             signal.signal(number, signal.SIG_IGN)
         return last_words(args.verb, stop.exit_code, str(stop))
+    except EndedByPeer as end:  # its words for the launcher alone, should the peer be ended before it has left its own
+        from upcycle.train.launch import End, leave_word
+
+        code = int(str(end.code))
+        leave_word(End(code, end.message))
+        return code
     except BrokenPipeError:  # `upcycle advise ... | head`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0

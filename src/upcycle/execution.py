@@ -62,6 +62,11 @@ class Execution(Frozen):
                 f"execution.layers: native computes in one process, and execution.devices is {self.devices}; "
                 "name `composed` or `auto`"
             )
+        if self.compile and self.tensor_parallel > 1:
+            raise UserError(
+                f"{run.id}: execution.compile cannot trace the exchange between tensor-parallel processes; set it to "
+                "false, or tensor_parallel (of execution or of the model) to 1"
+            )
         data_ranks, odd = divmod(self.devices, self.tensor_parallel)
         if odd:
             raise UserError(

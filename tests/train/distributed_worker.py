@@ -20,9 +20,9 @@ from upcycle.errors import UserError
 from upcycle.execution import Execution
 from upcycle.model.parallel import full_state, local, sharded_state
 from upcycle.spec import RunSpec
-from upcycle.train.distributed import EndedByPeer, Group, start_group
+from upcycle.train.distributed import Group, start_group
 from upcycle.train.loop import train
-from upcycle.train.preemption import Preempted, TrainingError
+from upcycle.train.preemption import EndedByPeer, Preempted, TrainingError
 from upcycle.train.record import Clock
 from upcycle.train.start import prepare
 from upcycle.train.step import accumulate

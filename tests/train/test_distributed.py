@@ -267,6 +267,7 @@ def test_a_loss_that_is_not_finite_stops_all_before_the_update(results: Path) ->
         (DENSE, {"devices": 3}, "optim.batch 8 cannot be shared among 3 processes"),
         (RUNS["moe"], {"devices": 8}, "in whole balance groups of 2: use a number of devices that divides 4"),
         (DENSE, {"devices": 4, "tensor_parallel": 4}, "model.n_head 2 does not divide by execution.tensor_parallel 4"),
+        (DENSE, {"devices": 2, "tensor_parallel": 2, "compile": True}, "compile cannot trace the exchange"),
         (DENSE, {"devices": 2, "layers": "native"}, "layers: native computes in one process"),
     ],
 )

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from upcycle.errors import UserError
 from upcycle.execution import Execution
+from upcycle.train.preemption import EndedByPeer
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -32,10 +33,6 @@ _starts = itertools.count()
 
 TIMEOUT = timedelta(minutes=10)
 """Longest wait in one collective: a process that is gone or stuck ends the others with an error, not a hang."""
-
-
-class EndedByPeer(SystemExit):
-    """Another process of the run failed; this one ends with the same exit code and without words of its own."""
 
 
 @dataclass(frozen=True)
@@ -103,13 +100,15 @@ class Group:
             yield
         except Exception as error:  # noqa: BLE001 - raised below, when all know
             failure = error
-        codes = self._gather_objects(None if failure is None else getattr(failure, "exit_code", 2))
-        failed = [rank for rank, code in enumerate(codes) if code is not None]
+        code = 2 if isinstance(failure, UserError) else 1
+        ends = self._gather_objects(None if failure is None else (self.rank, code, str(failure)))
+        failed = [end for end in ends if end is not None]
         if not failed:
             return
-        if failure is not None and self.rank == failed[0]:
+        first, code, message = failed[0]
+        if failure is not None and self.rank == first:
             raise failure
-        raise EndedByPeer(codes[failed[0]])
+        raise EndedByPeer(code, message)
 
     def _gather_objects(self, value: T) -> list[T]:
         values: list[T] = [value] * self.size

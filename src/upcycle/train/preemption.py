@@ -30,6 +30,14 @@ class Preempted(SystemExit):
         return self.message
 
 
+class EndedByPeer(SystemExit):
+    """Another process of the run failed, and says why; this one ends with the same exit code and without a word."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(code)
+        self.message = message
+
+
 class TrainingError(RuntimeError):
     """Training cannot go on (non-finite loss, disk full); the last good state is kept. Names the mend; exit code 1."""
 

@@ -56,12 +56,11 @@ def update(trainee: Trainee, wishes: Wishes) -> tuple[Update, Wishes]:
     trainee.optimizer.zero_grad(set_to_none=True)
     sums = accumulate(trainee, ids)
     if trainee.group.size == 1:
-        loss, balance, stats = sums.loss.item(), sums.balance.item(), sums.stats
         grad_norm = clip_gradients(trainee.model.parameters(), run.optim.clip)
     else:
         sums, grad_norm, wishes = _agree(trainee, sums, wishes)
-        loss, balance, stats = sums.loss.item(), sums.balance.item(), sums.stats
         scale_gradients(trainee.model.parameters(), grad_norm, run.optim.clip)
+    loss, balance = sums.loss.item(), sums.balance.item()
     if not (math.isfinite(loss) and math.isfinite(grad_norm)):
         raise TrainingError(
             f"{run.id}: step {trainee.step + 1}: loss {loss}, gradient norm {grad_norm}. Stopped before the update; "
@@ -69,7 +68,7 @@ def update(trainee: Trainee, wishes: Wishes) -> tuple[Update, Wishes]:
             "The usual mend is a lower optim.lr or a longer schedule.warmup_steps"
         )
     trainee.optimizer.step()
-    return Update(lr, loss, balance, grad_norm, stats), wishes
+    return Update(lr, loss, balance, grad_norm, sums.stats), wishes
 
 
 def accumulate(trainee: Trainee, ids: np.ndarray, *, aux_coef: float | None = None) -> Sums:
