@@ -57,12 +57,12 @@ def main() -> None:
     tensors, matrix = state(), torch.randn(384, 384)
     size = sum(tensor.nbytes for tensor in tensors.values())
     products(matrix, 100)
-    alone = min(products(matrix, 300) for _ in range(5))
-    before, snapshots, background, beside = [], [], [], []
+    alone, before, snapshots, background, beside = [], [], [], [], []
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as name, Saver() as saver:
         for step in range(ROUNDS):
             (folder := Path(name) / str(step)).mkdir()
             before.append(save_in_line(folder, tensors, step))
+            alone.append(products(matrix, 300))
             begun = time.perf_counter()
             saver.save(folder, step, tensors, NOTES, before=lambda: None, after=background.append)
             snapshots.append(time.perf_counter() - begun)
@@ -82,7 +82,7 @@ def main() -> None:
     print(f"background                     {min(background):8.4f}   {median(background):8.4f}   (hash {hashing:.4f})")
     print(f"lost by the training thread: {min(before) / min(snapshots):.1f} times less (best), ", end="")
     print(f"{median(before) / median(snapshots):.1f} times (median)")
-    print(f"products slowed by the background: {median(beside) / alone:.2f} times (median of {ROUNDS})")
+    print(f"products slowed by the background: {median(beside) / median(alone):.2f} times (medians)")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from upcycle.model.stacks import own
 from upcycle.train import rolling
 
 log = logging.getLogger(__name__)
@@ -107,12 +108,12 @@ class Saver:
             raise error
 
     def _snapshot(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Copies in CPU memory that is used again by the next snapshot."""
+        """Copies, of what this process holds, in CPU memory that is used again by the next snapshot."""
         with torch.no_grad():
             for name, tensor in tensors.items():
                 buffer = self._buffers.get(name)
                 if buffer is None:
                     self._buffers[name] = tensor.detach().to("cpu", copy=True)
                 else:
-                    buffer.copy_(tensor)
+                    own(buffer).copy_(own(tensor))
         return {name: self._buffers[name] for name in tensors}
