@@ -11,7 +11,7 @@ import torch
 from small_runs import EXECUTION, MOE, small_run, train_in
 
 from upcycle.counting import flops_per_token
-from upcycle.train import start, utilisation
+from upcycle.train import trainee, utilisation
 from upcycle.train.record import Clock
 
 
@@ -21,13 +21,13 @@ def test_every_update_row_and_the_metrics_say_how_fast_it_went(
 ) -> None:
     """MFU is tokens/s x FLOPs a token over the recorded rate; the time to make a batch is part of the step's."""
     run, slow = small_run(moe=moe), 0.01
-    make = start.batch
+    make = trainee.batch
 
     def slowly(*arguments: object, **named: object) -> object:
         time.sleep(slow)
         return make(*arguments, **named)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(start, "batch", slowly)
+    monkeypatch.setattr(trainee, "batch", slowly)
     run_dir = train_in(tmp_path, tokens_dir, run)
     metrics = json.loads((run_dir / "metrics.json").read_text())
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
