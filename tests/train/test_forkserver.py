@@ -175,7 +175,7 @@ def test_a_killed_client_takes_its_job_with_it(desk: Desk) -> None:
 def test_edited_code_is_never_served_stale(desk: Desk) -> None:
     """After an edit the next client gets a new server, and the new behaviour."""
     source = desk.package / "cli.py"
-    source.write_text(source.read_text().replace("return 2", "return 3"))
+    source.write_text(source.read_text().replace("last_words(args.verb, 2,", "last_words(args.verb, 3,"))
     client = desk.client("missing.json")
     client.communicate(timeout=120)
     assert client.returncode == 3
