@@ -319,11 +319,9 @@ def _evaluation_buffers(job: _Job) -> float:
 
 
 def _scratch(job: _Job) -> float:
-    """Memory that the C kernels keep between calls: packed copies of the largest matrices, the slots' results."""
+    """Memory that the C kernels keep between calls: packed copies of the largest matrices."""
     if not job.native:
         return 0.0
-    model, moe = job.run.model, job.run.moe
+    model = job.run.model
     head, matrix = model.vocab_size * model.d_model, model.mlp_width * model.d_model
-    tokens = max(job.tokens, job.execution.eval_batch * model.context)
-    slots = moe.top_k * tokens * model.d_model if moe else 0
-    return float(FLOAT * (max(head, 2 * matrix) + max(head, matrix) + slots))
+    return float(FLOAT * (max(head, 2 * matrix) + max(head, matrix)))
