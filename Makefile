@@ -11,8 +11,8 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 help:
 	@echo "make setup   virtual environment .venv with the upcycle command (2 to 10 minutes; torch is the bulk of it)"
-	@echo "make sweep   setup, then the small real sweep and its report (about 15 minutes on two idle cores)"
-	@echo "make test    setup, then linters, types and every test (about 10 minutes on two cores)"
+	@echo "make sweep   setup, then the small real sweep and its report (about 10 minutes on two idle cores)"
+	@echo "make test    setup, then linters, types and every test (about 20 minutes on two cores)"
 	@echo "make soak    200 SIGKILLs at random moments of training, result in docs/soak.md (about 10 minutes)"
 	@echo "make lint    linters and types alone"
 	@echo "make contract-gpu   the wrappers of GPU libraries against those libraries' own source (10 MB; needs no GPU)"
@@ -37,7 +37,7 @@ help:
 setup: .venv/.ready
 
 sweep: setup
-	@echo "Running the default sweep (config.yaml): about 15 minutes on two idle cores. An interrupted sweep resumes."
+	@echo "Running the default sweep (config.yaml): about 10 minutes on two idle cores. An interrupted sweep resumes."
 	$(BIN)/snakemake
 	@echo
 	@cat results/summary.txt
