@@ -1,4 +1,4 @@
-"""A training in a process of its own, for tests/train/test_peak_memory.py: prints its peak above its size after imports.
+"""A training in a process of its own, for test_peak_memory.py: prints its peak above its size after imports.
 
 Usage: python memory_job.py FOLDER, which holds `run.json`, `execution.json` and `tokens/`.
 """
