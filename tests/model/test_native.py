@@ -6,6 +6,8 @@ import ctypes
 import math
 import os
 import platform
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +26,13 @@ SHAPES = {
     "whole vectors": {"d_model": 64, "n_head": 2, "vocab_size": 256, "context": 64},
     "odd lengths, narrow heads": {"d_model": 48, "n_head": 6, "vocab_size": 97, "context": 33, "d_mlp": 112},
     "more positions than a block": {"d_model": 32, "n_head": 1, "vocab_size": 1000, "context": 200},
+    "a hidden layer deeper than a product's block": {
+        "d_model": 64,
+        "n_head": 2,
+        "vocab_size": 64,
+        "context": 40,
+        "d_mlp": 512,
+    },
     "heads of 70": {"d_model": 560, "n_head": 8, "vocab_size": 50, "context": 17, "d_mlp": 16},
 }
 MOE = MoESpec(n_expert=8, top_k=2, balance_group=1)
@@ -128,15 +137,37 @@ def test_an_expert_without_tokens_gets_zero_gradients() -> None:
         assert weight.grad[0].abs().max() > 0
 
 
-@pytest.mark.parametrize("name", ["embed.weight", "blocks.0.attn.wqkv", "blocks.1.mlp.w_in", "head.weight"])
+POISONED = ["embed.weight", "blocks.0.attn.wqkv", "blocks.1.mlp.w_in", "blocks.1.mlp.w_out", "head.weight"]
+
+
+@pytest.mark.parametrize("name", [*POISONED, *(f"blocks.0.moe.router.weight:{row}" for row in range(8))])
 def test_a_poisoned_weight_gives_a_loss_that_is_not_finite(name: str) -> None:
-    """No clamp, mask or comparison on the way may hide a NaN: the loop stops by it."""
-    native, _ = pair("whole vectors", None)
-    native.get_parameter(name).data.view(-1)[5] = math.nan
+    """No clamp, mask or comparison on the way may hide a NaN: the loop stops by it, and no held-out loss is one."""
+    name, _, row = name.partition(":")
+    native, _ = pair("whole vectors", MOE if row else None)
+    place = int(row) * native.model.d_model if row else 5
+    native.get_parameter(name).data.view(-1)[place] = math.nan
     ids, targets = batch(native)
     ids = ids.clone()
     ids[0, 0] = 0  # the token whose embedding is poisoned
     assert not native(ids, targets).loss.isfinite()
+    with torch.no_grad():
+        assert not native(ids, targets, per_token=True).loss.isfinite().all()
+
+
+def test_what_c_would_read_as_something_else_is_refused() -> None:
+    native, _ = pair("whole vectors", None)
+    with pytest.raises(TypeError, match="float32, int32 or int64 is wanted, not torch"):
+        native.double()(*batch(native))
+    with pytest.raises(ValueError, match="has nothing to compute"):
+        layers.norm(torch.zeros(0, 32), torch.ones(32), 1e-5)
+
+
+def test_gradients_of_gradients_are_refused() -> None:
+    x = torch.randn(4, 32, requires_grad=True)
+    (gradient,) = torch.autograd.grad(layers.norm(x, torch.ones(32), 1e-5).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
 
 
 def test_of_equal_logits_the_first_experts_are_chosen() -> None:
@@ -187,7 +218,8 @@ def exact_attention(x: Tensor, wqkv: Tensor, spec: ModelSpec) -> Tensor:
 def test_auto_takes_the_c_kernels_in_float32_on_a_cpu_and_says_otherwise_why_not(caplog) -> None:
     spec = ModelSpec(n_layer=1, **SHAPES["whole vectors"])
     caplog.set_level("INFO")
-    assert choose_kernels(spec).describe()["layers"] == "native"
+    described = choose_kernels(spec).describe()
+    assert (described["layers"], described["attention"], described["native"]) == ("native", "native", build.key())
     assert choose_kernels(spec, dtype="bfloat16").native is None
     assert "they compute in float32, and the dtype is bfloat16" in caplog.text
     assert choose_kernels(spec, {"attention": "plain"}).native is None
@@ -211,6 +243,7 @@ def test_named_c_kernels_that_cannot_run_are_refused(changed: dict, names: dict,
 
 # --- compiling
 
+REAL = shutil.which("cc") or shutil.which("gcc")
 COMPILE = "from upcycle.model.native.build import library; print(library()._name)"
 
 
@@ -225,11 +258,25 @@ def compile_in(folder: Path, **environment: str) -> subprocess.Popen[str]:
 
 
 def test_two_jobs_that_start_together_compile_once(tmp_path: Path) -> None:
-    jobs = [compile_in(tmp_path) for _ in range(2)]
+    """Counted by a compiler that notes each compilation and passes it on."""
+    fake, notes = tmp_path / "bin" / "cc", tmp_path / "notes"
+    fake.parent.mkdir()
+    fake.write_text(f'#!/bin/sh\ncase $1 in --version) ;; *) echo compiled >> {notes};; esac\nexec {REAL} "$@"\n')
+    fake.chmod(0o755)
+    jobs = [compile_in(tmp_path, PATH=f"{fake.parent}:{os.environ['PATH']}") for _ in range(2)]
     paths = {job.communicate()[0].strip() for job in jobs}
     assert [job.returncode for job in jobs] == [0, 0]
+    assert notes.read_text() == "compiled\n"
     assert paths == {str(path) for path in (tmp_path / "upcycle").glob("*.so")}
     assert not list((tmp_path / "upcycle").glob("*.tmp"))
+
+
+def test_a_damaged_library_is_compiled_again(tmp_path: Path) -> None:
+    path = Path(compile_in(tmp_path).communicate()[0].strip())
+    path.write_bytes(b"half a library")
+    again = compile_in(tmp_path)
+    assert again.communicate()[0].strip() == str(path)
+    assert again.returncode == 0
 
 
 def test_without_a_compiler_the_reason_is_given(tmp_path: Path) -> None:
@@ -253,6 +300,7 @@ def test_every_function_is_declared_as_the_source_defines_it() -> None:
         arguments = source.split(f"upcycle_{name}(")[1].split(")")[0].split(",")
         defined = tuple(ctypes.c_void_p if "*" in text else kinds[text.split()[0]] for text in arguments)
         assert defined == declared, name
+    assert set(re.findall(r"\bupcycle_(\w+)\(", source)) == set(build.SIGNATURES)
 
 
 NARROWER = """

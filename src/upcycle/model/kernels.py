@@ -185,7 +185,12 @@ def choose_kernels(
     if described["cross_entropy"] == "chunked":
         chosen["token_cross_entropy"] = torch_kernels.chunked_token_cross_entropy
     native = _whole_layers(wanted, model, device=device, dtype=dtype, tensor_parallel=tensor_parallel, compile=compile)
-    described |= {"router": "torch", "layers": "composed" if native is None else "native"}
+    described |= {"router": "torch", "layers": "composed"}
+    if native is not None:  # whole layers compute every op of a training step
+        from upcycle.model.native.build import key
+
+        described = dict.fromkeys(described, "native")
+        versions["native"] = key()
     return Kernels(**chosen, native=native, names=described, versions=versions)
 
 
@@ -206,7 +211,7 @@ def _whole_layers(
     from upcycle.model.native.build import CannotBuildError, library
 
     if wanted["layers"] == "composed":
-        log.info("layers=composed: as asked for")
+        log.info("layers=composed: as asked for, or as several processes need")
         return None
     named = [f"{op}: {wanted[op]}" for op in KERNELS if wanted[op] != "auto"]
     reason = why_not_native(model, device=device, dtype=dtype, tensor_parallel=tensor_parallel, compile=compile)

@@ -133,20 +133,6 @@ def local(tensor: Tensor) -> Tensor:
 # --- tensors by name, in parts and whole
 
 
-def sharded_state(model: nn.Module) -> dict[str, Tensor]:
-    """The parameters by name as a sharded checkpoint holds them (`sharded`); they share memory with the model."""
-    return sharded({name: parameter.detach() for name, parameter in model.named_parameters()})
-
-
-def sharded(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors (parameters or moments) in the shapes of sharded checkpoints: stacks as a dimension of their own.
-
-    Under several processes they are DTensors of these shapes, and whole tensors where replicated; one process gets
-    views, through which a load fills the model.
-    """
-    return {name: tensor if isinstance(tensor, DTensor) else stacked(name, tensor) for name, tensor in tensors.items()}
-
-
 def full_state(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
     """Whole tensors on the CPU in the single-process shapes, from those of a model or optimizer (any form).
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from upcycle.model.attention import rope_tables
 from upcycle.model.native.build import library
@@ -20,11 +21,25 @@ PAD = 16
 """Numbers between two rows of the hidden layer, as in `simd.h`."""
 
 
+DTYPES = (torch.float32, torch.int32, torch.int64)
+
+
 def _call(name: str, *arguments: Tensor | float | None) -> int:
-    """Call `upcycle_<name>`: tensors by address, numbers as they are, None as a null pointer."""
+    """Call `upcycle_<name>`: tensors by address, numbers as they are, None as a null pointer.
+
+    Raises TypeError for a tensor that C would read as something else, ValueError for one without elements.
+    """
+    values: list[Any] = []
     for argument in arguments:
-        assert not isinstance(argument, Tensor) or argument.is_contiguous()
-    values = [argument.data_ptr() if isinstance(argument, Tensor) else argument for argument in arguments]
+        if isinstance(argument, Tensor):
+            if argument.dtype not in DTYPES or argument.device.type != "cpu" or not argument.is_contiguous():
+                found = f"{argument.dtype} on {argument.device} with strides {argument.stride()}"
+                raise TypeError(f"{name}: a dense CPU tensor of float32, int32 or int64 is wanted, not {found}")
+            if not argument.numel():
+                raise ValueError(f"{name}: a tensor of shape {tuple(argument.shape)} has nothing to compute")
+            values.append(argument.data_ptr())
+        else:
+            values.append(argument)
     return _function(name)(*values)
 
 
@@ -54,6 +69,7 @@ class _Norm(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight, rstd = ctx.saved_tensors
         dx, dweight = torch.empty_like(x), torch.zeros_like(weight)
@@ -74,6 +90,7 @@ class _Narrow(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
         x, weight = ctx.saved_tensors
         dx, dweight = torch.empty_like(x), torch.empty_like(weight)
@@ -97,6 +114,7 @@ class _Route(torch.autograd.Function):
         return ids, gates, probs, logs
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, _: None, dgates: Tensor, dprobs: Tensor, __: None) -> tuple[Tensor, None, None]:
         ids, gates, probs = ctx.saved_tensors
         dlogits = torch.empty_like(probs)
@@ -122,6 +140,7 @@ class _Attention(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         x, norm, wqkv, wo, qkv, y, lse, rstd = ctx.saved_tensors
         inputs = (x, norm, wqkv, wo, *ctx.tables, qkv, y, lse, rstd, dout.contiguous())
@@ -144,6 +163,7 @@ class _MLP(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         x, norm, w_in, w_out, h, rstd = ctx.saved_tensors
         gradients = (torch.empty_like(x), torch.zeros_like(norm), torch.empty_like(w_in), torch.empty_like(w_out))
@@ -167,6 +187,7 @@ class _Experts(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         xn, gates, w_in, w_out, slots, ends, h = ctx.saved_tensors
         dout = dout.contiguous()
@@ -184,11 +205,12 @@ class _Loss(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, norm: Tensor, head: Tensor, targets: Tensor, eps: float) -> Tensor:
         x = x.contiguous()
         gradients = (torch.empty_like(x), torch.zeros_like(norm), torch.empty_like(head))
-        losses = _token_losses(x, norm, head, targets, eps, *(gradients if any(ctx.needs_input_grad) else ()))
+        losses = _token_losses(x, norm, head, targets, eps, *gradients)
         ctx.save_for_backward(*gradients)
         return losses.mean()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         gradients = ctx.saved_tensors
         if upstream.item() != 1.0:
@@ -202,7 +224,8 @@ def _token_losses(x: Tensor, norm: Tensor, head: Tensor, targets: Tensor, eps: f
     losses = x.new_empty(targets.shape)
     share = 1 / targets.numel()
     wanted = gradients or (None, None, None)
-    bad = _call("loss", targets.numel(), D, V, eps, share, x, norm, head, targets.contiguous(), losses, *wanted)
+    ids = targets.to(torch.int64).contiguous()
+    bad = _call("loss", ids.numel(), D, V, eps, share, x, norm, head, ids, losses, *wanted)
     if bad:
         raise IndexError(f"target {targets.flatten()[bad - 1].item()} is no token of a vocabulary of {V}")
     return losses
@@ -248,10 +271,13 @@ def experts(x_TD: Tensor, xn_TD: Tensor, gates_TK: Tensor, ids_TK: Tensor, w_in:
 
 def loss(x_BSD: Tensor, norm_D: Tensor, head_VD: Tensor, targets_BS: Tensor, model: ModelSpec) -> Tensor:
     """Mean cross-entropy in nats of the last residual stream, a scalar."""
+    if not torch.is_grad_enabled():
+        return token_losses(x_BSD, norm_D, head_VD, targets_BS, model).mean()
     return _Loss.apply(x_BSD, norm_D, head_VD, targets_BS, model.norm_eps)
 
 
 def token_losses(x_BSD: Tensor, norm_D: Tensor, head_VD: Tensor, targets_BS: Tensor, model: ModelSpec) -> Tensor:
     """Cross-entropy of each token in nats, (B, S); for evaluation: it has no gradient."""
-    assert not torch.is_grad_enabled()
+    if torch.is_grad_enabled():
+        raise RuntimeError("token_losses has no gradient: call it under torch.no_grad()")
     return _token_losses(x_BSD.contiguous(), norm_D, head_VD, targets_BS, model.norm_eps)

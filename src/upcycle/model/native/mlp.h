@@ -10,9 +10,13 @@ static long rows_of(long M) {
     return rows < 4 * ROWS ? 4 * ROWS : rows > 20 * ROWS ? 20 * ROWS : rows;
 }
 
-/* h (rows x 2M: gate, up; rows ld_of(M) apart) of xn, and y (rows x D) = (silu(gate) * up) Wout^T, or added to y. */
+INLINE void add_row(long D, float gate, const float *from, float *to) {
+    for (long d = 0; d < D; d += LANES) store(to + d, load(to + d) + load(from + d) * gate);
+}
+
+/* h (rows x 2M: gate, up; rows ld_of(M) apart) of xn, and y (rows x D) = (silu(gate) * up) Wout^T. */
 static void mlp_rows_forward(long rows, long D, long M, const float *xn, const float *packed_in,
-                             const float *packed_out, float *h, float *y, int add) {
+                             const float *packed_out, float *h, float *y) {
     long ld = ld_of(M), lda = M + PAD;
     float *act = scratch(NARROW, rows * lda);
     gemm(rows, 2 * M, D, xn, D, 1, packed_in, 0, h, ld, 0);
@@ -21,7 +25,7 @@ static void mlp_rows_forward(long rows, long D, long M, const float *xn, const f
         for (long m = 0; m < M; m += LANES)
             store(act + r * lda + m, load(gate + m) * sigmoid(load(gate + m)) * load(up + m));
     }
-    gemm(rows, D, M, act, lda, 1, packed_out, 0, y, D, add);
+    gemm(rows, D, M, act, lda, 1, packed_out, 0, y, D, 0);
 }
 
 /* From dy (rows x D) and h: gradients of the weights (first: written, else added to), dxn (rows x D). With gates, y was
@@ -57,13 +61,15 @@ void upcycle_mlp_forward(long N, long D, long M, float eps, const float *x, cons
                          const float *w_out, float *out, float *h, float *rstd) {
     long chunk = rows_of(M);
     float *xn = scratch(XN, chunk * D), *in = scratch(PACKED, 2 * M * D), *back = scratch(PACKED2, M * D);
+    float *y = scratch(OUT, chunk * D);
     pack(D, 2 * M, w_in, 1, D, in);
     pack(M, D, w_out, 1, M, back);
     for (long at = 0; at < N; at += chunk) {
         long rows = least(chunk, N - at);
         norm_forward(rows, D, x + at * D, norm, eps, xn, rstd + at);
         memcpy(out + at * D, x + at * D, rows * D * sizeof(float));
-        mlp_rows_forward(rows, D, M, xn, in, back, h + at * ld_of(M), out + at * D, 1);
+        mlp_rows_forward(rows, D, M, xn, in, back, h + at * ld_of(M), y);
+        for (long r = at; r < at + rows; r++) add_row(D, 1.0f, y + (r - at) * D, out + r * D);
     }
 }
 
@@ -101,10 +107,6 @@ void upcycle_sort_slots(long T, long K, long E, const int64_t *ids, int32_t *slo
     for (long i = 0; i < T * K; i++) slots[ends[ids[i]]++] = i;
 }
 
-INLINE void add_row(long D, float gate, const float *from, float *to) {
-    for (long d = 0; d < D; d += LANES) store(to + d, load(to + d) + load(from + d) * gate);
-}
-
 /* out = x + sum over a token's K slots, in the order of experts, of gate * expert(xn). xn, x, out (T x D), gates (T x K), w_in (E x 2M x D),
  * w_out (E x D x M); slots (T K) and ends (E) as sorted above; kept: h (T K x ld_of(M)). */
 void upcycle_experts_forward(long T, long K, long E, long D, long M, const float *xn, const float *x,
@@ -121,7 +123,7 @@ void upcycle_experts_forward(long T, long K, long E, long D, long M, const float
         for (; at < ends[e];) {
             long rows = least(chunk, ends[e] - at);
             gather(rows, D, K, slots + at, xn, rows_in);
-            mlp_rows_forward(rows, D, M, rows_in, in, back, h + at * ld_of(M), y, 0);
+            mlp_rows_forward(rows, D, M, rows_in, in, back, h + at * ld_of(M), y);
             for (long r = 0; r < rows; r++) add_row(D, gates[slots[at + r]], y + r * D, out + slots[at + r] / K * D);
             at += rows;
         }

@@ -14,7 +14,7 @@ void upcycle_route_forward(long T, long E, long K, long gate, const float *logit
         for (long k = 0; k < K; k++) {
             long best = 0;
             for (long e = 1; e < E; e++)
-                if (row[e] > row[best]) best = e;
+                if (row[e] > row[best] || row[e] != row[e]) best = e; /* NaN first, or the loss would hide it */
             ids[k] = best;
             row[best] = -INFINITY;
         }

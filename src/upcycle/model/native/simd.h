@@ -4,6 +4,7 @@
  * the arrays, so that equal inputs give equal bits. */
 #include <math.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #if defined(__AVX512F__)
@@ -99,15 +100,19 @@ INLINE vec vexp(vec x) {
 
 INLINE vec sigmoid(vec x) { return 1.0f / (1.0f + vexp(-x)); }
 
-/* Scratch memory by slot, grown as needed and kept: a step asks for the same sizes again and again. Called by one
- * thread at a time; contents are undefined. */
+/* Scratch memory by slot and thread, grown as needed and kept: a step asks for the same sizes again and again. Contents
+ * are undefined. A few rows, or a copy of one matrix: where even that cannot be had, the process ends by name. */
 enum { SLOTS = 16 };
 static float *scratch(int slot, size_t count) {
     static __thread struct { float *memory; size_t count; } slots[SLOTS];
     if (slots[slot].count < count) {
         free(slots[slot].memory);
         slots[slot].memory = aligned_alloc(64, (count * sizeof(float) + 127) / 64 * 64);
-        if (!slots[slot].memory) abort(); /* the size of a few rows: there is no memory left to say so in */
+        if (!slots[slot].memory) {
+            fprintf(stderr, "upcycle: out of memory: no %zu bytes for the C kernels' scratch; lower execution.micro_batch\n",
+                    count * sizeof(float));
+            abort();
+        }
         slots[slot].count = count;
     }
     return slots[slot].memory;
