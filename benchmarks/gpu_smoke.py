@@ -137,8 +137,8 @@ def available_kernels(report: Report, model: ModelSpec, where: str) -> None:
     report.table(*rows)
 
 
-def run_tests(report: Report, selection: str) -> bool:
-    """Every test marked `gpu`; whether none failed."""
+def run_tests(report: Report, selection: str, where: str) -> bool:
+    """Every test marked `gpu`; whether none failed, and on CUDA whether any passed."""
     report.add("## Tests marked `gpu`", "")
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "tests.xml"
@@ -160,6 +160,8 @@ def run_tests(report: Report, selection: str) -> bool:
         report.add(f"- **failed** {name}: {' '.join(why.split())[:600]}")
     reasons = collections.Counter(" ".join(why.split()) for _, why in outcome["skipped"])
     report.add(*(f"- {count} skipped: {why}" for why, count in reasons.most_common()), "")
+    if where == "cuda" and not outcome["passed"]:
+        return False
     return done.returncode in (0, 5) and not outcome["failed"]
 
 
@@ -345,7 +347,7 @@ def main(arguments: list[str] | None = None) -> int:
     for model in models.values():
         assert not why_not("experts", "grouped_mm", model, device=where, dtype="bfloat16")
     available_kernels(report, next(iter(models.values())), where)
-    sound = run_tests(report, options.tests)
+    sound = run_tests(report, options.tests, options.device)
     sound &= attention_times(report, models, where, options.sequences, options.seconds)
     sound &= training_times(report, shapes, where, options.sequences, options.seconds)
     report.add("Nothing that ran failed." if sound else "**Something failed: see above.**")

@@ -53,7 +53,7 @@ def test_a_failed_test_is_told_and_is_the_exit_code(smoke: ModuleType, tmp_path:
     tests = tmp_path / "test_one.py"
     tests.write_text("import pytest\n@pytest.mark.gpu\ndef test_a(): assert 1 + 1 == 3\n")
     report = smoke.Report(tmp_path / "smoke.md")
-    assert not smoke.run_tests(report, str(tests))
+    assert not smoke.run_tests(report, str(tests), "cpu")
     assert "1 failed, 0 skipped, 0 passed" in report.path.read_text()
     assert "**failed** test_a: " in report.path.read_text()
 
@@ -90,3 +90,10 @@ def test_a_kernel_that_fails_is_told_and_is_the_exit_code(smoke: ModuleType, tmp
     text = report.path.read_text()
     assert "- **sdpa** at tiny: RuntimeError: no kernel image is available" in text
     assert "| tiny | yes | **fails**: RuntimeError: no kernel image is available |" in text
+
+
+def test_on_cuda_a_run_without_one_passed_test_is_not_sound(smoke: ModuleType, tmp_path: Path) -> None:
+    tests = tmp_path / "test_none.py"
+    tests.write_text('import pytest\n\n@pytest.mark.gpu\ndef test_a():\n    pytest.skip("nothing here")\n')
+    assert smoke.run_tests(smoke.Report(tmp_path / "report.md"), str(tests), "cpu")
+    assert not smoke.run_tests(smoke.Report(tmp_path / "report.md"), str(tests), "cuda")

@@ -5,7 +5,7 @@
  * dx, dnorm (zero at first) and dhead (V x D). Returns 0, or 1 + the first row whose target is no token. */
 long upcycle_loss(long N, long D, long V, float eps, float share, const float *x, const float *norm, const float *head,
                   const int64_t *targets, float *losses, float *dx, float *dnorm, float *dhead) {
-    long Vp = padded(V), ld = Vp + PAD, chunk = least(20 * ROWS, 262144 / Vp / ROWS * ROWS);
+    long Vp = padded(V), ld = Vp + PAD, chunk = least(20 * ROWS, 524288 / Vp / ROWS * ROWS);
     if (chunk < 4 * ROWS) chunk = 4 * ROWS;
     float *xn = scratch(XN, chunk * D), *logits = scratch(WIDE, chunk * ld), *dxn = scratch(NARROW, chunk * D);
     float *forward = scratch(PACKED, Vp * D), *backward = scratch(PACKED2, V * D), *rstd = scratch(OUT, chunk);
