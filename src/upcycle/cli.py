@@ -50,7 +50,11 @@ def parser() -> argparse.ArgumentParser:
     tokenize.add_argument("name", help="a token set of the plan, e.g. english-1-bpe1024")
     train = verb("train", "Train one run, or resume it, or verify it if it is finished.")
     train.add_argument("run", help="a run id of the plan, or the path of a spec.json")
-    train.add_argument("--fresh", action="store_true", help="train again from the start even if finished")
+    train.add_argument(
+        "--fresh",
+        action="store_true",
+        help="discard a finished or damaged result and train again from the start; an unfinished run goes on",
+    )
     evaluate = verb("evaluate", "Held-out loss of a finished run on another text of the study.")
     evaluate.add_argument("run", help="a run id of the plan")
     evaluate.add_argument("evaluation", help="a name under `evaluations`")
@@ -215,9 +219,9 @@ def run_verb(args: argparse.Namespace) -> None:
         if args.verb == "tokenize":
             jobs.tokenize(workflow, args.name)
         elif args.verb == "train" and args.run.endswith(".json"):
-            jobs.train_spec(Path(args.run), workflow, fresh=args.fresh)
+            jobs.train_spec(Path(args.run), workflow, study=args.study, fresh=args.fresh)
         elif args.verb == "train":
-            jobs.train(workflow, args.run, fresh=args.fresh)
+            jobs.train(workflow, args.run, study=args.study, fresh=args.fresh)
         else:
             jobs.evaluate(workflow, args.run, args.evaluation)
     else:

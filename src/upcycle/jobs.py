@@ -61,25 +61,28 @@ def local_files(patterns: list[str], dataset: str) -> list[Path]:
     return found
 
 
-def train(workflow: Workflow, run_id: str, *, fresh: bool = False) -> None:
-    """Train, resume or verify a run of the plan; prints one line when it is done."""
+def train(workflow: Workflow, run_id: str, *, study: str, fresh: bool = False) -> None:
+    """Train, resume or verify a run of the plan; prints one line when it is done.
+
+    `study` is what --study names, a file; the key `study` inside that file may be another word.
+    """
     if run_id not in workflow.plan.runs:
         raise UserError(f"study `{workflow.plan.study}` plans no run `{run_id}`; {nearest(run_id, workflow.plan.runs)}")
-    _train(workflow, workflow.plan.runs[run_id], run_id, fresh=fresh)
+    _train(workflow, workflow.plan.runs[run_id], run_id, study=study, fresh=fresh)
 
 
-def train_spec(path: Path, workflow: Workflow, *, fresh: bool = False) -> None:
-    """Train the run that a spec.json describes, with the study's execution settings."""
+def train_spec(path: Path, workflow: Workflow, *, study: str, fresh: bool = False) -> None:
+    """Train the run that a spec.json describes, with the study's execution settings; `study` as for `train`."""
     data = load_json(path)
     data.pop("id", None)
     try:
         run = RunSpec.model_validate(data)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
-    _train(workflow, run, str(path), fresh=fresh)
+    _train(workflow, run, str(path), study=study, fresh=fresh)
 
 
-def _train(workflow: Workflow, run: RunSpec, name: str, *, fresh: bool) -> None:
+def _train(workflow: Workflow, run: RunSpec, name: str, *, study: str, fresh: bool) -> None:
     """Train as one process, as one of several (a worker, which RANK tells), or as several that are started here."""
     from upcycle.train import launch
 
@@ -88,7 +91,7 @@ def _train(workflow: Workflow, run: RunSpec, name: str, *, fresh: bool) -> None:
         launch.become_worker()
     elif execution.devices > 1:
         options = ["--fresh"] if fresh else []
-        launch.launch(["train", name, "--study", workflow.plan.study, *options], execution.devices)
+        launch.launch(["train", name, "--study", study, *options], execution.devices)
         return
     from upcycle.train.loop import train as train_run
 

@@ -286,7 +286,10 @@ def show_status(workflow: Workflow, *, as_json: bool, every_run: bool) -> str:
             f"of runs alone: {duration(total['longest_chain_seconds'])}), fits and figures not counted."
         )
     if total["damaged"]:
-        lines.append("Damaged runs: `upcycle train RUN --fresh` trains one again.")
+        lines.append(
+            "Damaged runs: `upcycle train RUN` restores metrics.json or names the damaged file; "
+            "--fresh trains it again."
+        )
     if total["stopped"]:
         lines.append(f"Why a run stopped: {RESULTS}/logs/train/RUN.log. Snakemake, or `upcycle train RUN`, goes on.")
     if not every_run:

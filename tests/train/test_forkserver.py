@@ -20,6 +20,8 @@ from small_runs import VOCABULARY, rows_of, small_run, tensors_sha256, train_in
 
 import upcycle
 from upcycle.spec import RunSpec
+from upcycle.train import forkserver
+from upcycle.train.preemption import TrainingError
 
 STUDY = f"""
 study: default
@@ -101,6 +103,14 @@ def wait_until_training(desk: Desk, run: RunSpec, client: subprocess.Popen[str])
     return json.loads((desk.run_dir(run) / "lease").read_text())["pid"]
 
 
+def wait_until_gone(pid: int) -> None:
+    """Until a process is no more, or a zombie that nobody reaps."""
+    deadline = time.monotonic() + 60
+    while (stat := Path(f"/proc/{pid}/stat")).exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z":
+        assert time.monotonic() < deadline, "the job goes on"
+        time.sleep(0.02)
+
+
 def test_two_first_clients_share_one_server_and_give_the_bytes_of_plain_runs(
     desk: Desk, tokens_dir: Path, tmp_path: Path
 ) -> None:
@@ -118,13 +128,84 @@ def test_two_first_clients_share_one_server_and_give_the_bytes_of_plain_runs(
 
 
 def test_a_warm_client_skips_the_imports(desk: Desk) -> None:
-    """A job's start-up, measured from its fork, is below half a second where torch's import alone takes two."""
+    """A job's start-up, measured from its fork, takes less than the server's imports take here and now."""
+    begun = time.monotonic()
+    subprocess.run([sys.executable, "-c", "import torch._dynamo, upcycle.train.loop"], check=True)
+    imports = time.monotonic() - begun
     run = small_run(seed=3)
     client = desk.client(run)
     said, _ = client.communicate(timeout=60)
     assert client.returncode == 0, said
     metrics = json.loads((desk.run_dir(run) / "metrics.json").read_text())
-    assert metrics["startup_seconds"] < 0.5
+    assert metrics["startup_seconds"] < imports
+
+
+@pytest.mark.parametrize("line", [b"\n", b"not json\n", b"[1]\n", b'{"argv": []}\n', b'{"argv": ['])
+def test_a_malformed_request_is_nobodys_job_and_keeps_no_descriptor(line: bytes) -> None:
+    """Nonsense, the wrong keys, or a client that died half-way: None, no exception, the descriptors closed."""
+    open_before = sorted(Path("/proc/self/fd").iterdir())
+    client, server = socket.socketpair()
+    with server:
+        with client:
+            socket.send_fds(client, [line], [0, 1, 2])
+        assert forkserver._receive_request(server) == (None, [])
+    assert sorted(Path("/proc/self/fd").iterdir()) == open_before
+
+
+def test_a_client_that_never_ends_its_request_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the time-out, with the descriptors closed; so is one that sends no descriptors."""
+    monkeypatch.setattr(forkserver, "REQUEST_SECONDS", 0.05)
+    open_before = sorted(Path("/proc/self/fd").iterdir())
+    client, server = socket.socketpair()
+    with client, server:
+        socket.send_fds(client, [b"{"], [0, 1, 2])
+        assert forkserver._receive_request(server) == (None, [])
+        client.sendall(b'{"argv": [], "folder": "", "environment": {}}\n')
+        assert forkserver._receive_request(server) == (None, [])
+    assert sorted(Path("/proc/self/fd").iterdir()) == open_before
+
+
+EARLY = """
+import os, signal, socket, sys
+from upcycle.train import forkserver
+client, server = socket.socketpair()
+forkserver._connect = lambda: client
+send_fds = socket.send_fds
+def send_after_a_signal(*arguments):
+    os.kill(os.getpid(), signal.SIGUSR1)
+    return send_fds(*arguments)
+socket.send_fds = send_after_a_signal
+if os.fork() == 0:
+    client.close()
+    request, _ = forkserver._receive_request(server)
+    assert request["argv"] == ["train", "x"], request
+    server.sendall(b"%d\\n" % server.recv(1)[0])
+    os._exit(0)
+server.close()
+sys.exit(forkserver.run_via_server(["train", "x"]))
+"""
+
+
+def test_a_signal_while_the_request_is_sent_follows_it() -> None:
+    """The request is whole, and its first byte after is the signal; the server's answer here is that byte."""
+    done = subprocess.run([sys.executable, "-c", EARLY], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == signal.SIGUSR1, done.stderr
+
+
+def test_a_client_whose_server_is_gone_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A TrainingError (exit code 1: a workflow tries again), whether its request was still heard or not."""
+    handlers = {number: signal.getsignal(number) for number in forkserver.FORWARDED}
+    for heard in (False, True):
+        client, server = socket.socketpair()
+        if heard:
+            server.shutdown(socket.SHUT_WR)
+        else:
+            server.close()
+        monkeypatch.setattr(forkserver, "_connect", lambda client=client: client)
+        with server, pytest.raises(TrainingError, match="ended before its job did"):
+            forkserver.run_via_server(["train", "x"])
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def test_exit_codes_pass_through(desk: Desk) -> None:
@@ -163,13 +244,26 @@ def test_a_killed_client_takes_its_job_with_it(desk: Desk) -> None:
     pid = wait_until_training(desk, run, client)
     client.kill()
     client.communicate()
-    for _ in range(500):
-        if not Path(f"/proc/{pid}").exists():
-            break
-        time.sleep(0.02)
-    assert not Path(f"/proc/{pid}").exists()
+    wait_until_gone(pid)
     assert list((desk.run_dir(run) / "resume").glob("step-*"))
     assert len(desk.servers()) == 1
+
+
+def test_a_killed_server_lets_its_jobs_save(desk: Desk) -> None:
+    """SIGKILL of the server: the client fails by name, the job saves and ends; the next client starts a new server."""
+    run = long_run(seed=102)
+    client = desk.client(run)
+    pid = wait_until_training(desk, run, client)
+    (server,) = desk.servers().values()
+    os.kill(server, signal.SIGKILL)
+    said, _ = client.communicate(timeout=60)
+    assert client.returncode == 1
+    assert "the fork server ended before its job did" in said
+    wait_until_gone(pid)
+    assert list((desk.run_dir(run) / "resume").glob("step-*"))
+    client = desk.client("missing.json")
+    client.communicate(timeout=120)
+    assert client.returncode == 2
 
 
 def test_edited_code_is_never_served_stale(desk: Desk) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
@@ -13,7 +15,7 @@ from small_runs import EXECUTION, small_run, tensors_sha256, train_in
 
 from upcycle.errors import UserError
 from upcycle.train.checkpoint import safetensors_parts
-from upcycle.train.preemption import TrainingError
+from upcycle.train.preemption import Preempted, TrainingError
 from upcycle.train.rolling import load_rolling, save_rolling
 from upcycle.train.saving import Saver
 
@@ -128,14 +130,33 @@ def test_at_the_end_an_error_is_raised_unless_another_is_on_its_way(
     assert "the last save failed: the disk is full" in caplog.text
 
 
-def test_saving_changes_no_bit_and_its_two_times_are_recorded(tokens_dir: Path, tmp_path: Path) -> None:
-    """A state after every step against none before the end."""
+def test_a_failed_save_is_no_preemption(tmp_path: Path) -> None:
+    """Stopped while a save is under way that then fails: its words and exit code 1, not 75, which says "saved"."""
+
+    def fails() -> None:
+        raise TrainingError("the disk is full")
+
+    def save_and_stop() -> None:
+        with Saver() as saver:
+            saver.save(tmp_path, 1, {"model.w": torch.ones(4)}, NOTES, before=fails, after=lambda _: None)
+            raise Preempted("stopped")
+
+    with pytest.raises(TrainingError, match="full"):
+        save_and_stop()
+
+
+def test_saving_changes_no_bit_and_its_two_times_are_recorded(
+    tokens_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A state after every step against none before the end; each save takes a second by its own clock."""
+    ticks = itertools.count()
+    monkeypatch.setattr("upcycle.train.saving.time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
     run = small_run()
     always = train_in(tmp_path / "always", tokens_dir, run, EXECUTION.model_copy(update={"save_seconds": 1e-6}))
     never = train_in(tmp_path / "never", tokens_dir, run)
     assert tensors_sha256(always) == tensors_sha256(never)
     times = [json.loads((folder / "metrics.json").read_text()) for folder in (always, never)]
-    assert times[0]["save_background_seconds"] > times[1]["save_background_seconds"] > 0
+    assert [each["save_background_seconds"] for each in times] == [run.end_step, 1]
     assert times[0]["save_seconds"] > 0
 
 

@@ -30,16 +30,21 @@ import socket
 import stat
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import upcycle.cli
 from upcycle.errors import UserError
+from upcycle.train.preemption import TrainingError
 
 IDLE_SECONDS = 60.0
 GRACE_SECONDS = 20.0
 START_SECONDS = 120.0
 """How long a client waits for a new server to import torch."""
+REQUEST_SECONDS = 10.0
+"""How long the server waits for a client to finish its request."""
+REQUEST = {"argv", "folder", "environment"}
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -49,22 +54,46 @@ FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 def run_via_server(argv: list[str]) -> int:
     """Run `upcycle <argv>` in a child of the fork server, as if in this process; return its exit code.
 
-    A child that died of signal n gives 128 + n. UserError if the server cannot start or its folder is not ours alone.
+    A child that died of signal n gives 128 + n. A signal before the job is asked for ends this process as any; those
+    after it go to the job. UserError if the server cannot start or its folder is not ours alone; TrainingError if it
+    ends before the job does.
     """
     with _connect() as connection:
-        for number in FORWARDED:
-            signal.signal(number, lambda number, _: connection.send(bytes([number])))
         request = {"argv": argv, "folder": str(Path.cwd()), "environment": dict(os.environ)}
         sys.stdout.flush()
         sys.stderr.flush()
         line = json.dumps(request).encode() + b"\n"
-        sent = socket.send_fds(connection, [line], [0, 1, 2])
-        connection.sendall(line[sent:])
-        status = connection.makefile("rb").readline()
+        status = b""
+        with contextlib.suppress(ConnectionError):  # the server has died: no status
+            with _signals_held_back():  # a byte of theirs within the request would spoil it
+                sent = socket.send_fds(connection, [line], [0, 1, 2])
+                connection.sendall(line[sent:])
+                for number in FORWARDED:
+                    signal.signal(number, lambda number, _: _forward(connection, number))
+            status = connection.makefile("rb").readline()
     if not status:
-        raise UserError(f"the fork server ended before its job did; see {_home() / 'log'}, or set fork_server: false")
+        raise TrainingError(
+            f"the fork server ended before its job did, which saves and ends; see {_home() / 'log'}. "
+            "The same command goes on, or set fork_server: false"
+        )
     code = int(status)
     return code if code >= 0 else 128 - code
+
+
+@contextlib.contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Signals that come meanwhile are delivered at the end of the `with`."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _forward(connection: socket.socket, number: int) -> None:
+    """Tell the server of a signal; one that finds the job ended, or the server, has nobody to reach."""
+    with contextlib.suppress(OSError):
+        connection.send(bytes([number]))
 
 
 def _connect() -> socket.socket:
@@ -180,9 +209,10 @@ class _Server:
     def _accept(self) -> None:
         connection, _ = self.listener.accept()
         request, descriptors = _receive_request(connection)
-        if request is None:  # a client that died while asking
+        if request is None:
             connection.close()
             return
+        server = os.getpid()
         pid = os.fork()
         if pid == 0:
             self.selector.close()
@@ -190,7 +220,7 @@ class _Server:
             for job in self.jobs:
                 job.connection.close()
             connection.close()
-            _run_job(request, descriptors)
+            _run_job(request, descriptors, server)
         for descriptor in descriptors:
             os.close(descriptor)
         job = Job(pid, connection)
@@ -225,28 +255,40 @@ class _Server:
                 os.kill(job.pid, signal.SIGKILL)
 
 
-def _receive_request(connection: socket.socket) -> tuple[dict | None, list[int]]:
-    """The client's JSON line and its standard descriptors."""
-    connection.settimeout(10.0)
+def _receive_request(connection: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
+    """The client's JSON line and its standard descriptors; None and none if it died while asking, or asks for nonsense.
+
+    One client must never end the server, which stands for the jobs of all.
+    """
+    connection.settimeout(REQUEST_SECONDS)
+    descriptors: list[int] = []
     try:
         line, descriptors, _, _ = socket.recv_fds(connection, 65536, 3)
-        while not line.endswith(b"\n"):
-            more = connection.recv(65536)
-            if not more:
-                return None, descriptors
+        while not line.endswith(b"\n") and (more := connection.recv(65536)):
             line += more
-    except OSError:
-        return None, []
-    connection.settimeout(None)
-    return json.loads(line), descriptors
+        request = json.loads(line)
+        connection.settimeout(None)
+        if len(descriptors) == 3 and isinstance(request, dict) and request.keys() >= REQUEST:
+            return request, descriptors
+    except (OSError, ValueError):
+        pass
+    for descriptor in descriptors:
+        os.close(descriptor)
+    return None, []
 
 
-def _run_job(request: dict, descriptors: list[int]) -> NoReturn:
-    """In the child: become the client as far as the program can tell, run the command, exit."""
+def _run_job(request: dict[str, Any], descriptors: list[int], server: int) -> NoReturn:
+    """In the child: become the client as far as the program can tell, run the command, exit.
+
+    It gets SIGTERM, saves and ends when the server dies, as nobody would be left to pass its client's signals on.
+    """
+    from upcycle.train.launch import end_with_parent
+
     signal.set_wakeup_fd(-1)
     for number in (*FORWARDED, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    end_with_parent(signal.SIGTERM, server)
     for standard, descriptor in enumerate(descriptors):
         os.dup2(descriptor, standard)
         os.close(descriptor)

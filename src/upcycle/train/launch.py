@@ -60,12 +60,19 @@ def is_first() -> bool:
 
 def become_worker() -> None:
     """Die with the launcher, and let the first process alone tell of progress."""
-    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.environ.get(PARENT_VARIABLE, str(os.getppid())) != str(os.getppid()):
-            os._exit(1)  # it died before this line
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_parent(signal.SIGKILL, int(os.environ.get(PARENT_VARIABLE, os.getppid())))
     if not is_first():
         logging.getLogger("upcycle").setLevel(logging.WARNING)
+
+
+def end_with_parent(number: signal.Signals, parent: int) -> None:
+    """Get this signal when the parent process `parent` dies (Linux); exit if it is dead already."""
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
+    if os.getppid() != parent:
+        os._exit(1)  # it died before this line
 
 
 def leave_word(end: End) -> bool:
@@ -168,6 +175,9 @@ def _raise_outcome(
     by_code = {end.code: end.message for _, end in sorted(ends.items(), reverse=True)}  # of the lowest rank with it
     if 2 in by_code:
         raise UserError(by_code[2])
+    killed = _killed(codes, devices)
+    if 1 in by_code:  # also when stopped: words of a failed save must not end as "preempted"
+        raise TrainingError(killed or by_code[1])
     if PREEMPTED in by_code:  # they leave with it once the state of all is on disk
         raise Preempted(by_code[PREEMPTED])
     if stopped_by is not None:
@@ -177,14 +187,19 @@ def _raise_outcome(
             f"stopped by {stopped_by.name}, and ended before a new state was saved; the last one serves: "
             "the same command goes on"
         )
-    for rank, code in codes.items():
-        if code < 0 and code != -signal.SIGTERM:  # torch ends the others with SIGTERM
-            raise TrainingError(
-                f"process {rank} of {devices} was killed by {signal.Signals(-code).name}. "
-                "The last saved state is kept: the same command goes on"
-            )
-    if 1 in by_code:
-        raise TrainingError(by_code[1])
+    if killed:
+        raise TrainingError(killed)
     if codes:
         rank, code = next(iter(codes.items()))
         raise TrainingError(f"process {rank} of {devices} failed with exit code {code}; its words are above")
+
+
+def _killed(codes: Mapping[int, int], devices: int) -> str | None:
+    """Which process was killed by a signal, if one was; torch ends the others with SIGTERM."""
+    for rank, code in codes.items():
+        if code < 0 and code != -signal.SIGTERM:
+            return (
+                f"process {rank} of {devices} was killed by {signal.Signals(-code).name}. "
+                "The last saved state is kept: the same command goes on"
+            )
+    return None

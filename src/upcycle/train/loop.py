@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from upcycle.execution import Execution
+from upcycle.manifest import MANIFEST, METRICS, DamagedError
 from upcycle.spec import RunSpec
 from upcycle.train import checkpoint, rolling
 from upcycle.train.device import out_of_memory_is_named
@@ -41,9 +42,10 @@ def train(
 ) -> None:
     """Train a run into its folder, go on with it, or verify that it is finished and return.
 
-    `fresh` removes an earlier result first. Raises UserError for what cannot be trained; Preempted (exit code 75) after
-    SIGTERM or SIGUSR1, the state saved; TrainingError for a non-finite loss, a full disk or too little memory, the last
-    state kept.
+    `fresh` discards a finished result, or a damaged one, and trains again from the start; an unfinished run with a
+    valid state goes on, so that a preempted job with `fresh` keeps its work. Raises UserError for what cannot be
+    trained; Preempted (exit code 75) after SIGTERM or SIGUSR1, the state saved; TrainingError for a non-finite loss, a
+    full disk or too little memory, the last state kept.
     """
     with start_group(execution) as group, StopRequest() as stop, ExitStack() as held:
         if group.from_first(_open(run, run_dir, held, group, fresh=fresh)):
@@ -74,10 +76,23 @@ def _open(run: RunSpec, run_dir: Path, held: ExitStack, group: Group, *, fresh: 
             run_dir.mkdir(parents=True, exist_ok=True)
             held.enter_context(lease(run_dir))
             rolling.clear_temporaries(run_dir)
-            if fresh:
+            if fresh and _can_go_on(run_dir, run.id):
+                log.info("%s: unfinished, goes on; to begin anew remove %s", run.id, run_dir / checkpoint.RESUME)
+            elif fresh:
                 checkpoint.remove_results(run_dir)
             return checkpoint.verify_finished(run_dir, run.id)
     return False
+
+
+def _can_go_on(run_dir: Path, run_id: str) -> bool:
+    """Whether a run was never finished, by its files' presence, and has a valid state to go on from."""
+    if any((run_dir / name).exists() for name in (MANIFEST, METRICS)):
+        return False
+    try:
+        return rolling.load_rolling(run_dir / checkpoint.RESUME, run_id) is not None
+    except DamagedError as damage:
+        log.warning("%s; begun anew", damage)
+        return False
 
 
 def _run_steps(trainee: Trainee, metrics: MetricsLog, stop: StopRequest) -> None:

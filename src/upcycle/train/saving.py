@@ -25,6 +25,7 @@ from torch import Tensor
 
 from upcycle.model.stacks import own
 from upcycle.train import rolling
+from upcycle.train.preemption import Preempted
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ class Saver:
     """Context within which rolling states are saved in the background; its end waits for the last one.
 
     An error of the background (a full disk) is raised, as it was, by the next `save` or `wait`, or by the context's end
-    unless another error is on its way, which is then the one to hear about.
+    unless another error is on its way, which is then the one to hear about. Preempted is none: it says "saved".
     """
 
     def __init__(self) -> None:
@@ -56,7 +57,7 @@ class Saver:
         try:
             self.wait()
         except Exception as failure:
-            if error is None:
+            if error is None or isinstance(error, Preempted):
                 raise
             log.error("the last save failed: %s", failure)
 
