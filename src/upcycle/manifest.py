@@ -50,7 +50,7 @@ def read_manifest(run_dir: Path) -> dict[str, Any]:
         whole = manifest.keys() == MANIFEST_KEYS and not (is_sealed and data != json_bytes(sealed(manifest)))
     except FileNotFoundError:
         raise DamagedError(f"{path}: missing, so {run_dir.name} is not a finished run; train it first") from None
-    except (ValueError, AttributeError, RecursionError):
+    except (ValueError, AttributeError, TypeError, RecursionError):  # no JSON, or no object
         whole = False
     if not whole:
         raise DamagedError(f"{path}: damaged, not the manifest that was written; {MEND}")

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from upcycle.counting import count_parameters, flops_6nd, flops_per_token
+from upcycle.errors import UserError
 from upcycle.execution import Execution
 from upcycle.memory import peak_memory
 from upcycle.plan import is_finished
@@ -78,15 +79,24 @@ def shape_key(run: RunSpec) -> str:
 
 
 def measured_speeds(workflow: Workflow) -> dict[str, float]:
-    """Tokens per second of finished runs, by shape: all their tokens over all their training seconds."""
+    """Tokens per second of finished runs, by shape: all their tokens over all their training seconds.
+
+    Raises UserError naming the metrics.json that does not state them.
+    """
     tokens: dict[str, float] = defaultdict(float)
     seconds: dict[str, float] = defaultdict(float)
     for run_id, run in workflow.plan.runs.items():
         path = RESULTS / "runs" / run_id / "metrics.json"
         if path.exists():
             metrics = load_json(path)
-            tokens[shape_key(run)] += metrics["segment_tokens"]
-            seconds[shape_key(run)] += metrics["train_seconds"]
+            try:
+                tokens[shape_key(run)] += metrics["segment_tokens"]
+                seconds[shape_key(run)] += metrics["train_seconds"]
+            except (KeyError, TypeError):
+                raise UserError(
+                    f"{path} is damaged: it does not state segment_tokens and train_seconds; "
+                    f"`upcycle train {run_id}` restores it"
+                ) from None
     return {key: tokens[key] / seconds[key] for key in tokens if seconds[key] > 0}
 
 

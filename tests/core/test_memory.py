@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
+from upcycle.errors import UserError
 from upcycle.execution import Execution
 from upcycle.memory import Memory, peak_memory
 from upcycle.plan import build_plan
 from upcycle.plan_view import describe_plan, show_plan
 from upcycle.spec import RunSpec
 from upcycle.study import StudyConfig, load_study
-from upcycle.workflow import Workflow
+from upcycle.workflow import RESULTS, Workflow
 
 REPOSITORY = Path(__file__).parents[2]
 PARTS = ("weights", "optimizer", "gradients", "activations", "working", "snapshot", "process")
@@ -109,3 +110,17 @@ def test_the_papers_sizes_fit_80_gb_with_its_micro_batch_and_not_without(
     assert all(mend in warning for mend in ("micro_batch", "activation_checkpointing: block", "devices"))
     unstated = plan_of(paper, tmp_path, micro_batch=None, device_memory_gb=None)
     assert "WARNING" not in show_plan(unstated, as_json=False, every_run=False)
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"segment_tokens": 1, "train_seconds": null}'])
+def test_a_plan_names_metrics_that_state_no_speed(
+    content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    workflow = plan_of(load_study(REPOSITORY / "config" / "paper.yaml"), tmp_path)
+    run_id = next(iter(workflow.plan.runs))
+    path = RESULTS / "runs" / run_id / "metrics.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    with pytest.raises(UserError, match=f"{run_id}/metrics.json is damaged: .*`upcycle train {run_id}` restores it"):
+        describe_plan(workflow)

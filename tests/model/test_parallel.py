@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from upcycle.model.kernels import Kernels
-from upcycle.model.parallel import _even_dimension, fill, full_state, sharded_state
+from upcycle.model.parallel import _even_dimension, fill, full_state
 from upcycle.model.stacks import flat, own, stacked
 from upcycle.model.transformer import Transformer, init_weights
 from upcycle.spec import ModelSpec, MoESpec
@@ -16,12 +16,17 @@ MODEL = ModelSpec(n_layer=2, d_model=16, n_head=2, vocab_size=32, context=8)
 MOE = MoESpec(n_expert=3, top_k=2)
 
 
+def stacked_state(model: nn.Module) -> dict[str, Tensor]:
+    """The weights as several processes hold and save them, if each held all."""
+    return {name: stacked(name, weight) for name, weight in model.state_dict().items()}
+
+
 @pytest.mark.parametrize("moe", [None, MOE])
 def test_sharded_shapes_are_views_of_the_model(moe: MoESpec | None) -> None:
-    """Stacks become a dimension, in the same memory, so a load writes into the model; `flat` is the inverse."""
+    """Stacks become a dimension, in the same memory, so that either shape loads the other; `flat` is the inverse."""
     model = Transformer(MODEL, moe, Kernels())
     init_weights(model, seed=0)
-    state = sharded_state(model)
+    state = stacked_state(model)
     assert state["blocks.0.attn.wqkv"].shape == (3, 16, 16)
     w_in = "blocks.1.mlp.w_in" if moe is None else "blocks.1.moe.w_in"
     assert state[w_in].shape == ((2, 64, 16) if moe is None else (3, 2, 64, 16))
@@ -41,7 +46,7 @@ def test_layers_compute_the_same_bits_from_stacked_weights() -> None:
     for moe in (None, MOE):
         plain, other = (Transformer(MODEL, moe, Kernels()) for _ in range(2))
         init_weights(plain, seed=1)
-        for name, weight in sharded_state(plain).items():
+        for name, weight in stacked_state(plain).items():
             owner, _, leaf = name.rpartition(".")
             setattr(other.get_submodule(owner), leaf, nn.Parameter(weight.clone()))
         ids = torch.arange(16).view(2, 8)

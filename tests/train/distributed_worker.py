@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from upcycle.errors import UserError
 from upcycle.execution import Execution
-from upcycle.model.parallel import full_state, local, sharded_state
+from upcycle.model.parallel import full_state, local
 from upcycle.spec import RunSpec
 from upcycle.train.distributed import Group, start_group
 from upcycle.train.loop import train
@@ -73,7 +73,7 @@ def gradients(job: dict[str, Any], group: Group) -> None:
         "balance": balance,
         "dtypes": dtypes,
         "held": {name: list(local(weight).shape) for name, weight in parameters.items()},
-        "sharded": {name: list(weight.shape) for name, weight in sharded_state(trainee.model).items()},
+        "saved": {name: list(weight.shape) for name, weight in trainee.model.state_dict().items()},
     }
     if group.is_first:
         save_file({name: grad.contiguous() for name, grad in found.items()}, folder / "gradients.safetensors")

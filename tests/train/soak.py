@@ -16,6 +16,7 @@ import platform
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -32,7 +33,7 @@ from upcycle.execution import Execution
 from upcycle.spec import RunSpec
 
 N_STEPS = 24
-ATTEMPTS = 5
+ATTEMPTS = 6
 """Of a run: all but the last are killed, unless they finish first."""
 ALONE = EXECUTION.model_copy(update={"save_seconds": 1e-6})
 """A state after every step: a good part of a run's time is then spent with a save under way."""
@@ -86,9 +87,10 @@ class Soak:
         return self.spawner.start_all(run, folder, self.tokens_dir, execution, parent)
 
     def _kill_until_finished(self, kind: str, folder: Path, execution: Execution) -> Counter[str]:
-        """Start the run again and again and kill it at drawn moments, four times; then let it finish.
+        """Start the run again and again and kill it at drawn moments, five times; then let it finish.
 
-        Every second kill waits for a save to be under way, one in four strikes at any moment after the start.
+        Two of the kills wait for a save to be under way, one strikes at any moment after the start, and the last at the
+        end: in the last evaluation, or while the finished run is written.
         """
         phases: Counter[str] = Counter()
         for attempt in range(ATTEMPTS):
@@ -98,6 +100,9 @@ class Soak:
                 pass
             elif attempt == 2:
                 time.sleep(self.draw.uniform(0, 0.4 * execution.devices**2))
+                self._kill(hit)
+            elif attempt == ATTEMPTS - 2:
+                self._wait_for_the_end(folder, runs()[kind])
                 self._kill(hit)
             elif self._wait_for_a_step(folder):
                 time.sleep(self.draw.uniform(0, 0.1))
@@ -115,6 +120,16 @@ class Soak:
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):  # it has finished
                 os.kill(pid, signal.SIGKILL)
+
+    def _wait_for_the_end(self, folder: Path, run: RunSpec) -> None:
+        """Wait until the state of the last step is there, or a little later, by lot until the weights are written."""
+        aims = ["weights.safetensors*"]
+        if not list(folder.glob(last_state := f"resume/step-{run.end_step:09d}-*")):  # else it is an older one
+            aims.append(last_state)
+        aim = self.draw.choice(aims)
+        while not self.spawner.ended() and not list(folder.glob(aim)):
+            time.sleep(0.0002)
+        time.sleep(self.draw.uniform(0, 0.005))
 
     def _wait_for_a_step(self, folder: Path) -> bool:
         """Wait until this attempt has written something after its start; False if it ended first."""
@@ -136,7 +151,7 @@ def phase_of_death(folder: Path, run: RunSpec) -> str:
     """What the process was doing, by what it left behind."""
     if unfinished(folder):
         return "inside a save"
-    if (folder / "weights.safetensors").exists() or (folder / "manifest.json").exists():
+    if list(folder.glob("weights.safetensors*")):
         return "writing the finished run"
     curve = folder / "metrics.jsonl"
     rows = curve.read_text().splitlines() if curve.exists() else []
@@ -147,6 +162,12 @@ def phase_of_death(folder: Path, run: RunSpec) -> str:
         return "in the last evaluation"
     last = json.loads(rows[-1]) if rows[-1].endswith("}") else {}
     return "between two steps' rows" if last.get("step") == int(saved[5:14]) else "between a row and its save"
+
+
+def commit() -> str:
+    """The commit that is being tried; `-dirty` if the checkout differs from it."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
+    return subprocess.run(command, cwd=Path(__file__).parent, check=True, capture_output=True, text=True).stdout.strip()
 
 
 # At length
@@ -195,15 +216,17 @@ def report(
     lines = [
         "# SIGKILL soak",
         "",
-        f"Result of `make soak` (`{command}`), {datetime.now(UTC):%Y-%m-%d}, torch {torch.__version__}, Python "
-        f"{platform.python_version()}, {os.cpu_count()} cores, {seconds:.0f} s. Written by the command itself.",
+        f"Result of `make soak` (`{command}`), commit {commit()}, {datetime.now(UTC):%Y-%m-%d}, torch "
+        f"{torch.__version__}, Python {platform.python_version()}, {os.cpu_count()} cores, {seconds:.0f} s. Written by "
+        "the command itself.",
         "",
         f"{phases.total()} kills of {finished.total()} runs of {N_STEPS} steps, a rolling state after every step. Each "
         "run was started again with the same command until it finished, and then compared with an undisturbed run of "
         "as many processes: the bytes of `weights.safetensors` and `state.safetensors` and every row of the curve "
         "(but for measured times). **All were equal**; the command ends with an error at the first that is not.",
         "",
-        "Two processes (FSDP2 over gloo) were killed both at once, or one alone, by lot.",
+        "Two processes (FSDP2 over gloo) were killed both at once, or one alone, by lot; a survivor that does not end "
+        "by itself is an error too.",
         "",
         "| run | processes | finished | kills | " + " | ".join(columns) + " |",
         "|---|---|---|---|" + "---|" * len(columns),

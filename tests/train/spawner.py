@@ -62,9 +62,11 @@ class Spawner:
         return self.exit_codes()[0]
 
     def exit_codes(self) -> list[int]:
-        """Wait for the end of all processes; their exit codes by rank."""
+        """Wait for the end of all processes; their exit codes by rank. AssertionError if any did not end by itself."""
         assert self._helper.stdout
-        return json.loads(self._helper.stdout.readline())
+        codes, hung = json.loads(self._helper.stdout.readline())
+        assert not hung, f"ranks {hung} hung and had to be killed; exit codes {codes}"
+        return codes
 
     def close(self) -> None:
         """End the helper."""
@@ -120,22 +122,34 @@ def fork_job(request: dict[str, Any], rank: int, size: int, port: int) -> int:
     os._exit(0)
 
 
-def wait_for_all(children: list[int]) -> list[int]:
-    """Exit codes by rank; as torchrun does, those that outlive a failed one are ended after a while."""
+def wait_for_all(
+    children: list[int], *, longest: float = 600, patience: float = 30, grace: float = 15
+) -> tuple[list[int], list[int]]:
+    """Exit codes by rank, and the ranks that hung: that had to be killed.
+
+    Those that outlive a failed one by `patience` seconds, or that take `longest` seconds, get SIGTERM, as torchrun
+    does. It ends a process that still waits for the others to join, which is no fault of its own; one that trains notes
+    it, and hangs if it has not ended `grace` seconds later.
+    """
     codes: dict[int, int] = {}
-    deadline = None
+    hung: set[int] = set()
+    deadline, asked = time.monotonic() + longest, False
     while len(codes) < len(children):
         for pid in set(children) - codes.keys():
             found, status = os.waitpid(pid, os.WNOHANG)
             if found:
                 codes[pid] = os.waitstatus_to_exitcode(status)
-                if codes[pid]:
-                    deadline = deadline or time.monotonic() + 30
-        if deadline and time.monotonic() > deadline:
-            for pid in set(children) - codes.keys():
-                os.kill(pid, signal.SIGKILL)
+                if codes[pid] and not asked:
+                    deadline = min(deadline, time.monotonic() + patience)
+        if time.monotonic() > deadline:
+            left = set(children) - codes.keys()
+            for pid in left:
+                os.kill(pid, signal.SIGKILL if asked else signal.SIGTERM)
+            if asked:
+                hung |= left
+            deadline, asked = time.monotonic() + grace, True
         time.sleep(0.002)
-    return [codes[pid] for pid in children]
+    return [codes[pid] for pid in children], [rank for rank, pid in enumerate(children) if pid in hung]
 
 
 if __name__ == "__main__":

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import itertools
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from small_runs import EXECUTION, small_run, tensors_sha256, train_in, upcycled_run, write_tokens
 
 from upcycle.errors import UserError
+from upcycle.manifest import DamagedError, read_manifest
 from upcycle.spec import RunSpec
 from upcycle.train.rolling import load_rolling, save_rolling
 
@@ -55,10 +60,68 @@ def test_a_damaged_rolling_state_falls_back_to_the_one_before_and_says_so(
     tensors = {"model.w": torch.zeros(10, 10)}
     found.fill(tensors)
     assert torch.equal(tensors["model.w"], torch.full((10, 10), 2.0))
-    with pytest.raises(UserError, match=r"`model.w` too many, no `model.v`"):
+    with pytest.raises(UserError, match=r"`model.w` too many, no `model.v`; .*--fresh"):
         found.fill({"model.v": torch.zeros(100)})
     assert str(newest) in caplog.text
     assert "damaged" in caplog.text
+
+
+def test_a_damaged_newer_state_does_not_crowd_out_good_ones(tmp_path: Path) -> None:
+    """Going on from 1, those of steps 2 and 3 are of no use: the next state removes them and keeps the good one."""
+    folder = tmp_path / "resume"
+    old = save_state(folder, 1)
+    save_state(folder, 2)
+    truncate(max(folder.iterdir()))
+    for step in (3, 9):
+        (folder / f"step-{step:09d}-{step:064d}").mkdir()  # of several processes
+    found = load_rolling(folder, "dense-x")
+    assert found is not None
+    assert found.step == 1
+    new = save_rolling(folder, 2, {"model.w": torch.ones(3)}, {"id": "dense-x"})
+    assert sorted(folder.iterdir()) == [old, new]
+    truncate(new)
+    found = load_rolling(folder, "dense-x")
+    assert found is not None
+    assert found.path == old
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])
+def test_a_state_that_cannot_be_read_falls_back_as_a_damaged_one(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A disk that fails under the newest state; the state before it is read."""
+    save_state(tmp_path / "resume", 1)
+    newest = save_state(tmp_path / "resume", 2)
+    opened = Path.open
+
+    def failing(self: Path, *arguments: str) -> object:
+        if self == newest:
+            raise OSError(number, os.strerror(number))
+        return opened(self, *arguments)
+
+    monkeypatch.setattr(Path, "open", failing)
+    found = load_rolling(tmp_path / "resume", "dense-x")
+    assert found is not None
+    assert found.step == 1
+    assert f"{newest}: damaged, it cannot be read ({os.strerror(number)})" in caplog.text
+
+
+def test_a_renamed_state_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The step is in the notes, which the SHA-256 covers. A state of a version before has it in its name alone."""
+    folder = tmp_path / "resume"
+    save_state(folder, 980)
+    path = save_state(folder, 990)
+    renamed = path.rename(path.with_name(path.name.replace("000000990", "000009999")))
+    found = load_rolling(folder, "dense-x")
+    assert found is not None
+    assert found.step == 980
+    assert found.notes == {"id": "dense-x", "tokens_fingerprint": "f"}
+    assert f"{renamed}: damaged, renamed: it was saved after step 990" in caplog.text
+    data = safetensors.torch.save({"model.w": torch.ones(2)}, {"notes": json.dumps({"id": "dense-x"})})
+    (folder / f"step-000099999-{hashlib.sha256(data).hexdigest()}.safetensors").write_bytes(data)
+    found = load_rolling(folder, "dense-x")
+    assert found is not None
+    assert found.step == 99999
 
 
 def test_a_foreign_rolling_state_is_refused_naming_both_runs(tmp_path: Path) -> None:
@@ -123,12 +186,23 @@ def test_a_damaged_finished_run_is_named_by_itself_and_by_its_children(
             train_in(root, tokens_dir, child)
 
 
+@pytest.mark.parametrize("content", ["[]", "null", "1", '"id"', "{}"])
+def test_a_manifest_of_another_kind_of_json_is_damaged(content: str, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(DamagedError, match=r"manifest\.json: damaged"):
+        read_manifest(tmp_path)
+
+
 def test_a_mended_run_is_trained_again_with_fresh(family: tuple[Path, RunSpec], tokens_dir: Path) -> None:
+    """Whatever else is in its folder goes, folders too."""
     root, run = family
     before = tensors_sha256(root / run.id)
+    (root / run.id / "notes" / "deep").mkdir(parents=True)
+    (root / run.id / "elsewhere").symlink_to(root)
     truncate(root / run.id / "weights.safetensors")
     train_in(root, tokens_dir, run, fresh=True)
     assert tensors_sha256(root / run.id) == before
+    assert not {"notes", "elsewhere"} & {path.name for path in (root / run.id).iterdir()}
 
 
 def test_weights_without_manifest_are_an_unfinished_run(family: tuple[Path, RunSpec], tokens_dir: Path) -> None:

@@ -94,13 +94,20 @@ def test_a_pruner_killed_half_way_leaves_no_state_behind(copied: Path, monkeypat
     monkeypatch.setattr("upcycle.train.rolling.KEPT", 1)
     with monkeypatch.context() as patch:
         patch.setattr("upcycle.train.rolling.shutil.rmtree", lambda _: None)
-        prune(copied / "resume")
+        prune(copied / "resume", max((copied / "resume").iterdir()))
     left = sorted(path.name for path in (copied / "resume").iterdir())
     assert left[0].startswith("step-000000002")
     assert left[0].endswith(".tmp")
     assert filled(copied)[0] == 3
     clear_temporaries(copied)
     assert len(list((copied / "resume").iterdir())) == 1
+
+
+def test_a_renamed_folder_is_refused(copied: Path, caplog: pytest.LogCaptureFixture) -> None:
+    newest = max((copied / "resume").iterdir())
+    renamed = newest.rename(newest.with_name(newest.name.replace("000000003", "000009999")))
+    assert filled(copied)[0] == 2
+    assert f"{renamed}: damaged, renamed: it was saved after step 3" in caplog.text
 
 
 def test_no_damaged_folder_is_accepted(

@@ -264,7 +264,7 @@ def _restore_metrics(path: Path, metrics: dict[str, Any]) -> None:
 def remove_results(run_dir: Path) -> None:
     """Make a run's folder as if it had never been trained; the lease stays. Call under it."""
     for path in run_dir.iterdir():
-        if path.name == RESUME:
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         elif path.name != LEASE:
             path.unlink()

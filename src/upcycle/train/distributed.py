@@ -1,10 +1,10 @@
 """The processes that train one run together: which this one is, what they agree on, how they start and end.
 
-Launched by torchrun, by `srun`, or by `upcycle train` itself, each process finds its place in the environment (RANK,
-WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT). They form a mesh of data x tensor: consecutive ranks are tensor
-neighbours, which share each matrix; a data rank computes a share of every batch. A run of one process has no process
-group, and every method here is then the identity. gloo carries CPU runs, NCCL CUDA ones (gloo what lives on the host).
-No NCCL path has been run by us.
+Launched by torchrun (not by `srun` alone, which sets none of this) or by `upcycle train` itself, each process finds
+its place in the environment (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT). They form a mesh of data x
+tensor: consecutive ranks are tensor neighbours, which share each matrix; a data rank computes a share of every batch. A
+run of one process has no process group, and every method here is then the identity. gloo carries CPU runs, NCCL CUDA
+ones (gloo what lives on the host). No NCCL path has been run by us.
 """
 
 from __future__ import annotations
@@ -31,8 +31,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _starts = itertools.count()
 
+PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""What torchrun says to each process."""
+
 TIMEOUT = timedelta(minutes=10)
-"""Longest wait in one collective: a process that is gone or stuck ends the others with an error, not a hang."""
+"""Longest wait for all to join, and in one collective over all: a stuck process ends the others with an error, not a
+hang. Groups of some of them (the mesh's, under tensor parallelism) have torch's default: gloo 30 minutes, NCCL 10. A
+process that is gone ends the others sooner under gloo, by its lost connections."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +84,6 @@ class Group:
         box = [value]
         dist.broadcast_object_list(box, src=0)
         return box[0]
-
-    def barrier(self) -> None:
-        """Wait until all are here."""
-        if self.size > 1:
-            self._gather_objects(None)  # unlike dist.barrier, needs no device
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -160,7 +160,8 @@ class Group:
 def start_group(execution: Execution) -> Iterator[Group]:
     """Join the processes that the environment names, for the length of the `with`.
 
-    Raises UserError if their number is not `execution.devices`, before anything waits for anything.
+    Raises UserError if their number is not `execution.devices`, or if the environment does not say how to find each
+    other, before anything waits for anything.
     """
     size = int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
     if size != execution.devices:
@@ -176,6 +177,12 @@ def start_group(execution: Execution) -> Iterator[Group]:
     if size == 1:
         yield Group()
         return
+    missing = [name for name in PLACE if name not in os.environ]
+    if missing:
+        raise UserError(
+            f"RANK is set, but not {', '.join(missing)}: start workers with torchrun, which sets {', '.join(PLACE)}; "
+            "srun alone does not"
+        )
     from torch.distributed.device_mesh import init_device_mesh
 
     cuda = execution.device == "cuda"

@@ -9,6 +9,7 @@ out writers of the same node only.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -21,11 +22,16 @@ from pathlib import Path
 from upcycle.errors import UserError
 
 LEASE = "lease"
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+"""What flock says on a file system that has no locks."""
 
 
 @contextmanager
 def lease(run_dir: Path) -> Iterator[None]:
-    """Hold the run folder for the length of the `with`; UserError naming the owner if another process does."""
+    """Hold the run folder for the length of the `with`; UserError naming the owner if another process does.
+
+    UserError too if the file system has no locks: without them two writers could mix their states.
+    """
     # The file stays when the lease ends: removing it would let two processes lock two files of the same name.
     with (run_dir / LEASE).open("a+") as file:
         try:
@@ -34,6 +40,13 @@ def lease(run_dir: Path) -> Iterator[None]:
             raise UserError(
                 f"{run_dir}: another process is writing this run: {_owner(run_dir / 'lease')}. "
                 "Wait for it, or end it: the lease goes with it"
+            ) from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            raise UserError(
+                f"{run_dir}: its file system has no locks ({error.strerror}), which keep a second writer out. Mount it "
+                "with them (Lustre: -o flock; NFS: without nolock, lockd running), or put results on another"
             ) from None
         owner = {
             "host": socket.gethostname(),

@@ -78,12 +78,12 @@ def _fill_part(tensor: Tensor, whole: Tensor) -> None:
 
 
 def save_rolling(folder: Path, step: int, tensors: Mapping[str, Tensor], notes: dict[str, Any]) -> Path:
-    """Publish a one-file state in `folder` (`resume/`), then remove all but the last two."""
+    """Publish a one-file state in `folder` (`resume/`), then remove all but it and the one before."""
     make_folder(folder)
-    parts = safetensors_parts(tensors, {"notes": json.dumps(notes, allow_nan=False)})
+    parts = safetensors_parts(tensors, {"notes": json.dumps(notes | {"step": step}, allow_nan=False)})
     path = folder / f"step-{step:09d}-{digest(parts)}.safetensors"
     write_parts(path, parts)
-    prune(folder)
+    prune(folder, path)
     return path
 
 
@@ -116,6 +116,13 @@ def states_in(folder: Path) -> list[Path]:
     return sorted((path for path in folder.glob("step-*") if NAME.fullmatch(path.name)), reverse=True)
 
 
+def step_of(path: Path) -> int:
+    """Step in the name of a state."""
+    named = NAME.fullmatch(path.name)
+    assert named is not None
+    return int(named[1])
+
+
 def make_folder(folder: Path) -> None:
     """Make `resume/` durably, so that a power cut cannot take a published state with its folder."""
     if not folder.exists():
@@ -123,9 +130,18 @@ def make_folder(folder: Path) -> None:
         sync_folder(folder.parent)
 
 
-def prune(folder: Path) -> None:
-    """Remove all rolling states but the last two."""
-    for path in states_in(folder)[KEPT:]:
+def prune(folder: Path, published: Path) -> None:
+    """Remove all rolling states but the one just published and those before it, two in all.
+
+    Those of its step and later go too: the run came by here again because they were damaged, so they must not take the
+    places of good ones.
+    """
+    others = [path for path in states_in(folder) if path != published]
+    before = [path for path in others if step_of(path) < step_of(published)]
+    kept = before[: KEPT - 1]
+    for path in others:
+        if path in kept:
+            continue
         if path.is_dir():  # out of sight first: a state half removed is none
             shutil.rmtree(path.rename(path.with_name(path.name + TEMPORARY)))
         else:
@@ -150,14 +166,28 @@ def _verified(path: Path) -> RollingState:
         from upcycle.train import sharded
 
         manifest = sharded.verify(path, named[2])
-        return RollingState(path, manifest["step"], manifest["notes"])
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != named[2]:
-        raise DamagedError(f"{path}: damaged, {path.stat().st_size:,} bytes do not have the SHA-256 of its name")
-    with safetensors.safe_open(path, framework="pt") as file:
-        notes = json.loads(file.metadata()["notes"])
-    return RollingState(path, int(named[1]), notes)
+        step, notes = manifest["step"], manifest["notes"]
+    else:
+        notes = _verified_notes(path, named[2])
+        step = notes.pop("step", int(named[1]))  # versions before stated it in the name alone, which has to do
+    if step != int(named[1]):
+        raise DamagedError(f"{path}: damaged, renamed: it was saved after step {step}")
+    return RollingState(path, step, notes)
+
+
+def _verified_notes(path: Path, sha256: str) -> dict[str, Any]:
+    """The notes of a one-file state that can be read and has this SHA-256, else DamagedError."""
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+            size = file.tell()
+        if found != sha256:
+            raise DamagedError(f"{path}: damaged, {size:,} bytes do not have the SHA-256 of its name")
+        with safetensors.safe_open(path, framework="pt") as file:
+            notes: dict[str, Any] = json.loads(file.metadata()["notes"])
+    except OSError as error:
+        raise DamagedError(f"{path}: damaged, it cannot be read ({error.strerror or error})") from None
+    return notes
 
 
 def check_names(path: Path, saved: Mapping[str, object], wanted: Mapping[str, object]) -> None:
@@ -165,4 +195,7 @@ def check_names(path: Path, saved: Mapping[str, object], wanted: Mapping[str, ob
     surplus, missing = sorted(saved.keys() - wanted.keys()), sorted(wanted.keys() - saved.keys())
     if surplus or missing:
         words = [f"`{name}` too many" for name in surplus[:1]] + [f"no `{name}`" for name in missing[:1]]
-        raise DamagedError(f"{path}: holds other tensors than this run: {', '.join(words)}")
+        raise DamagedError(
+            f"{path}: holds other tensors than this run: {', '.join(words)}; go on with the version that saved it, or "
+            "begin anew with --fresh"
+        )

@@ -66,9 +66,9 @@ def save_sharded(
         data = json_bytes(manifest)
         write_bytes(temporary / MANIFEST, data)
         sync_folder(temporary)
-        temporary.rename(folder / f"step-{step:09d}-{hashlib.sha256(data).hexdigest()}")
+        path = temporary.rename(folder / f"step-{step:09d}-{hashlib.sha256(data).hexdigest()}")
         sync_folder(folder)
-        rolling.prune(folder)
+        rolling.prune(folder, path)
 
     try:
         _together(processes, folder, begin)
