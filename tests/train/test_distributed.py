@@ -35,6 +35,7 @@ from test_exactness import preempt_at
 
 from upcycle.errors import UserError
 from upcycle.execution import Execution
+from upcycle.model.stacks import stacked
 from upcycle.spec import RunSpec
 from upcycle.train.distributed import Group, start_group
 
@@ -158,7 +159,8 @@ def test_first_step_gradients_are_the_single_processs(size: int, name: str, resu
     notes, one = (json.loads((folder / "gradients.json").read_text()) for folder in (several, single))
     for key in ("loss", "balance"):
         assert notes[key] == pytest.approx(one[key], rel=U16 / 8 if rough else 8 * U32), key
-    assert notes["sharded"] == one["sharded"], "sharded checkpoints have one shape, whatever wrote them"
+    stacks = {name: stacked(name, torch.empty(shape, device="meta")).shape for name, shape in one["saved"].items()}
+    assert notes["saved"] == {name: list(shape) for name, shape in stacks.items()}, "a rolling state's shapes"
 
 
 def test_every_process_holds_its_part(results: Path) -> None:
@@ -291,4 +293,14 @@ def test_the_number_of_processes_must_be_the_studys(monkeypatch: pytest.MonkeyPa
         assert not torch.distributed.is_initialized()
     monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(UserError, match="devices is 1, but 4 processes started"), start_group(Execution(device="cpu")):
+        pass
+
+
+def test_workers_that_torchrun_did_not_start_are_told_to_use_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, value)
+    with (
+        pytest.raises(UserError, match=r"not LOCAL_RANK, MASTER_PORT: start workers with torchrun"),
+        start_group(Execution(device="cpu", devices=2)),
+    ):
         pass

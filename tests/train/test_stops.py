@@ -83,6 +83,18 @@ def test_a_second_writer_is_kept_out_and_told_who_holds_the_lease(
         assert json.loads((run_dir / "lease").read_text())["pid"] == os.getpid()
 
 
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP])
+def test_a_file_system_without_locks_is_refused_naming_folder_and_mend(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("upcycle.train.lease.fcntl.flock", without)
+    with pytest.raises(UserError, match=f"{tmp_path}: its file system has no locks .*-o flock"), lease(tmp_path):
+        pass
+
+
 def test_a_non_finite_loss_stops_by_name_and_overwrites_nothing(
     tokens_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
