@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -106,9 +107,10 @@ def wait_until_training(desk: Desk, run: RunSpec, client: subprocess.Popen[str])
 def wait_until_gone(pid: int) -> None:
     """Until a process is no more, or a zombie that nobody reaps."""
     deadline = time.monotonic() + 60
-    while (stat := Path(f"/proc/{pid}/stat")).exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z":
-        assert time.monotonic() < deadline, "the job goes on"
-        time.sleep(0.02)
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+            assert time.monotonic() < deadline, "the job goes on"
+            time.sleep(0.02)
 
 
 def test_two_first_clients_share_one_server_and_give_the_bytes_of_plain_runs(
