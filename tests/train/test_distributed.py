@@ -88,15 +88,23 @@ def launch(n_process: int, jobs: list[Job], folder: Path) -> None:
     listed.write_text(json.dumps(jobs))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n_process)]
     paths = os.pathsep.join([str(WORKER.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = subprocess.run(
+    variables = {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "5"}
+    launcher = subprocess.Popen(
         [*command, str(WORKER), str(listed)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths},
-        capture_output=True,
+        env=os.environ | variables,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=240,
-        check=False,
     )
-    assert done.returncode == 0, done.stderr[:6000]
+    try:
+        _, said = launcher.communicate(timeout=240)
+    except subprocess.TimeoutExpired:
+        launcher.terminate()  # its workers have sessions of their own: only torchrun itself ends them all
+        launcher.communicate(timeout=60)
+        raise
+    finally:
+        launcher.kill()
+    assert launcher.returncode == 0, said[:6000]
 
 
 @pytest.fixture(scope="module")

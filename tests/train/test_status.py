@@ -35,7 +35,7 @@ STUDY = {
     "moes": {"4x2": MOE},
     "sweeps": {
         "dense": {"kind": "dense", "model": "tiny", "steps": [20, 3000]},
-        "moe": {"kind": "moe", "model": "tiny", "moe": "4x2", "steps": 20},
+        "moe": {"kind": "moe", "model": "tiny", "moe": "4x2", "steps": 600},
     },
 }
 
@@ -87,7 +87,9 @@ def spawner() -> Iterator[Spawner]:
 
 def wait_for_step(run_dir: Path, step: int) -> None:
     curve = run_dir / "metrics.jsonl"
+    deadline = time.monotonic() + 120
     while not curve.exists() or f'"step": {step},' not in curve.read_text():
+        assert time.monotonic() < deadline, f"no row of step {step}"
         time.sleep(0.005)
 
 
@@ -224,7 +226,7 @@ def test_damage_that_can_be_seen_without_reading_weights_is_named(
     assert note in state["note"]
     text = show_status(study.workflow, as_json=False, every_run=False)
     assert f"{state['note']}\n" in text
-    assert "--fresh" in text
+    assert "restores metrics.json or names the damaged file; --fresh trains it again" in text
 
 
 def test_nothing_is_written(study: Study) -> None:

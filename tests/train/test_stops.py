@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ import pytest
 import torch
 from small_runs import EXECUTION, VOCABULARY, rows_of, small_run, tensors_sha256, train_in
 from spawner import Spawner
+from test_exactness import preempt_at
 
 from upcycle.errors import UserError
 from upcycle.model.transformer import Transformer
@@ -197,6 +199,37 @@ def test_fresh_trains_a_finished_run_again(tokens_dir: Path, tmp_path: Path) -> 
     train_in(tmp_path, tokens_dir, run, fresh=True)
     assert (run_dir / "weights.safetensors").stat().st_mtime_ns > stamp
     assert tensors_sha256(run_dir) == before
+
+
+def test_fresh_goes_on_after_a_preemption(tokens_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The finished result is discarded, the new training stopped; the same command goes on from where that was."""
+    run = small_run()
+    before = tensors_sha256(train_in(tmp_path, tokens_dir, run))
+    with monkeypatch.context() as patch:
+        patch.setattr("test_exactness.train_in", functools.partial(train_in, fresh=True))
+        preempt_at(5, tmp_path, tokens_dir, run)
+    run_dir = tmp_path / run.id
+    assert not (run_dir / "metrics.json").exists()
+    train_in(tmp_path, tokens_dir, run, fresh=True)
+    assert json.loads((run_dir / "metrics.json").read_text())["resumed"] == 1
+    assert tensors_sha256(run_dir) == before
+
+
+@pytest.mark.parametrize("found", ["damaged state", "late kill"])
+def test_fresh_begins_anew_where_nothing_valid_is_unfinished(found: str, tokens_dir: Path, tmp_path: Path) -> None:
+    """No state that can be loaded; or one that a kill has left beside the finished result."""
+    run = small_run()
+    preempt_at(5, tmp_path, tokens_dir, run)
+    (state,) = (tmp_path / run.id / "resume").iterdir()
+    data = state.read_bytes()
+    if found == "damaged state":
+        state.write_bytes(data[:-1])
+    else:
+        train_in(tmp_path, tokens_dir, run)
+        state.parent.mkdir()
+        state.write_bytes(data)
+    train_in(tmp_path, tokens_dir, run, fresh=True)
+    assert json.loads((tmp_path / run.id / "metrics.json").read_text())["resumed"] == 0
 
 
 def test_a_stop_during_the_last_evaluation_leaves_it_between_two_batches() -> None:
