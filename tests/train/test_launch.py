@@ -21,7 +21,7 @@ from upcycle.train.lease import lease
 from upcycle.train.preemption import Preempted, TrainingError
 
 STUDY = f"""
-study: default
+study: mine
 data: {{dataset: walk, vocab_size: {VOCABULARY}}}
 datasets: {{walk: {{files: ["unused.txt"]}}}}
 context: 32
@@ -33,14 +33,16 @@ SLOW_SAVES = """
 import os, time
 def fsync(descriptor, fsync=os.fsync):
     if os.path.exists(os.environ["SLOW_SAVES"]) and "/resume/" in os.readlink(f"/proc/self/fd/{descriptor}"):
-        time.sleep(60)
+        time.sleep(600)
     fsync(descriptor)
 os.fsync = fsync
 """
 SHUTDOWN_SECONDS = 4
-STOP_SECONDS = 20
+STOP_SECONDS = 60
 """From a signal to the launcher's end, for a run whose step and save take milliseconds. Nine processes on the two
 cores have made it 14 seconds."""
+TRAINING_SECONDS = 120
+"""From a launch to its first rows; twenty on two busy cores."""
 
 
 class Desk:
@@ -60,15 +62,20 @@ class Desk:
         self.run_dir = folder / "results" / "runs" / self.run.id
         self.slow_saves = folder / "slow"
 
-    def launch(self) -> subprocess.Popen[str]:
+    def launch(self, **variables: str) -> subprocess.Popen[str]:
+        """Start the command, with `variables` in its environment."""
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join([str(self.folder / "code"), os.environ.get("PYTHONPATH", "")]),
             "SLOW_SAVES": str(self.slow_saves),
-            "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SHUTDOWN_SECONDS),
         }
         command = [sys.executable, "-m", "upcycle.cli", "train", "run.json"]
         launcher = subprocess.Popen(
-            command, cwd=self.folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            command,
+            cwd=self.folder,
+            env=environment | variables,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         self.launched.append(launcher)
         return launcher
@@ -79,14 +86,16 @@ class Desk:
         lines = curve.read_text().split("\n")[:-1] if curve.exists() else []
         return [row["step"] for row in map(json.loads, lines) if "loss" in row]
 
-    def launch_and_train(self) -> tuple[subprocess.Popen[str], list[int]]:
+    def launch_and_train(self, **variables: str) -> tuple[subprocess.Popen[str], list[int]]:
         """A launch that has begun to train; the pids of its two workers by rank."""
         saved = max((int(name[5:14]) for name in self.states() if not name.endswith(".tmp")), default=0)
         begun, curve = time.time(), self.run_dir / "metrics.jsonl"
-        launcher = self.launch()
+        launcher = self.launch(**variables)
+        deadline = time.monotonic() + TRAINING_SECONDS
         # A resumed run writes its curve anew first, without the rows after its state.
         while not (curve.exists() and curve.stat().st_mtime > begun and self.rows()[-1:] > [saved + 1]):
             assert launcher.poll() is None, launcher.communicate()[1]
+            assert time.monotonic() < deadline, "no new row"
             time.sleep(0.02)
         children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
         ranks = {rank_of(int(pid)): int(pid) for pid in children if rank_of(int(pid)) is not None}
@@ -137,9 +146,9 @@ def test_a_second_launch_is_refused_and_a_signal_to_one_worker_stops_all(desk: D
 
 
 def test_a_save_that_does_not_fit_is_cut_off_and_the_last_state_serves(desk: Desk) -> None:
-    """Saves of a minute, killed after four seconds: 75, no half state counts, and the same command goes on."""
+    """Saves that never end, killed after four seconds: 75, no half state counts, and the same command goes on."""
     (before,) = desk.states()
-    launcher, _ = desk.launch_and_train()
+    launcher, _ = desk.launch_and_train(TORCH_ELASTIC_SHUTDOWN_TIMEOUT=str(SHUTDOWN_SECONDS))
     desk.slow_saves.touch()
     begun = time.monotonic()
     launcher.send_signal(signal.SIGTERM)
@@ -189,7 +198,7 @@ def test_workers_die_with_their_launcher_and_the_lease_with_them(desk: Desk) -> 
         pass
     launcher.kill()
     launcher.communicate()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + STOP_SECONDS
     while any(is_alive(pid) for pid in pids):
         assert time.monotonic() < deadline, "orphans train on"
         time.sleep(0.02)
@@ -216,6 +225,9 @@ TERM, KILL = -signal.SIGTERM, -signal.SIGKILL
         ({1: End(2, "bad key")}, {0: 2, 1: 2}, None, UserError("bad key")),
         ({0: End(75, "first"), 1: End(75, "second")}, {0: 75, 1: 75}, None, Preempted("first")),
         ({1: End(75, "saved")}, {0: TERM, 1: 75}, None, Preempted("saved")),
+        ({1: End(1, "disk is full")}, {}, signal.SIGTERM, TrainingError("disk is full")),
+        ({0: End(75, "saved"), 1: End(1, "disk is full")}, {0: 75, 1: 1}, None, TrainingError("disk is full")),
+        ({0: End(75, "saved")}, {0: 75, 1: KILL}, None, Preempted("saved")),
         ({0: End(0, "")}, {}, signal.SIGUSR1, Preempted("stopped by SIGUSR1, and ended before")),
         ({0: End(1, "peer gone")}, {0: 1, 1: KILL}, None, TrainingError("process 1 of 2 was killed by SIGKILL")),
         ({0: End(1, "loss nan"), 1: End(1, "loss nan")}, {0: 1, 1: TERM}, None, TrainingError("loss nan")),
