@@ -1,7 +1,7 @@
 """Several processes a job: `upcycle train` of a study with `execution.devices` > 1 starts its own workers.
 
 The launcher is torch's elastic agent, in this process, for one machine; a worker is the same command with RANK and its
-kin in the environment, which is also how a user's own `torchrun` or `srun` over many machines starts one. Workers are
+kin in the environment, which is also how a user's own `torchrun` over many machines starts one. Workers are
 never restarted in place: the same command resumes.
 
 - SIGTERM, SIGUSR1 or SIGINT to the launcher goes to every worker (SIGINT as SIGTERM); one to a worker alone reaches the
