@@ -4,9 +4,10 @@
 /* Distance of hidden rows. Without PAD rows of a power of two would share a few sets of the cache. */
 static long ld_of(long M) { return 2 * M + PAD; }
 
-/* Rows at a time: two hidden rows of 2M in a quarter of a megabyte, so that they stay in the second-level cache. */
+/* Rows at a time: hidden rows of 2M fill a quarter of a megabyte, and with their gradients stay in the second-level
+ * cache, also where two jobs share one. */
 static long rows_of(long M) {
-    long rows = 65536 / M / ROWS * ROWS;
+    long rows = 32768 / M / ROWS * ROWS;
     return rows < 4 * ROWS ? 4 * ROWS : rows > 20 * ROWS ? 20 * ROWS : rows;
 }
 
