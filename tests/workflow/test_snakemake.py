@@ -157,7 +157,7 @@ def test_an_edited_figure_redraws_that_figure_and_the_report(checkout):
 
 def test_a_comment_in_code_redraws_nothing(checkout):
     checkout.edit("src/upcycle/paper/figures_data.py", "def figure_3(", "# a comment\ndef figure_3(")
-    checkout.edit("src/upcycle/train/loop.py", "import torch\n", "import torch\n\nEDITED = 1\n")
+    checkout.edit("src/upcycle/train/loop.py", "import time\n", "import time\n\nEDITED = 1\n")
     assert checkout.jobs() == {}
 
 
