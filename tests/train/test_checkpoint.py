@@ -85,6 +85,37 @@ def test_a_damaged_newer_state_does_not_crowd_out_good_ones(tmp_path: Path) -> N
     assert found.path == old
 
 
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_two_good_states_are_kept_after_a_damaged_one(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Resumed at 980, as 990 is damaged: that is set aside under a name that the log tells, and gone with the next
+    save, which leaves 980 and 1000. Stopped before it, and 980 lost too, nothing begins anew."""
+    folder = tmp_path / "resume"
+    good = save_state(folder, 980)
+    damaged = save_state(folder, 990)
+    truncate(damaged)
+    if kind == "folder":
+        damaged.unlink()
+        damaged = folder / f"step-{990:09d}-{0:064d}"
+        for path in (damaged, damaged.with_name(damaged.name + ".damaged")):  # one left by a kill too
+            path.mkdir()
+            (path / "manifest.json").touch()
+    found = load_rolling(folder, "dense-x")
+    assert found is not None
+    assert found.step == 980
+    aside = damaged.with_name(damaged.name + ".damaged")
+    assert sorted(folder.iterdir()) == [good, aside]
+    assert f"{damaged}: set aside until the next state is saved, as {aside.name}" in caplog.text
+    copy = good.read_bytes()
+    good.unlink()
+    with pytest.raises(DamagedError, match=f"no state in it is valid .{aside.name}"):
+        load_rolling(folder, "dense-x")
+    good.write_bytes(copy)
+    new = save_state(folder, 1000)
+    assert sorted(folder.iterdir()) == [good, new]
+
+
 @pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])
 def test_a_state_that_cannot_be_read_falls_back_as_a_damaged_one(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

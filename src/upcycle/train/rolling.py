@@ -2,7 +2,8 @@
 
 One process writes ONE file (weights, AdamW moments, notes), several write a folder (`sharded`). Either has its step and
 a SHA-256 in its name, so that a single rename publishes it and a damaged one convicts itself, and either is read by any
-number of processes. The last two are kept in `resume/`.
+number of processes. The last two are kept in `resume/`. A damaged one is set aside when the run goes on from an older
+one, so that it takes no good one's place; the next save removes it.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ log = logging.getLogger(__name__)
 
 NAME = re.compile(r"step-(\d{9})-([0-9a-f]{64})(\.safetensors)?")
 KEPT = 2
+DAMAGED = ".damaged"
+"""End of the name of a state that was set aside."""
 
 
 @dataclass(frozen=True)
@@ -83,26 +86,30 @@ def save_rolling(folder: Path, step: int, tensors: Mapping[str, Tensor], notes: 
     parts = safetensors_parts(tensors, {"notes": json.dumps(notes | {"step": step}, allow_nan=False)})
     path = folder / f"step-{step:09d}-{digest(parts)}.safetensors"
     write_parts(path, parts)
-    prune(folder, path)
+    prune(folder)
     return path
 
 
 def load_rolling(folder: Path, run_id: str) -> RollingState | None:
-    """Newest valid rolling state of this run, or None if there is no state at all. A damaged one is named, passed over.
+    """Newest valid rolling state of this run, or None if there is no state at all. Call under the lease.
 
-    Raises DamagedError if all are damaged, so that nothing begins anew where hours of work may be saved by a look at
-    the disk, and if a valid one belongs to another run, which is no accident of writing.
+    Damaged ones that are newer are named and set aside (`DAMAGED`). Raises DamagedError if all are damaged, so that
+    nothing begins anew where hours of work may be saved by a look at the disk, and if a valid one belongs to another
+    run, which is no accident of writing.
     """
-    found = states_in(folder)
-    for path in found:
+    damaged: list[Path] = []
+    for path in states_in(folder):
         try:
             state = _verified(path)
         except DamagedError as damage:
             log.warning("%s; passed over", damage)
+            damaged.append(path)
             continue
         if state.notes["id"] != run_id:
             raise DamagedError(f"{path}: state of run {state.notes['id']}, not of {run_id}; move {folder} away")
+        _put_aside(damaged)
         return state
+    found = [*damaged, *_set_aside(folder)]
     if found:
         raise DamagedError(
             f"{folder}: no state in it is valid ({', '.join(path.name for path in found)}); "
@@ -112,15 +119,23 @@ def load_rolling(folder: Path, run_id: str) -> RollingState | None:
 
 
 def states_in(folder: Path) -> list[Path]:
-    """Rolling states of either kind, valid or not, newest step first."""
+    """Rolling states of either kind, valid or not, newest step first; not those set aside."""
     return sorted((path for path in folder.glob("step-*") if NAME.fullmatch(path.name)), reverse=True)
 
 
-def step_of(path: Path) -> int:
-    """Step in the name of a state."""
-    named = NAME.fullmatch(path.name)
-    assert named is not None
-    return int(named[1])
+def _put_aside(damaged: list[Path]) -> None:
+    """Take damaged states out of those that count."""
+    for path in damaged:
+        aside = path.with_name(path.name + DAMAGED)
+        if aside.exists():  # the run came by its step twice, and was killed before it removed the first
+            _remove(aside)
+        path.rename(aside)
+        log.warning("%s: set aside until the next state is saved, as %s", path, aside.name)
+
+
+def _set_aside(folder: Path) -> list[Path]:
+    """States that were found damaged when the run last went on."""
+    return sorted(folder.glob(f"step-*{DAMAGED}"))
 
 
 def make_folder(folder: Path) -> None:
@@ -130,22 +145,17 @@ def make_folder(folder: Path) -> None:
         sync_folder(folder.parent)
 
 
-def prune(folder: Path, published: Path) -> None:
-    """Remove all rolling states but the one just published and those before it, two in all.
+def prune(folder: Path) -> None:
+    """Remove all rolling states but the newest, two in all, and those set aside: a new good one makes up for them."""
+    for path in [*states_in(folder)[KEPT:], *_set_aside(folder)]:
+        _remove(path)
 
-    Those of its step and later go too: the run came by here again because they were damaged, so they must not take the
-    places of good ones.
-    """
-    others = [path for path in states_in(folder) if path != published]
-    before = [path for path in others if step_of(path) < step_of(published)]
-    kept = before[: KEPT - 1]
-    for path in others:
-        if path in kept:
-            continue
-        if path.is_dir():  # out of sight first: a state half removed is none
-            shutil.rmtree(path.rename(path.with_name(path.name + TEMPORARY)))
-        else:
-            path.unlink()
+
+def _remove(path: Path) -> None:
+    if path.is_dir():  # out of sight first: a state half removed is none
+        shutil.rmtree(path.rename(path.with_name(path.name + TEMPORARY)))
+    else:
+        path.unlink()
 
 
 def clear_temporaries(run_dir: Path) -> None:

@@ -66,9 +66,9 @@ def save_sharded(
         data = json_bytes(manifest)
         write_bytes(temporary / MANIFEST, data)
         sync_folder(temporary)
-        path = temporary.rename(folder / f"step-{step:09d}-{hashlib.sha256(data).hexdigest()}")
+        temporary.rename(folder / f"step-{step:09d}-{hashlib.sha256(data).hexdigest()}")
         sync_folder(folder)
-        rolling.prune(folder, path)
+        rolling.prune(folder)
 
     try:
         _together(processes, folder, begin)
