@@ -10,8 +10,11 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from safetensors.torch import save_file
@@ -23,7 +26,7 @@ from upcycle.spec import RunSpec
 from upcycle.train.distributed import Group, start_group
 from upcycle.train.loop import train
 from upcycle.train.preemption import EndedByPeer, Preempted, TrainingError
-from upcycle.train.record import Clock
+from upcycle.train.record import Clock, MetricsLog
 from upcycle.train.start import prepare
 from upcycle.train.step import accumulate
 from upcycle.train.trainee import run_batch
@@ -80,13 +83,31 @@ def gradients(job: dict[str, Any], group: Group) -> None:
         (folder / "gradients.json").write_text(json.dumps(notes))
 
 
+@contextmanager
+def curve_that_takes(n_row: int | None) -> Iterator[None]:
+    """Give the first process's `metrics.jsonl` a disk that is full after so many rows; None: never."""
+    append, count = MetricsLog.append, 0
+
+    def counted(log: MetricsLog, row: dict[str, Any]) -> None:
+        nonlocal count
+        if count == n_row and log._writes:
+            with Path("/dev/full").open("ab") as full:
+                os.dup2(full.fileno(), log._opened.fileno())
+        count += 1
+        append(log, row)
+
+    with patch.object(MetricsLog, "append", counted):
+        yield
+
+
 def exit_code(end: BaseException) -> Any:
     return end.code if isinstance(end, SystemExit) else getattr(end, "exit_code", 2)
 
 
 def training(job: dict[str, Any]) -> None:
     """A whole run by `train`. With `stop_at` the LAST process gets SIGTERM in that step; with `without_tokens` the
-    ranks named find no data. Whatever ends it early is written to `end-RANK.txt`."""
+    ranks named find no data; with `rows_that_fit` the disk takes no more of the curve. Whatever ends it early is
+    written to `end-RANK.txt`."""
     run, execution = RunSpec.model_validate(job["run"]), Execution.model_validate(job["execution"])
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     folder, logger = Path(job["folder"]), logging.getLogger("upcycle.train.loop")
@@ -94,13 +115,14 @@ def training(job: dict[str, Any]) -> None:
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:
-        train(
-            run,
-            run_dir=folder,
-            tokens_dir=Path("/nowhere" if rank in job.get("without_tokens", ()) else job["tokens"]),
-            parent_dir=Path(job["parent"]) if "parent" in job else None,
-            execution=execution,
-        )
+        with curve_that_takes(job.get("rows_that_fit")):
+            train(
+                run,
+                run_dir=folder,
+                tokens_dir=Path("/nowhere" if rank in job.get("without_tokens", ()) else job["tokens"]),
+                parent_dir=Path(job["parent"]) if "parent" in job else None,
+                execution=execution,
+            )
     except (UserError, TrainingError, Preempted, EndedByPeer) as end:
         folder.with_name(f"{folder.name}-end-{rank}.txt").write_text(f"{type(end).__name__} {exit_code(end)}: {end}")
     finally:

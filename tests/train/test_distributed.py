@@ -43,6 +43,8 @@ N_STEPS = 20
 U32, U16 = 2.0**-24, 2.0**-8
 LOSS_BOUND = 1e-6
 WORKER = Path(__file__).parent / "distributed_worker.py"
+ROWS_THAT_FIT = (0, 8, N_STEPS + 2)
+"""Of a run of 20 steps: then comes the first held-out loss, an update, or the last held-out loss."""
 COMPOSED = EXECUTION.model_copy(update={"layers": "composed"})
 Job = dict[str, Any]
 
@@ -141,6 +143,8 @@ def results(tokens_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         name = f"blind-{len(ranks)}"
         jobs[2].append(train_job(DENSE, two / name, {"devices": 2}, without_tokens=ranks))
     jobs[2].append(train_job(RUNS["wild"], two / "wild", {"devices": 2}))
+    for count in ROWS_THAT_FIT:
+        jobs[2].append(train_job(DENSE, two / f"full-{count}", {"devices": 2}, rows_that_fit=count))
     # 62 held-out sequences, 60 at a time: two processes have none of the last two to evaluate.
     jobs[4].append(train_job(RUNS["moe"], four / RUNS["moe"].id, {"devices": 4, "eval_batch": 15}))
     launch(2, jobs[2], root)
@@ -259,6 +263,15 @@ def test_a_failure_of_one_process_ends_all_with_one_message(results: Path) -> No
         ends = [(results / "2" / f"{name}-end-{rank}.txt").read_text() for rank in (0, 1)]
         assert "/nowhere" in ends[speaker]
         assert ends[1 - speaker] == "EndedByPeer 2: 2"
+
+
+@pytest.mark.parametrize("count", ROWS_THAT_FIT)
+def test_a_disk_too_full_for_a_row_ends_all_with_one_message(count: int, results: Path) -> None:
+    """Only the first process writes rows: it names file and mend, the other ends with it, not with gloo's traceback."""
+    first, other = ((results / "2" / f"full-{count}-end-{rank}.txt").read_text() for rank in (0, 1))
+    assert first.startswith(f"TrainingError 1: {results / '2' / f'full-{count}' / 'metrics.jsonl'}: the disk is full")
+    assert other == "EndedByPeer 1: 1"
+    assert len(rows_of(results / "2" / f"full-{count}")) == count
 
 
 def test_a_loss_that_is_not_finite_stops_all_before_the_update(results: Path) -> None:

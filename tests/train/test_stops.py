@@ -9,6 +9,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from upcycle.model.transformer import Transformer
 from upcycle.spec import RunSpec
 from upcycle.train.lease import lease
 from upcycle.train.preemption import Preempted, StopRequest, TrainingError
+from upcycle.train.record import MetricsLog
 
 SAVE_ALWAYS = EXECUTION.model_copy(update={"save_seconds": 1e-6})
 
@@ -174,6 +176,33 @@ def test_a_full_disk_keeps_the_last_state_and_names_the_mend(
     train_in(tmp_path, tokens_dir, run)
     train_in(tmp_path / "undisturbed", tokens_dir, run)
     assert tensors_sha256(run_dir) == tensors_sha256(tmp_path / "undisturbed" / run.id)
+
+
+def test_a_disk_too_full_for_a_row_keeps_the_last_state_and_names_the_mend(
+    tokens_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seven rows fit and a part of the eighth, which is cut off when the run goes on: its bits and rows are whole."""
+    run = small_run()
+    run_dir = tmp_path / run.id
+    write, count = FileIO.write, 0
+
+    class Full(FileIO):
+        def write(self, data: bytes) -> int:  # type: ignore[override]
+            nonlocal count
+            count += 1
+            if count == 9:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return write(self, data[:20] if count == 8 else data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricsLog, "__enter__", lambda log: setattr(log, "_file", Full(log._path, "ab")) or log)
+        with pytest.raises(TrainingError, match=r"metrics\.jsonl: the disk is full.*intact.*free some space"):
+            train_in(tmp_path, tokens_dir, run, SAVE_ALWAYS)
+    assert (run_dir / "metrics.jsonl").read_bytes()[-21:-20] == b"\n"
+    train_in(tmp_path, tokens_dir, run)
+    train_in(tmp_path / "undisturbed", tokens_dir, run)
+    assert tensors_sha256(run_dir) == tensors_sha256(tmp_path / "undisturbed" / run.id)
+    assert rows_of(run_dir) == rows_of(tmp_path / "undisturbed" / run.id)
 
 
 def test_a_finished_run_is_verified_and_its_declared_output_restored(

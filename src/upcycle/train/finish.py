@@ -50,11 +50,11 @@ def finish(trainee: Trainee, metrics: MetricsLog, stop: StopRequest) -> None:
     with trainee.clock.phase("evaluate"):
         batches = stop.watch(batches_of(sequences, trainee.eval_batch), trainee.group.any)
         losses = sequence_losses(trainee.model, run, batches, trainee.group)
-    if not any(
-        "heldout" in row and row["step"] == trainee.step for row in metrics.rows()
-    ):  # an attempt killed right here
-        metrics.append(heldout_row(trainee, losses[spread(len(losses), SUBSET_TOKENS // run.model.context)]))
-    metrics.sync()
+    with trainee.group.together():
+        # It is there already if an attempt was killed right here.
+        if not any("heldout" in row and row["step"] == trainee.step for row in metrics.rows()):
+            metrics.append(heldout_row(trainee, losses[spread(len(losses), SUBSET_TOKENS // run.model.context)]))
+        metrics.sync()
     with trainee.clock.phase("save"):
         trainee.saver.wait()
     tensors = {checkpoint.WEIGHTS: trainee.whole(trainee.model.state_dict())}

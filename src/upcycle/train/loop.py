@@ -108,7 +108,8 @@ def _run_steps(trainee: Trainee, metrics: MetricsLog, stop: StopRequest) -> None
             trainee.step += 1
         if trainee.step in (run.start_step + 1, run.end_step) or trainee.step % trainee.execution.log_steps == 0:
             row = update_row(trainee, done, pace)
-            metrics.append(row)
+            with trainee.group.together():
+                metrics.append(row)
             log.info(
                 "%s: step %d of %d, loss %.4f, %.0f tokens/s, %.0f %% MFU",
                 *(run.id, trainee.step, run.end_step, done.loss, row["tokens_per_second"], 100 * row["mfu"]),

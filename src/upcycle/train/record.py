@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from io import FileIO
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy
 import torch
@@ -28,25 +29,30 @@ class MetricsLog:
         """`writes`: of several processes one; the others' rows go nowhere, and they read none."""
         self._path = path if writes else Path(os.devnull)
         self._writes = writes
-        self._file: TextIO | None = None
+        self._file: FileIO | None = None
 
     def __enter__(self) -> MetricsLog:
-        self._file = self._path.open("a")
+        self._file = self._path.open("ab", buffering=0)  # nothing is left to fail when it is closed
         return self
 
     def __exit__(self, *_: object) -> None:
         self._opened.close()
 
     @property
-    def _opened(self) -> TextIO:
+    def _opened(self) -> FileIO:
         assert self._file is not None, "rows are written within `with`"
         return self._file
 
     def append(self, row: dict[str, Any]) -> None:
-        """Write one row; it reaches the operating system at once, the disk at the next `sync`."""
+        """Write one row; it reaches the operating system at once, the disk at the next `sync`.
+
+        Raises TrainingError if the disk is full. It fails on the process that writes alone: call within
+        `Group.together`.
+        """
+        line = json.dumps(row, allow_nan=False).encode() + b"\n"
         with disk_full_is_named(self._path):
-            self._opened.write(json.dumps(row, allow_nan=False) + "\n")
-            self._opened.flush()
+            while line:  # a disk that fills up takes a part
+                line = line[self._opened.write(line) :]
 
     def sync(self) -> None:
         """Make the rows durable: before the state that follows them is published."""

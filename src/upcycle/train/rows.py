@@ -86,7 +86,8 @@ def append_heldout(trainee: Trainee, metrics: MetricsLog) -> None:
         subset = sequences[spread(len(sequences), SUBSET_TOKENS // trainee.run.model.context)]
         batches = batches_of(subset, trainee.eval_batch)
         losses = sequence_losses(trainee.model, trainee.run, batches, trainee.group)
-    metrics.append(heldout_row(trainee, losses))
+    with trainee.group.together():
+        metrics.append(heldout_row(trainee, losses))
 
 
 def heldout_row(trainee: Trainee, subset_losses: np.ndarray) -> dict[str, Any]:
