@@ -10,6 +10,7 @@ import os
 import sys
 import threading
 import traceback
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,30 @@ def scenario_full(folder: Path) -> None:
             assert sorted(path.suffix for path in (folder / "resume").iterdir()) == ["", ""], "a half state is left"
         save(saver, folder / "resume", 8)
     assert_filled_as(folder / "resume", 8)
+
+
+def scenario_stuck(folder: Path) -> None:
+    """A process that never gets to writing is an error of those that wait for it, after the time stated and no later.
+
+    It goes on after ten seconds, so that without that bound all would be well.
+    """
+    import torch.distributed as dist
+
+    from upcycle.train import saving
+
+    folder, gate, rank = folder / "stuck", threading.Event(), dist.get_rank()
+    folder.mkdir(exist_ok=True)
+    saving.TIMEOUT, stated = timedelta(seconds=1), saving.TIMEOUT
+    with saving.Saver() as saver:
+        saving.TIMEOUT = stated
+        save(saver, folder / "resume", 9, (lambda: gate.wait(10)) if rank else lambda: None)
+        try:
+            saver.wait()
+        except RuntimeError as error:
+            assert rank or "Timed out" in str(error)  # noqa: PT017 (no pytest here)
+        else:
+            raise AssertionError("no error heard")
+    assert not any((folder / "resume").iterdir())
 
 
 def main(scenarios: str, size: int, folder: Path) -> int:

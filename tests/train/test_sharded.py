@@ -32,7 +32,7 @@ def run_processes(scenarios: str, size: int, folder: Path) -> None:
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder whose `resume` holds the states of two processes after steps 2 and 3; `more` is of another test."""
     folder = tmp_path_factory.mktemp("sharded")
-    run_processes("save,beside,full", 2, folder)
+    run_processes("save,beside,full,stuck", 2, folder)
     return folder
 
 
@@ -76,6 +76,11 @@ def test_a_save_runs_beside_training_and_a_full_disk_is_everyones_error(saved: P
         "step-000000005",
         "step-000000008",
     ]
+
+
+def test_a_stuck_process_ends_a_save_after_the_stated_time(saved: Path) -> None:
+    """As the processes assert (`scenario_stuck`), with a second in place of `saving.TIMEOUT`; no half state is left."""
+    assert list((saved / "stuck" / "resume").iterdir()) == []
 
 
 def test_states_of_both_kinds_are_kept_and_pruned_by_step(copied: Path) -> None:

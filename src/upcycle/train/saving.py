@@ -15,6 +15,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -28,6 +29,11 @@ from upcycle.train import rolling
 from upcycle.train.preemption import Preempted
 
 log = logging.getLogger(__name__)
+
+TIMEOUT = timedelta(minutes=30)
+"""Longest wait of saving processes for each other. They meet when each has written its part, so the quickest waits as
+long as the slowest writes, on whatever disk: 30 minutes are 180 GB a process at 100 MB/s. Longer than training's
+(`distributed.TIMEOUT`), whose meetings wait for no disk. A process that is gone ends the others sooner."""
 
 
 class Saver:
@@ -47,7 +53,8 @@ class Saver:
 
     def __enter__(self) -> Saver:
         if dist.is_initialized() and dist.get_world_size() > 1:
-            self._processes = dist.new_group(backend="gloo")  # apart from the training's collectives
+            # Apart from the training's collectives, beside which it meets.
+            self._processes = dist.new_group(backend="gloo", timeout=TIMEOUT)
             import upcycle.train.sharded  # noqa: F401 (half a second, now rather than when asked to stop)
         return self
 
