@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import shutil
 import signal
 import socket
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -147,24 +148,110 @@ def test_a_malformed_request_is_nobodys_job_and_keeps_no_descriptor(line: bytes)
     """Nonsense, the wrong keys, or a client that died half-way: None, no exception, the descriptors closed."""
     open_before = sorted(Path("/proc/self/fd").iterdir())
     client, server = socket.socketpair()
-    with server:
-        with client:
-            socket.send_fds(client, [line], [0, 1, 2])
-        assert forkserver._receive_request(server) == (None, [])
+    request = forkserver.Request(server)
+    with client:
+        assert request.hear(), "nothing has come yet"
+        socket.send_fds(client, [line], [0, 1, 2])
+    while request.hear():
+        pass
+    assert request.asked() is None
+    request.close()
     assert sorted(Path("/proc/self/fd").iterdir()) == open_before
 
 
-def test_a_client_that_never_ends_its_request_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After the time-out, with the descriptors closed; so is one that sends no descriptors."""
-    monkeypatch.setattr(forkserver, "REQUEST_SECONDS", 0.05)
-    open_before = sorted(Path("/proc/self/fd").iterdir())
+def test_a_request_without_descriptors_is_none() -> None:
     client, server = socket.socketpair()
     with client, server:
-        socket.send_fds(client, [b"{"], [0, 1, 2])
-        assert forkserver._receive_request(server) == (None, [])
         client.sendall(b'{"argv": [], "folder": "", "environment": {}}\n')
-        assert forkserver._receive_request(server) == (None, [])
-    assert sorted(Path("/proc/self/fd").iterdir()) == open_before
+        request = forkserver.Request(server)
+        assert not request.hear()
+        assert request.asked() is None
+
+
+SERVER = """
+import os, signal, socket, sys
+from upcycle.train import forkserver
+
+forkserver.REQUEST_SECONDS = float(sys.argv[2])
+forkserver._run_job = lambda request, *_: signal.pause() if request["argv"] == ["wait"] else os._exit(7)
+wake, woken = os.pipe2(os.O_NONBLOCK)
+signal.set_wakeup_fd(woken)
+signal.signal(signal.SIGCHLD, lambda *_: None)
+with socket.socket(socket.AF_UNIX) as listener:
+    listener.bind(sys.argv[1])
+    listener.listen(64)
+    print(flush=True)
+    forkserver._Server(listener, wake).run()
+"""
+"""A server without torch; its jobs end with 7, but one that is asked to wait for a signal."""
+
+
+@contextlib.contextmanager
+def serving(request_seconds: float) -> Iterator[Callable[[], socket.socket]]:
+    """A server; what connects to it."""
+    with tempfile.TemporaryDirectory(prefix="fs") as folder, contextlib.ExitStack() as connections:
+        address = f"{folder}/socket"
+        command = [sys.executable, "-c", SERVER, address, str(request_seconds)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as server:
+            assert server.stdout
+            server.stdout.readline()
+
+            def connect() -> socket.socket:
+                connection = connections.enter_context(socket.socket(socket.AF_UNIX))
+                connection.settimeout(30)
+                connection.connect(address)
+                return connection
+
+            try:
+                yield connect
+            finally:
+                server.terminate()
+
+
+def line_of(*argv: str) -> bytes:
+    return json.dumps({"argv": argv, "folder": "/", "environment": {}}).encode() + b"\n"
+
+
+def test_a_slow_request_holds_nobody_up() -> None:
+    """Half a request of one client; another's job is done, and one more begun, before the first goes on to its end.
+    No job holds what another client has passed: its output ends when that client is gone."""
+    with serving(request_seconds=25) as connect:
+        slow, quick, leaving, waiting = (connect() for _ in range(4))
+        read, write = os.pipe()
+        socket.send_fds(slow, [line_of("x")[:9]], [0, 1, 2])
+        socket.send_fds(leaving, [b"{"], [write] * 3)
+        os.close(write)
+        socket.send_fds(quick, [line_of("x")], [0, 1, 2])
+        assert quick.recv(10) == b"7\n"
+        socket.send_fds(waiting, [line_of("wait")], [0, 1, 2])
+        slow.sendall(line_of("x")[9:])
+        assert slow.recv(10) == b"7\n"
+        leaving.close()
+        assert select.select([read], [], [], 20)[0], "the job that waits has kept it"
+        assert os.read(read, 1) == b""
+        os.close(read)
+
+
+def test_a_request_that_dribbles_is_given_up_in_the_stated_time() -> None:
+    """A byte every few milliseconds, without end: dropped when the whole of it has taken too long."""
+    with serving(request_seconds=0.5) as connect:
+        client = connect()
+        begun = time.monotonic()
+        socket.send_fds(client, [b"{"], [0, 1, 2])
+        with contextlib.suppress(BrokenPipeError):
+            while time.monotonic() - begun < 20:
+                client.send(b" ")
+                time.sleep(0.005)
+        assert 0.5 < time.monotonic() - begun < 20
+
+
+def test_a_signal_right_behind_a_request_reaches_its_job() -> None:
+    """The rest of a request and a signal, in one piece."""
+    with serving(request_seconds=10) as connect:
+        client, line = connect(), line_of("wait")
+        socket.send_fds(client, [line[:5]], [0, 1, 2])
+        client.sendall(line[5:] + bytes([signal.SIGUSR1]))
+        assert client.recv(10) == b"%d\n" % -signal.SIGUSR1
 
 
 EARLY = """
@@ -179,9 +266,13 @@ def send_after_a_signal(*arguments):
 socket.send_fds = send_after_a_signal
 if os.fork() == 0:
     client.close()
-    request, _ = forkserver._receive_request(server)
-    assert request["argv"] == ["train", "x"], request
-    server.sendall(b"%d\\n" % server.recv(1)[0])
+    request = forkserver.Request(server)
+    while request.hear():
+        pass
+    asked, signals = request.asked()
+    assert asked["argv"] == ["train", "x"], asked
+    server.setblocking(True)
+    server.sendall(b"%d\\n" % (signals or server.recv(1))[0])
     os._exit(0)
 server.close()
 sys.exit(forkserver.run_via_server(["train", "x"]))

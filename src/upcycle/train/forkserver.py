@@ -43,7 +43,7 @@ GRACE_SECONDS = 20.0
 START_SECONDS = 120.0
 """How long a client waits for a new server to import torch."""
 REQUEST_SECONDS = 10.0
-"""How long the server waits for a client to finish its request."""
+"""How long a client may take over its request, the whole of it; others are served meanwhile."""
 REQUEST = {"argv", "folder", "environment"}
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -157,6 +157,50 @@ def _version_key() -> str:
 # The server
 
 
+class Request:
+    """A client that has connected, and what it has sent so far: a JSON line with its three standard descriptors."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        connection.setblocking(False)  # a slow client must not hold up the others
+        self.connection = connection
+        self.give_up_at = time.monotonic() + REQUEST_SECONDS
+        self.descriptors: list[int] = []
+        self._received = b""
+
+    def hear(self) -> bool:
+        """Take what has come, without waiting. Whether there is more to come: neither the line nor the client ended."""
+        try:
+            more, descriptors, _, _ = socket.recv_fds(self.connection, 65536, 3)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        self.descriptors += descriptors
+        self._received += more
+        return bool(more) and b"\n" not in more
+
+    def asked(self) -> tuple[dict[str, Any], bytes] | None:
+        """The request, and the signals that came with its end; None if it is none."""
+        line, _, signals = self._received.partition(b"\n")
+        try:
+            asked = json.loads(line)
+        except ValueError:
+            return None
+        if len(self.descriptors) != 3 or not isinstance(asked, dict) or not asked.keys() >= REQUEST:
+            return None
+        return asked, signals
+
+    def close_descriptors(self) -> None:
+        """Leave the client's standard input, output and error to itself, or to its job."""
+        for descriptor in self.descriptors:
+            os.close(descriptor)
+
+    def close(self) -> None:
+        """Be done with the client."""
+        self.close_descriptors()
+        self.connection.close()
+
+
 class Job:
     """A child and the client it stands for; `kill_at` is when to send SIGKILL, once that client is gone."""
 
@@ -187,6 +231,7 @@ class _Server:
 
     def __init__(self, listener: socket.socket, wake: int) -> None:
         self.listener, self.wake = listener, wake
+        self.requests: list[Request] = []
         self.jobs: list[Job] = []
         self.selector = selectors.DefaultSelector()
         for source in (listener, wake):
@@ -194,24 +239,44 @@ class _Server:
 
     def run(self) -> None:
         busy_at = time.monotonic()
-        while self.jobs or time.monotonic() - busy_at < IDLE_SECONDS:
+        while self.jobs or self.requests or time.monotonic() - busy_at < IDLE_SECONDS:
             for key, _ in self.selector.select(timeout=1.0):
                 if key.fileobj is self.listener:
                     self._accept()
                 elif key.fileobj == self.wake:
                     os.read(self.wake, 4096)
+                elif isinstance(key.data, Request):
+                    self._listen(key.data)
                 else:
                     self._hear(key.data)
+            self._give_up()
             self._reap()
             if self.jobs:
                 busy_at = time.monotonic()
 
     def _accept(self) -> None:
-        connection, _ = self.listener.accept()
-        request, descriptors = _receive_request(connection)
-        if request is None:
-            connection.close()
+        request = Request(self.listener.accept()[0])
+        self.requests.append(request)
+        self.selector.register(request.connection, selectors.EVENT_READ, request)
+
+    def _listen(self, request: Request) -> None:
+        """Take what has come of a request. Once it is whole its job begins; a client that died or asks for nonsense is
+        dropped: one must never end the server, which stands for the jobs of all."""
+        if request.hear():
             return
+        self._forget(request)
+        asked = request.asked()
+        if asked is None:
+            request.close()
+        else:
+            self._fork(request, *asked)
+
+    def _forget(self, request: Request) -> None:
+        self.requests.remove(request)
+        self.selector.unregister(request.connection)
+
+    def _fork(self, request: Request, asked: dict[str, Any], signals: bytes) -> None:
+        """Begin a job, and pass on the signals that came right behind its request."""
         server = os.getpid()
         pid = os.fork()
         if pid == 0:
@@ -219,13 +284,17 @@ class _Server:
             self.listener.close()
             for job in self.jobs:
                 job.connection.close()
-            connection.close()
-            _run_job(request, descriptors, server)
-        for descriptor in descriptors:
-            os.close(descriptor)
-        job = Job(pid, connection)
+            for other in self.requests:
+                other.close()
+            request.connection.close()
+            _run_job(asked, request.descriptors, server)
+        request.close_descriptors()
+        request.connection.setblocking(True)
+        job = Job(pid, request.connection)
         self.jobs.append(job)
-        self.selector.register(connection, selectors.EVENT_READ, job)
+        self.selector.register(job.connection, selectors.EVENT_READ, job)
+        for number in signals:
+            os.kill(pid, number)
 
     def _hear(self, job: Job) -> None:
         """Forward a signal; an end of file means that the client is dead."""
@@ -240,6 +309,12 @@ class _Server:
             os.kill(job.pid, signal.SIGTERM)
             job.kill_at = time.monotonic() + GRACE_SECONDS
 
+    def _give_up(self) -> None:
+        """Drop clients that have not ended their request in time."""
+        for request in [each for each in self.requests if time.monotonic() > each.give_up_at]:
+            self._forget(request)
+            request.close()
+
     def _reap(self) -> None:
         """Report children that ended; kill those that outstayed a dead client."""
         for job in list(self.jobs):
@@ -253,28 +328,6 @@ class _Server:
                 job.connection.close()
             elif job.kill_at is not None and time.monotonic() > job.kill_at:
                 os.kill(job.pid, signal.SIGKILL)
-
-
-def _receive_request(connection: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
-    """The client's JSON line and its standard descriptors; None and none if it died while asking, or asks for nonsense.
-
-    One client must never end the server, which stands for the jobs of all.
-    """
-    connection.settimeout(REQUEST_SECONDS)
-    descriptors: list[int] = []
-    try:
-        line, descriptors, _, _ = socket.recv_fds(connection, 65536, 3)
-        while not line.endswith(b"\n") and (more := connection.recv(65536)):
-            line += more
-        request = json.loads(line)
-        connection.settimeout(None)
-        if len(descriptors) == 3 and isinstance(request, dict) and request.keys() >= REQUEST:
-            return request, descriptors
-    except (OSError, ValueError):
-        pass
-    for descriptor in descriptors:
-        os.close(descriptor)
-    return None, []
 
 
 def _run_job(request: dict[str, Any], descriptors: list[int], server: int) -> NoReturn:
