@@ -3,7 +3,7 @@
  * Sequences are taken in groups of about GROUP rows, so that what lies between two products stays in the cache. Scores
  * exist for BLOCK queries of one head at a time; the backward pass computes them again from their log-sum-exp. */
 
-enum { GROUP = 256, BLOCK = 4 * ROWS };
+enum { GROUP = 256, BLOCK = 48 };
 enum { XN = 1, WIDE, NARROW, PACKED, PACKED2, QUERY, KEY, VALUE, SCORES, DSCORES, OUT, DQUERY, DKEY, DVALUE };
 
 typedef struct { long S, D, H, C, Cp, ld; } Shape; /* C head dimension, Cp in whole vectors, ld of a row of S keys */
@@ -85,11 +85,11 @@ static void head_forward(Shape s, const float *qkv, const float *cos, const floa
     to_columns(s, k, kt);
     for (long first = 0; first < s.S; first += BLOCK) {
         long rows = least(BLOCK, s.S - first), seen = first + rows, width = padded(seen);
-        gemm(rows, width, s.C, q + first * s.Cp, s.Cp, 1, kt, s.ld, scores, s.ld, 0);
+        gemm(rows, width, s.C, q + first * s.Cp, s.Cp, kt, s.ld, scores, s.ld, 0);
         float inverse[BLOCK];
         for (long i = 0; i < rows; i++)
             inverse[i] = softmax_row(scores + i * s.ld, first + i + 1, width, lse + first + i);
-        gemm(rows, s.Cp, seen, scores, s.ld, 1, v, s.Cp, out, s.Cp, 0);
+        gemm(rows, s.Cp, seen, scores, s.ld, v, s.Cp, out, s.Cp, 0);
         for (long i = 0; i < rows; i++)
             for (long c = 0; c < s.C; c++) y[(first + i) * s.D + c] = out[i * s.Cp + c] * inverse[i];
     }
@@ -121,8 +121,8 @@ static void head_backward(Shape s, const float *qkv, const float *cos, const flo
     long last = (s.S - 1) / BLOCK * BLOCK;
     for (long first = last; first >= 0; first -= BLOCK) {
         long rows = least(BLOCK, s.S - first), seen = first + rows, width = padded(seen);
-        gemm(rows, width, s.C, q + first * s.Cp, s.Cp, 1, kt, s.ld, p, s.ld, 0);
-        gemm(rows, width, s.C, dout + first * s.Cp, s.Cp, 1, vt, s.ld, ds, s.ld, 0);
+        gemm(rows, width, s.C, q + first * s.Cp, s.Cp, kt, s.ld, p, s.ld, 0);
+        gemm(rows, width, s.C, dout + first * s.Cp, s.Cp, vt, s.ld, ds, s.ld, 0);
         for (long i = 0; i < rows; i++) {
             long row = first + i, own = row + 1;
             float *pi = p + i * s.ld, *di = ds + i * s.ld, delta = dot(s.C, y + row * s.D, dout + row * s.Cp);
@@ -135,7 +135,7 @@ static void head_backward(Shape s, const float *qkv, const float *cos, const flo
         }
         gemm_tn(seen, s.Cp, rows, p, s.ld, dout + first * s.Cp, s.Cp, dv, s.Cp, first != last);
         gemm_tn(seen, s.Cp, rows, ds, s.ld, q + first * s.Cp, s.Cp, dk, s.Cp, first != last);
-        gemm(rows, s.Cp, seen, ds, s.ld, 1, k, s.Cp, dq + first * s.Cp, s.Cp, 0);
+        gemm(rows, s.Cp, seen, ds, s.ld, k, s.Cp, dq + first * s.Cp, s.Cp, 0);
     }
     turn_back(s, dq, cos, sin, scale, dqkv);
     turn_back(s, dk, cos, sin, 1.0f, dqkv + s.D);
@@ -149,17 +149,17 @@ void upcycle_attention_forward(long B, long S, long D, long H, float eps, const 
     Shape s = shape_of(S, D, H);
     long group = GROUP / S ? GROUP / S : 1;
     float *xn = scratch(XN, group * S * D), *into = scratch(PACKED, 3 * D * D), *back = scratch(PACKED2, D * D);
-    pack(D, 3 * D, wqkv, 1, D, into);
-    pack(D, D, wo, 1, D, back);
+    pack(D, 0, D, 3 * D, wqkv, 1, D, into);
+    pack(D, 0, D, D, wo, 1, D, back);
     for (long b = 0; b < B; b += group) {
         long rows = least(group, B - b) * S, at = b * S;
         norm_forward(rows, D, x + at * D, norm, eps, xn, rstd + at);
-        gemm(rows, 3 * D, D, xn, D, 1, into, 0, qkv + at * 3 * D, 3 * D, 0);
+        gemm(rows, 3 * D, D, xn, D, into, 0, qkv + at * 3 * D, 3 * D, 0);
         for (long i = at; i < at + rows; i += S)
             for (long h = 0; h < H; h++)
                 head_forward(s, qkv + i * 3 * D + h * s.C, cos, sin, y + i * D + h * s.C, lse + i * H + h * S);
         memcpy(out + at * D, x + at * D, rows * D * sizeof(float));
-        gemm(rows, D, D, y + at * D, D, 1, back, 0, out + at * D, D, 1);
+        gemm(rows, D, D, y + at * D, D, back, 0, out + at * D, D, 1);
     }
 }
 
@@ -172,11 +172,11 @@ void upcycle_attention_backward(long B, long S, long D, long H, const float *x, 
     long group = GROUP / S ? GROUP / S : 1;
     float *xn = scratch(XN, group * S * D), *dqkv = scratch(WIDE, group * S * 3 * D);
     float *dy = scratch(NARROW, group * S * D), *into = scratch(PACKED, 3 * D * D), *back = scratch(PACKED2, D * D);
-    pack(3 * D, D, wqkv, D, 1, into);
-    pack(D, D, wo, D, 1, back);
+    pack(3 * D, 0, 3 * D, D, wqkv, D, 1, into);
+    pack(D, 0, D, D, wo, D, 1, back);
     for (long b = 0; b < B; b += group) {
         long rows = least(group, B - b) * S, at = b * S;
-        gemm(rows, D, D, dout + at * D, D, 1, back, 0, dy, D, 0);
+        gemm(rows, D, D, dout + at * D, D, back, 0, dy, D, 0);
         gemm_tn(D, D, rows, dout + at * D, D, y + at * D, D, dwo, D, b > 0);
         for (long i = 0; i < rows; i += S)
             for (long h = 0; h < H; h++) {
@@ -186,7 +186,7 @@ void upcycle_attention_backward(long B, long S, long D, long H, const float *x, 
             }
         norm_again(rows, D, x + at * D, norm, rstd + at, xn);
         gemm_tn(3 * D, D, rows, dqkv, 3 * D, xn, D, dwqkv, D, b > 0);
-        gemm(rows, D, 3 * D, dqkv, 3 * D, 1, into, 0, dy, D, 0);
+        gemm(rows, D, 3 * D, dqkv, 3 * D, into, 0, dy, D, 0);
         norm_backward(rows, D, x + at * D, norm, rstd + at, dy, dout + at * D, dx + at * D, dnorm);
     }
 }

@@ -35,6 +35,7 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "route_backward": (_LONG,) * 4 + (_POINTER,) * 6,
     "attention_forward": (_LONG,) * 4 + (_FLOAT,) + (_POINTER,) * 11,
     "attention_backward": (_LONG,) * 4 + (_POINTER,) * 15,
+    "hidden_units": (_LONG,) * 2,
     "mlp_forward": (_LONG,) * 3 + (_FLOAT,) + (_POINTER,) * 7,
     "mlp_backward": (_LONG,) * 3 + (_POINTER,) * 11,
     "sort_slots": (_LONG,) * 3 + (_POINTER,) * 3,
@@ -43,6 +44,8 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "loss": (_LONG,) * 3 + (_FLOAT,) * 2 + (_POINTER,) * 8,
 }
 """Arguments of each function of the library, without its prefix `upcycle_`, in the order of the C source."""
+RETURNING = ("hidden_units", "loss")
+"""Those that return a number."""
 
 
 class CannotBuildError(RuntimeError):
@@ -81,7 +84,7 @@ def _load(path: Path) -> ctypes.CDLL | None:
         return None
     for name, arguments in SIGNATURES.items():
         function = getattr(loaded, f"upcycle_{name}")
-        function.argtypes, function.restype = arguments, c_long if name == "loss" else None
+        function.argtypes, function.restype = arguments, c_long if name in RETURNING else None
     return loaded
 
 

@@ -1,34 +1,35 @@
 /* Matrix products of small and middling size, all by one register tile: C[i][j] (+)= sum over p of A[i][p] B[p][j].
  *
- * A is read an element at a time by strides, so it may be transposed; B is read in vectors along j. A weight matrix is
- * packed once a call into strips of STRIP vectors, each strip contiguous, and then serves every row. The sum over p
- * runs from first to last in one accumulator: a fixed order. */
+ * A is read an element at a time, so it may be transposed; B is read in vectors along j. A weight matrix is packed once
+ * into strips of STRIP vectors, each strip contiguous, and then serves every row. The sum over p runs from first to
+ * last in one accumulator: a fixed order. What A, B and C hold together should fit the second-level cache: callers take
+ * matrices in blocks that do. */
 
 /* One tile of `rows` x `strip` vectors; both are constants where this is inlined, so that `sums` lives in registers. */
 INLINE void tile(const int rows, const int strip, long K, const float *A, long ai, long ap, const float *B, long ldb,
                  float *C, long ldc, int add) {
     vec sums[ROWS][STRIP];
-#pragma GCC unroll 12
+#pragma GCC unroll 8
     for (int i = 0; i < rows; i++)
-#pragma GCC unroll 2
+#pragma GCC unroll 3
         for (int j = 0; j < strip; j++) {
             sums[i][j] = splat(0.0f);
             __builtin_prefetch(C + i * ldc + j * LANES, 1); /* wanted when the sums are done */
         }
     for (long p = 0; p < K; p++) {
         vec b[STRIP];
-#pragma GCC unroll 2
+#pragma GCC unroll 3
         for (int j = 0; j < strip; j++) b[j] = load(B + p * ldb + j * LANES);
-#pragma GCC unroll 12
+#pragma GCC unroll 8
         for (int i = 0; i < rows; i++) {
             vec a = in_register(splat(A[i * ai + p * ap]));
-#pragma GCC unroll 2
+#pragma GCC unroll 3
             for (int j = 0; j < strip; j++) sums[i][j] += a * b[j];
         }
     }
-#pragma GCC unroll 12
+#pragma GCC unroll 8
     for (int i = 0; i < rows; i++)
-#pragma GCC unroll 2
+#pragma GCC unroll 3
         for (int j = 0; j < strip; j++) {
             float *c = C + i * ldc + j * LANES;
             if (add) sums[i][j] += load(c);
@@ -37,7 +38,7 @@ INLINE void tile(const int rows, const int strip, long K, const float *A, long a
 }
 
 /* All rows of one strip. Few rows are left over where a mixture's expert has an odd number of them. */
-INLINE void strip_block(const int strip, long M, long K, const float *A, long ai, long ap, const float *B, long ldb,
+INLINE void strip_rows(const int strip, long M, long K, const float *A, long ai, long ap, const float *B, long ldb,
                        float *C, long ldc, int add) {
     long i = 0;
     for (; i + ROWS <= M; i += ROWS) tile(ROWS, strip, K, A + i * ai, ai, ap, B, ldb, C + i * ldc, ldc, add);
@@ -46,28 +47,39 @@ INLINE void strip_block(const int strip, long M, long K, const float *A, long ai
     for (; i < M; i++) tile(1, strip, K, A + i * ai, ai, ap, B, ldb, C + i * ldc, ldc, add);
 }
 
-/* A strip in blocks of DEPTH rows of B, which stay in the first-level cache while the rows of A pass by. */
-INLINE void strip_rows(const int strip, long M, long K, const float *A, long ai, long ap, const float *B, long ldb,
-                       float *C, long ldc, int add) {
-    for (long p = 0; p < K; p += DEPTH)
-        strip_block(strip, M, least(DEPTH, K - p), A + p * ap, ai, ap, B + p * ldb, ldb, C, ldc, add || p);
+/* Width of the next strip where `columns` (a multiple of LANES) are left: as wide as can be, but two of two vectors
+ * rather than one of three and one of one, which would wait for its sums. */
+static inline long strip_width(long columns) {
+    return STRIP == 3 && columns == 4 * LANES ? 2 * LANES : columns < STRIP * LANES ? columns : STRIP * LANES;
 }
 
-/* C (M x N) (+)= A B. B is K x N by rows of `ldb`, or packed (ldb = 0). N is a multiple of LANES. Where C is wide its
- * rows are taken BAND at a time: they lie in as many pages, and the processor's first table of addresses is small. */
-static void gemm(long M, long N, long K, const float *A, long ai, long ap, const float *B, long ldb, float *C,
-                 long ldc, int add) {
-    long band = N > K ? BAND : M;
+INLINE void product(long M, long N, long K, const float *A, long ai, long ap, const float *B, long ldb, float *C,
+                    long ldc, int add, long band) {
     for (long i = 0; i < M; i += band) {
         long rows = least(band, M - i);
-        for (long j = 0; j < N; j += STRIP * LANES) {
+        for (long j = 0, width; j < N; j += width) {
+            width = strip_width(N - j);
             const float *a = A + i * ai, *b = ldb ? B + j : B + j * K;
             float *c = C + i * ldc + j;
-            long width = least(STRIP * LANES, N - j), step = ldb ? ldb : width;
-            if (width == STRIP * LANES) strip_rows(STRIP, rows, K, a, ai, ap, b, step, c, ldc, add);
+            long step = ldb ? ldb : width;
+            if (width == 3 * LANES) strip_rows(STRIP, rows, K, a, ai, ap, b, step, c, ldc, add);
+            else if (width == 2 * LANES) strip_rows(2, rows, K, a, ai, ap, b, step, c, ldc, add);
             else strip_rows(1, rows, K, a, ai, ap, b, step, c, ldc, add);
         }
     }
+}
+
+/* C (M x N) (+)= A B, A by rows of `lda`. B is K x N by rows of `ldb`, or packed (ldb = 0). N is a multiple of LANES.
+ * Rows are taken BAND at a time, which stay in the first-level cache while the strips of B pass by. */
+static void gemm(long M, long N, long K, const float *A, long lda, const float *B, long ldb, float *C, long ldc,
+                 int add) {
+    product(M, N, K, A, lda, 1, B, ldb, C, ldc, add, BAND);
+}
+
+/* C (M x N) (+)= A^T B, A (K x M) and B (K x N) by rows: a weight's gradient. */
+static void gemm_tn(long M, long N, long K, const float *A, long lda, const float *B, long ldb, float *C, long ldc,
+                    int add) {
+    product(M, N, K, A, 1, lda, B, ldb, C, ldc, add, M);
 }
 
 /* to[j][i] = from[i][j] for `rows` x `columns` numbers: a vector's square at a time, in log2(LANES) rounds of exchanges. */
@@ -101,51 +113,22 @@ static void transpose(long rows, long columns, const float *from, long ld_from, 
         for (long j = i < whole_rows ? whole_columns : 0; j < columns; j++) to[j * ld_to + i] = from[i * ld_from + j];
 }
 
-/* Strips of B (K x N): by rows of `bp` (bj = 1), or given as its transpose, by rows of `bj` (bp = 1). Columns from N up
- * to its multiple of LANES are zero. */
-static void pack(long K, long N, const float *B, long bp, long bj, float *packed) {
-    for (long first = 0; first < padded(N); first += STRIP * LANES) {
-        long width = least(STRIP * LANES, padded(N) - first), have = least(width, N - first);
-        float *out = packed + first * K;
+/* Rows `at` to `at + rows` of a packed matrix of K rows in strips, from B (rows x N): by rows of `bp` (bj = 1), or given
+ * as its transpose, by rows of `bj` (bp = 1). Columns from N up to its multiple of LANES are zero. */
+static void pack(long K, long at, long rows, long N, const float *B, long bp, long bj, float *packed) {
+    for (long first = 0, width; first < padded(N); first += width) {
+        width = strip_width(padded(N) - first);
+        long have = least(width, N - first);
+        float *out = packed + first * K + at * width;
         if (bj == 1) {
-            for (long p = 0; p < K; p++, out += width) {
+            for (long p = 0; p < rows; p++, out += width) {
                 memcpy(out, B + p * bp + first, have * sizeof(float));
                 memset(out + have, 0, (width - have) * sizeof(float));
             }
         } else {
-            transpose(have, K, B + first * bj, bj, out, width);
-            for (long p = 0; p < K; p++)
+            transpose(have, rows, B + first * bj, bj, out, width);
+            for (long p = 0; p < rows; p++)
                 for (long j = have; j < width; j++) out[p * width + j] = 0.0f;
         }
-    }
-}
-
-/* C (M x N) (+)= A^T B, A (K x M) and B (K x N) by rows: a weight's gradient. Columns of A, whose numbers lie far apart,
- * are copied into panels of ROWS, and some PANELS pass by each strip of B while that is in the first-level cache. */
-static void gemm_tn(long M, long N, long K, const float *A, long lda, const float *B, long ldb, float *C, long ldc,
-                    int add) {
-    enum { PANELS = 8 };
-    if (N <= STRIP * LANES) { /* nothing to use a copy twice */
-        gemm(M, N, K, A, 1, lda, B, ldb, C, ldc, add);
-        return;
-    }
-    float *panels = scratch(0, (size_t)K * ROWS * PANELS);
-    for (long first = 0; first < M; first += ROWS * PANELS) {
-        long columns = least(ROWS * PANELS, M - first);
-        for (long i = 0; i < columns; i += ROWS) {
-            const float *from = A + first + i;
-            float *to = panels + i * K;
-            if (columns - i >= ROWS)
-                for (long p = 0; p < K; p++) memcpy(to + p * ROWS, from + p * lda, ROWS * sizeof(float));
-            else
-                for (long p = 0; p < K; p++) memcpy(to + p * ROWS, from + p * lda, (columns - i) * sizeof(float));
-        }
-        for (long j = 0; j < N; j += STRIP * LANES)
-            for (long i = 0; i < columns; i += ROWS) {
-                long rows = least(ROWS, columns - i);
-                float *c = C + (first + i) * ldc + j;
-                if (N - j >= STRIP * LANES) strip_rows(STRIP, rows, K, panels + i * K, 1, ROWS, B + j, ldb, c, ldc, add);
-                else strip_rows(1, rows, K, panels + i * K, 1, ROWS, B + j, ldb, c, ldc, add);
-            }
     }
 }

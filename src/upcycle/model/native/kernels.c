@@ -8,8 +8,8 @@
 #include "norm.h"
 
 #include "attention.h"
-#include "loss.h"
 #include "mlp.h"
+#include "loss.h"
 #include "route.h"
 
 void upcycle_norm_forward(long N, long D, float eps, const float *x, const float *norm, float *y, float *rstd) {
@@ -18,22 +18,22 @@ void upcycle_norm_forward(long N, long D, float eps, const float *x, const float
 
 /* y (N x E) = x W^T for a narrow W (E x D): a router, whose few columns a library's product is not made for. */
 void upcycle_narrow_forward(long N, long D, long E, const float *x, const float *w, float *y) {
-    long Ep = padded(E), chunk = 20 * ROWS;
+    long Ep = padded(E), chunk = CHUNK;
     float *packed = scratch(PACKED, Ep * D), *rows = scratch(XN, chunk * Ep);
-    pack(D, E, w, 1, D, packed);
+    pack(D, 0, D, E, w, 1, D, packed);
     for (long at = 0; at < N; at += chunk) {
         long n = least(chunk, N - at);
-        gemm(n, Ep, D, x + at * D, D, 1, packed, 0, rows, Ep, 0);
+        gemm(n, Ep, D, x + at * D, D, packed, 0, rows, Ep, 0);
         for (long r = 0; r < n; r++) memcpy(y + (at + r) * E, rows + r * Ep, E * sizeof(float));
     }
 }
 
 void upcycle_narrow_backward(long N, long D, long E, const float *x, const float *w, const float *dy, float *dx,
                              float *dw) {
-    gemm(N, D, E, dy, E, 1, w, D, dx, D, 0);
-    for (long at = 0, chunk = 20 * ROWS; at < N; at += chunk) {
+    gemm(N, D, E, dy, E, w, D, dx, D, 0);
+    for (long at = 0, chunk = CHUNK; at < N; at += chunk) {
         long n = least(chunk, N - at);
-        gemm(E, D, n, dy + at * E, 1, E, x + at * D, D, dw, D, at > 0);
+        gemm_tn(E, D, n, dy + at * E, E, x + at * D, D, dw, D, at > 0);
     }
 }
 

@@ -6,7 +6,9 @@ K = top_k, V vocabulary. Each computes what the composed layer of `transformer.p
 
 from __future__ import annotations
 
+import ctypes
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,30 +19,33 @@ from upcycle.model.attention import rope_tables
 from upcycle.model.native.build import library
 from upcycle.spec import Gate, ModelSpec
 
-PAD = 16
-"""Numbers between two rows of the hidden layer, as in `simd.h`."""
-
-
 DTYPES = (torch.float32, torch.int32, torch.int64)
 
 
-def _call(name: str, *arguments: Tensor | float | None) -> int:
-    """Call `upcycle_<name>`: tensors by address, numbers as they are, None as a null pointer.
+def _call(name: str, *arguments: Tensor | Sequence[Tensor] | float | None) -> int:
+    """Call `upcycle_<name>`: tensors by address, sequences of them as an array of addresses, numbers as they are, None
+    as a null pointer.
 
     Raises TypeError for a tensor that C would read as something else, ValueError for one without elements.
     """
     values: list[Any] = []
     for argument in arguments:
         if isinstance(argument, Tensor):
-            if argument.dtype not in DTYPES or argument.device.type != "cpu" or not argument.is_contiguous():
-                found = f"{argument.dtype} on {argument.device} with strides {argument.stride()}"
-                raise TypeError(f"{name}: a dense CPU tensor of float32, int32 or int64 is wanted, not {found}")
-            if not argument.numel():
-                raise ValueError(f"{name}: a tensor of shape {tuple(argument.shape)} has nothing to compute")
-            values.append(argument.data_ptr())
+            values.append(_address(name, argument))
+        elif isinstance(argument, Sequence):
+            values.append((ctypes.c_void_p * len(argument))(*[_address(name, part) for part in argument]))
         else:
             values.append(argument)
     return _function(name)(*values)
+
+
+def _address(name: str, tensor: Tensor) -> int:
+    if tensor.dtype not in DTYPES or tensor.device.type != "cpu" or not tensor.is_contiguous():
+        found = f"{tensor.dtype} on {tensor.device} with strides {tensor.stride()}"
+        raise TypeError(f"{name}: a dense CPU tensor of float32, int32 or int64 is wanted, not {found}")
+    if not tensor.numel():
+        raise ValueError(f"{name}: a tensor of shape {tuple(tensor.shape)} has nothing to compute")
+    return tensor.data_ptr()
 
 
 @functools.cache
@@ -54,6 +59,12 @@ def _half_tables(positions: int, head_dim: int, base: float) -> tuple[Tensor, Te
     cos, sin = rope_tables(positions, head_dim, base, torch.device("cpu"))
     half = head_dim // 2
     return cos[:, 0, :half].contiguous(), sin[:, 0, half:].contiguous()
+
+
+def _hidden(x: Tensor, rows: int, D: int, M: int) -> list[Tensor]:
+    """Room for gate and up projections of `rows` rows, a block of units each: (rows, 2 units)."""
+    units = _call("hidden_units", D, M)
+    return [x.new_empty(rows, 2 * min(units, M - first)) for first in range(0, M, units)]
 
 
 class _Norm(torch.autograd.Function):
@@ -157,15 +168,15 @@ class _MLP(torch.autograd.Function):
         x = x.contiguous()
         D, M = w_out.shape
         ctx.sizes = (x.numel() // D, D, M)
-        out, h, rstd = torch.empty_like(x), x.new_empty(ctx.sizes[0], 2 * M + PAD), x.new_empty(ctx.sizes[0])
+        out, h, rstd = torch.empty_like(x), _hidden(x, *ctx.sizes), x.new_empty(ctx.sizes[0])
         _call("mlp_forward", *ctx.sizes, eps, x, norm, w_in, w_out, out, h, rstd)
-        ctx.save_for_backward(x, norm, w_in, w_out, h, rstd)
+        ctx.save_for_backward(x, norm, w_in, w_out, rstd, *h)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
-        x, norm, w_in, w_out, h, rstd = ctx.saved_tensors
+        x, norm, w_in, w_out, rstd, *h = ctx.saved_tensors
         gradients = (torch.empty_like(x), torch.zeros_like(norm), torch.empty_like(w_in), torch.empty_like(w_out))
         _call("mlp_backward", *ctx.sizes, x, norm, w_in, w_out, h, rstd, dout.contiguous(), *gradients)
         return *gradients, None
@@ -181,15 +192,15 @@ class _Experts(torch.autograd.Function):
         ctx.sizes = (T, K, E, D, M)
         slots, ends = torch.empty(T * K, dtype=torch.int32), torch.empty(E, dtype=torch.int32)
         _call("sort_slots", T, K, E, ids.contiguous(), slots, ends)
-        out, h = torch.empty_like(x), x.new_empty(T * K, 2 * M + PAD)
+        out, h = torch.empty_like(x), _hidden(x, T * K, D, M)
         _call("experts_forward", *ctx.sizes, xn, x, gates, w_in, w_out, slots, ends, out, h)
-        ctx.save_for_backward(xn, gates, w_in, w_out, slots, ends, h)
+        ctx.save_for_backward(xn, gates, w_in, w_out, slots, ends, *h)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
-        xn, gates, w_in, w_out, slots, ends, h = ctx.saved_tensors
+        xn, gates, w_in, w_out, slots, ends, *h = ctx.saved_tensors
         dout = dout.contiguous()
         dxn, dgates = torch.empty_like(xn), torch.empty_like(gates)
         dw_in, dw_out = torch.empty_like(w_in), torch.empty_like(w_out)

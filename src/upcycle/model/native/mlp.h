@@ -1,93 +1,120 @@
 /* SwiGLU MLPs: of a dense layer, and of experts, each on its own rows. Both take the same way through the same
- * functions, so that one expert computes, bit for bit, what a dense layer does. */
+ * functions, so that one expert computes, bit for bit, what a dense layer does.
+ *
+ * The hidden layer is taken in blocks of units. A block's weights and their gradients stay in the second-level cache
+ * while all rows pass by, CHUNK at a time. So of each hidden layer h (N x 2M: gate, up) the blocks are arrays of their
+ * own, `h[b]` (N x 2 units): written and read from end to end, and small enough for an allocator to use again. */
 
-/* Distance of hidden rows. Without PAD rows of a power of two would share a few sets of the cache. */
-static long ld_of(long M) { return 2 * M + PAD; }
+enum { CHUNK = 96, UNIT_WEIGHTS = 16384, STREAM = 393216 };
 
-/* Rows at a time: hidden rows of 2M fill a quarter of a megabyte, and with their gradients stay in the second-level
- * cache, also where two jobs share one. */
-static long rows_of(long M) {
-    long rows = 32768 / M / ROWS * ROWS;
-    return rows < 4 * ROWS ? 4 * ROWS : rows > 20 * ROWS ? 20 * ROWS : rows;
+/* Units of a block: as many as a width of D leaves room for. */
+long upcycle_hidden_units(long D, long M) {
+    long blocks = (M * D + UNIT_WEIGHTS - 1) / UNIT_WEIGHTS;
+    long units = padded((M + blocks - 1) / blocks);
+    return least(M, units < 3 * LANES ? 3 * LANES : units);
 }
+
+/* Rows that pass by a block: their inputs, outputs and gradients should stay in the third-level cache. */
+static long stream_rows(long D) { return STREAM / D < CHUNK ? CHUNK : STREAM / D / CHUNK * CHUNK; }
 
 INLINE void add_row(long D, float gate, const float *from, float *to) {
     for (long d = 0; d < D; d += LANES) store(to + d, load(to + d) + load(from + d) * gate);
 }
 
-/* h (rows x 2M: gate, up; rows ld_of(M) apart) of xn, and y (rows x D) = (silu(gate) * up) Wout^T. */
-static void mlp_rows_forward(long rows, long D, long M, const float *xn, const float *packed_in,
-                             const float *packed_out, float *h, float *y) {
-    long ld = ld_of(M), lda = M + PAD;
-    float *act = scratch(NARROW, rows * lda);
-    gemm(rows, 2 * M, D, xn, D, 1, packed_in, 0, h, ld, 0);
-    for (long r = 0; r < rows; r++) {
-        const float *gate = h + r * ld, *up = gate + M;
-        for (long m = 0; m < M; m += LANES)
-            store(act + r * lda + m, load(gate + m) * sigmoid(load(gate + m)) * load(up + m));
+/* y (rows x D) = (silu(gate) * up) Wout^T of xn; rows `at` and on of h are written. w_in (2M x D), w_out (D x M). */
+static void mlp_forward(long rows, long D, long M, const float *xn, const float *w_in, const float *w_out,
+                        float *const *h, long at, float *y) {
+    long most = upcycle_hidden_units(D, M);
+    float *into = scratch(PACKED, 2 * most * D), *back = scratch(PACKED2, most * D);
+    float *act = scratch(NARROW, CHUNK * (most + PAD));
+    for (long first = 0; first < M; first += most, h++) {
+        long units = least(most, M - first), lda = units + PAD;
+        pack(D, 0, D, units, w_in + first * D, 1, D, into);
+        pack(D, 0, D, units, w_in + (M + first) * D, 1, D, into + units * D);
+        pack(units, 0, units, D, w_out + first, 1, M, back);
+        for (long r = 0; r < rows; r += CHUNK) {
+            long n = least(CHUNK, rows - r);
+            float *gate = *h + (at + r) * 2 * units;
+            gemm(n, units, D, xn + r * D, D, into, 0, gate, 2 * units, 0);
+            gemm(n, units, D, xn + r * D, D, into + units * D, 0, gate + units, 2 * units, 0);
+            for (long i = 0; i < n; i++, gate += 2 * units)
+                for (long m = 0; m < units; m += LANES)
+                    store(act + i * lda + m, load(gate + m) * sigmoid(load(gate + m)) * load(gate + units + m));
+            gemm(n, D, units, act, lda, back, 0, y + r * D, D, first > 0);
+        }
     }
-    gemm(rows, D, M, act, lda, 1, packed_out, 0, y, D, 0);
+}
+
+/* Of one row and block: act and dh (gate, up) from gate, up and dact; the gradient of the row's gate g is returned. */
+INLINE float swiglu_backward(long units, const float *gate, const float *dact, float g, float *act, float *dh) {
+    vec dots = splat(0.0f);
+    for (long m = 0; m < units; m += LANES) {
+        vec z = load(gate + m), u = load(gate + units + m), d = load(dact + m), s = sigmoid(z), silu = z * s;
+        vec a = silu * u;
+        dots += d * a;
+        d *= g;
+        store(act + m, a * g);
+        store(dh + m, d * u * (s + silu * (1.0f - s)));
+        store(dh + units + m, d * silu);
+    }
+    return sum(dots);
 }
 
 /* From dy (rows x D) and h: gradients of the weights (first: written, else added to), dxn (rows x D). With gates, y was
  * multiplied by its row's gate, and dgates (rows) is written. */
-static void mlp_rows_backward(long rows, long D, long M, const float *xn, const float *dy, const float *gates,
-                              const float *h, const float *packed_in, const float *packed_out, int first, float *dw_in,
-                              float *dw_out, float *dxn, float *dgates) {
-    long ld = ld_of(M), lda = M + PAD;
-    float *act = scratch(NARROW, rows * lda), *dh = scratch(WIDE, rows * ld), *dact = scratch(SCORES, rows * lda);
-    gemm(rows, M, D, dy, D, 1, packed_out, 0, dact, lda, 0);
-    for (long r = 0; r < rows; r++) {
-        const float *gate = h + r * ld, *up = gate + M;
-        float g = gates ? gates[r] : 1.0f;
-        vec dots = splat(0.0f);
-        for (long m = 0; m < M; m += LANES) {
-            vec z = load(gate + m), u = load(up + m), d = load(dact + r * lda + m), s = sigmoid(z), silu = z * s;
-            vec a = silu * u;
-            dots += d * a;
-            d *= g;
-            store(act + r * lda + m, a * g);
-            store(dh + r * ld + m, d * u * (s + silu * (1.0f - s)));
-            store(dh + r * ld + M + m, d * silu);
+static void mlp_backward(long rows, long D, long M, const float *xn, const float *dy, const float *gates,
+                         const float *const *h, long at, const float *w_in, const float *w_out, int first_rows,
+                         float *dw_in, float *dw_out, float *dxn, float *dgates) {
+    long most = upcycle_hidden_units(D, M);
+    float *into = scratch(PACKED, 2 * most * D), *back = scratch(PACKED2, most * D);
+    float *act = scratch(NARROW, CHUNK * (most + PAD)), *dact = scratch(SCORES, CHUNK * (most + PAD));
+    float *dh = scratch(WIDE, CHUNK * (2 * most + PAD));
+    for (long first = 0; first < M; first += most, h++) {
+        long units = least(most, M - first), lda = units + PAD, ldh = 2 * units + PAD;
+        pack(2 * units, 0, units, D, w_in + first * D, D, 1, into);
+        pack(2 * units, units, units, D, w_in + (M + first) * D, D, 1, into);
+        pack(D, 0, D, units, w_out + first, M, 1, back);
+        for (long r = 0; r < rows; r += CHUNK) {
+            long n = least(CHUNK, rows - r);
+            const float *gate = *h + (at + r) * 2 * units;
+            int add = !first_rows || r;
+            gemm(n, units, D, dy + r * D, D, back, 0, dact, lda, 0);
+            for (long i = 0; i < n; i++, gate += 2 * units) {
+                float g = gates ? gates[r + i] : 1.0f;
+                float dot = swiglu_backward(units, gate, dact + i * lda, g, act + i * lda, dh + i * ldh);
+                if (gates) dgates[r + i] = first ? dgates[r + i] + dot : dot;
+            }
+            gemm_tn(D, units, n, dy + r * D, D, act, lda, dw_out + first, M, add);
+            gemm_tn(units, D, n, dh, ldh, xn + r * D, D, dw_in + first * D, D, add);
+            gemm_tn(units, D, n, dh + units, ldh, xn + r * D, D, dw_in + (M + first) * D, D, add);
+            gemm(n, D, 2 * units, dh, ldh, into, 0, dxn + r * D, D, first > 0);
         }
-        if (gates) dgates[r] = sum(dots);
     }
-    gemm_tn(D, M, rows, dy, D, act, lda, dw_out, M, !first);
-    gemm_tn(2 * M, D, rows, dh, ld, xn, D, dw_in, D, !first);
-    gemm(rows, D, 2 * M, dh, ld, 1, packed_in, 0, dxn, D, 0);
 }
 
-/* A dense layer: out = x + MLP(norm(x)). x, out (N x D), w_in (2M x D), w_out (D x M); kept: h (N x ld_of(M)), rstd (N). */
+/* A dense layer: out = x + MLP(norm(x)). x, out (N x D), w_in (2M x D), w_out (D x M); kept: h (blocks), rstd (N). */
 void upcycle_mlp_forward(long N, long D, long M, float eps, const float *x, const float *norm, const float *w_in,
-                         const float *w_out, float *out, float *h, float *rstd) {
-    long chunk = rows_of(M);
-    float *xn = scratch(XN, chunk * D), *in = scratch(PACKED, 2 * M * D), *back = scratch(PACKED2, M * D);
-    float *y = scratch(OUT, chunk * D);
-    pack(D, 2 * M, w_in, 1, D, in);
-    pack(M, D, w_out, 1, M, back);
-    for (long at = 0; at < N; at += chunk) {
-        long rows = least(chunk, N - at);
+                         const float *w_out, float *out, float *const *h, float *rstd) {
+    long most = least(N, stream_rows(D));
+    float *xn = scratch(XN, most * D), *y = scratch(OUT, most * D);
+    for (long at = 0; at < N; at += most) {
+        long rows = least(most, N - at);
         norm_forward(rows, D, x + at * D, norm, eps, xn, rstd + at);
-        memcpy(out + at * D, x + at * D, rows * D * sizeof(float));
-        mlp_rows_forward(rows, D, M, xn, in, back, h + at * ld_of(M), y);
-        for (long r = at; r < at + rows; r++) add_row(D, 1.0f, y + (r - at) * D, out + r * D);
+        mlp_forward(rows, D, M, xn, w_in, w_out, h, at, y);
+        for (long i = 0; i < rows * D; i += LANES) store(out + at * D + i, load(x + at * D + i) + load(y + i));
     }
 }
 
 /* Its gradients; dnorm must be zero at first. */
 void upcycle_mlp_backward(long N, long D, long M, const float *x, const float *norm, const float *w_in,
-                          const float *w_out, const float *h, const float *rstd, const float *dout, float *dx,
+                          const float *w_out, const float *const *h, const float *rstd, const float *dout, float *dx,
                           float *dnorm, float *dw_in, float *dw_out) {
-    long chunk = rows_of(M);
-    float *xn = scratch(XN, chunk * D), *in = scratch(PACKED, 2 * M * D), *back = scratch(PACKED2, M * D);
-    float *dxn = scratch(OUT, chunk * D);
-    pack(2 * M, D, w_in, D, 1, in);
-    pack(D, M, w_out, M, 1, back);
-    for (long at = 0; at < N; at += chunk) {
-        long rows = least(chunk, N - at);
+    long most = least(N, stream_rows(D));
+    float *xn = scratch(XN, most * D), *dxn = scratch(OUT, most * D);
+    for (long at = 0; at < N; at += most) {
+        long rows = least(most, N - at);
         norm_again(rows, D, x + at * D, norm, rstd + at, xn);
-        mlp_rows_backward(rows, D, M, xn, dout + at * D, NULL, h + at * ld_of(M), in, back, at == 0, dw_in, dw_out, dxn,
-                          NULL);
+        mlp_backward(rows, D, M, xn, dout + at * D, NULL, h, at, w_in, w_out, at == 0, dw_in, dw_out, dxn, NULL);
         norm_backward(rows, D, x + at * D, norm, rstd + at, dxn, dout + at * D, dx + at * D, dnorm);
     }
 }
@@ -108,59 +135,49 @@ void upcycle_sort_slots(long T, long K, long E, const int64_t *ids, int32_t *slo
     for (long i = 0; i < T * K; i++) slots[ends[ids[i]]++] = i;
 }
 
-/* out = x + sum over a token's K slots, in the order of experts, of gate * expert(xn). xn, x, out (T x D), gates (T x K), w_in (E x 2M x D),
- * w_out (E x D x M); slots (T K) and ends (E) as sorted above; kept: h (T K x ld_of(M)). */
+/* out = x + sum over a token's K slots, in the order of experts, of gate * expert(xn). xn, x, out (T x D), gates (T x K),
+ * w_in (E x 2M x D), w_out (E x D x M); slots (T K) and ends (E) as sorted above; kept: h (blocks of T K rows). */
 void upcycle_experts_forward(long T, long K, long E, long D, long M, const float *xn, const float *x,
                              const float *gates, const float *w_in, const float *w_out, const int32_t *slots,
-                             const int32_t *ends, float *out, float *h) {
-    long chunk = rows_of(M);
-    float *rows_in = scratch(XN, chunk * D), *in = scratch(PACKED, 2 * M * D), *back = scratch(PACKED2, M * D);
-    float *y = scratch(OUT, chunk * D);
+                             const int32_t *ends, float *out, float *const *h) {
+    long most = stream_rows(D);
     memcpy(out, x, T * D * sizeof(float));
-    for (long e = 0, at = 0; e < E; e++) {
-        if (at == ends[e]) continue;
-        pack(D, 2 * M, w_in + e * 2 * M * D, 1, D, in);
-        pack(M, D, w_out + e * M * D, 1, M, back);
-        for (; at < ends[e];) {
-            long rows = least(chunk, ends[e] - at);
+    for (long e = 0, at = 0; e < E; e++)
+        for (long rows; at < ends[e]; at += rows) {
+            rows = least(most, ends[e] - at);
+            float *rows_in = scratch(XN, rows * D), *y = scratch(OUT, rows * D);
             gather(rows, D, K, slots + at, xn, rows_in);
-            mlp_rows_forward(rows, D, M, rows_in, in, back, h + at * ld_of(M), y);
+            mlp_forward(rows, D, M, rows_in, w_in + e * 2 * M * D, w_out + e * M * D, h, at, y);
             for (long r = 0; r < rows; r++) add_row(D, gates[slots[at + r]], y + r * D, out + slots[at + r] / K * D);
-            at += rows;
         }
-    }
 }
 
 /* Its gradients (that of x is dout itself). */
 void upcycle_experts_backward(long T, long K, long E, long D, long M, const float *xn, const float *gates,
                               const float *w_in, const float *w_out, const int32_t *slots, const int32_t *ends,
-                              const float *h, const float *dout, float *dxn, float *dgates, float *dw_in,
+                              const float *const *h, const float *dout, float *dxn, float *dgates, float *dw_in,
                               float *dw_out) {
-    long chunk = rows_of(M);
-    float *rows_in = scratch(XN, chunk * D), *in = scratch(PACKED, 2 * M * D), *back = scratch(PACKED2, M * D);
-    float *by_expert = scratch(OUT, chunk * D), *dy = scratch(QUERY, chunk * D);
-    float *g = scratch(KEY, 2 * chunk), *dg = g + chunk;
+    long most = stream_rows(D);
     memset(dxn, 0, T * D * sizeof(float));
     for (long e = 0, at = 0; e < E; e++) {
         float *dwi = dw_in + e * 2 * M * D, *dwo = dw_out + e * M * D;
         if (at == ends[e]) {
             memset(dwi, 0, 2 * M * D * sizeof(float));
             memset(dwo, 0, M * D * sizeof(float));
-            continue;
         }
-        pack(2 * M, D, w_in + e * 2 * M * D, D, 1, in);
-        pack(D, M, w_out + e * M * D, M, 1, back);
-        for (int first = 1; at < ends[e]; first = 0) {
-            long rows = least(chunk, ends[e] - at);
+        for (long begin = at, rows; at < ends[e]; at += rows) {
+            rows = least(most, ends[e] - at);
+            float *rows_in = scratch(XN, rows * D), *dy = scratch(QUERY, rows * D), *by_expert = scratch(OUT, rows * D);
+            float *g = scratch(KEY, 2 * rows), *dg = g + rows;
             gather(rows, D, K, slots + at, xn, rows_in);
             gather(rows, D, K, slots + at, dout, dy);
             for (long r = 0; r < rows; r++) g[r] = gates[slots[at + r]];
-            mlp_rows_backward(rows, D, M, rows_in, dy, g, h + at * ld_of(M), in, back, first, dwi, dwo, by_expert, dg);
+            mlp_backward(rows, D, M, rows_in, dy, g, h, at, w_in + e * 2 * M * D, w_out + e * M * D, at == begin, dwi,
+                         dwo, by_expert, dg);
             for (long r = 0; r < rows; r++) {
                 add_row(D, 1.0f, by_expert + r * D, dxn + slots[at + r] / K * D);
                 dgates[slots[at + r]] = dg[r];
             }
-            at += rows;
         }
     }
 }

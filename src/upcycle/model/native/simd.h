@@ -12,13 +12,13 @@
 #endif
 
 #if defined(__AVX512F__)
-enum { LANES = 16, ROWS = 12, STRIP = 2 }; /* a register tile of 12 x 2 vectors: 24 of 32 registers hold sums */
+enum { LANES = 16, ROWS = 8, STRIP = 3 }; /* a register tile of 8 x 3 vectors: 24 of 32 registers hold sums */
 #elif defined(__AVX__)
 enum { LANES = 8, ROWS = 6, STRIP = 2 }; /* 12 of 16 registers */
 #else
-enum { LANES = 4, ROWS = 12, STRIP = 2 }; /* 128-bit vectors (NEON has 32 registers) */
+enum { LANES = 4, ROWS = 8, STRIP = 3 }; /* 128-bit vectors (NEON has 32 registers) */
 #endif
-enum { DEPTH = 256, BAND = 24, PAD = 16 };
+enum { BAND = 24, PAD = 16 };
 
 typedef float vec __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 typedef int32_t ivec __attribute__((vector_size(LANES * 4)));
