@@ -14,7 +14,7 @@ from upcycle.train.preemption import StopRequest
 from upcycle.train.record import MetricsLog, hardware, now, software
 from upcycle.train.rows import heldout_row
 from upcycle.train.trainee import Trainee
-from upcycle.train.utilisation import gemm_rate, utilisation
+from upcycle.train.utilisation import utilisation
 
 
 def save(trainee: Trainee, metrics: MetricsLog) -> None:
@@ -78,7 +78,7 @@ def _final_metrics(trainee: Trainee, losses: np.ndarray, rows: list[dict[str, An
     run, clock = trainee.run, trainee.clock
     loss, loss_se = mean_and_error(losses)
     last = [row for row in rows if "loss" in row][-1]
-    speed = run.segment_tokens / clock.train
+    speed, rate = run.segment_tokens / clock.train, clock.gemm_flops / clock.train
     return {
         "id": run.id,
         "kind": run.kind,
@@ -103,8 +103,8 @@ def _final_metrics(trainee: Trainee, losses: np.ndarray, rows: list[dict[str, An
         "save_background_seconds": round(clock.save_background, 3),
         "tokens_per_second": round(speed, 1),
         "step_seconds": round(clock.train / (run.end_step - run.start_step), 6),
-        "gemm_flops_per_second": round(gemm_rate(run, trainee.execution)),
-        "mfu": round(utilisation(run, trainee.execution, speed), 5),
+        "gemm_flops_per_second": round(rate),
+        "mfu": round(utilisation(run, speed, rate), 5),
         "train_loss_last": last["loss"],
         "balance_last": last.get("balance", 0.0),
         "grad_norm_last": last["grad_norm"],

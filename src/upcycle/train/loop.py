@@ -26,7 +26,7 @@ from upcycle.train.rows import Pace, append_heldout, is_log_spaced, update_row
 from upcycle.train.start import prepare
 from upcycle.train.step import Wishes, update
 from upcycle.train.trainee import Trainee
-from upcycle.train.utilisation import gemm_rate
+from upcycle.train.utilisation import job_rate
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def train(
                 clock=clock,
                 group=group,
             )
-            gemm_rate(run, execution)
+            job_rate(run, execution)  # measured here, in no update's time
         metrics_log = MetricsLog(run_dir / "metrics.jsonl", writes=group.is_first)
         with out_of_memory_is_named(run, execution), metrics_log as metrics, trainee.saver:
             _run_steps(trainee, metrics, stop)
@@ -101,11 +101,15 @@ def _run_steps(trainee: Trainee, metrics: MetricsLog, stop: StopRequest) -> None
     if trainee.step == 0 and trainee.group.from_first(not metrics.rows()):
         append_heldout(trainee, metrics)
     saved_at = time.monotonic()
-    pace = Pace(trainee)
+    pace, rate = Pace(trainee), job_rate(run, trainee.execution)
+    if not clock.gemm_flops:  # also if it goes on from a state of a version that did not sum them
+        clock.gemm_flops = clock.train * rate
     while trainee.step < run.end_step:
+        trained = clock.train
         with clock.phase("train"):
             done, wishes = update(trainee, _wishes(trainee, stop, saved_at))
             trainee.step += 1
+        clock.gemm_flops += (clock.train - trained) * rate
         if trainee.step in (run.start_step + 1, run.end_step) or trainee.step % trainee.execution.log_steps == 0:
             row = update_row(trainee, done, pace)
             with trainee.group.together():

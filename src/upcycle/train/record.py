@@ -95,6 +95,8 @@ class Clock:
     """Updates: making the batch, forward, backward, optimizer."""
     data: float = 0.0
     """Of `train`: making batches and copying them to the device."""
+    gemm_flops: float = 0.0
+    """What bare matrix products would have done in the seconds of `train`, on the machines that trained."""
     evaluate: float = 0.0
     save: float = 0.0
     """Lost by the training thread: snapshots, and waiting for a save that was still under way."""
@@ -120,11 +122,11 @@ class Clock:
         return self.startup + self.train + self.evaluate + self.save
 
     def go_on_from(self, earlier: Clock) -> None:
-        """Add the times of the attempts before this one."""
+        """Add the sums of the attempts before this one."""
         self.started = earlier.started
         self.resumed = earlier.resumed + 1
-        for phase in ("startup", "train", "data", "evaluate", "save", "save_background"):
-            setattr(self, phase, getattr(self, phase) + getattr(earlier, phase))
+        for sum_ in ("startup", "train", "data", "gemm_flops", "evaluate", "save", "save_background"):
+            setattr(self, sum_, getattr(self, sum_) + getattr(earlier, sum_))
 
     def notes(self) -> dict[str, Any]:
         """JSON-able; `Clock(**notes)` goes on from them."""

@@ -12,7 +12,7 @@ from upcycle.model.transformer import RouterStats
 from upcycle.train.evaluate import SUBSET_TOKENS, batches_of, heldout, sequence_losses, spread
 from upcycle.train.record import MetricsLog
 from upcycle.train.trainee import Trainee
-from upcycle.train.utilisation import utilisation
+from upcycle.train.utilisation import job_rate, utilisation
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Pace:
             "tokens_per_second": round(speed, 1),
             "step_seconds": round(seconds / steps, 6),
             "data_seconds": round(data_seconds / steps, 6),
-            "mfu": round(utilisation(trainee.run, trainee.execution, speed), 5),
+            "mfu": round(utilisation(trainee.run, speed, job_rate(trainee.run, trainee.execution)), 5),
         }
 
 

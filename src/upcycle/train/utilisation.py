@@ -24,10 +24,14 @@ SECONDS = 0.01
 """No further repetition begins after this long."""
 
 
-def utilisation(run: RunSpec, execution: Execution, tokens_per_second: float) -> float:
-    """Model FLOPs (`counting.flops_per_token`: every matrix product, forward and backward) a second over `gemm_rate`
-    times the number of processes, which share the tokens."""
-    return tokens_per_second * flops_per_token(run.model, run.moe) / (gemm_rate(run, execution) * execution.devices)
+def utilisation(run: RunSpec, tokens_per_second: float, rate: float) -> float:
+    """Model FLOPs (`counting.flops_per_token`: every matrix product, forward and backward) a second over `rate`."""
+    return tokens_per_second * flops_per_token(run.model, run.moe) / rate
+
+
+def job_rate(run: RunSpec, execution: Execution) -> float:
+    """FLOPs a second of bare matrix products by all processes, which share the tokens: as many times this one's."""
+    return gemm_rate(run, execution) * execution.devices
 
 
 def gemm_rate(run: RunSpec, execution: Execution) -> float:
