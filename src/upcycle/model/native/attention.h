@@ -21,32 +21,34 @@ static void copy_head(Shape s, const float *from, long step, float *to) {
     }
 }
 
+/* One row's halves turned by its angles (cosines, sines: C/2) and scaled. */
+INLINE void turn_row(long half, const float *from, const float *cos, const float *sin, float sign, float scale,
+                     float *to) {
+    long c = 0;
+    for (; c + LANES <= half; c += LANES) {
+        vec a = load(from + c), b = load(from + c + half), co = load(cos + c), si = load(sin + c) * sign;
+        store(to + c, (a * co - b * si) * scale);
+        store(to + c + half, (b * co + a * si) * scale);
+    }
+    for (; c < half; c++) {
+        float a = from[c], b = from[c + half], co = cos[c], si = sin[c] * sign;
+        to[c] = (a * co - b * si) * scale;
+        to[c + half] = (b * co + a * si) * scale;
+    }
+}
+
 /* The same, turned by their angles (tables S x C/2) and scaled. */
-static void turn_head(Shape s, const float *restrict from, const float *restrict cos, const float *restrict sin,
-                      float scale, float *restrict to) {
-    long half = s.C / 2;
-    for (long i = 0; i < s.S; i++, from += 3 * s.D, to += s.Cp) {
-        for (long c = 0; c < half; c++) {
-            float a = from[c], b = from[c + half];
-            float co = cos[i * half + c], si = sin[i * half + c];
-            to[c] = (a * co - b * si) * scale;
-            to[c + half] = (b * co + a * si) * scale;
-        }
+static void turn_head(Shape s, const float *from, const float *cos, const float *sin, float scale, float *to) {
+    for (long i = 0, half = s.C / 2; i < s.S; i++, from += 3 * s.D, to += s.Cp, cos += half, sin += half) {
+        turn_row(half, from, cos, sin, 1.0f, scale, to);
         for (long c = s.C; c < s.Cp; c++) to[c] = 0.0f;
     }
 }
 
 /* The way back for gradients: turned by the negative angles, rows of Cp to S x C at stride 3D. */
-static void turn_back(Shape s, const float *restrict from, const float *restrict cos, const float *restrict sin,
-                      float scale, float *restrict to) {
-    long half = s.C / 2;
-    for (long i = 0; i < s.S; i++, from += s.Cp, to += 3 * s.D)
-        for (long c = 0; c < half; c++) {
-            float a = from[c], b = from[c + half];
-            float co = cos[i * half + c], si = sin[i * half + c];
-            to[c] = (a * co + b * si) * scale;
-            to[c + half] = (b * co - a * si) * scale;
-        }
+static void turn_back(Shape s, const float *from, const float *cos, const float *sin, float scale, float *to) {
+    for (long i = 0, half = s.C / 2; i < s.S; i++, from += s.Cp, to += 3 * s.D, cos += half, sin += half)
+        turn_row(half, from, cos, sin, -1.0f, scale, to);
 }
 
 /* Rows (S x Cp) to columns (C x ld), zero beyond S. */
@@ -56,23 +58,37 @@ static void to_columns(Shape s, const float *rows, float *columns) {
         for (long i = s.S; i < s.ld; i++) columns[c * s.ld + i] = 0.0f;
 }
 
-/* Softmax of one row over its first `seen` scores, the rest of `width` zero: scores become e^(score - max), their sum's
- * inverse is returned and their log-sum-exp kept. */
-static float softmax_row(float *row, long seen, long width, float *lse) {
-    for (long j = seen; j < width; j++) row[j] = -INFINITY;
-    vec top = load(row);
-    for (long j = LANES; j < padded(seen); j += LANES) top = larger(top, load(row + j));
-    float max = largest(top);
-    vec total = splat(0.0f);
-    for (long j = 0; j < padded(seen); j += LANES) {
-        vec e = vexp(load(row + j) - max);
-        store(row + j, e);
-        total += e;
+/* Softmax of a block's rows: row i sees all scores before `first` and i + 1 from there on. Scores become e^(score - max),
+ * 0 where not seen; inverses of their sums, and log-sum-exps. All rows take as many turns of each loop: rows of their own
+ * lengths would be mispredicted at every end. */
+static void softmax_block(long rows, long first, long width, float *scores, long ld, float *inverse, float *lse) {
+    float *row = scores, total[BLOCK];
+    for (long i = 0; i < rows; i++, row += ld) { /* a loop of its own: no row waits for its largest score */
+        vec top = splat(-INFINITY);
+        for (long j = 0; j < first; j += LANES) top = larger(top, load(row + j));
+        for (long j = first; j < width; j += LANES)
+            top = larger(top, keep_first(first + i + 1 - j, load(row + j), splat(-INFINITY)));
+        lse[i] = largest(top);
     }
-    for (long j = padded(seen); j < width; j++) row[j] = 0.0f;
-    float whole = sum(total);
-    *lse = max + logf(whole);
-    return 1.0f / whole;
+    row = scores;
+    for (long i = 0; i < rows; i++, row += ld) {
+        vec all = splat(0.0f), max = splat(lse[i]);
+        for (long j = 0; j < first; j += LANES) {
+            vec e = vexp(load(row + j) - max);
+            store(row + j, e);
+            all += e;
+        }
+        for (long j = first; j < width; j += LANES) {
+            vec e = keep_first(first + i + 1 - j, vexp(load(row + j) - max), splat(0.0f));
+            store(row + j, e);
+            all += e;
+        }
+        total[i] = sum(all);
+    }
+    for (long i = 0; i < rows; i++) {
+        inverse[i] = 1.0f / total[i];
+        lse[i] += logf(total[i]);
+    }
 }
 
 /* One head of one sequence: y (S x C at stride D) and its log-sum-exps (S). */
@@ -87,8 +103,7 @@ static void head_forward(Shape s, const float *qkv, const float *cos, const floa
         long rows = least(BLOCK, s.S - first), seen = first + rows, width = padded(seen);
         gemm(rows, width, s.C, q + first * s.Cp, s.Cp, kt, s.ld, scores, s.ld, 0);
         float inverse[BLOCK];
-        for (long i = 0; i < rows; i++)
-            inverse[i] = softmax_row(scores + i * s.ld, first + i + 1, width, lse + first + i);
+        softmax_block(rows, first, width, scores, s.ld, inverse, lse + first);
         gemm(rows, s.Cp, seen, scores, s.ld, v, s.Cp, out, s.Cp, 0);
         for (long i = 0; i < rows; i++)
             for (long c = 0; c < s.C; c++) y[(first + i) * s.D + c] = out[i * s.Cp + c] * inverse[i];
@@ -102,6 +117,24 @@ static float dot(long n, const float *a, const float *b) {
     float rest = sum(total);
     for (; i < n; i++) rest += a[i] * b[i];
     return rest;
+}
+
+/* Gradients of a block's scores in the place of those of its probabilities, which take the place of the scores. */
+static void softmax_block_backward(Shape s, long rows, long first, long width, const float *y, const float *dout,
+                                   const float *lse, float *p, float *ds) {
+    for (long i = 0; i < rows; i++, p += s.ld, ds += s.ld) {
+        float delta = dot(s.C, y + i * s.D, dout + i * s.Cp);
+        for (long j = 0; j < first; j += LANES) {
+            vec e = vexp(load(p + j) - lse[i]);
+            store(p + j, e);
+            store(ds + j, e * (load(ds + j) - delta));
+        }
+        for (long j = first; j < width; j += LANES) {
+            vec e = keep_first(first + i + 1 - j, vexp(load(p + j) - lse[i]), splat(0.0f));
+            store(p + j, e);
+            store(ds + j, e * (load(ds + j) - delta));
+        }
+    }
 }
 
 /* Gradients of one head: dqkv's three column blocks from dy (S x C at stride D). */
@@ -123,16 +156,7 @@ static void head_backward(Shape s, const float *qkv, const float *cos, const flo
         long rows = least(BLOCK, s.S - first), seen = first + rows, width = padded(seen);
         gemm(rows, width, s.C, q + first * s.Cp, s.Cp, kt, s.ld, p, s.ld, 0);
         gemm(rows, width, s.C, dout + first * s.Cp, s.Cp, vt, s.ld, ds, s.ld, 0);
-        for (long i = 0; i < rows; i++) {
-            long row = first + i, own = row + 1;
-            float *pi = p + i * s.ld, *di = ds + i * s.ld, delta = dot(s.C, y + row * s.D, dout + row * s.Cp);
-            for (long j = 0; j < padded(own); j += LANES) {
-                vec e = vexp(load(pi + j) - lse[row]);
-                store(pi + j, e);
-                store(di + j, e * (load(di + j) - delta));
-            }
-            for (long j = own; j < width; j++) pi[j] = di[j] = 0.0f;
-        }
+        softmax_block_backward(s, rows, first, width, y + first * s.D, dout + first * s.Cp, lse + first, p, ds);
         gemm_tn(seen, s.Cp, rows, p, s.ld, dout + first * s.Cp, s.Cp, dv, s.Cp, first != last);
         gemm_tn(seen, s.Cp, rows, ds, s.ld, q + first * s.Cp, s.Cp, dk, s.Cp, first != last);
         gemm(rows, s.Cp, seen, ds, s.ld, k, s.Cp, dq + first * s.Cp, s.Cp, 0);

@@ -5,27 +5,57 @@
  * last in one accumulator: a fixed order. What A, B and C hold together should fit the second-level cache: callers take
  * matrices in blocks that do. */
 
-/* One tile of `rows` x `strip` vectors; both are constants where this is inlined, so that `sums` lives in registers. */
+/* One term of a tile's sums, for A's elements at `by_row`. Those of the first `shared` rows are loaded with each of their
+ * products, the others once into a register: loads and instructions are both scarce, the more so where another thread
+ * runs on the same core. */
+INLINE void term(const int rows, const int strip, const int shared, vec sums[ROWS][STRIP], const float *by_row[ROWS],
+                 const float *B) {
+    vec b[STRIP];
+#pragma GCC unroll 3
+    for (int j = 0; j < strip; j++) b[j] = in_register(load(B + j * LANES));
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; i++) {
+        vec a = i < shared ? splat(0.0f) : in_register(splat(*by_row[i]));
+#pragma GCC unroll 3
+        for (int j = 0; j < strip; j++)
+            sums[i][j] = i < shared ? add_scaled(sums[i][j], by_row[i], b[j]) : add_product(sums[i][j], a, b[j]);
+    }
+}
+
+/* One tile of `rows` x `strip` vectors; both are constants where this is inlined, so that `sums` lives in registers. A
+ * is read along its rows (ap = 1) or its columns (ai = 1). */
 INLINE void tile(const int rows, const int strip, long K, const float *A, long ai, long ap, const float *B, long ldb,
                  float *C, long ldc, int add) {
+    enum { TERMS = 4, SHARED = 3 }; /* the fastest of those tried */
     vec sums[ROWS][STRIP];
+    const float *by_row[ROWS], *here[ROWS];
 #pragma GCC unroll 8
-    for (int i = 0; i < rows; i++)
+    for (int i = 0; i < rows; i++) {
+        by_row[i] = A + i * ai;
 #pragma GCC unroll 3
         for (int j = 0; j < strip; j++) {
             sums[i][j] = splat(0.0f);
             __builtin_prefetch(C + i * ldc + j * LANES, 1); /* wanted when the sums are done */
         }
-    for (long p = 0; p < K; p++) {
-        vec b[STRIP];
-#pragma GCC unroll 3
-        for (int j = 0; j < strip; j++) b[j] = load(B + p * ldb + j * LANES);
+    }
+    long p = 0;
+    if (ap == 1)
+        for (; p + TERMS <= K; p += TERMS) {
 #pragma GCC unroll 8
-        for (int i = 0; i < rows; i++) {
-            vec a = in_register(splat(A[i * ai + p * ap]));
-#pragma GCC unroll 3
-            for (int j = 0; j < strip; j++) sums[i][j] += a * b[j];
+            for (int i = 0; i < rows; i++) in_pointer(by_row[i]);
+#pragma GCC unroll 4
+            for (int t = 0; t < TERMS; t++, B += ldb) {
+#pragma GCC unroll 8
+                for (int i = 0; i < rows; i++) here[i] = by_row[i] + t;
+                term(rows, strip, SHARED, sums, here, B);
+            }
+#pragma GCC unroll 8
+            for (int i = 0; i < rows; i++) by_row[i] += TERMS;
         }
+    for (A += p * ap; p < K; p++, A += ap, B += ldb) {
+#pragma GCC unroll 8
+        for (int i = 0; i < rows; i++) here[i] = A + i * ai;
+        term(rows, strip, 0, sums, here, B);
     }
 #pragma GCC unroll 8
     for (int i = 0; i < rows; i++)
@@ -82,33 +112,54 @@ static void gemm_tn(long M, long N, long K, const float *A, long lda, const floa
     product(M, N, K, A, 1, lda, B, ldb, C, ldc, add, M);
 }
 
-/* to[j][i] = from[i][j] for `rows` x `columns` numbers: a vector's square at a time, in log2(LANES) rounds of exchanges. */
-static void transpose(long rows, long columns, const float *from, long ld_from, float *to, long ld_to) {
-    long whole_rows = 0, whole_columns = 0;
-#if defined(__GNUC__) && !defined(__clang__)
-    whole_rows = rows / LANES * LANES, whole_columns = columns / LANES * LANES;
-    for (long i = 0; i < whole_rows; i += LANES)
-        for (long j = 0; j < whole_columns; j += LANES) {
-            vec square[LANES];
-            for (int r = 0; r < LANES; r++) square[r] = load(from + (i + r) * ld_from + j);
-#pragma GCC unroll 4
-            for (int step = 1; step < LANES; step *= 2) {
-                ivec upper, lower;
-                for (int c = 0; c < LANES; c++) {
-                    upper[c] = c & step ? LANES + c - step : c;
-                    lower[c] = c & step ? LANES + c : c + step;
-                }
+#if defined(__AVX512F__)
+/* A square of 16 x 16 numbers, from rows of `from` to rows of `to`: in pairs of rows, of pairs, of fours, of eights. */
+INLINE void transpose_square(const float *from, long ld_from, float *to, long ld_to) {
+    __m512 a[16], b[16];
 #pragma GCC unroll 16
-                for (int r = 0; r < LANES; r++) {
-                    if (r & step) continue;
-                    vec a = square[r], b = square[r + step];
-                    square[r] = __builtin_shuffle(a, b, upper);
-                    square[r + step] = __builtin_shuffle(a, b, lower);
-                }
-            }
-            for (int r = 0; r < LANES; r++) store(to + (j + r) * ld_to + i, square[r]);
-        }
+    for (int i = 0; i < 16; i++) a[i] = _mm512_loadu_ps(from + i * ld_from);
+#pragma GCC unroll 8
+    for (int i = 0; i < 16; i += 2) {
+        b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]);
+        b[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
+    }
+#define DOUBLES(o, x, y) (__m512) _mm512_unpack##o##_pd((__m512d)(x), (__m512d)(y))
+#pragma GCC unroll 4
+    for (int i = 0; i < 16; i += 4) {
+        a[i] = DOUBLES(lo, b[i], b[i + 2]);
+        a[i + 1] = DOUBLES(hi, b[i], b[i + 2]);
+        a[i + 2] = DOUBLES(lo, b[i + 1], b[i + 3]);
+        a[i + 3] = DOUBLES(hi, b[i + 1], b[i + 3]);
+    }
+#undef DOUBLES
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) { /* a[4 k + i] has columns i, 4 + i, 8 + i, 12 + i of rows 4 k to 4 k + 3 */
+        b[i] = _mm512_shuffle_f32x4(a[i], a[i + 4], 0x88);
+        b[i + 4] = _mm512_shuffle_f32x4(a[i], a[i + 4], 0xdd);
+        b[i + 8] = _mm512_shuffle_f32x4(a[i + 8], a[i + 12], 0x88);
+        b[i + 12] = _mm512_shuffle_f32x4(a[i + 8], a[i + 12], 0xdd);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        _mm512_storeu_ps(to + i * ld_to, _mm512_shuffle_f32x4(b[i], b[i + 8], 0x88));
+        _mm512_storeu_ps(to + (i + 4) * ld_to, _mm512_shuffle_f32x4(b[i + 4], b[i + 12], 0x88));
+        _mm512_storeu_ps(to + (i + 8) * ld_to, _mm512_shuffle_f32x4(b[i], b[i + 8], 0xdd));
+        _mm512_storeu_ps(to + (i + 12) * ld_to, _mm512_shuffle_f32x4(b[i + 4], b[i + 12], 0xdd));
+    }
+}
+#else
+INLINE void transpose_square(const float *from, long ld_from, float *to, long ld_to) {
+    for (int i = 0; i < LANES; i++)
+        for (int j = 0; j < LANES; j++) to[j * ld_to + i] = from[i * ld_from + j];
+}
 #endif
+
+/* to[j][i] = from[i][j] for `rows` x `columns` numbers. */
+static void transpose(long rows, long columns, const float *from, long ld_from, float *to, long ld_to) {
+    long whole_rows = rows / LANES * LANES, whole_columns = columns / LANES * LANES;
+    for (long i = 0; i < whole_rows; i += LANES)
+        for (long j = 0; j < whole_columns; j += LANES)
+            transpose_square(from + i * ld_from + j, ld_from, to + j * ld_to + i, ld_to);
     for (long i = 0; i < rows; i++)
         for (long j = i < whole_rows ? whole_columns : 0; j < columns; j++) to[j * ld_to + i] = from[i * ld_from + j];
 }

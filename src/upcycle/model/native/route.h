@@ -2,6 +2,22 @@
  * which a library's softmax goes number by number. Gates: over the chosen logits (TOPK_SOFTMAX; the renormalised gate is
  * the same function), or the chosen probabilities as they are (SOFTMAX_TOPK). */
 
+/* Softmax of one row over its first `seen` numbers, the rest of `width` zero: numbers become e^(number - max), their
+ * sum's inverse is returned and their log-sum-exp kept. */
+static float softmax_row(float *row, long seen, long width, float *lse) {
+    vec top = splat(-INFINITY), total = splat(0.0f);
+    for (long j = 0; j < width; j += LANES) top = larger(top, keep_first(seen - j, load(row + j), splat(-INFINITY)));
+    float max = largest(top);
+    for (long j = 0; j < width; j += LANES) {
+        vec e = keep_first(seen - j, vexp(load(row + j) - max), splat(0.0f));
+        store(row + j, e);
+        total += e;
+    }
+    float whole = sum(total);
+    *lse = max + logf(whole);
+    return 1.0f / whole;
+}
+
 enum { TOPK_SOFTMAX, SOFTMAX_TOPK };
 
 /* ids, gates (T x K), largest first and of equals the first; probs and their logarithms (T x E), from logits (T x E). */

@@ -30,6 +30,18 @@ INLINE void store(float *p, vec x) { *(vec *)p = x; }
 INLINE vec splat(float s) { return s - (vec){0}; }
 INLINE vec choose(ivec yes, vec a, vec b) { return (vec)((yes & (ivec)a) | (~yes & (ivec)b)); }
 
+/* The first `count` elements of x (all, or none, where count is large or negative), and `other` for the rest. */
+INLINE vec keep_first(long count, vec x, vec other) {
+#if defined(__AVX512F__)
+    __mmask16 mask = count <= 0 ? 0 : count >= LANES ? 0xffff : (1 << count) - 1;
+    return (vec)_mm512_mask_mov_ps((__m512)other, mask, (__m512)x);
+#else
+    ivec lane;
+    for (int i = 0; i < LANES; i++) lane[i] = i;
+    return choose(lane < (int)count, x, other);
+#endif
+}
+
 /* The larger, element by element; x where either is NaN. */
 INLINE vec larger(vec bound, vec x) {
 #if defined(__AVX512F__)
@@ -48,6 +60,29 @@ INLINE vec in_register(vec x) {
 #endif
     return x;
 }
+
+/* sum + a b, and sum + *a b with *a taken from memory by the same instruction. The compiler's choice of registers for
+ * two dozen sums costs it moves, so it is not given one. */
+INLINE vec add_product(vec sum, vec a, vec b) {
+#if defined(__AVX512F__)
+    __asm__("vfmadd231ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+    return sum;
+#else
+    return sum + a * b;
+#endif
+}
+
+INLINE vec add_scaled(vec sum, const float *a, vec b) {
+#if defined(__AVX512F__)
+    __asm__("vfmadd231ps %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(b), "m"(*a));
+    return sum;
+#else
+    return sum + *a * b;
+#endif
+}
+
+/* Keep a pointer in a register of its own, not as an offset from another, which would cost an instruction each use. */
+#define in_pointer(p) __asm__("" : "+r"(p))
 
 /* Sum and largest of a vector's elements, halving: a fixed order. */
 INLINE float sum(vec x) {
@@ -74,7 +109,7 @@ INLINE float largest(vec x) {
 #endif
 }
 
-/* e^x to 2 units in the last place (Cephes' polynomial), 0 below -87, for x up to 88. NaN stays NaN. */
+/* e^x to 2 units in the last place (Cephes' polynomial) for x up to 88; below -87 e^-87, which is 1.6e-38. NaN stays. */
 INLINE vec vexp(vec x) {
     const float shift = 12582912.0f; /* 1.5 * 2^23: adding it rounds to whole numbers and leaves them in the low bits */
     vec near = larger(splat(-87.0f), x);
@@ -89,12 +124,10 @@ INLINE vec vexp(vec x) {
     p = p * r + 5.0000001201e-1f;
     vec y = p * (r * r) + r + 1.0f;
 #if defined(__AVX512F__)
-    y = (vec)_mm512_scalef_ps((__m512)y, (__m512)n);
-    return (vec)_mm512_maskz_mov_ps(_mm512_cmp_ps_mask((__m512)x, (__m512)splat(-87.0f), _CMP_NLT_US), (__m512)y);
+    return (vec)_mm512_scalef_ps((__m512)y, (__m512)n);
 #else
     ivec power = ((ivec)t - (ivec)splat(shift) + 127) << 23;
-    y = choose(x > splat(88.0f), splat(INFINITY), y * (vec)power);
-    return choose(x < splat(-87.0f), splat(0.0f), y);
+    return choose(x > splat(88.0f), splat(INFINITY), y * (vec)power);
 #endif
 }
 
