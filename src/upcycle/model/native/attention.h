@@ -4,7 +4,7 @@
  * exist for BLOCK queries of one head at a time; the backward pass computes them again from their log-sum-exp. */
 
 enum { GROUP = 256, BLOCK = 48 };
-enum { XN = 1, WIDE, NARROW, PACKED, PACKED2, QUERY, KEY, VALUE, SCORES, DSCORES, OUT, DQUERY, DKEY, DVALUE };
+enum { XN = 1, WIDE, NARROW, PACKED, PACKED2, QUERY, KEY, VALUE, SCORES, DSCORES, OUT, DQUERY, DKEY, DVALUE, STRIPPED, PANELLED };
 
 typedef struct { long S, D, H, C, Cp, ld; } Shape; /* C head dimension, Cp in whole vectors, ld of a row of S keys */
 
@@ -196,12 +196,15 @@ void upcycle_attention_backward(long B, long S, long D, long H, const float *x, 
     long group = GROUP / S ? GROUP / S : 1;
     float *xn = scratch(XN, group * S * D), *dqkv = scratch(WIDE, group * S * 3 * D);
     float *dy = scratch(NARROW, group * S * D), *into = scratch(PACKED, 3 * D * D), *back = scratch(PACKED2, D * D);
+    float *panels = scratch(PANELLED, group * S * 3 * D), *strips = scratch(STRIPPED, group * S * D);
     pack(3 * D, 0, 3 * D, D, wqkv, D, 1, into);
     pack(D, 0, D, D, wo, D, 1, back);
     for (long b = 0; b < B; b += group) {
         long rows = least(group, B - b) * S, at = b * S;
         gemm(rows, D, D, dout + at * D, D, back, 0, dy, D, 0);
-        gemm_tn(D, D, rows, dout + at * D, D, y + at * D, D, dwo, D, b > 0);
+        to_panels(rows, D, dout + at * D, D, panels);
+        pack(rows, 0, rows, D, y + at * D, D, 1, strips);
+        gemm_panels(D, D, rows, panels, strips, dwo, D, b > 0);
         for (long i = 0; i < rows; i += S)
             for (long h = 0; h < H; h++) {
                 long head = (at + i) * 3 * D + h * s.C, narrow = i * D + h * s.C;
@@ -209,7 +212,9 @@ void upcycle_attention_backward(long B, long S, long D, long H, const float *x, 
                               dqkv + i * 3 * D + h * s.C);
             }
         norm_again(rows, D, x + at * D, norm, rstd + at, xn);
-        gemm_tn(3 * D, D, rows, dqkv, 3 * D, xn, D, dwqkv, D, b > 0);
+        to_panels(rows, 3 * D, dqkv, 3 * D, panels);
+        pack(rows, 0, rows, D, xn, D, 1, strips);
+        gemm_panels(3 * D, D, rows, panels, strips, dwqkv, D, b > 0);
         gemm(rows, D, 3 * D, dqkv, 3 * D, into, 0, dy, D, 0);
         norm_backward(rows, D, x + at * D, norm, rstd + at, dy, dout + at * D, dx + at * D, dnorm);
     }

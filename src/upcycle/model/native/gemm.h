@@ -1,61 +1,71 @@
 /* Matrix products of small and middling size, all by one register tile: C[i][j] (+)= sum over p of A[i][p] B[p][j].
  *
- * A is read an element at a time, so it may be transposed; B is read in vectors along j. A weight matrix is packed once
- * into strips of STRIP vectors, each strip contiguous, and then serves every row. The sum over p runs from first to
- * last in one accumulator: a fixed order. What A, B and C hold together should fit the second-level cache: callers take
- * matrices in blocks that do. */
+ * A is read an element at a time, B in vectors along j. The sum over p runs from first to last in one accumulator: a
+ * fixed order. What A, B and C hold together should fit the second-level cache: callers take matrices in blocks that do.
+ * Numbers that are read together lie together:
+ * - strips: B (K x N) a strip of up to STRIP vectors after another, each K rows of the strip's width;
+ * - panels: A for A^T B (K x M) a panel of ROWS columns after another, each K rows of ROWS numbers. */
 
-/* One term of a tile's sums, for A's elements at `by_row`. Those of the first `shared` rows are loaded with each of their
- * products, the others once into a register: loads and instructions are both scarce, the more so where another thread
- * runs on the same core. */
-INLINE void term(const int rows, const int strip, const int shared, vec sums[ROWS][STRIP], const float *by_row[ROWS],
-                 const float *B) {
-    vec b[STRIP];
+enum { BY_ROWS, COLUMNS, PANELS }; /* how A is read: rows of A; columns of A^T, by rows; the same in panels */
+
+/* One term of a tile's sums, of B's vectors `b` and A's elements at row[i] + t, or at A + i where A is transposed (then
+ * `row` is not used); meanwhile B's next vectors are fetched. Elements of the first SHARED rows are loaded with each of
+ * their products, the others once: loads and instructions are both scarce, the more so where another thread runs on the
+ * same core. All 32 registers of AVX-512 are in use. */
+INLINE void term(const int rows, const int strip, const int layout, vec sums[ROWS][STRIP], const float *const *row,
+                 const int t, const float *A, const vec *b, const float *B_next, vec *next) {
+    const int shared = layout == BY_ROWS ? SHARED : layout == PANELS ? SHARED_PANELS : 0; /* the fastest of those tried */
 #pragma GCC unroll 3
-    for (int j = 0; j < strip; j++) b[j] = in_register(load(B + j * LANES));
+    for (int j = 0; j < strip; j++) next[j] = fetch(B_next + j * LANES);
 #pragma GCC unroll 8
     for (int i = 0; i < rows; i++) {
-        vec a = i < shared ? splat(0.0f) : in_register(splat(*by_row[i]));
+        const float *a = layout == BY_ROWS ? row[i] + t : A + i;
+        vec spread = i < shared ? b[0] : fetch_spread(a);
 #pragma GCC unroll 3
         for (int j = 0; j < strip; j++)
-            sums[i][j] = i < shared ? add_scaled(sums[i][j], by_row[i], b[j]) : add_product(sums[i][j], a, b[j]);
+            sums[i][j] = i < shared ? add_scaled(sums[i][j], a, b[j]) : add_product(sums[i][j], spread, b[j]);
     }
 }
 
-/* One tile of `rows` x `strip` vectors; both are constants where this is inlined, so that `sums` lives in registers. A
- * is read along its rows (ap = 1) or its columns (ai = 1). */
-INLINE void tile(const int rows, const int strip, long K, const float *A, long ai, long ap, const float *B, long ldb,
-                 float *C, long ldc, int add) {
-    enum { TERMS = 4, SHARED = 3 }; /* the fastest of those tried */
-    vec sums[ROWS][STRIP];
-    const float *by_row[ROWS], *here[ROWS];
+/* One tile of `rows` x `strip` vectors; both are constants where this is inlined, so that `sums` lives in registers. */
+INLINE void tile(const int rows, const int strip, const int layout, long K, const float *A, long lda, const float *B,
+                 long ldb, float *C, long ldc, int add) {
+    vec sums[ROWS][STRIP], b[STRIP], next[STRIP];
+    const float *row[ROWS];
+#pragma GCC unroll 3
+    for (int j = 0; j < strip; j++) b[j] = fetch(B + j * LANES);
 #pragma GCC unroll 8
     for (int i = 0; i < rows; i++) {
-        by_row[i] = A + i * ai;
+        row[i] = layout == BY_ROWS ? A + i * lda : A;
 #pragma GCC unroll 3
         for (int j = 0; j < strip; j++) {
             sums[i][j] = splat(0.0f);
             __builtin_prefetch(C + i * ldc + j * LANES, 1); /* wanted when the sums are done */
         }
     }
-    long p = 0;
-    if (ap == 1)
-        for (; p + TERMS <= K; p += TERMS) {
+    long p = 0, step = layout == BY_ROWS ? 0 : layout == PANELS ? ROWS : lda;
+    for (; p + 4 <= K; p += 4, A += 4 * step) {
+        const float *last = B + 3 * ldb + (p + 4 < K ? ldb : 0); /* nothing is read behind the last row */
+        if (layout == BY_ROWS)
 #pragma GCC unroll 8
-            for (int i = 0; i < rows; i++) in_pointer(by_row[i]);
-#pragma GCC unroll 4
-            for (int t = 0; t < TERMS; t++, B += ldb) {
+            for (int i = 0; i < rows; i++) in_pointer(row[i]);
+        term(rows, strip, layout, sums, row, 0, A, b, B + ldb, next);
+        term(rows, strip, layout, sums, row, 1, A + step, next, B + 2 * ldb, b);
+        term(rows, strip, layout, sums, row, 2, A + 2 * step, b, B + 3 * ldb, next);
+        term(rows, strip, layout, sums, row, 3, A + 3 * step, next, last, b);
+        B = last;
+        if (layout == BY_ROWS)
 #pragma GCC unroll 8
-                for (int i = 0; i < rows; i++) here[i] = by_row[i] + t;
-                term(rows, strip, SHARED, sums, here, B);
-            }
+            for (int i = 0; i < rows; i++) row[i] += 4;
+    }
+    for (; p < K; p++, A += step) {
+        B += p + 1 < K ? ldb : 0;
+        term(rows, strip, layout, sums, row, 0, A, b, B, next);
+#pragma GCC unroll 3
+        for (int j = 0; j < strip; j++) b[j] = next[j];
+        if (layout == BY_ROWS)
 #pragma GCC unroll 8
-            for (int i = 0; i < rows; i++) by_row[i] += TERMS;
-        }
-    for (A += p * ap; p < K; p++, A += ap, B += ldb) {
-#pragma GCC unroll 8
-        for (int i = 0; i < rows; i++) here[i] = A + i * ai;
-        term(rows, strip, 0, sums, here, B);
+            for (int i = 0; i < rows; i++) row[i]++;
     }
 #pragma GCC unroll 8
     for (int i = 0; i < rows; i++)
@@ -67,14 +77,22 @@ INLINE void tile(const int rows, const int strip, long K, const float *A, long a
         }
 }
 
-/* All rows of one strip. Few rows are left over where a mixture's expert has an odd number of them. */
-INLINE void strip_rows(const int strip, long M, long K, const float *A, long ai, long ap, const float *B, long ldb,
-                       float *C, long ldc, int add) {
-    long i = 0;
-    for (; i + ROWS <= M; i += ROWS) tile(ROWS, strip, K, A + i * ai, ai, ap, B, ldb, C + i * ldc, ldc, add);
-    for (; i + 4 <= M; i += 4) tile(4, strip, K, A + i * ai, ai, ap, B, ldb, C + i * ldc, ldc, add);
-    for (; i + 2 <= M; i += 2) tile(2, strip, K, A + i * ai, ai, ap, B, ldb, C + i * ldc, ldc, add);
-    for (; i < M; i++) tile(1, strip, K, A + i * ai, ai, ap, B, ldb, C + i * ldc, ldc, add);
+/* Where row i of the product finds A: it is the first of a tile. */
+INLINE const float *at_row(const int layout, const float *A, long lda, long K, long i) {
+    return layout == BY_ROWS ? A + i * lda : layout == COLUMNS ? A + i : A + i / ROWS * ROWS * K + i % ROWS;
+}
+
+/* Rows `i` to `end` of one strip. Few are left over where a mixture's expert has an odd number of them. */
+INLINE void strip_rows(const int strip, const int layout, long i, long end, long K, const float *A, long lda,
+                       const float *B, long ldb, float *C, long ldc, int add) {
+#define ROWS_BY(n)                                                                                                     \
+    for (; i + (n) <= end; i += (n))                                                                                   \
+    tile(n, strip, layout, K, at_row(layout, A, lda, K, i), lda, B, ldb, C + i * ldc, ldc, add)
+    ROWS_BY(ROWS);
+    ROWS_BY(4);
+    ROWS_BY(2);
+    ROWS_BY(1);
+#undef ROWS_BY
 }
 
 /* Width of the next strip where `columns` (a multiple of LANES) are left: as wide as can be, but two of two vectors
@@ -83,33 +101,50 @@ static inline long strip_width(long columns) {
     return STRIP == 3 && columns == 4 * LANES ? 2 * LANES : columns < STRIP * LANES ? columns : STRIP * LANES;
 }
 
-INLINE void product(long M, long N, long K, const float *A, long ai, long ap, const float *B, long ldb, float *C,
-                    long ldc, int add, long band) {
+INLINE void product(const int layout, long M, long N, long K, const float *A, long lda, const float *B, long ldb,
+                    float *C, long ldc, int add, long band) {
     for (long i = 0; i < M; i += band) {
-        long rows = least(band, M - i);
+        long end = least(i + band, M);
         for (long j = 0, width; j < N; j += width) {
             width = strip_width(N - j);
-            const float *a = A + i * ai, *b = ldb ? B + j : B + j * K;
-            float *c = C + i * ldc + j;
+            const float *b = ldb ? B + j : B + j * K;
             long step = ldb ? ldb : width;
-            if (width == 3 * LANES) strip_rows(STRIP, rows, K, a, ai, ap, b, step, c, ldc, add);
-            else if (width == 2 * LANES) strip_rows(2, rows, K, a, ai, ap, b, step, c, ldc, add);
-            else strip_rows(1, rows, K, a, ai, ap, b, step, c, ldc, add);
+            if (width == 3 * LANES) strip_rows(STRIP, layout, i, end, K, A, lda, b, step, C + j, ldc, add);
+            else if (width == 2 * LANES) strip_rows(2, layout, i, end, K, A, lda, b, step, C + j, ldc, add);
+            else strip_rows(1, layout, i, end, K, A, lda, b, step, C + j, ldc, add);
         }
     }
 }
 
-/* C (M x N) (+)= A B, A by rows of `lda`. B is K x N by rows of `ldb`, or packed (ldb = 0). N is a multiple of LANES.
+/* C (M x N) (+)= A B, A by rows of `lda`. B is K x N by rows of `ldb`, or in strips (ldb = 0). N is a multiple of LANES.
  * Rows are taken BAND at a time, which stay in the first-level cache while the strips of B pass by. */
 static void gemm(long M, long N, long K, const float *A, long lda, const float *B, long ldb, float *C, long ldc,
                  int add) {
-    product(M, N, K, A, lda, 1, B, ldb, C, ldc, add, BAND);
+    product(BY_ROWS, M, N, K, A, lda, B, ldb, C, ldc, add, BAND);
 }
 
-/* C (M x N) (+)= A^T B, A (K x M) and B (K x N) by rows: a weight's gradient. */
+/* C (M x N) (+)= A^T B, A (K x M) by rows of `lda`, B as above. */
 static void gemm_tn(long M, long N, long K, const float *A, long lda, const float *B, long ldb, float *C, long ldc,
                     int add) {
-    product(M, N, K, A, 1, lda, B, ldb, C, ldc, add, M);
+    product(COLUMNS, M, N, K, A, lda, B, ldb, C, ldc, add, M);
+}
+
+/* The same of A in panels and B in strips: a weight's gradient. */
+static void gemm_panels(long M, long N, long K, const float *A, const float *B, float *C, long ldc, int add) {
+    product(PANELS, M, N, K, A, 0, B, 0, C, ldc, add, M);
+}
+
+/* Columns j to j + LANES of row i to their panels of K rows. */
+INLINE void store_panels(float *panels, long K, long i, long j, vec x) {
+    float numbers[LANES];
+    store(numbers, x);
+    for (int k = 0; k < LANES; k += ROWS) memcpy(panels + (j + k) * K + i * ROWS, numbers + k, ROWS * sizeof(float));
+}
+
+/* A (K x M by rows of `lda`) in panels; M is a multiple of LANES. */
+static void to_panels(long K, long M, const float *A, long lda, float *panels) {
+    for (long j = 0; j < M; j += ROWS)
+        for (long i = 0; i < K; i++, panels += ROWS) memcpy(panels, A + i * lda + j, ROWS * sizeof(float));
 }
 
 #if defined(__AVX512F__)

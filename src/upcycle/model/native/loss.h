@@ -34,6 +34,7 @@ long upcycle_loss(long N, long D, long V, float eps, float share, const float *x
     long most = least(N, LOGITS / Vp < CHUNK ? CHUNK : LOGITS / Vp / CHUNK * CHUNK);
     float *forward = scratch(PACKED, Vp * D), *backward = dx ? scratch(PACKED2, Vp * D) : NULL;
     float *xn = scratch(XN, most * D), *dxn = scratch(NARROW, most * D), *p = scratch(SCORES, CHUNK * ldp);
+    float *panels = scratch(PANELLED, CHUNK * block), *strips = scratch(STRIPPED, most * D);
     float *e = scratch(WIDE, dx ? most * Vp : CHUNK * block), *tops = scratch(KEY, most * blocks);
     float *total = scratch(OUT, 4 * most), *wanted = total + most, *lse = wanted + most, *rstd = lse + most;
     for (long i = 0; i < N; i++)
@@ -66,6 +67,10 @@ long upcycle_loss(long N, long D, long V, float eps, float share, const float *x
             losses[at + i] = lse[i] - wanted[i];
         }
         if (!dx) continue;
+        for (long r = 0; r < rows; r += CHUNK) {
+            long n = least(CHUNK, rows - r);
+            pack(n, 0, n, D, xn + r * D, D, 1, strips + r * D);
+        }
         for (long b = 0, v = 0; b < blocks; b++, v += block) {
             long width = least(block, Vp - v), have = least(block, V - v);
             for (long r = 0; r < rows; r += CHUNK) {
@@ -76,8 +81,9 @@ long upcycle_loss(long N, long D, long V, float eps, float share, const float *x
                     for (long j = 0; j < width; j += LANES) store(p + i * ldp + j, load(from + j) * scale);
                     long target = targets[at + r + i] - v;
                     if (target >= 0 && target < width) p[i * ldp + target] -= share;
+                    for (long j = 0; j < width; j += LANES) store_panels(panels, n, i, j, load(p + i * ldp + j));
                 }
-                gemm_tn(have, D, n, p, ldp, xn + r * D, D, dhead + v * D, D, at || r);
+                gemm_panels(have, D, n, panels, strips + r * D, dhead + v * D, D, at || r);
                 gemm(n, D, have, p, ldp, backward + v * D, 0, dxn + r * D, D, b > 0);
             }
         }

@@ -45,19 +45,32 @@ static void mlp_forward(long rows, long D, long M, const float *xn, const float 
     }
 }
 
-/* Of one row and block: act and dh (gate, up) from gate, up and dact; the gradient of the row's gate g is returned. */
-INLINE float swiglu_backward(long units, const float *gate, const float *dact, float g, float *act, float *dh) {
-    vec dots = splat(0.0f);
-    for (long m = 0; m < units; m += LANES) {
-        vec z = load(gate + m), u = load(gate + units + m), d = load(dact + m), s = sigmoid(z), silu = z * s;
-        vec a = silu * u;
-        dots += d * a;
-        d *= g;
-        store(act + m, a * g);
-        store(dh + m, d * u * (s + silu * (1.0f - s)));
-        store(dh + units + m, d * silu);
+/* Of one block's rows: from gate and up (h), the gradient of their product (dact) and the rows' gates: the product in
+ * strips, both gradients by rows (dh, gate and up) and in panels, and the gradients of the rows' gates. */
+static void swiglu_backward(long n, long units, const float *h, const float *dact, const float *gates, int first,
+                            float *act, float *dh, float *panels, float *dgates) {
+    long lda = units + PAD, ldh = 2 * units + PAD;
+    for (long from = 0, width; from < units; from += width, first = 0) {
+        width = strip_width(units - from);
+        for (long i = 0; i < n; i++) {
+            const float *gate = h + i * 2 * units, *up = gate + units;
+            float g = gates ? gates[i] : 1.0f;
+            vec dots = splat(0.0f);
+            for (long m = from; m < from + width; m += LANES, act += LANES) {
+                vec z = load(gate + m), u = load(up + m), d = load(dact + i * lda + m), s = sigmoid(z), silu = z * s;
+                vec a = silu * u;
+                dots += d * a;
+                d *= g;
+                vec dgate = d * u * (s + silu * (1.0f - s)), dup = d * silu;
+                store(act, a * g);
+                store(dh + i * ldh + m, dgate);
+                store(dh + i * ldh + units + m, dup);
+                store_panels(panels, n, i, m, dgate);
+                store_panels(panels, n, i, units + m, dup);
+            }
+            if (gates) dgates[i] = (first ? 0.0f : dgates[i]) + sum(dots);
+        }
     }
-    return sum(dots);
 }
 
 /* From dy (rows x D) and h: gradients of the weights (first: written, else added to), dxn (rows x D). With gates, y was
@@ -66,9 +79,15 @@ static void mlp_backward(long rows, long D, long M, const float *xn, const float
                          const float *const *h, long at, const float *w_in, const float *w_out, int first_rows,
                          float *dw_in, float *dw_out, float *dxn, float *dgates) {
     long most = upcycle_hidden_units(D, M);
-    float *into = scratch(PACKED, 2 * most * D), *back = scratch(PACKED2, most * D);
-    float *act = scratch(NARROW, CHUNK * (most + PAD)), *dact = scratch(SCORES, CHUNK * (most + PAD));
-    float *dh = scratch(WIDE, CHUNK * (2 * most + PAD));
+    float *into = scratch(PACKED, 2 * most * D), *back = scratch(PACKED2, most * D), *dh = scratch(WIDE, CHUNK * (2 * most + PAD));
+    float *act = scratch(NARROW, CHUNK * most), *dact = scratch(SCORES, CHUNK * (most + PAD));
+    float *dh_panels = scratch(DSCORES, CHUNK * 2 * most);
+    float *strips = scratch(STRIPPED, rows * D), *panels = scratch(PANELLED, rows * D); /* of xn and dy, a chunk after another */
+    for (long r = 0; r < rows; r += CHUNK) {
+        long n = least(CHUNK, rows - r);
+        pack(n, 0, n, D, xn + r * D, D, 1, strips + r * D);
+        to_panels(n, D, dy + r * D, D, panels + r * D);
+    }
     for (long first = 0; first < M; first += most, h++) {
         long units = least(most, M - first), lda = units + PAD, ldh = 2 * units + PAD;
         pack(2 * units, 0, units, D, w_in + first * D, D, 1, into);
@@ -76,17 +95,13 @@ static void mlp_backward(long rows, long D, long M, const float *xn, const float
         pack(D, 0, D, units, w_out + first, M, 1, back);
         for (long r = 0; r < rows; r += CHUNK) {
             long n = least(CHUNK, rows - r);
-            const float *gate = *h + (at + r) * 2 * units;
             int add = !first_rows || r;
             gemm(n, units, D, dy + r * D, D, back, 0, dact, lda, 0);
-            for (long i = 0; i < n; i++, gate += 2 * units) {
-                float g = gates ? gates[r + i] : 1.0f;
-                float dot = swiglu_backward(units, gate, dact + i * lda, g, act + i * lda, dh + i * ldh);
-                if (gates) dgates[r + i] = first ? dgates[r + i] + dot : dot;
-            }
-            gemm_tn(D, units, n, dy + r * D, D, act, lda, dw_out + first, M, add);
-            gemm_tn(units, D, n, dh, ldh, xn + r * D, D, dw_in + first * D, D, add);
-            gemm_tn(units, D, n, dh + units, ldh, xn + r * D, D, dw_in + (M + first) * D, D, add);
+            swiglu_backward(n, units, *h + (at + r) * 2 * units, dact, gates ? gates + r : NULL, !first, act, dh,
+                            dh_panels, gates ? dgates + r : NULL);
+            gemm_panels(D, units, n, panels + r * D, act, dw_out + first, M, add);
+            gemm_panels(units, D, n, dh_panels, strips + r * D, dw_in + first * D, D, add);
+            gemm_panels(units, D, n, dh_panels + units * n, strips + r * D, dw_in + (M + first) * D, D, add);
             gemm(n, D, 2 * units, dh, ldh, into, 0, dxn + r * D, D, first > 0);
         }
     }

@@ -14,11 +14,11 @@
 #if defined(__AVX512F__)
 enum { LANES = 16, ROWS = 8, STRIP = 3 }; /* a register tile of 8 x 3 vectors: 24 of 32 registers hold sums */
 #elif defined(__AVX__)
-enum { LANES = 8, ROWS = 6, STRIP = 2 }; /* 12 of 16 registers */
+enum { LANES = 8, ROWS = 4, STRIP = 3 }; /* 12 of 16 registers */
 #else
-enum { LANES = 4, ROWS = 8, STRIP = 3 }; /* 128-bit vectors (NEON has 32 registers) */
+enum { LANES = 4, ROWS = 4, STRIP = 3 }; /* 128-bit vectors */
 #endif
-enum { BAND = 24, PAD = 16 };
+enum { BAND = 24, PAD = 16, SHARED = 3, SHARED_PANELS = 3 };
 
 typedef float vec __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 typedef int32_t ivec __attribute__((vector_size(LANES * 4)));
@@ -51,14 +51,26 @@ INLINE vec larger(vec bound, vec x) {
 #endif
 }
 
-/* Keep a value in a register: the compiler would rather load it again with each use, and loads are scarcer. */
-INLINE vec in_register(vec x) {
+/* A vector from memory, and one number in all places, loaded where this is written and not later: a product must not
+ * wait for them. */
+INLINE vec fetch(const float *p) {
 #if defined(__AVX512F__)
-    __asm__("" : "+v"(x));
-#elif defined(__AVX__)
-    __asm__("" : "+x"(x));
-#endif
+    vec x;
+    __asm__ volatile("vmovups %1, %0" : "=v"(x) : "m"(*(const vec *)p));
     return x;
+#else
+    return load(p);
+#endif
+}
+
+INLINE vec fetch_spread(const float *p) {
+#if defined(__AVX512F__)
+    vec x;
+    __asm__ volatile("vbroadcastss %1, %0" : "=v"(x) : "m"(*p));
+    return x;
+#else
+    return splat(*p);
+#endif
 }
 
 /* sum + a b, and sum + *a b with *a taken from memory by the same instruction. The compiler's choice of registers for
@@ -135,7 +147,7 @@ INLINE vec sigmoid(vec x) { return 1.0f / (1.0f + vexp(-x)); }
 
 /* Scratch memory by slot and thread, grown as needed and kept: a step asks for the same sizes again and again. Contents
  * are undefined. A few rows, or a copy of one matrix: where even that cannot be had, the process ends by name. */
-enum { SLOTS = 16 };
+enum { SLOTS = 18 };
 static float *scratch(int slot, size_t count) {
     static __thread struct { float *memory; size_t count; } slots[SLOTS];
     if (slots[slot].count < count) {
