@@ -4,12 +4,13 @@
 
 Both train on the same batch of 8 x 256 tokens with the same shapes: sdpa attention, grouped experts, fused AdamW, the
 balance loss of mixtures included. Variants take turns, a step each, so that a busy machine slows all of them alike;
-of each the median and the fastest step are taken. `--compiled` adds torch.compile of both, from a cold cache (half a
-minute to a minute each), and what a job of 60 seconds would do with it. bfloat16 is reported apart.
+of each the median and the fastest step are taken. `--compiled` adds torch.compile of theirs, from a cold cache (half a
+minute to a minute each), then the first call of a new process that finds the cache warm, as the jobs of a sweep would,
+and what a job of 60 seconds does with either. bfloat16 is reported apart.
 
 Columns: `x eager`, `x compiled`: our rate over that of transformers by fastest steps, by medians in brackets;
-`in 60 s`: tokens of a job that compiles first, or does not where that is better for them, ours over theirs; ktok/s by
-fastest steps.
+`in 60 s`: tokens of a job that begins with a cold or a warm cache, or does not compile where that is better for them,
+ours over theirs; `first call` of each in seconds; ktok/s by fastest steps.
 """
 
 from __future__ import annotations
@@ -18,13 +19,16 @@ import argparse
 import json
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="inductor-")  # a cold cache: its cost is counted
+if "--first-call" not in sys.argv:
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="inductor-")  # a cold cache: its cost is counted
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
@@ -115,10 +119,29 @@ def take_turns(steps: dict[str, Step], seconds: float) -> dict[str, dict[str, fl
     }
 
 
+def case(n_layer: int, d_model: int, vocab_size: int) -> tuple[ModelSpec, torch.Tensor]:
+    """A shape and its batch."""
+    spec = ModelSpec(n_layer=n_layer, d_model=d_model, n_head=d_model // 32, vocab_size=vocab_size, context=CONTEXT)
+    return spec, torch.randint(0, vocab_size, (SEQUENCES, CONTEXT), generator=torch.Generator().manual_seed(0))
+
+
+def first_call(spec: ModelSpec, moe: MoESpec | None, ids: torch.Tensor) -> float:
+    """Seconds of a new process's first compiled step of theirs."""
+    step = theirs(spec, moe, ids, compiled=True)
+    began = time.perf_counter()
+    step()
+    return time.perf_counter() - began
+
+
+def warm_first_call(*words: str) -> float:
+    """The same in a process of its own, which finds the cache that this one has filled."""
+    command = [sys.executable, __file__, "--first-call", *words]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
 def compare(n_layer: int, d_model: int, vocab_size: int, moe: MoESpec | None, options: argparse.Namespace) -> dict:
     """All variants of one shape."""
-    spec = ModelSpec(n_layer=n_layer, d_model=d_model, n_head=d_model // 32, vocab_size=vocab_size, context=CONTEXT)
-    ids = torch.randint(0, vocab_size, (SEQUENCES, CONTEXT), generator=torch.Generator().manual_seed(0))
+    spec, ids = case(n_layer, d_model, vocab_size)
     steps = {"theirs": theirs(spec, moe, ids, compiled=False), "ours": ours(spec, moe, ids, layers="native")}
     if options.all:
         steps["composed"] = ours(spec, moe, ids, layers="composed")
@@ -137,9 +160,19 @@ def ratio(times: dict[str, dict[str, float]], other: str) -> tuple[float, float]
     return times[other]["fastest"] / times["ours"]["fastest"], times[other]["median"] / times["ours"]["median"]
 
 
-def in_a_job(times: dict[str, float]) -> float:
-    """Tokens of a job of JOB_SECONDS whose first call compiles."""
-    return max(0.0, JOB_SECONDS - times["first"]) / times["fastest"] * TOKENS
+def in_a_job(times: dict[str, float], first: float) -> float:
+    """Tokens of a job of JOB_SECONDS whose first call takes so long."""
+    return max(0.0, JOB_SECONDS - first) / times["fastest"] * TOKENS
+
+
+def compiled_columns(times: dict[str, dict[str, float]], warm: float) -> str:
+    """Ours against their compiled step: as it runs, and in a job that has to get there first."""
+    compiled, cold = times["theirs compiled"], times["theirs compiled"]["first"]
+    mine = in_a_job(times["ours"], times["ours"]["first"])
+    eager = in_a_job(times["theirs"], times["theirs"]["first"])
+    in_cold, in_warm = (mine / max(eager, in_a_job(compiled, first)) for first in (cold, warm))
+    line = "  x compiled {:.2f} ({:.2f})".format(*ratio(times, "theirs compiled"))
+    return f"{line}  in 60 s: cold {in_cold:.2f}, warm {in_warm:.2f}  first call {cold:.0f}, {warm:.0f} s"
 
 
 def main() -> None:
@@ -152,8 +185,14 @@ def main() -> None:
     parser.add_argument("--compiled", action="store_true", help="torch.compile too, from a cold cache")
     parser.add_argument("--all", action="store_true", help="our composed layers and bfloat16 too")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--first-call", nargs=3, metavar=("SHAPE", "VOCAB", "KIND"), help="of theirs compiled, no more")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.first_call:
+        shape, vocab_size, kind = options.first_call
+        spec, ids = case(*map(int, shape.split("x")), int(vocab_size))
+        print(first_call(spec, MIXTURE if kind == "moe" else None, ids))
+        return
     print(f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, one thread, {SEQUENCES} x {CONTEXT}")
     results = {}
     for shape in options.shapes.split(","):
@@ -166,10 +205,7 @@ def main() -> None:
                 eager = "x eager {:.2f} ({:.2f})".format(*ratio(times, "theirs"))
                 line = f"({n_layer}, {d_model:3}) V {vocab_size} {kind:5}  {eager}"
                 if "theirs compiled" in times:
-                    best = max(in_a_job(times["theirs"]), in_a_job(times["theirs compiled"]))
-                    line += "  x compiled {:.2f} ({:.2f})".format(*ratio(times, "theirs compiled"))
-                    cold = times["theirs compiled"]["first"]
-                    line += f"  in 60 s {in_a_job(times['ours']) / best:.2f}  cold {cold:.0f} s"
+                    line += compiled_columns(times, warm_first_call(shape, str(vocab_size), kind))
                 print(f"{line}  ktok/s: {rates}", flush=True)
     if options.json:
         options.json.write_text(json.dumps(results, indent=1) + "\n")

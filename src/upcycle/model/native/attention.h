@@ -204,7 +204,7 @@ void upcycle_attention_backward(long B, long S, long D, long H, const float *x, 
         gemm(rows, D, D, dout + at * D, D, back, 0, dy, D, 0);
         to_panels(rows, D, dout + at * D, D, panels);
         pack(rows, 0, rows, D, y + at * D, D, 1, strips);
-        gemm_panels(D, D, rows, panels, strips, dwo, D, b > 0);
+        gemm_panels(D, D, rows, panels, strips, 0, dwo, D, b > 0);
         for (long i = 0; i < rows; i += S)
             for (long h = 0; h < H; h++) {
                 long head = (at + i) * 3 * D + h * s.C, narrow = i * D + h * s.C;
@@ -214,7 +214,7 @@ void upcycle_attention_backward(long B, long S, long D, long H, const float *x, 
         norm_again(rows, D, x + at * D, norm, rstd + at, xn);
         to_panels(rows, 3 * D, dqkv, 3 * D, panels);
         pack(rows, 0, rows, D, xn, D, 1, strips);
-        gemm_panels(3 * D, D, rows, panels, strips, dwqkv, D, b > 0);
+        gemm_panels(3 * D, D, rows, panels, strips, 0, dwqkv, D, b > 0);
         gemm(rows, D, 3 * D, dqkv, 3 * D, into, 0, dy, D, 0);
         norm_backward(rows, D, x + at * D, norm, rstd + at, dy, dout + at * D, dx + at * D, dnorm);
     }

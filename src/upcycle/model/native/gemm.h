@@ -14,7 +14,7 @@ enum { BY_ROWS, COLUMNS, PANELS }; /* how A is read: rows of A; columns of A^T, 
  * same core. All 32 registers of AVX-512 are in use. */
 INLINE void term(const int rows, const int strip, const int layout, vec sums[ROWS][STRIP], const float *const *row,
                  const int t, const float *A, const vec *b, const float *B_next, vec *next) {
-    const int shared = layout == BY_ROWS ? SHARED : layout == PANELS ? SHARED_PANELS : 0; /* the fastest of those tried */
+    const int shared = layout == COLUMNS ? 0 : SHARED; /* the fastest of those tried */
 #pragma GCC unroll 3
     for (int j = 0; j < strip; j++) next[j] = fetch(B_next + j * LANES);
 #pragma GCC unroll 8
@@ -129,16 +129,22 @@ static void gemm_tn(long M, long N, long K, const float *A, long lda, const floa
     product(COLUMNS, M, N, K, A, lda, B, ldb, C, ldc, add, M);
 }
 
-/* The same of A in panels and B in strips: a weight's gradient. */
-static void gemm_panels(long M, long N, long K, const float *A, const float *B, float *C, long ldc, int add) {
-    product(PANELS, M, N, K, A, 0, B, 0, C, ldc, add, M);
+/* The same of A in panels: a weight's gradient. */
+static void gemm_panels(long M, long N, long K, const float *A, const float *B, long ldb, float *C, long ldc, int add) {
+    product(PANELS, M, N, K, A, 0, B, ldb, C, ldc, add, M);
 }
 
 /* Columns j to j + LANES of row i to their panels of K rows. */
 INLINE void store_panels(float *panels, long K, long i, long j, vec x) {
+    float *to = panels + j * K + i * ROWS;
+#if defined(__AVX512F__)
+    _mm256_storeu_ps(to, _mm512_castps512_ps256((__m512)x));
+    _mm256_storeu_pd((double *)(to + ROWS * K), _mm512_extractf64x4_pd((__m512d)x, 1));
+#else
     float numbers[LANES];
     store(numbers, x);
-    for (int k = 0; k < LANES; k += ROWS) memcpy(panels + (j + k) * K + i * ROWS, numbers + k, ROWS * sizeof(float));
+    for (int k = 0; k < LANES; k += ROWS) memcpy(to + k * K, numbers + k, ROWS * sizeof(float));
+#endif
 }
 
 /* A (K x M by rows of `lda`) in panels; M is a multiple of LANES. */

@@ -1,6 +1,6 @@
 /* The end of the model: norm, output matrix, cross-entropy. The vocabulary is taken in blocks whose part of the matrix,
  * and of its gradient, stays in the second-level cache. A first pass over them leaves e^(logit - largest so far) of some
- * rows (about LOGITS numbers) and the log-sum-exp; a second makes gradients of them. N x V numbers never exist. */
+ * rows (LOGITS numbers at most) and the log-sum-exp; a second makes gradients of them. N x V numbers never exist. */
 
 enum { LOGITS = 1 << 20, BLOCK_WEIGHTS = 32768 };
 
@@ -8,6 +8,12 @@ enum { LOGITS = 1 << 20, BLOCK_WEIGHTS = 32768 };
 static long block_words(long D, long Vp) {
     long strips = BLOCK_WEIGHTS / D / (STRIP * LANES);
     return least(Vp, (strips ? strips : 1) * STRIP * LANES);
+}
+
+/* Rows at a time: many, where the matrix and its gradient have to be brought to the second-level cache for them. */
+static long loss_rows(long D, long Vp) {
+    long rows = (Vp * D > LOGITS / 4 ? LOGITS : LOGITS / 4) / Vp / CHUNK * CHUNK;
+    return rows < CHUNK ? CHUNK : rows;
 }
 
 /* One row and block: numbers become e^(number - top), where top is the largest of this block and those before; total,
@@ -31,7 +37,7 @@ INLINE float exponentials(float *row, long width, float top, float *total) {
 long upcycle_loss(long N, long D, long V, float eps, float share, const float *x, const float *norm, const float *head,
                   const int64_t *targets, float *losses, float *dx, float *dnorm, float *dhead) {
     long Vp = padded(V), block = block_words(D, Vp), blocks = (Vp + block - 1) / block, ldp = block + PAD;
-    long most = least(N, LOGITS / Vp < CHUNK ? CHUNK : LOGITS / Vp / CHUNK * CHUNK);
+    long most = least(N, loss_rows(D, Vp));
     float *forward = scratch(PACKED, Vp * D), *backward = dx ? scratch(PACKED2, Vp * D) : NULL;
     float *xn = scratch(XN, most * D), *dxn = scratch(NARROW, most * D), *p = scratch(SCORES, CHUNK * ldp);
     float *panels = scratch(PANELLED, CHUNK * block), *strips = scratch(STRIPPED, most * D);
@@ -83,7 +89,7 @@ long upcycle_loss(long N, long D, long V, float eps, float share, const float *x
                     if (target >= 0 && target < width) p[i * ldp + target] -= share;
                     for (long j = 0; j < width; j += LANES) store_panels(panels, n, i, j, load(p + i * ldp + j));
                 }
-                gemm_panels(have, D, n, panels, strips + r * D, dhead + v * D, D, at || r);
+                gemm_panels(have, D, n, panels, strips + r * D, 0, dhead + v * D, D, at || r);
                 gemm(n, D, have, p, ldp, backward + v * D, 0, dxn + r * D, D, b > 0);
             }
         }

@@ -14,24 +14,30 @@ long upcycle_hidden_units(long D, long M) {
     return least(M, units < 3 * LANES ? 3 * LANES : units);
 }
 
-/* Rows that pass by a block: their inputs, outputs and gradients should stay in the third-level cache. */
-static long stream_rows(long D) { return STREAM / D < CHUNK ? CHUNK : STREAM / D / CHUNK * CHUNK; }
+/* Rows that pass by a block: their inputs, outputs and gradients should stay in the third-level cache until the next
+ * block. Where there is one block only, its weights wait for them in the second-level cache, and they come singly. */
+static long stream_rows(long D, long M) {
+    return upcycle_hidden_units(D, M) == M || STREAM / D < CHUNK ? CHUNK : STREAM / D / CHUNK * CHUNK;
+}
 
 INLINE void add_row(long D, float gate, const float *from, float *to) {
     for (long d = 0; d < D; d += LANES) store(to + d, load(to + d) + load(from + d) * gate);
 }
 
-/* y (rows x D) = (silu(gate) * up) Wout^T of xn; rows `at` and on of h are written. w_in (2M x D), w_out (D x M). */
+/* y (rows x D) = (silu(gate) * up) Wout^T of xn; rows `at` and on of h are written. w_in (2M x D), w_out (D x M). Weights
+ * are packed for their first rows; of a single block they are still there for the next. */
 static void mlp_forward(long rows, long D, long M, const float *xn, const float *w_in, const float *w_out,
-                        float *const *h, long at, float *y) {
+                        int first_rows, float *const *h, long at, float *y) {
     long most = upcycle_hidden_units(D, M);
     float *into = scratch(PACKED, 2 * most * D), *back = scratch(PACKED2, most * D);
     float *act = scratch(NARROW, CHUNK * (most + PAD));
     for (long first = 0; first < M; first += most, h++) {
         long units = least(most, M - first), lda = units + PAD;
-        pack(D, 0, D, units, w_in + first * D, 1, D, into);
-        pack(D, 0, D, units, w_in + (M + first) * D, 1, D, into + units * D);
-        pack(units, 0, units, D, w_out + first, 1, M, back);
+        if (first_rows || most < M) {
+            pack(D, 0, D, units, w_in + first * D, 1, D, into);
+            pack(D, 0, D, units, w_in + (M + first) * D, 1, D, into + units * D);
+            pack(units, 0, units, D, w_out + first, 1, M, back);
+        }
         for (long r = 0; r < rows; r += CHUNK) {
             long n = least(CHUNK, rows - r);
             float *gate = *h + (at + r) * 2 * units;
@@ -45,31 +51,27 @@ static void mlp_forward(long rows, long D, long M, const float *xn, const float 
     }
 }
 
-/* Of one block's rows: from gate and up (h), the gradient of their product (dact) and the rows' gates: the product in
- * strips, both gradients by rows (dh, gate and up) and in panels, and the gradients of the rows' gates. */
-static void swiglu_backward(long n, long units, const float *h, const float *dact, const float *gates, int first,
+/* Of one block's rows: from gate and up (h), the gradient of their product (dact) and the rows' gates: the product, the
+ * gradients of both by rows (dh, gate and up) and in panels, and those of the rows' gates. */
+static void swiglu_backward(long n, long units, const float *gate, const float *dact, const float *gates, int first,
                             float *act, float *dh, float *panels, float *dgates) {
     long lda = units + PAD, ldh = 2 * units + PAD;
-    for (long from = 0, width; from < units; from += width, first = 0) {
-        width = strip_width(units - from);
-        for (long i = 0; i < n; i++) {
-            const float *gate = h + i * 2 * units, *up = gate + units;
-            float g = gates ? gates[i] : 1.0f;
-            vec dots = splat(0.0f);
-            for (long m = from; m < from + width; m += LANES, act += LANES) {
-                vec z = load(gate + m), u = load(up + m), d = load(dact + i * lda + m), s = sigmoid(z), silu = z * s;
-                vec a = silu * u;
-                dots += d * a;
-                d *= g;
-                vec dgate = d * u * (s + silu * (1.0f - s)), dup = d * silu;
-                store(act, a * g);
-                store(dh + i * ldh + m, dgate);
-                store(dh + i * ldh + units + m, dup);
-                store_panels(panels, n, i, m, dgate);
-                store_panels(panels, n, i, units + m, dup);
-            }
-            if (gates) dgates[i] = (first ? 0.0f : dgates[i]) + sum(dots);
+    for (long i = 0; i < n; i++, gate += 2 * units, dact += lda, act += lda, dh += ldh) {
+        float g = gates ? gates[i] : 1.0f;
+        vec dots = splat(0.0f);
+        for (long m = 0; m < units; m += LANES) {
+            vec z = load(gate + m), u = load(gate + units + m), d = load(dact + m), s = sigmoid(z), silu = z * s;
+            vec a = silu * u;
+            dots += d * a;
+            d *= g;
+            vec dgate = d * u * (s + silu * (1.0f - s)), dup = d * silu;
+            store(act + m, a * g);
+            store(dh + m, dgate);
+            store(dh + units + m, dup);
+            store_panels(panels, n, i, m, dgate);
+            store_panels(panels, n, i, units + m, dup);
         }
+        if (gates) dgates[i] = (first ? 0.0f : dgates[i]) + sum(dots);
     }
 }
 
@@ -80,7 +82,7 @@ static void mlp_backward(long rows, long D, long M, const float *xn, const float
                          float *dw_in, float *dw_out, float *dxn, float *dgates) {
     long most = upcycle_hidden_units(D, M);
     float *into = scratch(PACKED, 2 * most * D), *back = scratch(PACKED2, most * D), *dh = scratch(WIDE, CHUNK * (2 * most + PAD));
-    float *act = scratch(NARROW, CHUNK * most), *dact = scratch(SCORES, CHUNK * (most + PAD));
+    float *act = scratch(NARROW, CHUNK * (most + PAD)), *dact = scratch(SCORES, CHUNK * (most + PAD));
     float *dh_panels = scratch(DSCORES, CHUNK * 2 * most);
     float *strips = scratch(STRIPPED, rows * D), *panels = scratch(PANELLED, rows * D); /* of xn and dy, a chunk after another */
     for (long r = 0; r < rows; r += CHUNK) {
@@ -90,18 +92,20 @@ static void mlp_backward(long rows, long D, long M, const float *xn, const float
     }
     for (long first = 0; first < M; first += most, h++) {
         long units = least(most, M - first), lda = units + PAD, ldh = 2 * units + PAD;
-        pack(2 * units, 0, units, D, w_in + first * D, D, 1, into);
-        pack(2 * units, units, units, D, w_in + (M + first) * D, D, 1, into);
-        pack(D, 0, D, units, w_out + first, M, 1, back);
+        if (first_rows || most < M) {
+            pack(2 * units, 0, units, D, w_in + first * D, D, 1, into);
+            pack(2 * units, units, units, D, w_in + (M + first) * D, D, 1, into);
+            pack(D, 0, D, units, w_out + first, M, 1, back);
+        }
         for (long r = 0; r < rows; r += CHUNK) {
             long n = least(CHUNK, rows - r);
             int add = !first_rows || r;
             gemm(n, units, D, dy + r * D, D, back, 0, dact, lda, 0);
             swiglu_backward(n, units, *h + (at + r) * 2 * units, dact, gates ? gates + r : NULL, !first, act, dh,
                             dh_panels, gates ? dgates + r : NULL);
-            gemm_panels(D, units, n, panels + r * D, act, dw_out + first, M, add);
-            gemm_panels(units, D, n, dh_panels, strips + r * D, dw_in + first * D, D, add);
-            gemm_panels(units, D, n, dh_panels + units * n, strips + r * D, dw_in + (M + first) * D, D, add);
+            gemm_panels(D, units, n, panels + r * D, act, lda, dw_out + first, M, add);
+            gemm_panels(units, D, n, dh_panels, strips + r * D, 0, dw_in + first * D, D, add);
+            gemm_panels(units, D, n, dh_panels + units * n, strips + r * D, 0, dw_in + (M + first) * D, D, add);
             gemm(n, D, 2 * units, dh, ldh, into, 0, dxn + r * D, D, first > 0);
         }
     }
@@ -110,12 +114,12 @@ static void mlp_backward(long rows, long D, long M, const float *xn, const float
 /* A dense layer: out = x + MLP(norm(x)). x, out (N x D), w_in (2M x D), w_out (D x M); kept: h (blocks), rstd (N). */
 void upcycle_mlp_forward(long N, long D, long M, float eps, const float *x, const float *norm, const float *w_in,
                          const float *w_out, float *out, float *const *h, float *rstd) {
-    long most = least(N, stream_rows(D));
+    long most = least(N, stream_rows(D, M));
     float *xn = scratch(XN, most * D), *y = scratch(OUT, most * D);
     for (long at = 0; at < N; at += most) {
         long rows = least(most, N - at);
         norm_forward(rows, D, x + at * D, norm, eps, xn, rstd + at);
-        mlp_forward(rows, D, M, xn, w_in, w_out, h, at, y);
+        mlp_forward(rows, D, M, xn, w_in, w_out, at == 0, h, at, y);
         for (long i = 0; i < rows * D; i += LANES) store(out + at * D + i, load(x + at * D + i) + load(y + i));
     }
 }
@@ -124,7 +128,7 @@ void upcycle_mlp_forward(long N, long D, long M, float eps, const float *x, cons
 void upcycle_mlp_backward(long N, long D, long M, const float *x, const float *norm, const float *w_in,
                           const float *w_out, const float *const *h, const float *rstd, const float *dout, float *dx,
                           float *dnorm, float *dw_in, float *dw_out) {
-    long most = least(N, stream_rows(D));
+    long most = least(N, stream_rows(D, M));
     float *xn = scratch(XN, most * D), *dxn = scratch(OUT, most * D);
     for (long at = 0; at < N; at += most) {
         long rows = least(most, N - at);
@@ -155,14 +159,14 @@ void upcycle_sort_slots(long T, long K, long E, const int64_t *ids, int32_t *slo
 void upcycle_experts_forward(long T, long K, long E, long D, long M, const float *xn, const float *x,
                              const float *gates, const float *w_in, const float *w_out, const int32_t *slots,
                              const int32_t *ends, float *out, float *const *h) {
-    long most = stream_rows(D);
+    long most = stream_rows(D, M);
     memcpy(out, x, T * D * sizeof(float));
     for (long e = 0, at = 0; e < E; e++)
-        for (long rows; at < ends[e]; at += rows) {
+        for (long begin = at, rows; at < ends[e]; at += rows) {
             rows = least(most, ends[e] - at);
             float *rows_in = scratch(XN, rows * D), *y = scratch(OUT, rows * D);
             gather(rows, D, K, slots + at, xn, rows_in);
-            mlp_forward(rows, D, M, rows_in, w_in + e * 2 * M * D, w_out + e * M * D, h, at, y);
+            mlp_forward(rows, D, M, rows_in, w_in + e * 2 * M * D, w_out + e * M * D, at == begin, h, at, y);
             for (long r = 0; r < rows; r++) add_row(D, gates[slots[at + r]], y + r * D, out + slots[at + r] / K * D);
         }
 }
@@ -172,7 +176,7 @@ void upcycle_experts_backward(long T, long K, long E, long D, long M, const floa
                               const float *w_in, const float *w_out, const int32_t *slots, const int32_t *ends,
                               const float *const *h, const float *dout, float *dxn, float *dgates, float *dw_in,
                               float *dw_out) {
-    long most = stream_rows(D);
+    long most = stream_rows(D, M);
     memset(dxn, 0, T * D * sizeof(float));
     for (long e = 0, at = 0; e < E; e++) {
         float *dwi = dw_in + e * 2 * M * D, *dwo = dw_out + e * M * D;

@@ -18,7 +18,7 @@ enum { LANES = 8, ROWS = 4, STRIP = 3 }; /* 12 of 16 registers */
 #else
 enum { LANES = 4, ROWS = 4, STRIP = 3 }; /* 128-bit vectors */
 #endif
-enum { BAND = 24, PAD = 16, SHARED = 3, SHARED_PANELS = 3 };
+enum { BAND = 24, PAD = 16, SHARED = 3 };
 
 typedef float vec __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 typedef int32_t ivec __attribute__((vector_size(LANES * 4)));
