@@ -56,6 +56,9 @@ from upcycle.spec import RunSpec
 FLOAT, INT64 = 4, 8
 CHUNK_BYTES = 1 << 25
 """Logits that the chunked cross-entropy holds at a time, in float32 (model/torch_kernels.py)."""
+LOGITS, STREAM, UNIT_WEIGHTS, CHUNK_ROWS, ATTENTION_ROWS = 1 << 20, 393216, 16384, 96, 256
+"""Of the C kernels: numbers of logits and of rows at a time, weights of a block of units, rows at a time
+(model/native/loss.h, mlp.h, attention.h)."""
 RUNTIME_BYTES = 20e6
 """CPU: code and buffers of torch's kernels that the first update touches, beyond the import."""
 MMAP_BYTES = 32 << 20
@@ -319,9 +322,16 @@ def _evaluation_buffers(job: _Job) -> float:
 
 
 def _scratch(job: _Job) -> float:
-    """Memory that the C kernels keep between calls: packed copies of the largest matrices."""
+    """Memory that the C kernels keep between calls (model/native: attention.h, mlp.h, loss.h): packed matrices, logits
+    of some rows, and rows with what is made of them while they pass by a block of the MLP."""
     if not job.native:
         return 0.0
     model = job.run.model
-    head, matrix = model.vocab_size * model.d_model, model.mlp_width * model.d_model
-    return float(FLOAT * (max(head, 2 * matrix) + max(head, matrix)))
+    width, head = model.d_model, model.vocab_size * model.d_model
+    packed = max(head, 3 * width**2) + max(head, width**2)
+    whole = model.vocab_size * job.tokens
+    logits = min(whole, max(LOGITS if head > LOGITS / 4 else LOGITS / 4, CHUNK_ROWS * model.vocab_size))
+    streamed = STREAM if model.mlp_width * width > UNIT_WEIGHTS else 0
+    rows = min(width * job.tokens, max(streamed, CHUNK_ROWS * width))  # norm, result, its gradient, strips, panels
+    projected = 3 * width * max(ATTENTION_ROWS, model.context)  # gradients of queries, keys, values, and their panels
+    return float(FLOAT * (packed + max(logits, projected) + 4 * rows + max(rows, projected)))

@@ -33,6 +33,13 @@ SHAPES = {
         "context": 40,
         "d_mlp": 512,
     },
+    "more rows than pass by a block at once": {
+        "d_model": 256,
+        "n_head": 8,
+        "vocab_size": 64,
+        "context": 520,
+        "d_mlp": 128,
+    },
     "heads of 70": {"d_model": 560, "n_head": 8, "vocab_size": 50, "context": 17, "d_mlp": 16},
 }
 MOE = MoESpec(n_expert=8, top_k=2, balance_group=1)
@@ -81,6 +88,14 @@ def test_loss_and_gradients_are_those_of_the_composed_model(shape: str, moe: MoE
     for name, gradient in expected.items():
         gap = (found[name] - gradient).abs().max()
         assert gap <= 128 * ROUNDING * gradient.abs().max(), name
+
+
+def test_what_experts_keep_is_in_arrays_that_the_allocator_uses_again() -> None:
+    """The workflow sets glibc's threshold to 32 MB: a larger array would be asked of the kernel anew in every step."""
+    pieces = layers._hidden(torch.empty(0), rows=8192, D=128, M=512)
+    assert sum(piece.shape[1] for piece in pieces) == 2 * 512
+    assert {len(piece) for piece in pieces} == {8192}
+    assert max(piece.nbytes for piece in pieces) < 2**25 <= sum(piece.nbytes for piece in pieces)
 
 
 def test_gradients_follow_what_the_loss_is_multiplied_by() -> None:
