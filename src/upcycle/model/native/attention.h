@@ -4,7 +4,10 @@
  * exist for BLOCK queries of one head at a time; the backward pass computes them again from their log-sum-exp. */
 
 enum { GROUP = 256, BLOCK = 48 };
-enum { XN = 1, WIDE, NARROW, PACKED, PACKED2, QUERY, KEY, VALUE, SCORES, DSCORES, OUT, DQUERY, DKEY, DVALUE, STRIPPED, PANELLED };
+enum {
+    XN = 1, WIDE, NARROW, PACKED, PACKED2, QUERY, KEY, VALUE, SCORES, DSCORES, OUT, DQUERY, DKEY, DVALUE, STRIPPED,
+    PANELLED
+};
 
 typedef struct { long S, D, H, C, Cp, ld; } Shape; /* C head dimension, Cp in whole vectors, ld of a row of S keys */
 
@@ -58,9 +61,9 @@ static void to_columns(Shape s, const float *rows, float *columns) {
         for (long i = s.S; i < s.ld; i++) columns[c * s.ld + i] = 0.0f;
 }
 
-/* Softmax of a block's rows: row i sees all scores before `first` and i + 1 from there on. Scores become e^(score - max),
- * 0 where not seen; inverses of their sums, and log-sum-exps. All rows take as many turns of each loop: rows of their own
- * lengths would be mispredicted at every end. */
+/* Softmax of a block's rows: row i sees all scores before `first` and i + 1 from there on. Scores become
+ * e^(score - max), 0 where not seen; inverses of their sums, and log-sum-exps. All rows take as many turns of each
+ * loop: rows of their own lengths would be mispredicted at every end. */
 static void softmax_block(long rows, long first, long width, float *scores, long ld, float *inverse, float *lse) {
     float *row = scores, total[BLOCK];
     for (long i = 0; i < rows; i++, row += ld) { /* a loop of its own: no row waits for its largest score */

@@ -1,7 +1,7 @@
 /* Matrix products of small and middling size, all by one register tile: C[i][j] (+)= sum over p of A[i][p] B[p][j].
  *
  * A is read an element at a time, B in vectors along j. The sum over p runs from first to last in one accumulator: a
- * fixed order. What A, B and C hold together should fit the second-level cache: callers take matrices in blocks that do.
+ * fixed order. What A, B and C hold together should fit the second-level cache: callers take matrices in blocks.
  * Numbers that are read together lie together:
  * - strips: B (K x N) a strip of up to STRIP vectors after another, each K rows of the strip's width;
  * - panels: A for A^T B (K x M) a panel of ROWS columns after another, each K rows of ROWS numbers. */
@@ -116,8 +116,8 @@ INLINE void product(const int layout, long M, long N, long K, const float *A, lo
     }
 }
 
-/* C (M x N) (+)= A B, A by rows of `lda`. B is K x N by rows of `ldb`, or in strips (ldb = 0). N is a multiple of LANES.
- * Rows are taken BAND at a time, which stay in the first-level cache while the strips of B pass by. */
+/* C (M x N) (+)= A B, A by rows of `lda`. B is K x N by rows of `ldb`, or in strips (ldb = 0). N is a multiple of
+ * LANES. Rows are taken BAND at a time, which stay in the first-level cache while the strips of B pass by. */
 static void gemm(long M, long N, long K, const float *A, long lda, const float *B, long ldb, float *C, long ldc,
                  int add) {
     product(BY_ROWS, M, N, K, A, lda, B, ldb, C, ldc, add, BAND);
@@ -205,8 +205,8 @@ static void transpose(long rows, long columns, const float *from, long ld_from, 
         for (long j = i < whole_rows ? whole_columns : 0; j < columns; j++) to[j * ld_to + i] = from[i * ld_from + j];
 }
 
-/* Rows `at` to `at + rows` of a packed matrix of K rows in strips, from B (rows x N): by rows of `bp` (bj = 1), or given
- * as its transpose, by rows of `bj` (bp = 1). Columns from N up to its multiple of LANES are zero. */
+/* Rows `at` to `at + rows` of a matrix of K rows in strips, from B (rows x N): by rows of `bp` (bj = 1), or given as its
+ * transpose, by rows of `bj` (bp = 1). Columns from N up to its multiple of LANES are zero. */
 static void pack(long K, long at, long rows, long N, const float *B, long bp, long bj, float *packed) {
     for (long first = 0, width; first < padded(N); first += width) {
         width = strip_width(padded(N) - first);

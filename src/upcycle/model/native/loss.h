@@ -1,6 +1,7 @@
 /* The end of the model: norm, output matrix, cross-entropy. The vocabulary is taken in blocks whose part of the matrix,
- * and of its gradient, stays in the second-level cache. A first pass over them leaves e^(logit - largest so far) of some
- * rows (LOGITS numbers at most) and the log-sum-exp; a second makes gradients of them. N x V numbers never exist. */
+ * and of its gradient, stays in the second-level cache. A first pass over them leaves e^(logit - largest so far) of
+ * some rows (LOGITS numbers at most) and the log-sum-exp; a second makes gradients of them. N x V numbers never
+ * exist. */
 
 enum { LOGITS = 1 << 20, BLOCK_WEIGHTS = 32768 };
 
@@ -64,7 +65,8 @@ long upcycle_loss(long N, long D, long V, float eps, float share, const float *x
                     if (target >= 0 && target < width) wanted[i] = logits[target];
                     for (long j = V - v; j < width; j++) logits[j] = -INFINITY;
                     if (!b) total[i] = 0.0f;
-                    tops[b * most + i] = exponentials(logits, width, b ? tops[(b - 1) * most + i] : -INFINITY, total + i);
+                    float before = b ? tops[(b - 1) * most + i] : -INFINITY;
+                    tops[b * most + i] = exponentials(logits, width, before, total + i);
                 }
             }
         }

@@ -24,8 +24,8 @@ INLINE void add_row(long D, float gate, const float *from, float *to) {
     for (long d = 0; d < D; d += LANES) store(to + d, load(to + d) + load(from + d) * gate);
 }
 
-/* y (rows x D) = (silu(gate) * up) Wout^T of xn; rows `at` and on of h are written. w_in (2M x D), w_out (D x M). Weights
- * are packed for their first rows; of a single block they are still there for the next. */
+/* y (rows x D) = (silu(gate) * up) Wout^T of xn; rows `at` and on of h are written. w_in (2M x D), w_out (D x M).
+ * Weights are packed for their first rows; of a single block they are still there for the next. */
 static void mlp_forward(long rows, long D, long M, const float *xn, const float *w_in, const float *w_out,
                         int first_rows, float *const *h, long at, float *y) {
     long most = upcycle_hidden_units(D, M);
@@ -81,10 +81,10 @@ static void mlp_backward(long rows, long D, long M, const float *xn, const float
                          const float *const *h, long at, const float *w_in, const float *w_out, int first_rows,
                          float *dw_in, float *dw_out, float *dxn, float *dgates) {
     long most = upcycle_hidden_units(D, M);
-    float *into = scratch(PACKED, 2 * most * D), *back = scratch(PACKED2, most * D), *dh = scratch(WIDE, CHUNK * (2 * most + PAD));
+    float *into = scratch(PACKED, 2 * most * D), *back = scratch(PACKED2, most * D);
     float *act = scratch(NARROW, CHUNK * (most + PAD)), *dact = scratch(SCORES, CHUNK * (most + PAD));
-    float *dh_panels = scratch(DSCORES, CHUNK * 2 * most);
-    float *strips = scratch(STRIPPED, rows * D), *panels = scratch(PANELLED, rows * D); /* of xn and dy, a chunk after another */
+    float *dh = scratch(WIDE, CHUNK * (2 * most + PAD)), *dh_panels = scratch(DSCORES, CHUNK * 2 * most);
+    float *strips = scratch(STRIPPED, rows * D), *panels = scratch(PANELLED, rows * D); /* of xn, dy: chunk by chunk */
     for (long r = 0; r < rows; r += CHUNK) {
         long n = least(CHUNK, rows - r);
         pack(n, 0, n, D, xn + r * D, D, 1, strips + r * D);
@@ -154,8 +154,9 @@ void upcycle_sort_slots(long T, long K, long E, const int64_t *ids, int32_t *slo
     for (long i = 0; i < T * K; i++) slots[ends[ids[i]]++] = i;
 }
 
-/* out = x + sum over a token's K slots, in the order of experts, of gate * expert(xn). xn, x, out (T x D), gates (T x K),
- * w_in (E x 2M x D), w_out (E x D x M); slots (T K) and ends (E) as sorted above; kept: h (blocks of T K rows). */
+/* out = x + sum over a token's K slots, in the order of experts, of gate * expert(xn). xn, x, out (T x D), gates
+ * (T x K), w_in (E x 2M x D), w_out (E x D x M); slots (T K) and ends (E) as sorted above; kept: h (blocks of T K
+ * rows). */
 void upcycle_experts_forward(long T, long K, long E, long D, long M, const float *xn, const float *x,
                              const float *gates, const float *w_in, const float *w_out, const int32_t *slots,
                              const int32_t *ends, float *out, float *const *h) {
