@@ -193,6 +193,23 @@ def test_of_equal_logits_the_first_experts_are_chosen() -> None:
     torch.testing.assert_close(probs.sum(), torch.tensor(1.0))
 
 
+@pytest.mark.parametrize("gate", ["softmax_topk", "topk_softmax"])
+def test_no_expert_is_chosen_twice_where_logits_are_minus_infinity(gate: str) -> None:
+    logits = torch.tensor([[5.0, -math.inf, -math.inf, 1.0]])
+    ids, gates, probs, _ = layers.route(logits, 3, gate)
+    assert ids.tolist() == [[0, 3, 1]]
+    torch.testing.assert_close(probs, logits.softmax(-1), atol=1e-30, rtol=1e-6)
+    torch.testing.assert_close(gates, probs[:, [0, 3, 1]], atol=1e-30, rtol=1e-6)
+
+
+def test_experts_take_ids_of_any_integer_type() -> None:
+    x, ids = torch.randn(5, 32), torch.tensor([[0, 1], [1, 0], [1, 2], [2, 0], [0, 2]])
+    w_in, w_out, gates = torch.randn(3, 2, 16, 32), torch.randn(3, 32, 16), torch.full((5, 2), 0.5)
+    assert torch.equal(
+        layers.experts(x, x, gates, ids.int(), w_in, w_out), layers.experts(x, x, gates, ids, w_in, w_out)
+    )
+
+
 def test_a_target_that_is_no_token_is_refused() -> None:
     native, _ = pair("whole vectors", None)
     ids, targets = batch(native)
@@ -292,6 +309,19 @@ def test_a_damaged_library_is_compiled_again(tmp_path: Path) -> None:
     again = compile_in(tmp_path)
     assert again.communicate()[0].strip() == str(path)
     assert again.returncode == 0
+
+
+def test_a_library_without_our_functions_is_named(tmp_path: Path) -> None:
+    path = Path(compile_in(tmp_path).communicate()[0].strip())
+    (tmp_path / "other.c").write_text("int other(void) { return 1; }\n")
+    subprocess.run(["cc", "-shared", "-fPIC", str(tmp_path / "other.c"), "-o", str(path)], check=True)
+    assert f"{path} is no library of ours" in compile_in(tmp_path).communicate()[1]
+
+
+def test_a_compiler_that_cannot_be_run_is_named(tmp_path: Path) -> None:
+    (tmp_path / "cc").write_bytes(b"\x7fELF no program")
+    (tmp_path / "cc").chmod(0o755)
+    assert "cc cannot be run" in compile_in(tmp_path, PATH=str(tmp_path)).communicate()[1]
 
 
 def test_without_a_compiler_the_reason_is_given(tmp_path: Path) -> None:

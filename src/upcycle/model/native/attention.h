@@ -4,10 +4,6 @@
  * exist for BLOCK queries of one head at a time; the backward pass computes them again from their log-sum-exp. */
 
 enum { GROUP = 256, BLOCK = 48 };
-enum {
-    XN = 1, WIDE, NARROW, PACKED, PACKED2, QUERY, KEY, VALUE, SCORES, DSCORES, OUT, DQUERY, DKEY, DVALUE, STRIPPED,
-    PANELLED
-};
 
 typedef struct { long S, D, H, C, Cp, ld; } Shape; /* C head dimension, Cp in whole vectors, ld of a row of S keys */
 

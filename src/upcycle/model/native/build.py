@@ -76,14 +76,16 @@ def library() -> ctypes.CDLL:
 
 
 def _load(path: Path) -> ctypes.CDLL | None:
-    """The library with its signatures, or None if the file is no library for this machine."""
+    """The library with its signatures, or None if the file is no library for this machine. Raises CannotBuildError."""
     try:
         loaded = ctypes.CDLL(str(path))
     except OSError as error:
         log.warning("%s: %s; compiled again", path, error)
         return None
     for name, arguments in SIGNATURES.items():
-        function = getattr(loaded, f"upcycle_{name}")
+        function = getattr(loaded, f"upcycle_{name}", None)
+        if function is None:  # a path is loaded once a process, so this one cannot compile it again
+            raise CannotBuildError(f"{path} is no library of ours: it has no upcycle_{name}; delete it")
         function.argtypes, function.restype = arguments, c_long if name in RETURNING else None
     return loaded
 
@@ -104,10 +106,18 @@ def _folder() -> Path:
         raise OSError(str(error)) from None
 
 
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    """Raises CannotBuildError if the compiler cannot be started."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise CannotBuildError(f"{command[0]} cannot be run: {error}") from None
+
+
 def _compile(compiler: str, path: Path) -> None:
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     command = [compiler, *FLAGS, str(SOURCE / "kernels.c"), "-o", str(temporary), "-lm"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = _run(command)
     if done.returncode:
         temporary.unlink(missing_ok=True)
         said = done.stderr.strip().splitlines()
@@ -119,7 +129,7 @@ def _compile(compiler: str, path: Path) -> None:
 def key() -> str:
     """Sixteen hexadecimal digits of all that the compiled file depends on; home folders are shared by machines."""
     compiler = _compiler()
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
+    version = _run([compiler, "--version"]).stdout
     sources = [path.read_text() for path in sorted(SOURCE.glob("*.[ch]"))]
     machine = [_processor(), *platform.libc_ver()]
     return hashlib.sha256("\n".join([compiler, version, *FLAGS, *machine, *sources]).encode()).hexdigest()[:16]

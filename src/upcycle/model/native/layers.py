@@ -191,7 +191,7 @@ class _Experts(torch.autograd.Function):
         (E, D, M), (T, K) = w_out.shape, ids.shape
         ctx.sizes = (T, K, E, D, M)
         slots, ends = torch.empty(T * K, dtype=torch.int32), torch.empty(E, dtype=torch.int32)
-        _call("sort_slots", T, K, E, ids.contiguous(), slots, ends)
+        _call("sort_slots", T, K, E, ids.to(torch.int64).contiguous(), slots, ends)
         out, h = torch.empty_like(x), _hidden(x, T * K, D, M)
         _call("experts_forward", *ctx.sizes, xn, x, gates, w_in, w_out, slots, ends, out, h)
         ctx.save_for_backward(xn, gates, w_in, w_out, slots, ends, *h)

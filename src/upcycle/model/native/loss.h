@@ -1,11 +1,11 @@
 /* The end of the model: norm, output matrix, cross-entropy. The vocabulary is taken in blocks whose part of the matrix,
  * and of its gradient, stays in the second-level cache. A first pass over them leaves e^(logit - largest so far) of
- * some rows (LOGITS numbers at most) and the log-sum-exp; a second makes gradients of them. N x V numbers never
- * exist. */
+ * some rows (about LOGITS numbers) and the log-sum-exp; a second makes gradients of them. Of a large batch or vocabulary
+ * N x V numbers never exist. */
 
 enum { LOGITS = 1 << 20, BLOCK_WEIGHTS = 32768 };
 
-/* Words of a block, a multiple of the widest strip. */
+/* Words of a block: all, or a multiple of the widest strip. */
 static long block_words(long D, long Vp) {
     long strips = BLOCK_WEIGHTS / D / (STRIP * LANES);
     return least(Vp, (strips ? strips : 1) * STRIP * LANES);

@@ -5,7 +5,7 @@
  * while all rows pass by, CHUNK at a time. So of each hidden layer h (N x 2M: gate, up) the blocks are arrays of their
  * own, `h[b]` (N x 2 units): written and read from end to end, and small enough for an allocator to use again. */
 
-enum { CHUNK = 96, UNIT_WEIGHTS = 16384, STREAM = 393216 };
+enum { UNIT_WEIGHTS = 16384, STREAM = 393216 };
 
 /* Units of a block: as many as a width of D leaves room for. */
 long upcycle_hidden_units(long D, long M) {
@@ -15,7 +15,7 @@ long upcycle_hidden_units(long D, long M) {
 }
 
 /* Rows that pass by a block: their inputs, outputs and gradients should stay in the third-level cache until the next
- * block. Where there is one block only, its weights wait for them in the second-level cache, and they come singly. */
+ * block. Where there is one block only, its weights wait in the second-level cache for CHUNK rows at a time. */
 static long stream_rows(long D, long M) {
     return upcycle_hidden_units(D, M) == M || STREAM / D < CHUNK ? CHUNK : STREAM / D / CHUNK * CHUNK;
 }

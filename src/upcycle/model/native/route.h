@@ -26,13 +26,16 @@ void upcycle_route_forward(long T, long E, long K, long gate, const float *logit
     float *row = scratch(XN, padded(E));
     for (long t = 0; t < T; t++, logits += E, ids += K, gates += K, probs += E, logs += E) {
         float lse, inverse;
-        memcpy(row, logits, E * sizeof(float));
         for (long k = 0; k < K; k++) {
-            long best = 0;
-            for (long e = 1; e < E; e++)
-                if (row[e] > row[best] || row[e] != row[e]) best = e; /* NaN first, or the loss would hide it */
+            long best = -1;
+            for (long e = 0; e < E; e++) {
+                int taken = 0; /* marked by its id: a logit may itself be -inf, and no expert is chosen twice */
+                for (long before = 0; before < k; before++) taken |= ids[before] == e;
+                if (taken) continue;
+                int nan = logits[e] != logits[e]; /* comes first, or the loss would hide it */
+                if (best < 0 || logits[e] > logits[best] || nan) best = e;
+            }
             ids[k] = best;
-            row[best] = -INFINITY;
         }
         memcpy(row, logits, E * sizeof(float));
         inverse = softmax_row(row, E, padded(E), &lse);

@@ -18,7 +18,7 @@ enum { LANES = 8, ROWS = 4, STRIP = 3 }; /* 12 of 16 registers */
 #else
 enum { LANES = 4, ROWS = 4, STRIP = 3 }; /* 128-bit vectors */
 #endif
-enum { BAND = 24, PAD = 16, SHARED = 3 };
+enum { CHUNK = 96, BAND = 24, PAD = 16, SHARED = 3 }; /* CHUNK: rows at a time, of the MLP, the loss, a router */
 
 typedef float vec __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 typedef int32_t ivec __attribute__((vector_size(LANES * 4)));
@@ -121,7 +121,7 @@ INLINE float largest(vec x) {
 #endif
 }
 
-/* e^x to 2 units in the last place (Cephes' polynomial) for x up to 88; below -87 e^-87, which is 1.6e-38. NaN stays. */
+/* e^x to 2 units in the last place (Cephes' polynomial); below -87 e^-87, which is 1.6e-38. NaN stays. */
 INLINE vec vexp(vec x) {
     const float shift = 12582912.0f; /* 1.5 * 2^23: adding it rounds to whole numbers and leaves them in the low bits */
     vec near = larger(splat(-87.0f), x);
@@ -145,17 +145,22 @@ INLINE vec vexp(vec x) {
 
 INLINE vec sigmoid(vec x) { return 1.0f / (1.0f + vexp(-x)); }
 
-/* Scratch memory by slot and thread, grown as needed and kept: a step asks for the same sizes again and again. Contents
- * are undefined. A few rows, or a copy of one matrix: where even that cannot be had, the process ends by name. */
-enum { SLOTS = 18 };
+/* Scratch memory by slot and thread, grown as needed and kept while the process lives: a step asks for the same sizes
+ * again and again. Contents are undefined, or what the last call left there. Some rows, and packed copies of the largest
+ * matrices (src/upcycle/memory.py counts them): where they cannot be had, the process ends by name. Callers that call
+ * each other use slots of their own. */
+enum {
+    XN, WIDE, NARROW, PACKED, PACKED2, QUERY, KEY, VALUE, SCORES, DSCORES, OUT, DQUERY, DKEY, DVALUE, STRIPPED, PANELLED,
+    SLOTS
+};
 static float *scratch(int slot, size_t count) {
     static __thread struct { float *memory; size_t count; } slots[SLOTS];
     if (slots[slot].count < count) {
         free(slots[slot].memory);
         slots[slot].memory = aligned_alloc(64, (count * sizeof(float) + 127) / 64 * 64);
         if (!slots[slot].memory) {
-            fprintf(stderr, "upcycle: out of memory: no %zu bytes for the C kernels' scratch; lower execution.micro_batch\n",
-                    count * sizeof(float));
+            fprintf(stderr, "upcycle: out of memory: no %zu bytes for the C kernels' scratch; run fewer jobs at a time, "
+                    "or lower execution.micro_batch\n", count * sizeof(float));
             abort();
         }
         slots[slot].count = count;
