@@ -1,4 +1,4 @@
-"""What the allocator settings of training jobs (`upcycle.workflow.ALLOCATOR`) give on this machine.
+"""What the allocator settings of training jobs (`upcycle.workflow.invocation.ALLOCATOR`) give on this machine.
 
     python benchmarks/allocator.py [--rounds 3]
 
@@ -13,12 +13,12 @@ import os
 import subprocess
 import sys
 
-from upcycle.workflow import ALLOCATOR
+from upcycle.workflow.invocation import ALLOCATOR
 
 JOB = """
 import time, torch
 from upcycle.model.transformer import Transformer, init_weights
-from upcycle.spec import ModelSpec, MoESpec
+from upcycle.study.spec import ModelSpec, MoESpec
 torch.set_num_threads(1)
 moe = MoESpec(n_expert=8, top_k=2, balance_group=4) if {moe} else None
 model = Transformer(ModelSpec(n_layer=2, d_model={width}, n_head=2, vocab_size=1024, context=128), moe)

@@ -27,14 +27,14 @@ from pathlib import Path
 
 import torch
 
-from upcycle.counting import count_parameters, flops_per_token
 from upcycle.errors import UserError
-from upcycle.execution import Execution
-from upcycle.kernel_fit import KERNELS, why_not
 from upcycle.model.kernels import choose_kernels
 from upcycle.model.transformer import Transformer
-from upcycle.spec import ModelSpec, MoESpec, OptimSpec, RunSpec
-from upcycle.study import load_study
+from upcycle.study.counting import count_parameters, flops_per_token
+from upcycle.study.execution import Execution
+from upcycle.study.kernel_fit import KERNELS, why_not
+from upcycle.study.spec import ModelSpec, MoESpec, OptimSpec, RunSpec
+from upcycle.study.study import load_study
 from upcycle.train.device import precision, use_device
 from upcycle.train.optim import build_optimizer, clip_gradients
 from upcycle.train.utilisation import gemm_rate

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from upcycle.model.kernels import choose_kernels
 from upcycle.model.transformer import Block, Transformer, init_weights
-from upcycle.spec import ModelSpec, MoESpec
+from upcycle.study.spec import ModelSpec, MoESpec
 
 CONTEXT = 256
 MIXTURE = MoESpec(n_expert=8, top_k=2, balance_group=8)

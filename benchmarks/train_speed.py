@@ -21,8 +21,8 @@ import torch
 
 from upcycle.data.shards import ShardWriter, token_dtype
 from upcycle.data.tokens import FORMAT, fingerprint
-from upcycle.execution import Execution
-from upcycle.spec import RunSpec
+from upcycle.study.execution import Execution
+from upcycle.study.spec import RunSpec
 from upcycle.train import loop, step
 
 VOCABULARY, CONTEXT = 1024, 256

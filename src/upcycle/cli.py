@@ -202,7 +202,7 @@ def run_verb(args: argparse.Namespace) -> None:
     if args.verb in ("advise", "audit", "design", "simulate") or (args.verb == "fit" and (args.law or args.csv)):
         run_without_runs(args)
         return
-    from upcycle.workflow import read_workflow
+    from upcycle.workflow.invocation import read_workflow
 
     workflow = read_workflow({"study": args.study}, Path.cwd())
     if args.verb == "plan":
@@ -214,7 +214,7 @@ def run_verb(args: argparse.Namespace) -> None:
 
         print(show_status(workflow, as_json=args.json, every_run=args.all))
     elif args.verb in ("tokenize", "train", "evaluate"):
-        from upcycle import jobs
+        from upcycle.workflow import jobs
 
         if args.verb == "tokenize":
             jobs.tokenize(workflow, args.name)
@@ -225,9 +225,9 @@ def run_verb(args: argparse.Namespace) -> None:
         else:
             jobs.evaluate(workflow, args.run, args.evaluation)
     else:
-        from upcycle import products
+        from upcycle.workflow import make
 
-        products.make(workflow, args)
+        make.make(workflow, args)
 
 
 def run_without_runs(args: argparse.Namespace) -> None:

@@ -7,13 +7,14 @@ from collections import defaultdict
 from dataclasses import asdict
 from typing import Any
 
-from upcycle.counting import count_parameters, flops_6nd, flops_per_token
 from upcycle.errors import UserError
-from upcycle.execution import Execution
-from upcycle.memory import peak_memory
-from upcycle.plan import is_finished
-from upcycle.spec import RunSpec, short_count
-from upcycle.workflow import RESULTS, Workflow, load_json
+from upcycle.study.counting import count_parameters, flops_6nd, flops_per_token
+from upcycle.study.execution import Execution
+from upcycle.study.memory import peak_memory
+from upcycle.study.plan import is_finished
+from upcycle.study.spec import RunSpec, short_count
+from upcycle.workflow.dag import Workflow
+from upcycle.workflow.paths import RESULTS, load_json
 
 CHECKPOINT_BYTES = 4
 """Weights and each of AdamW's two moments are float32."""
@@ -24,7 +25,7 @@ def describe_plan(workflow: Workflow) -> dict[str, Any]:
 
     Tokens are those that a run's own segment trains; seconds are of one job, from the speed of finished runs of
     the same shape where there are any, else from `execution.flops_per_second` x `devices`. `peak_bytes` is the most
-    that one process of the job holds, by formula, and `memory` its parts (upcycle.memory).
+    that one process of the job holds, by formula, and `memory` its parts (upcycle.study.memory).
     """
     speeds = measured_speeds(workflow)
     runs = [describe_run(workflow, run_id, speeds) for run_id in workflow.plan.runs]

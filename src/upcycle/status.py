@@ -19,10 +19,11 @@ from typing import Any
 
 from upcycle.errors import UserError
 from upcycle.manifest import read_manifest
-from upcycle.plan import is_finished
 from upcycle.plan_view import describe_run, duration, shape_key
-from upcycle.spec import RunSpec, short_count
-from upcycle.workflow import RESULTS, Workflow
+from upcycle.study.plan import is_finished
+from upcycle.study.spec import RunSpec, short_count
+from upcycle.workflow.dag import Workflow
+from upcycle.workflow.paths import RESULTS
 
 TAIL_BYTES = 1 << 18
 """Read from the end of a curve: some tens of rows of the widest mixture."""

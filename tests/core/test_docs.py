@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from upcycle.plan import build_plan
-from upcycle.study import load_study
-from upcycle.workflow import check_names
+from upcycle.study.check import check_names
+from upcycle.study.plan import build_plan
+from upcycle.study.study import load_study
 
 REPOSITORY = Path(__file__).parents[2]
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from upcycle.errors import UserError
-from upcycle.execution import Execution
-from upcycle.kernel_fit import KERNELS, LIMITS, check_kernels, check_name, why_not
-from upcycle.plan import build_plan
-from upcycle.spec import ModelSpec
-from upcycle.study import StudyConfig, load_study
+from upcycle.study.execution import Execution
+from upcycle.study.kernel_fit import KERNELS, LIMITS, check_kernels, check_name, why_not
+from upcycle.study.plan import build_plan
+from upcycle.study.spec import ModelSpec
+from upcycle.study.study import StudyConfig, load_study
 
 ROOT = Path(__file__).parents[2]
 PAPER_HEADS = {80: (320, 4), 60: (480, 8), 104: (832, 8), 70: (1120, 16), 94: (1504, 16)}

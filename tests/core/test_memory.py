@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 
 from upcycle.errors import UserError
-from upcycle.execution import Execution
-from upcycle.memory import Memory, peak_memory
-from upcycle.plan import build_plan
 from upcycle.plan_view import describe_plan, show_plan
-from upcycle.spec import RunSpec
-from upcycle.study import StudyConfig, load_study
-from upcycle.workflow import RESULTS, Workflow
+from upcycle.study.execution import Execution
+from upcycle.study.memory import Memory, peak_memory
+from upcycle.study.plan import build_plan
+from upcycle.study.spec import RunSpec
+from upcycle.study.study import StudyConfig, load_study
+from upcycle.workflow.dag import Workflow
+from upcycle.workflow.paths import RESULTS
 
 REPOSITORY = Path(__file__).parents[2]
 PARTS = ("weights", "optimizer", "gradients", "activations", "working", "snapshot", "process")

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from upcycle.errors import UserError
-from upcycle.plan import build_plan, freeze, thaw
-from upcycle.study import StudyConfig, load_study
+from upcycle.study.plan import build_plan, freeze, thaw
+from upcycle.study.study import StudyConfig, load_study
 
 REPOSITORY = Path(__file__).parents[2]
 PER_STEP = 8 * 256

@@ -7,9 +7,9 @@ import pytest
 import yaml
 
 from upcycle.errors import UserError
-from upcycle.plan import build_plan
-from upcycle.study import load_study
-from upcycle.workflow import check_names, override_execution
+from upcycle.study.check import check_names, override_execution
+from upcycle.study.plan import build_plan
+from upcycle.study.study import load_study
 
 STUDY = {
     "study": "test",

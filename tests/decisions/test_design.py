@@ -17,8 +17,8 @@ from upcycle.decisions.design_simulation import simulate
 from upcycle.decisions.design_words import in_words
 from upcycle.errors import UserError
 from upcycle.laws.forms import get_law
-from upcycle.plan import build_plan
-from upcycle.study import load_study
+from upcycle.study.plan import build_plan
+from upcycle.study.study import load_study
 
 REPOSITORY = Path(__file__).parents[2]
 BUDGETS = parse_numbers(PAPER_BUDGETS, "--d1")

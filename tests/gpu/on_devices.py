@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from upcycle.errors import UserError
-from upcycle.kernel_fit import KERNELS, LIMITS
 from upcycle.model.kernels import Kernels, choose_kernels
-from upcycle.spec import ModelSpec
+from upcycle.study.kernel_fit import KERNELS, LIMITS
+from upcycle.study.spec import ModelSpec
 
 HEADS = (60, 70, 80, 94, 104)
 """Head dimensions of the paper's models."""

@@ -16,10 +16,10 @@ import torch
 from on_devices import DEVICES, kernels, kernels_by_device, relative_error
 from safetensors.torch import load_file
 
-from upcycle.execution import Execution
 from upcycle.model.kernels import Kernels, choose_kernels
 from upcycle.model.transformer import Transformer, init_weights
-from upcycle.spec import ModelSpec, MoESpec, OptimSpec
+from upcycle.study.execution import Execution
+from upcycle.study.spec import ModelSpec, MoESpec, OptimSpec
 from upcycle.train import evaluate, start
 from upcycle.train.distributed import Group
 from upcycle.train.optim import build_optimizer

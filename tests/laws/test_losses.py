@@ -6,12 +6,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from upcycle.counting import count_parameters
 from upcycle.errors import UserError
 from upcycle.laws.fit import run_fit
 from upcycle.laws.forms import LAWS
 from upcycle.laws.losses import COLUMNS, collect, columns_markdown, read_losses, select, write_losses
-from upcycle.spec import DataSpec, ModelSpec, MoESpec, OptimSpec, RunSpec, ScheduleSpec
+from upcycle.study.counting import count_parameters
+from upcycle.study.spec import DataSpec, ModelSpec, MoESpec, OptimSpec, RunSpec, ScheduleSpec
 
 MODEL = ModelSpec(n_layer=2, d_model=64, n_head=2, vocab_size=1024, context=256)
 MOE = MoESpec(n_expert=8, top_k=2)

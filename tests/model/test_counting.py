@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from upcycle.counting import ParameterCounts, count_parameters
 from upcycle.model.transformer import Transformer
-from upcycle.spec import ModelSpec, MoESpec
+from upcycle.study.counting import ParameterCounts, count_parameters
+from upcycle.study.spec import ModelSpec, MoESpec
 
 TABLE_3 = {
     "15M": (9, 320, 4, 14_751_680, 92_189_120),

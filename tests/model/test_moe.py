@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from upcycle.model import moe as moe_module
 from upcycle.model.kernels import Kernels, choose_kernels, grouped_mm, loop
 from upcycle.model.moe import GATES, MoE, balance_loss
-from upcycle.spec import ModelSpec, MoESpec
+from upcycle.study.spec import ModelSpec, MoESpec
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:

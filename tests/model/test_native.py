@@ -20,7 +20,7 @@ from upcycle.errors import UserError
 from upcycle.model.kernels import choose_kernels
 from upcycle.model.native import build, layers
 from upcycle.model.transformer import Transformer, init_weights
-from upcycle.spec import ModelSpec, MoESpec
+from upcycle.study.spec import ModelSpec, MoESpec
 
 SHAPES = {
     "whole vectors": {"d_model": 64, "n_head": 2, "vocab_size": 256, "context": 64},

@@ -12,7 +12,7 @@ from upcycle.errors import UserError
 from upcycle.model import upcycling
 from upcycle.model.transformer import Transformer, init_weights
 from upcycle.model.upcycling import ZERO_GAP, ZERO_SHARE, receipt, upcycle
-from upcycle.spec import Gate, ModelSpec, MoESpec
+from upcycle.study.spec import Gate, ModelSpec, MoESpec
 
 GATES = ["topk_softmax", "softmax_topk", "softmax_topk_renormalised"]
 SIZES = [(4, 1), (4, 2), (8, 1), (8, 2), (8, 8)]

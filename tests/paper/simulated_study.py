@@ -8,9 +8,9 @@ from typing import Any
 from upcycle.decisions.simulated import World, paper_world
 from upcycle.paper.inputs import Inputs
 from upcycle.paper.simulate import simulate_study, simulated_inputs
-from upcycle.plan import build_plan
-from upcycle.study import StudyConfig
-from upcycle.workflow import Workflow
+from upcycle.study.plan import build_plan
+from upcycle.study.study import StudyConfig
+from upcycle.workflow.dag import Workflow
 
 NOISE = 0.0005
 BUDGETS = [576_716_800, 1_153_433_600, 2_306_867_200, 4_613_734_400]

@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from upcycle.counting import flops_6nd, flops_per_token
 from upcycle.laws.fit import run_fit
 from upcycle.laws.losses import collect, write_losses
 from upcycle.paper.inputs import Inputs
-from upcycle.plan import Plan, build_plan
-from upcycle.spec import RunSpec
-from upcycle.study import StudyConfig
+from upcycle.study.counting import flops_6nd, flops_per_token
+from upcycle.study.plan import Plan, build_plan
+from upcycle.study.spec import RunSpec
+from upcycle.study.study import StudyConfig
 
 BUDGETS = [262_144 * 2**k for k in range(5)]
 LAW = {"ln A": 11.7234, "alpha1": 0.68867, "alpha2": 0.71193, "alpha3": 0.04439, "E": 1.0}

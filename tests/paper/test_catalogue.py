@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from upcycle.errors import UserError
-from upcycle.paper import catalogue
+from upcycle.study import catalogue
 
 
 def test_the_paper_s_items_and_ours_are_found_with_label_title_and_caption():
@@ -23,7 +23,7 @@ def test_the_paper_s_items_and_ours_are_found_with_label_title_and_caption():
 
 def test_names_are_found_without_importing_matplotlib_pandas_or_torch():
     code = (
-        "import sys; from upcycle.paper import catalogue; catalogue.find('figure3');"
+        "import sys; from upcycle.study import catalogue; catalogue.find('figure3');"
         "heavy = {'matplotlib', 'pandas', 'torch', 'numpy', 'scipy'} & set(sys.modules); assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -11,10 +11,11 @@ import pytest
 import simulated_sweep as simulated
 
 from upcycle.errors import UserError
-from upcycle.paper import catalogue, style
+from upcycle.paper import style
 from upcycle.paper.comparisons import clear_difference, leads
 from upcycle.paper.draw import draw, write_table
 from upcycle.paper.inputs import Inputs
+from upcycle.study import catalogue
 
 OF_ONE_SIZE = {"figure3", "figure4", "figure12", "overview", "residuals"}
 """Figures of one grid of D1 and D2; all others need several sizes, and the laws of all three kinds of training."""

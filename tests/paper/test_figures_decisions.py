@@ -10,8 +10,9 @@ import table_two
 from upcycle.decisions.allocation import three_way
 from upcycle.decisions.thresholds import d_star, equation_2, threshold_d2, threshold_flops
 from upcycle.errors import UserError
-from upcycle.paper import catalogue, figures_summary, style
+from upcycle.paper import figures_summary, style
 from upcycle.paper.three_laws import name_region, size_words, sizes_of, three_laws, tokens_to_show
+from upcycle.study import catalogue
 
 NAMES = ("figure1", "figure15", "figure16", "thresholds")
 

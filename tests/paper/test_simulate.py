@@ -16,8 +16,8 @@ from upcycle.errors import UserError
 from upcycle.laws.losses import COLUMNS, read_losses
 from upcycle.paper.simulate import planned_losses, simulate_study
 from upcycle.paper.tables_joint import table_2
-from upcycle.plan import build_plan
-from upcycle.study import load_study
+from upcycle.study.plan import build_plan
+from upcycle.study.study import load_study
 
 ROOT = Path(__file__).parents[2]
 D0 = 2_306_867_200.0

@@ -10,9 +10,9 @@ import simulated_sweep
 
 from upcycle.errors import UserError
 from upcycle.laws.result import FitResult
-from upcycle.paper import catalogue
 from upcycle.paper.draw import write_table
-from upcycle.spec import RunSpec
+from upcycle.study import catalogue
+from upcycle.study.spec import RunSpec
 
 
 def made(name, inputs, **options):

@@ -12,7 +12,7 @@ from upcycle.decisions.allocation import upcycled_bands
 from upcycle.decisions.thresholds import d_star, threshold_d2
 from upcycle.paper.three_laws import three_laws
 from upcycle.report.decisions import FAR, decisions
-from upcycle.spec import short_count
+from upcycle.study.spec import short_count
 
 
 @pytest.fixture(scope="module")

@@ -20,9 +20,9 @@ import torch
 from safetensors.torch import save_file
 
 from upcycle.errors import UserError
-from upcycle.execution import Execution
 from upcycle.model.parallel import full_state, local
-from upcycle.spec import RunSpec
+from upcycle.study.execution import Execution
+from upcycle.study.spec import RunSpec
 from upcycle.train.distributed import Group, start_group
 from upcycle.train.loop import train
 from upcycle.train.preemption import EndedByPeer, Preempted, TrainingError

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch._dynamo  # noqa: F401 (the first use of an optimizer imports it)
 
-from upcycle.execution import Execution
-from upcycle.spec import RunSpec
+from upcycle.study.execution import Execution
+from upcycle.study.spec import RunSpec
 from upcycle.train.loop import train
 
 

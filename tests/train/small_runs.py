@@ -11,8 +11,8 @@ import numpy as np
 
 from upcycle.data.shards import ShardWriter, token_dtype
 from upcycle.data.tokens import FORMAT, fingerprint
-from upcycle.execution import Execution
-from upcycle.spec import RunSpec
+from upcycle.study.execution import Execution
+from upcycle.study.spec import RunSpec
 from upcycle.train.loop import train
 
 VOCABULARY = 64

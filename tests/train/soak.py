@@ -29,8 +29,8 @@ import torch
 from small_runs import EXECUTION, MOE, rows_of, small_run, tensors_sha256, upcycled_run, write_tokens
 from spawner import Spawner
 
-from upcycle.execution import Execution
-from upcycle.spec import RunSpec
+from upcycle.study.execution import Execution
+from upcycle.study.spec import RunSpec
 
 N_STEPS = 24
 ATTEMPTS = 6

@@ -16,7 +16,7 @@ from small_runs import small_run, tensors_sha256, train_in, upcycled_run
 
 from upcycle.laws.losses import collect
 from upcycle.manifest import METRICS, DamagedError, read_manifest
-from upcycle.spec import RunSpec
+from upcycle.study.spec import RunSpec
 from upcycle.train.checkpoint import read_spec, read_tensors, save_finished, verify_finished
 from upcycle.train.rolling import load_rolling, save_rolling
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from upcycle.errors import UserError
-from upcycle.execution import Execution
 from upcycle.model.transformer import Transformer, init_weights
-from upcycle.spec import ModelSpec, MoESpec
+from upcycle.study.execution import Execution
+from upcycle.study.spec import ModelSpec, MoESpec
 from upcycle.train.device import use_device
 
 

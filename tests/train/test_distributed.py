@@ -34,9 +34,9 @@ from small_runs import EXECUTION, MOE, rows_of, small_run, tensors_sha256, train
 from test_exactness import preempt_at
 
 from upcycle.errors import UserError
-from upcycle.execution import Execution
 from upcycle.model.stacks import stacked
-from upcycle.spec import RunSpec
+from upcycle.study.execution import Execution
+from upcycle.study.spec import RunSpec
 from upcycle.train.distributed import Group, start_group
 
 N_STEPS = 20

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from small_runs import EXECUTION, MOE, rows_of, small_run, tensors_sha256, train_in, upcycled_run
 
-from upcycle.spec import RunSpec
+from upcycle.study.spec import RunSpec
 from upcycle.train.preemption import Preempted
 from upcycle.train.record import Clock
 from upcycle.train.start import prepare

@@ -21,7 +21,7 @@ import pytest
 from small_runs import VOCABULARY, rows_of, small_run, tensors_sha256, train_in
 
 import upcycle
-from upcycle.spec import RunSpec
+from upcycle.study.spec import RunSpec
 from upcycle.train import forkserver
 from upcycle.train.preemption import TrainingError
 

@@ -16,7 +16,7 @@ from small_runs import VOCABULARY, small_run
 from torch.distributed.launcher.api import LaunchConfig
 
 from upcycle.errors import UserError
-from upcycle.spec import RunSpec
+from upcycle.study.spec import RunSpec
 from upcycle.train.launch import End, _raise_outcome
 from upcycle.train.lease import lease
 from upcycle.train.preemption import Preempted, TrainingError

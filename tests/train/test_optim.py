@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from upcycle.spec import OptimSpec
+from upcycle.study.spec import OptimSpec
 from upcycle.train.optim import build_optimizer, clip_gradients, optimizer_tensors, restore_optimizer, set_learning_rate
 
 

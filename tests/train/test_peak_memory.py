@@ -18,14 +18,14 @@ from small_runs import VOCABULARY, write_tokens
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from upcycle.execution import Execution
-from upcycle.memory import RUNTIME_BYTES, peak_memory
 from upcycle.model.kernels import choose_kernels
 from upcycle.model.transformer import Transformer
-from upcycle.spec import RunSpec
+from upcycle.study.execution import Execution
+from upcycle.study.memory import RUNTIME_BYTES, peak_memory
+from upcycle.study.spec import RunSpec
 from upcycle.train.device import precision
 from upcycle.train.optim import build_optimizer, clip_gradients
-from upcycle.workflow import ALLOCATOR
+from upcycle.workflow.invocation import ALLOCATOR
 
 MOE = {"n_expert": 4, "top_k": 2, "balance_group": 1}
 

@@ -17,12 +17,13 @@ from small_runs import EXECUTION, MOE, VOCABULARY
 from spawner import Spawner
 
 from upcycle import status as module
-from upcycle.plan import build_plan
-from upcycle.spec import RunSpec
 from upcycle.status import describe_status, show_status
-from upcycle.study import StudyConfig
+from upcycle.study.plan import build_plan
+from upcycle.study.spec import RunSpec
+from upcycle.study.study import StudyConfig
 from upcycle.train.loop import train
-from upcycle.workflow import RESULTS, Workflow
+from upcycle.workflow.dag import Workflow
+from upcycle.workflow.paths import RESULTS
 
 STUDY = {
     "study": "test",

@@ -11,7 +11,7 @@ import torch
 from small_runs import EXECUTION, MOE, small_run
 from torch import Tensor
 
-from upcycle.spec import RunSpec
+from upcycle.study.spec import RunSpec
 from upcycle.train.record import Clock
 from upcycle.train.start import prepare
 from upcycle.train.step import accumulate

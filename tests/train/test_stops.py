@@ -20,7 +20,7 @@ from test_exactness import preempt_at
 
 from upcycle.errors import UserError
 from upcycle.model.transformer import Transformer
-from upcycle.spec import RunSpec
+from upcycle.study.spec import RunSpec
 from upcycle.train.lease import lease
 from upcycle.train.preemption import Preempted, StopRequest, TrainingError
 from upcycle.train.record import MetricsLog

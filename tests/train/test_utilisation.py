@@ -11,7 +11,7 @@ import torch
 from small_runs import EXECUTION, MOE, small_run, train_in
 from test_exactness import preempt_at
 
-from upcycle.counting import flops_per_token
+from upcycle.study.counting import flops_per_token
 from upcycle.train import trainee, utilisation
 from upcycle.train.record import Clock
 from upcycle.train.rolling import load_rolling

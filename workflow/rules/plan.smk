@@ -5,8 +5,9 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from upcycle.errors import UserError
-from upcycle.paper.catalogue import find
-from upcycle.workflow import RESULTS, evaluation_path, metrics_path, open_workflow
+from upcycle.study.catalogue import find
+from upcycle.workflow.invocation import open_workflow
+from upcycle.workflow.paths import RESULTS, evaluation_path, metrics_path
 
 try:
     W = open_workflow(config, Path.cwd(), workflow.cores)

@@ -43,7 +43,7 @@ from upcycle.decisions.settling import settling_run
 from upcycle.decisions.thresholds import HIGH, d_star, equation_2, threshold_d2, threshold_flops
 from upcycle.errors import UserError
 from upcycle.laws.result import read_fit
-from upcycle.spec import short_count
+from upcycle.study.spec import short_count
 
 PAPER_ERROR = 0.015
 """Error of the paper's upcycled law on losses held out, in nats (validation RMS of Figure 6)."""

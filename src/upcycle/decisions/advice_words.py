@@ -9,7 +9,7 @@ from upcycle.decisions.answer import DENSE_ON, Advice, Row
 from upcycle.decisions.expectations import Comparison, Distance, Reach, Verdict, verdict_of
 from upcycle.decisions.settling import SettlingRun
 from upcycle.decisions.thresholds import RANGE, Threshold
-from upcycle.spec import short_count
+from upcycle.study.spec import short_count
 
 WIDTH = 118
 VERDICTS: dict[Verdict, str] = {

@@ -34,7 +34,7 @@ from upcycle.errors import UserError
 from upcycle.laws.forms import get_law
 from upcycle.laws.losses import read_losses
 from upcycle.laws.validate import seed_noise
-from upcycle.workflow import read_workflow
+from upcycle.workflow.invocation import read_workflow
 
 SHOWN = 5
 """Further runs that are listed."""

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from upcycle.counting import n1
 from upcycle.decisions.quantities import quantity
 from upcycle.errors import UserError, nearest
 from upcycle.laws.terms import Array
-from upcycle.plan import Plan
-from upcycle.spec import RunSpec
-from upcycle.study import StudyConfig
+from upcycle.study.counting import n1
+from upcycle.study.plan import Plan
+from upcycle.study.spec import RunSpec
+from upcycle.study.study import StudyConfig
 
 Runs = Mapping[str, Array]
 """A lineage's runs as columns: D1, D2, N1 of upcycled models, D, N1 of models trained from scratch."""

@@ -16,7 +16,7 @@ from scipy.special import ndtr
 from upcycle.decisions.curves import Curve, ThreeLaws, central_95
 from upcycle.decisions.published import D_RANGE, N1_RANGE
 from upcycle.laws.terms import Array
-from upcycle.spec import short_count
+from upcycle.study.spec import short_count
 
 Ahead = Literal["upcycled", "other", "too close to call"]
 Verdict = Literal["upcycle", "scratch", "too close to call", "depends on the budget"]

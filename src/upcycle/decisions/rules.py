@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from upcycle.spec import short_count
+from upcycle.study.spec import short_count
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 from upcycle.decisions.curves import Rows, ThreeLaws, as_positive, central_95, widest
 from upcycle.decisions.roots import all_roots
 from upcycle.laws.terms import Array
-from upcycle.spec import short_count
+from upcycle.study.spec import short_count
 
 LOW, HIGH = 1e4, 1e18
 """Tokens between which roots are sought: far beyond any data on both sides."""

@@ -11,11 +11,11 @@ from typing import Any, Literal
 import pandas as pd
 from pydantic import ValidationError
 
-from upcycle.counting import count_parameters, n1, n2, n_total
 from upcycle.errors import UserError, nearest
 from upcycle.files import write_atomic
 from upcycle.manifest import check_listed, check_metrics
-from upcycle.spec import RunSpec
+from upcycle.study.counting import count_parameters, n1, n2, n_total
+from upcycle.study.spec import RunSpec
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from upcycle.model.kernels import Kernels
 from upcycle.model.stacks import own
-from upcycle.spec import ModelSpec
+from upcycle.study.spec import ModelSpec
 
 
 @functools.lru_cache(maxsize=8)

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from upcycle.kernel_fit import HEAD_DIM_MULTIPLE
+from upcycle.study.kernel_fit import HEAD_DIM_MULTIPLE
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 

@@ -28,7 +28,6 @@ import torch
 from torch import Tensor
 
 from upcycle.errors import UserError
-from upcycle.kernel_fit import KERNELS, alternatives, check_name, why_not, why_not_native
 from upcycle.model import cuda_kernels, te_kernels, torch_kernels
 from upcycle.model.cuda_kernels import LIBRARIES, Attention, MissingLibraryError
 from upcycle.model.torch_kernels import (
@@ -41,7 +40,8 @@ from upcycle.model.torch_kernels import (
     swiglu,
     token_cross_entropy,
 )
-from upcycle.spec import Gate, ModelSpec
+from upcycle.study.kernel_fit import KERNELS, alternatives, check_name, why_not, why_not_native
+from upcycle.study.spec import Gate, ModelSpec
 
 __all__ = [
     "Kernels",

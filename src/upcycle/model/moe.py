@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from upcycle.model.kernels import Kernels, WholeLayers
 from upcycle.model.stacks import own
-from upcycle.spec import Gate, ModelSpec, MoESpec
+from upcycle.study.spec import Gate, ModelSpec, MoESpec
 
 # --- gates: logits (T, E) and the ids (T, K) of each token's K largest -> weights (T, K), in float32
 

@@ -17,7 +17,7 @@ from upcycle.model.attention import Attention
 from upcycle.model.kernels import Kernels, WholeLayers, swiglu
 from upcycle.model.moe import MoE, Routing
 from upcycle.model.stacks import own
-from upcycle.spec import ModelSpec, MoESpec, default_init_std
+from upcycle.study.spec import ModelSpec, MoESpec, default_init_std
 
 
 class RouterStats(NamedTuple):

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from upcycle.counting import n1, n2
 from upcycle.decisions.allocation import UpcycledOptimum, equation_14, optimal_upcycled, three_way
 from upcycle.decisions.published import TABLE_2
 from upcycle.paper.audit_items_laws import LLAMA2_TOKENS, SUNK
@@ -15,6 +14,7 @@ from upcycle.paper.audit_items_models import EIGHT, shape
 from upcycle.paper.audit_items_training import largest_budget
 from upcycle.paper.audit_verdict import Evidence, Item, box, claim, follows, number, plain
 from upcycle.paper.printed import TABLE_3
+from upcycle.study.counting import n1, n2
 
 BUDGETS = np.geomspace(1e18, 1e26, 17)
 """FLOPs at which the statements of section 5.2 and F.2 are looked at."""

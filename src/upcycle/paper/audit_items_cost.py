@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from upcycle.counting import count_parameters, n1, n2
 from upcycle.paper.audit_items_models import EIGHT, shape
 from upcycle.paper.audit_items_training import largest_budget
 from upcycle.paper.audit_verdict import Evidence, Item, claim, follows, number, plain, reading
 from upcycle.paper.printed import FLOPS, TABLE_3
+from upcycle.study.counting import count_parameters, n1, n2
 
 _NAMES = {"dense": "dense", "moe": "MoE", "upcycled": "upcycled MoE"}
 _DENSE_BUDGETS = 5

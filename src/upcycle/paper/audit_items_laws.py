@@ -9,13 +9,13 @@ from collections.abc import Iterator
 import numpy as np
 from scipy.optimize import brentq
 
-from upcycle.counting import n1, n2
 from upcycle.decisions.published import TABLE_2, TABLE_2_E, half_unit
 from upcycle.laws.forms import get_law
 from upcycle.paper.audit_items_models import EIGHT, shape
 from upcycle.paper.audit_items_training import largest_budget
 from upcycle.paper.audit_verdict import Evidence, Item, claim, follows, lost
 from upcycle.paper.printed import HEADINGS, TABLE_3, TABLE_8
+from upcycle.study.counting import n1, n2
 
 SIZE = 1e9
 """N1 of the examples: the paper's 8x1B."""

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from upcycle.counting import n1
 from upcycle.laws.forms import get_law
 from upcycle.laws.law import Law
 from upcycle.paper.audit_items_models import shape
@@ -25,6 +24,7 @@ from upcycle.paper.printed import (
     TABLE_7,
     TABLE_8,
 )
+from upcycle.study.counting import n1
 
 _LOSSES = "needs the losses of the sweep"
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from scipy.optimize import brentq, minimize_scalar
 
-from upcycle.counting import count_parameters, n1
 from upcycle.decisions.curves import Curve, ThreeLaws
 from upcycle.decisions.published import TABLE_2, TABLE_2_E, half_unit
 from upcycle.decisions.thresholds import d_star, equation_2, refit_equation_2, threshold_d2
@@ -19,6 +18,7 @@ from upcycle.paper.audit_items_models import shape
 from upcycle.paper.audit_items_training import largest_budget
 from upcycle.paper.audit_verdict import Evidence, Item, claim, follows, lost, number, plain
 from upcycle.paper.printed import EQUATION_2
+from upcycle.study.counting import count_parameters, n1
 
 B = 1e9
 """The unit of the paper's tokens: a billion."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
-from upcycle.counting import count_parameters
 from upcycle.laws.forms import get_law
 from upcycle.paper.audit_items_models import shape
 from upcycle.paper.audit_verdict import STUDY, Evidence, Item, claim, follows, lost, number, plain, reading, settings
 from upcycle.paper.printed import TABLE_4, TABLE_5, TABLE_6
+from upcycle.study.counting import count_parameters
 
 _FROM = f"{STUDY.parent.name}/{STUDY.name}"
 

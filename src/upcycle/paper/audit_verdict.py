@@ -21,7 +21,7 @@ from upcycle.decisions.curves import ThreeLaws, published
 from upcycle.decisions.published import half_unit
 from upcycle.decisions.thresholds import Threshold, d_star
 from upcycle.errors import UserError
-from upcycle.study import StudyConfig, load_study
+from upcycle.study.study import StudyConfig, load_study
 
 Verdict = Literal[
     "reproduced", "within rounding", "slip", "cannot be recomputed without the losses", "not printed, follows"

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from upcycle.files import write_atomic
-from upcycle.paper import catalogue, style
+from upcycle.paper import style
 from upcycle.paper.inputs import Inputs
 from upcycle.paper.render import to_markdown
+from upcycle.study import catalogue
 
 
 def draw(name: str, inputs: Inputs, out_stem: Path, **options: Any) -> list[Path]:

@@ -15,7 +15,7 @@ from upcycle.paper import style
 from upcycle.paper.inputs import Inputs
 from upcycle.paper.predictions import predicted, rms, round_ticks, square
 from upcycle.paper.render import number
-from upcycle.spec import short_count
+from upcycle.study.spec import short_count
 
 
 def figure_5(inputs: Inputs) -> Figure:

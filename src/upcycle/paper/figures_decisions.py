@@ -36,7 +36,7 @@ from upcycle.paper.three_laws import (
     three_laws,
     tokens_to_show,
 )
-from upcycle.spec import short_count
+from upcycle.study.spec import short_count
 
 RING: dict[str, Any] = {"marker": "o", "markerfacecolor": "white", "markersize": 4.6, "linestyle": "none"}
 RING |= {"markeredgewidth": 1.1, "zorder": 4}

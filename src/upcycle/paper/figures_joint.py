@@ -15,7 +15,7 @@ from upcycle.paper import style
 from upcycle.paper.inputs import Inputs
 from upcycle.paper.predictions import extrapolated, largest_size, most_tokens, predicted, rms, square
 from upcycle.paper.render import number
-from upcycle.spec import short_count
+from upcycle.study.spec import short_count
 
 LEAST_SIZES = 3
 """A curve in N1 needs as many."""

@@ -13,7 +13,7 @@ from upcycle.paper.comparisons import clear_difference
 from upcycle.paper.inputs import Inputs
 from upcycle.paper.render import number
 from upcycle.paper.tables_data import ROWS
-from upcycle.spec import short_count
+from upcycle.study.spec import short_count
 
 
 def overview(inputs: Inputs, sweep: str | None = None) -> Figure:

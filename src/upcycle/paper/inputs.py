@@ -17,7 +17,7 @@ from upcycle.laws.losses import read_losses
 from upcycle.laws.result import FitResult, read_fit
 from upcycle.laws.validate import SeedNoise, seed_noise
 from upcycle.manifest import check_listed, check_metrics
-from upcycle.spec import RunSpec
+from upcycle.study.spec import RunSpec
 
 
 @dataclass(frozen=True)

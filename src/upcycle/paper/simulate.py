@@ -13,15 +13,18 @@ from pathlib import Path
 
 import pandas as pd
 
-from upcycle import __version__, products
+from upcycle import __version__
 from upcycle.decisions.simulated import World, paper_world, simulate
 from upcycle.errors import UserError
 from upcycle.files import write_atomic
 from upcycle.laws.losses import COLUMNS, described, ordered, write_losses
 from upcycle.paper.draw import draw, write_table
 from upcycle.paper.inputs import Inputs
-from upcycle.plan import Plan
-from upcycle.workflow import JOB_ENVIRONMENT, RESULTS, Workflow, read_workflow
+from upcycle.study.plan import Plan
+from upcycle.workflow import make
+from upcycle.workflow.dag import Workflow
+from upcycle.workflow.invocation import JOB_ENVIRONMENT, read_workflow
+from upcycle.workflow.paths import RESULTS
 
 log = logging.getLogger(__name__)
 
@@ -77,11 +80,11 @@ def _make_fits(workflow: Workflow, processes: int) -> None:
     paths = {name: workflow.out / "fits" / f"{name}.json" for name in workflow.study.fits}
     if processes == 1:
         for name, path in paths.items():
-            products.make_fit(workflow, name, path)
+            make.make_fit(workflow, name, path)
             log.info("%s", path)
         return
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        jobs = {path: pool.submit(products.make_fit, workflow, name, path) for name, path in paths.items()}
+        jobs = {path: pool.submit(make.make_fit, workflow, name, path) for name, path in paths.items()}
         for path, job in jobs.items():
             job.result()
             log.info("%s", path)
@@ -89,7 +92,7 @@ def _make_fits(workflow: Workflow, processes: int) -> None:
 
 def simulated_inputs(workflow: Workflow) -> Inputs:
     """What figures and tables read: never a run folder, even where the study has some."""
-    return replace(products.paper_inputs(workflow), runs=workflow.out / "runs", specs=workflow.plan.runs)
+    return replace(make.paper_inputs(workflow), runs=workflow.out / "runs", specs=workflow.plan.runs)
 
 
 def planned_losses(plan: Plan) -> pd.DataFrame:

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from upcycle.spec import short_count
+from upcycle.study.spec import short_count
 
 COLUMN = 3.25
 """Width of one column of the paper, inches."""

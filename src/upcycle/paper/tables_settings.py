@@ -7,11 +7,11 @@ from typing import Any
 
 import pandas as pd
 
-from upcycle.counting import count_parameters
 from upcycle.errors import UserError
 from upcycle.paper.inputs import Inputs
 from upcycle.paper.render import number
-from upcycle.spec import MoESpec, RunSpec
+from upcycle.study.counting import count_parameters
+from upcycle.study.spec import MoESpec, RunSpec
 
 SAME_IN_ABLATIONS = ("role", "start_step", "end_step", "parent", "dense_parent", "dense_tokens", "schedule.floor")
 """What follows from a budget and is no setting that an ablation compares."""

@@ -20,7 +20,7 @@ from upcycle.laws.terms import Array
 from upcycle.paper import style
 from upcycle.paper.inputs import Inputs
 from upcycle.paper.render import number
-from upcycle.spec import short_count
+from upcycle.study.spec import short_count
 
 DRAWS = 200
 """Draws behind a band: enough for its 95 %, few enough to draw in seconds."""

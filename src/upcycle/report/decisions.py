@@ -14,7 +14,7 @@ from upcycle.errors import UserError
 from upcycle.paper.inputs import Inputs
 from upcycle.paper.render import number
 from upcycle.paper.three_laws import with_few_draws
-from upcycle.spec import short_count
+from upcycle.study.spec import short_count
 
 FAR = 100.0
 """A crossing more than this factor beyond the data's tokens is no answer, and is left out."""

@@ -13,7 +13,7 @@ from upcycle.paper.comparisons import Lead, clear_difference, leads
 from upcycle.paper.inputs import Grid, Inputs
 from upcycle.paper.render import number, signed
 from upcycle.paper.tables_data import LAWS, law_errors
-from upcycle.spec import short_count
+from upcycle.study.spec import short_count
 
 Verdict = Literal["clear", "open", "against"]
 SAME = 1.1

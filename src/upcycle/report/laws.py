@@ -10,7 +10,7 @@ from typing import Any
 from upcycle.laws.result import FitResult
 from upcycle.paper.inputs import Inputs
 from upcycle.paper.render import number
-from upcycle.spec import short_count
+from upcycle.study.spec import short_count
 
 _GREEK = {"alpha": "α", "beta": "β", "gamma": "γ", "eta": "η", "delta": "δ"}
 _SYMBOL = re.compile(r"\b(alpha|beta|gamma|delta|eta|[A-Z])(\d|_prime)?\b")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from upcycle.paper.inputs import Grid, Inputs
-from upcycle.spec import short_count
+from upcycle.study.spec import short_count
 
 PAPER_SMALLEST_N1 = 14_745_600
 """Non-embedding parameters (Equation 4) of the paper's smallest dense model, 15M."""

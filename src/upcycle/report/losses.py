@@ -13,7 +13,7 @@ from upcycle.paper.comparisons import clear_difference, leads
 from upcycle.paper.inputs import Grid, Inputs
 from upcycle.paper.render import signed
 from upcycle.report.background import Background
-from upcycle.spec import short_count
+from upcycle.study.spec import short_count
 
 
 @dataclass(frozen=True)

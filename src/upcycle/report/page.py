@@ -11,7 +11,6 @@ import pandas as pd
 
 from upcycle.errors import UserError
 from upcycle.files import write_atomic
-from upcycle.paper import catalogue
 from upcycle.paper.inputs import Inputs
 from upcycle.paper.render import number, to_html
 from upcycle.report import laws, losses, sections
@@ -19,6 +18,7 @@ from upcycle.report.background import Background
 from upcycle.report.decisions import decisions
 from upcycle.report.findings import findings, headline
 from upcycle.report.limits import limits
+from upcycle.study import catalogue
 
 __all__ = ["Background", "headline", "write_report"]
 

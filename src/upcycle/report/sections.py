@@ -10,7 +10,7 @@ from typing import Any
 from upcycle.paper.inputs import Grid, Inputs
 from upcycle.paper.render import number
 from upcycle.report.background import Background
-from upcycle.spec import short_count
+from upcycle.study.spec import short_count
 
 
 def scope(inputs: Inputs, background: Background, grid: Grid) -> dict[str, Any]:

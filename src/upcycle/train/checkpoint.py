@@ -34,7 +34,7 @@ from upcycle.manifest import (
     read_manifest,
     sealed,
 )
-from upcycle.spec import RunSpec
+from upcycle.study.spec import RunSpec
 from upcycle.train.lease import LEASE
 from upcycle.train.preemption import TrainingError
 

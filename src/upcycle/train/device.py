@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import torch
 
 from upcycle.errors import UserError
-from upcycle.execution import Execution
-from upcycle.spec import RunSpec
+from upcycle.study.execution import Execution
+from upcycle.study.spec import RunSpec
 from upcycle.train.preemption import TrainingError
 
 

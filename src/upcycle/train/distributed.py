@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from upcycle.errors import UserError
-from upcycle.execution import Execution
+from upcycle.study.execution import Execution
 from upcycle.train.preemption import EndedByPeer
 
 if TYPE_CHECKING:

@@ -18,10 +18,10 @@ import torch
 from upcycle.data.batches import heldout_batches
 from upcycle.data.tokens import TokenSet
 from upcycle.errors import UserError
-from upcycle.execution import Execution
 from upcycle.model.kernels import choose_kernels
 from upcycle.model.transformer import Transformer
-from upcycle.spec import RunSpec
+from upcycle.study.execution import Execution
+from upcycle.study.spec import RunSpec
 from upcycle.train.checkpoint import WEIGHTS, read_manifest, read_spec, read_tensors
 from upcycle.train.device import precision, use_device
 from upcycle.train.distributed import Group

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from upcycle.counting import flops_6nd, flops_per_token
+from upcycle.study.counting import flops_6nd, flops_per_token
 from upcycle.train import checkpoint
 from upcycle.train.evaluate import SUBSET_TOKENS, batches_of, heldout, mean_and_error, sequence_losses, spread
 from upcycle.train.optim import optimizer_tensors

@@ -12,9 +12,9 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from upcycle.execution import Execution
 from upcycle.manifest import MANIFEST, METRICS, DamagedError
-from upcycle.spec import RunSpec
+from upcycle.study.execution import Execution
+from upcycle.study.spec import RunSpec
 from upcycle.train import checkpoint, rolling
 from upcycle.train.device import out_of_memory_is_named
 from upcycle.train.distributed import Group, start_group

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from upcycle.model.stacks import own
-from upcycle.spec import OptimSpec
+from upcycle.study.spec import OptimSpec
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from upcycle.spec import RunSpec
+from upcycle.study.spec import RunSpec
 
 
 def learning_rate(run: RunSpec, step: int) -> float:

@@ -9,11 +9,11 @@ from typing import Any
 from upcycle.data.batches import check_budget
 from upcycle.data.tokens import TokenSet
 from upcycle.errors import UserError
-from upcycle.execution import Execution
 from upcycle.model import upcycling
 from upcycle.model.kernels import choose_kernels
 from upcycle.model.transformer import initial_weight
-from upcycle.spec import RunSpec
+from upcycle.study.execution import Execution
+from upcycle.study.spec import RunSpec
 from upcycle.train import checkpoint, rolling
 from upcycle.train.device import use_device
 from upcycle.train.distributed import Group

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from upcycle.data.batches import batch
 from upcycle.data.tokens import TokenSet
-from upcycle.execution import Execution
 from upcycle.model.kernels import Kernels
 from upcycle.model.transformer import Transformer
-from upcycle.spec import MoESpec, RunSpec
+from upcycle.study.execution import Execution
+from upcycle.study.spec import MoESpec, RunSpec
 from upcycle.train.distributed import Group
 from upcycle.train.record import Clock
 from upcycle.train.saving import Saver

@@ -12,9 +12,9 @@ import time
 import torch
 from torch import Tensor
 
-from upcycle.counting import flops_per_token
-from upcycle.execution import Execution
-from upcycle.spec import RunSpec
+from upcycle.study.counting import flops_per_token
+from upcycle.study.execution import Execution
+from upcycle.study.spec import RunSpec
 
 GEMM_FLOPS = {"cpu": 1e8, "cuda": 1e12}
 """FLOPs that one product aims at, so that it takes milliseconds: fewer rows than the run has tokens will do."""

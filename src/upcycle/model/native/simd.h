@@ -147,7 +147,7 @@ INLINE vec sigmoid(vec x) { return 1.0f / (1.0f + vexp(-x)); }
 
 /* Scratch memory by slot and thread, grown as needed and kept while the process lives: a step asks for the same sizes
  * again and again. Contents are undefined, or what the last call left there. Some rows, and packed copies of the largest
- * matrices (src/upcycle/memory.py counts them): where they cannot be had, the process ends by name. Callers that call
+ * matrices (src/upcycle/study/memory.py counts them): where they cannot be had, the process ends by name. Callers that call
  * each other use slots of their own. */
 enum {
     XN, WIDE, NARROW, PACKED, PACKED2, QUERY, KEY, VALUE, SCORES, DSCORES, OUT, DQUERY, DKEY, DVALUE, STRIPPED, PANELLED,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Literal
 
 from upcycle.errors import UserError
-from upcycle.spec import Count, Frozen, Positive, RunSpec
+from upcycle.study.spec import Count, Frozen, Positive, RunSpec
 
 
 class Execution(Frozen):

@@ -14,8 +14,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from upcycle.errors import UserError, nearest
-from upcycle.spec import RunSpec
-from upcycle.study import StudyConfig, SweepConfig, describe_error
+from upcycle.study.spec import RunSpec
+from upcycle.study.study import StudyConfig, SweepConfig, describe_error
 
 
 @dataclass(frozen=True)

@@ -11,37 +11,25 @@ rebuild nothing, and an edited figure function redraws its figure, with or witho
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import sys
-import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from upcycle.errors import UserError, nearest
-from upcycle.execution import Execution
 from upcycle.files import write_atomic
 from upcycle.fingerprint import PACKAGE_ROOT, fingerprint
-from upcycle.paper.catalogue import Item, catalogue
-from upcycle.plan import Plan, build_plan, freeze, is_finished, thaw
-from upcycle.registry import law_names, method_names
-from upcycle.spec import RunSpec, canonical_json
-from upcycle.study import EvaluationConfig, StudyConfig, load_study
-
-PLAN_VARIABLE = "UPCYCLE_PLAN"
-FORK_VARIABLE = "UPCYCLE_FORK_SERVER"
-CORES_VARIABLE = "UPCYCLE_CORES"
-STARTED_VARIABLE = "UPCYCLE_STARTED"
-RESULTS = Path("results")
-ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
-"""glibc's allocator, for jobs: keep freed memory instead of returning it to the kernel at every step. Worth
-some 7 to 12 % of a small model's rate (`benchmarks/allocator.py`)."""
-JOB_ENVIRONMENT = {**ALLOCATOR, "OPENBLAS_NUM_THREADS": "1"}
-"""For every job, unless the user has set it. Fits solve many tiny systems: threads get in each other's way."""
-OLD = 1.0
-"""Modification time, seconds since the epoch, of the key file of a product that is up to date."""
+from upcycle.study.catalogue import Item, catalogue
+from upcycle.study.plan import Plan, is_finished
+from upcycle.study.spec import canonical_json
+from upcycle.study.study import StudyConfig
+from upcycle.workflow.paths import (
+    RESULTS,
+    evaluation_path,
+    evaluation_tokens_id,
+    file_digest,
+    metrics_path,
+    tokens_path,
+)
 
 
 @dataclass(frozen=True)
@@ -175,145 +163,6 @@ class Workflow:
         return [name.partition("/")[2] for name in self.products if name.startswith(f"{folder}/")]
 
 
-def metrics_path(run_id: str) -> str:
-    """The file whose presence says that a run is finished."""
-    return str(RESULTS / "runs" / run_id / "metrics.json")
-
-
-def tokens_path(tokens_id: str) -> str:
-    """The manifest of a token set."""
-    return str(RESULTS / "tokens" / tokens_id / "manifest.json")
-
-
-def evaluation_path(run_id: str, name: str) -> str:
-    """Result of a run's evaluation on another text."""
-    return str(RESULTS / "runs" / run_id / "evaluations" / f"{name}.json")
-
-
-def evaluation_tokens_id(run: RunSpec, evaluation: EvaluationConfig) -> str:
-    """Token set of an evaluation: its text, cut by the run's own tokenizer."""
-    return f"{evaluation.dataset}-{evaluation.version}-as-{run.data.tokens_id}"
-
-
-def study_file(name: str, root: Path) -> Path:
-    """`default` is config.yaml at the root; any other study is config/<name>.yaml.
-
-    Raises `UserError` naming the nearest study.
-    """
-    if name == "default":
-        return root / "config.yaml"
-    path = root / "config" / f"{name}.yaml"
-    if not path.exists():
-        raise UserError(
-            f"no study `{name}` (config/{name}.yaml); {nearest(name, [p.stem for p in path.parent.glob('*.yaml')])}"
-        )
-    return path
-
-
-def output_folder(name: str) -> Path:
-    """results/ for the default study, results/<study>/ for any other; runs and tokens are shared."""
-    return RESULTS if name == "default" else RESULTS / name
-
-
-def read_workflow(config: dict[str, Any], root: Path) -> Workflow:
-    """The workflow of a study, without touching anything.
-
-    `config` holds `study` and overrides of execution settings such as `device` (Snakemake's --config). Jobs of a
-    running invocation find its frozen plan in the environment and take study, plan and settings from there.
-    Raises `UserError`.
-    """
-    name = str(config.get("study", "default"))
-    frozen = os.environ.get(PLAN_VARIABLE)
-    if frozen:
-        study, plan = thaw(Path(frozen))
-    else:
-        study = load_study(study_file(name, root))
-        check_names(study)
-        study = study.model_copy(update={"execution": override_execution(study.execution, config)})
-        plan = build_plan(study, RESULTS)
-    return Workflow(study, plan, output_folder(name))
-
-
-def open_workflow(config: dict[str, Any], root: Path, cores: int) -> Workflow:
-    """`read_workflow` for the Snakefile: the invocation that the user started freezes its plan and settles dates."""
-    # Rules call `upcycle`: this interpreter's own, whether or not its environment is activated.
-    tools = str(Path(sys.executable).parent)
-    if tools not in os.environ["PATH"].split(os.pathsep):
-        os.environ["PATH"] = f"{tools}{os.pathsep}{os.environ['PATH']}"
-    outermost = PLAN_VARIABLE not in os.environ
-    workflow = read_workflow(config, root)
-    if outermost:
-        os.environ[PLAN_VARIABLE] = str(freeze(workflow.study, workflow.plan, RESULTS).resolve())
-        if workflow.study.execution.fork_server:
-            os.environ[FORK_VARIABLE] = "1"
-        for variable, value in JOB_ENVIRONMENT.items():
-            os.environ.setdefault(variable, value)
-        os.environ[STARTED_VARIABLE] = repr(time.time())
-        os.environ[CORES_VARIABLE] = str(cores)
-        for product in workflow.products.values():
-            settle(workflow, product)
-    return workflow
-
-
-def override_execution(execution: Execution, config: dict[str, Any]) -> Execution:
-    """Execution settings given to Snakemake by --config (a profile's `device`), over the study's.
-
-    Raises `UserError` for an unknown or ill-typed one.
-    """
-    given = {key: value for key, value in config.items() if key != "study"}
-    for key in given:
-        if key not in Execution.model_fields:
-            raise UserError(f"--config {key}: not a setting; {nearest(key, ['study', *Execution.model_fields])}")
-    try:
-        return Execution.model_validate({**execution.model_dump(), **given})
-    except ValueError as error:
-        raise UserError(f"--config: {error}") from None
-
-
-def check_names(study: StudyConfig) -> None:
-    """Data sets, laws, figures and tables that a study names must exist, and have the options that it gives them.
-
-    Raises `UserError` naming the key and the nearest valid name.
-    """
-    from upcycle.data.datasets import find_dataset
-
-    laws = law_names()
-    for where, dataset, version in dataset_references(study):
-        if dataset not in study.datasets:
-            try:
-                find_dataset(dataset, version)
-            except UserError as error:
-                raise UserError(f"{where}: {error} (or describe your own under `datasets`)") from None
-    for name, sweep in study.sweeps.items():
-        for method in sweep.method:
-            if method not in method_names():
-                raise UserError(f"sweeps.{name}.method: unknown method `{method}`; {nearest(method, method_names())}")
-    for name, fit in study.fits.items():
-        if fit.law not in laws:
-            raise UserError(f"fits.{name}.law: unknown law `{fit.law}`; {nearest(fit.law, laws)}")
-    items = catalogue()
-    for section, kind in (("figures", "figure"), ("tables", "table")):
-        known = {name: item for name, item in items.items() if item.kind == kind}
-        for name, options in getattr(study, section).items():
-            if name not in known:
-                raise UserError(f"{section}.{name}: unknown {kind}; {nearest(name, known)}")
-            known[name].check(options)
-            if (sweep := options.get("sweep")) is not None and sweep not in study.sweeps:
-                raise UserError(f"{section}.{name}.sweep: unknown sweep `{sweep}`; {nearest(sweep, study.sweeps)}")
-
-
-def dataset_references(study: StudyConfig) -> list[tuple[str, str, str]]:
-    """(key path, data set, version) wherever a study names a data set."""
-    references = [("data.dataset", study.data.dataset, study.data.version)]
-    for name, evaluation in study.evaluations.items():
-        references.append((f"evaluations.{name}.dataset", evaluation.dataset, evaluation.version))
-    for name, sweep in study.sweeps.items():
-        for section in ("set", "dense_set"):
-            for dataset in getattr(sweep, section).get("data.dataset", []):
-                references.append((f"sweeps.{name}.{section}", str(dataset), study.data.version))
-    return references
-
-
 def _key(*parts: Any) -> str:
     return hashlib.sha256(canonical_json(list(parts)).encode()).hexdigest()[:16]
 
@@ -355,32 +204,6 @@ def list_products(workflow: Workflow) -> dict[str, Product]:
     return products
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def settle(workflow: Workflow, product: Product) -> None:
-    """Set the date of a product's key file: old if the product was made with its key, else now."""
-    path = Path(workflow.keys(product.name))
-    if not path.exists() or path.read_text(encoding="utf-8") != product.key:
-        write_atomic(path, product.key)
-    os.utime(path, None if workflow.is_stale(product) else (OLD, OLD))
-
-
 def record_made(out: Path, product: str, key: str) -> None:
     """Say that a product has been made with this key (the last act of the job that makes it)."""
     write_atomic(out / ".made" / product, key)
-
-
-def load_json(path: Path) -> Any:
-    """A JSON file's content.
-
-    Raises `UserError` naming the file when it is missing or damaged.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}") from None

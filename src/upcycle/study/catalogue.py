@@ -1,6 +1,6 @@
 """Every figure and table by name, found by reading the source, not by importing it.
 
-A figure is a public function of this folder that returns a matplotlib `Figure`, a table one that returns a
+A figure is a public function of `upcycle.paper` that returns a matplotlib `Figure`, a table one that returns a
 `DataFrame`. Standard library only: the Snakefile lists targets and captions from here on every node, so
 matplotlib must not be imported to know their names. The docstring is the entry: its first line is the label
 ("Figure 4. A title.") or, for what the paper has not, a title alone; its second paragraph is the caption.
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from upcycle.errors import UserError, nearest
+from upcycle.fingerprint import PACKAGE_ROOT
 
 _LABEL = re.compile(r"^((?:Figure|Table) \d+)\. ")
 _KINDS: dict[str, Literal["figure", "table"]] = {"Figure": "figure", "DataFrame": "table"}
@@ -55,8 +56,8 @@ class Item:
 
 
 def catalogue(folder: Path | None = None) -> dict[str, Item]:
-    """All figures and tables of the source files in `folder` (default: this one), by name."""
-    folder = folder or Path(__file__).parent
+    """All figures and tables of the source files in `folder` (default: `upcycle/paper`), by name."""
+    folder = folder or PACKAGE_ROOT / "paper"
     items: dict[str, Item] = {}
     for path in sorted(folder.glob("*.py")):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:

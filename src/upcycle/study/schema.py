@@ -1,6 +1,6 @@
 """The JSON schema of a study, for editors: generated from the typed config, pinned by a test.
 
-python -m upcycle.schema        # rewrites workflow/schemas/study.schema.json
+python -m upcycle.study.schema        # rewrites workflow/schemas/study.schema.json
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 from upcycle.files import write_atomic
-from upcycle.study import StudyConfig
+from upcycle.study.study import StudyConfig
 
 SCHEMA = Path("workflow") / "schemas" / "study.schema.json"
 

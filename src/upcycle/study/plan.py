@@ -15,14 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from upcycle.counting import flops_per_token
 from upcycle.errors import UserError
-from upcycle.execution import Execution
 from upcycle.files import write_atomic
-from upcycle.kernel_fit import check_kernels
-from upcycle.spec import RunSpec, canonical_json
-from upcycle.study import StudyConfig
-from upcycle.sweep import Point, expand, trunk_point
+from upcycle.study.counting import flops_per_token
+from upcycle.study.execution import Execution
+from upcycle.study.kernel_fit import check_kernels
+from upcycle.study.spec import RunSpec, canonical_json
+from upcycle.study.study import StudyConfig
+from upcycle.study.sweep import Point, expand, trunk_point
 
 
 @dataclass(frozen=True)

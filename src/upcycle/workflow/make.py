@@ -11,14 +11,9 @@ from typing import Any
 
 from upcycle.errors import UserError, nearest
 from upcycle.files import write_atomic
-from upcycle.workflow import (
-    CORES_VARIABLE,
-    RESULTS,
-    STARTED_VARIABLE,
-    Workflow,
-    load_json,
-    record_made,
-)
+from upcycle.workflow.dag import Workflow, record_made
+from upcycle.workflow.invocation import CORES_VARIABLE, STARTED_VARIABLE
+from upcycle.workflow.paths import RESULTS, load_json
 
 
 def make(workflow: Workflow, args: argparse.Namespace) -> None:

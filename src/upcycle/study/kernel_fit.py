@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import get_args
 
 from upcycle.errors import UserError, nearest
-from upcycle.execution import Execution
-from upcycle.spec import ModelSpec, RunSpec
+from upcycle.study.execution import Execution
+from upcycle.study.spec import ModelSpec, RunSpec
 
 GROUPED_MM_MULTIPLE = 8
 """grouped_mm wants rows of a multiple of 16 bytes: 8 elements in bfloat16 (4 in float32)."""

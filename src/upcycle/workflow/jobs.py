@@ -10,9 +10,10 @@ from typing import Any
 
 from upcycle.errors import UserError, nearest
 from upcycle.files import write_atomic
-from upcycle.plan import recorded_spec
-from upcycle.spec import RunSpec
-from upcycle.workflow import RESULTS, Workflow, evaluation_path, load_json
+from upcycle.study.plan import recorded_spec
+from upcycle.study.spec import RunSpec
+from upcycle.workflow.dag import Workflow
+from upcycle.workflow.paths import RESULTS, evaluation_path, load_json
 
 log = logging.getLogger(__name__)
 CACHE = Path(".cache") / "downloads"

@@ -13,10 +13,10 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from upcycle.counting import count_parameters
 from upcycle.errors import UserError, nearest
-from upcycle.execution import Execution
-from upcycle.spec import Count, Frozen, ModelSpec, MoESpec, Number, Positive, RunSpec, Whole
+from upcycle.study.counting import count_parameters
+from upcycle.study.execution import Execution
+from upcycle.study.spec import Count, Frozen, ModelSpec, MoESpec, Number, Positive, RunSpec, Whole
 
 
 def _as_list(value: Any) -> Any:

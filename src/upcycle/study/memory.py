@@ -48,10 +48,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from upcycle.counting import count_parameters
-from upcycle.execution import Execution
-from upcycle.kernel_fit import KERNELS, why_not, why_not_native
-from upcycle.spec import RunSpec
+from upcycle.study.counting import count_parameters
+from upcycle.study.execution import Execution
+from upcycle.study.kernel_fit import KERNELS, why_not, why_not_native
+from upcycle.study.spec import RunSpec
 
 FLOAT, INT64 = 4, 8
 CHUNK_BYTES = 1 << 25

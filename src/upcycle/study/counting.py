@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from upcycle.spec import ModelSpec, MoESpec, RunSpec
+from upcycle.study.spec import ModelSpec, MoESpec, RunSpec
 
 
 @dataclass(frozen=True)

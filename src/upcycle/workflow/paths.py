@@ -1,0 +1,57 @@
+"""Where everything lies under results/: one function a kind of path."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from upcycle.errors import UserError
+from upcycle.study.spec import RunSpec
+from upcycle.study.study import EvaluationConfig
+
+RESULTS = Path("results")
+
+
+def metrics_path(run_id: str) -> str:
+    """The file whose presence says that a run is finished."""
+    return str(RESULTS / "runs" / run_id / "metrics.json")
+
+
+def tokens_path(tokens_id: str) -> str:
+    """The manifest of a token set."""
+    return str(RESULTS / "tokens" / tokens_id / "manifest.json")
+
+
+def evaluation_path(run_id: str, name: str) -> str:
+    """Result of a run's evaluation on another text."""
+    return str(RESULTS / "runs" / run_id / "evaluations" / f"{name}.json")
+
+
+def evaluation_tokens_id(run: RunSpec, evaluation: EvaluationConfig) -> str:
+    """Token set of an evaluation: its text, cut by the run's own tokenizer."""
+    return f"{evaluation.dataset}-{evaluation.version}-as-{run.data.tokens_id}"
+
+
+def output_folder(name: str) -> Path:
+    """results/ for the default study, results/<study>/ for any other; runs and tokens are shared."""
+    return RESULTS if name == "default" else RESULTS / name
+
+
+def load_json(path: Path) -> Any:
+    """A JSON file's content.
+
+    Raises `UserError` naming the file when it is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
