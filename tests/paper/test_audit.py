@@ -244,7 +244,6 @@ SLIPS = [
     "Section A.2, ratio n_layer / d_model",
     "Section A.5, warm-up steps against model size",
     "Equation 15, text",
-    "Section A.3, router probability P_ji",
     "Section A.3, factor of the balance loss, any mixture",
     "Figure 8, LR at the end of dense training",
     "Section A.10, FLOPs, dense",
@@ -253,17 +252,12 @@ SLIPS = [
     "Section A.10, GPU-hours",
     "Section F.3, last exponent of D2_opt",
     "Section D.1, exponents β1 of N2 and β2 of P",
-    "Equation 19, names of its variables and exponents",
     "Section E.2, Equation 19 as fitted predicts a loss that increases with dataset and model sizes",
-    "Section C.1, fits across architectures",
     "Section C.3, logarithm of the first term of Equation 8",
     "Equation 10 put into Equation 7",
-    "Equation 12, β2",
     "Requirement 2, the numbers",
     "Requirement 4, the numbers",
     "Sections 1 and 5.1, Figure 1: from scratch is more efficient for all budgets above D*",
-    "Section 5, the fitting procedure",
-    "Section 5.2, the derivation of Equation 14",
 ]
 WITHIN = [
     "Equation 2, prefactor",
@@ -276,6 +270,11 @@ WITHIN = [
 def test_the_slips_are_those_that_are_known(items):
     assert sorted(label for label, item in items.items() if item.verdict == "slip") == sorted(SLIPS)
     assert all(items[label].remark for label in SLIPS)
+
+
+def test_only_numbers_make_a_slip(items):
+    """A comparison of words that are both typed in here cannot fail: such slips are in docs/paper.md, not here."""
+    assert [label for label, item in items.items() if item.verdict == "slip" and not item.values] == []
 
 
 def test_what_rounding_explains(items):

@@ -36,11 +36,14 @@ def _closed_forms(evidence: Evidence, optimum: UpcycledOptimum, ratio: float) ->
     for flops in (1e20, 1e22):
         best = optimal_upcycled(evidence.central, LLAMA2_TOKENS, flops)
         errors = {"D2": best.d / optimum.d2(flops) - 1, "N1": best.n1 / optimum.n1(flops) - 1}
+        holds = max(abs(error) for error in errors.values()) < 1e-4
         yield claim(
             f"Section F.3, D2_opt = G (C2/10.5)^a and N1_opt = G^-1 (C2/10.5)^b at C2 = {plain(flops)}",
             "the minimum of the loss",
-            max(abs(error) for error in errors.values()) < 1e-4,
+            holds,
             "least loss of Equation 12 with Table 2 at D1 = 2T, found numerically",
+            # The digits of a difference this small are the minimiser's: they change with the machine.
+            recomputed="the same to 1 part in 10,000" if holds else "",
             values={"relative difference of D2": errors["D2"], "of N1": errors["N1"]},
             count=2,
         )

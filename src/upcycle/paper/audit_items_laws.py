@@ -1,4 +1,4 @@
-"""Audit of the laws: Table 2, the forms of Equations 1 to 12, 16 to 18, the Requirements, units, signs, references."""
+"""Audit of the laws: Table 2, the forms of Equations 1 to 12, 16 to 18, the Requirements, units, signs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from upcycle.laws.forms import get_law
 from upcycle.paper.audit_items_models import EIGHT, shape
 from upcycle.paper.audit_items_training import largest_budget
 from upcycle.paper.audit_verdict import Evidence, Item, claim, follows, lost
-from upcycle.paper.printed import HEADINGS, TABLE_3, TABLE_8
+from upcycle.paper.printed import TABLE_3, TABLE_8
 from upcycle.study.counting import n1, n2
 
 SIZE = 1e9
@@ -33,7 +33,6 @@ def items(evidence: Evidence) -> Iterator[Item]:
     yield from _requirements(evidence)
     yield from _interpretation(evidence)
     yield from _units(evidence)
-    yield from _references()
 
 
 def one(**values: float) -> dict[str, np.ndarray]:
@@ -121,14 +120,6 @@ def _forms(evidence: Evidence) -> Iterator[Item]:
     ):
         source = "Equation 1 with Table 2's exponents at D1 = 1e10, against Equation 7"
         yield claim(label, what, bool(same), source, recomputed="the same" if same else "differs")
-    yield claim(
-        "Equation 12, β2",
-        "β2",
-        "beta2" in TABLE_2["upcycled"],
-        "heading of Table 2",
-        recomputed=f"Table 2 has {', '.join(TABLE_2['upcycled'])}",
-        remark="the same exponent is β in Table 2, Requirement 3 and section F.3",
-    )
     values = {name: getattr(evidence.three, name).loss(D=SUNK, N1=SIZE).item() for name in ("dense", "moe")}
     yield follows("Equation 3 with Table 2, loss at D = 1e10, N1 = 1e9", values, "A D^-α + B N1^-β + E")
 
@@ -274,20 +265,3 @@ def _units(evidence: Evidence) -> Iterator[Item]:
         "β / (α2 - α3 log D1) at D1 = 2T, Table 2",
         "only natural logarithms of tokens give the printed 1.8",
     )
-
-
-def _references() -> Iterator[Item]:
-    for label, printed, word, right in (
-        ("Section 5, the fitting procedure", "Section 4.2", "Huber", "Section 4.1"),
-        ("Section 5.2, the derivation of Equation 14", "Appendix F.2", "Derivation", "Appendix F.3"),
-        ("Section C.1, fits across architectures", "Figure 8", "across architectures", "Table 8"),
-    ):
-        assert word in HEADINGS[right]
-        yield claim(
-            label,
-            f"see {printed}",
-            word in HEADINGS[printed],
-            f"heading of {printed}: {HEADINGS[printed]}",
-            recomputed=f"it is in {right}",
-            remark=f"{right} is meant",
-        )

@@ -188,12 +188,3 @@ def _mixtures(evidence: Evidence) -> Iterator[Item]:
         values=factors,
         remark="4 is E/K of the 8-expert top-2 mixture; the formula for n_expert experts needs n_expert / n_TopK",
     )
-    sequences = 8 * evidence.study.context
-    yield claim(
-        "Section A.3, router probability P_ji",
-        "of token j to be assigned to token i",
-        sequences == EIGHT.n_expert,
-        "range of i in the formula (experts) against that of j (tokens, one micro-batch of 8 sequences)",
-        values={"i runs to": float(EIGHT.n_expert), "j runs to": float(sequences)},
-        remark="should be: to expert i",
-    )

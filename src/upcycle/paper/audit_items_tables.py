@@ -246,14 +246,6 @@ def _equation_19(evidence: Evidence) -> Iterator[Item]:
         f" above {turns[1]:,.0f}: in all of the data. With α3 = {-values['alpha3']:+g} it "
         f"{'rises' if flipped else 'does not rise everywhere either'}: the fitted sign, or this is not the reason",
     )
-    yield claim(
-        "Equation 19, names of its variables and exponents",
-        "L(D1, D2, N2) with β2",
-        "N2" in law.inputs and "beta2" in law.names,
-        "variables of the formula; exponents of the text",
-        recomputed=f"formula in {', '.join(law.inputs)}; text reports {', '.join(EQUATION_19)}",
-        remark="N1 in place of N2; β2 of the formula is β in the text",
-    )
 
 
 def _rises(law: Law, values: Mapping[str, float], d2: tuple[float, float], size: Sequence[float]) -> bool:

@@ -84,13 +84,3 @@ CONFIGURATION_RMS = {
 
 FLOPS = {"dense": "6.14e17", "moe": "1.08e18", "upcycled": "5.38e18"}
 """Training FLOPs of all sizes at their largest budgets (A.10)."""
-
-HEADINGS = {
-    "Section 4.1": "Scaling law for dataset sizes: requirements, forms, Huber loss, BFGS, leave-one-out RMS",
-    "Section 4.2": "Scaling law for model configuration",
-    "Appendix F.2": "More on compute optimality of upcycling",
-    "Appendix F.3": "Derivation of compute-optimal formula",
-    "Figure 8": "Ablation of LR when upcycling an 8x0.1B MoE",
-    "Table 8": "Fitted exponents of the scaling law for dataset sizes across architectures",
-}
-"""Headings and captions (4.1 with its contents) that the paper's own references are looked up in."""
