@@ -106,6 +106,14 @@ def test_a_mistake_is_named_with_its_key_and_mend(tmp_path, path, value, message
         ("figures/figure44", {}, r"figures.figure44: unknown figure; did you mean `figure4`\?"),
         ("figures/figure4", {"sweeep": "x"}, "sweep"),
         ("figures/figure4", {"sweep": "upcicled"}, r"did you mean `upcycled`\?"),
+        ("figures/figure4", {"sweep": "dense"}, r"figures.figure4.sweep: the study has no upcycled sweep `dense`"),
+        ("figures/figure4", {"sweep": ["a"]}, r"figures.figure4.sweep: .* valid string"),
+        ("figures/figure4", {"model": "tinny"}, r"figures.figure4.model: the study has no model `tinny`; did you mean"),
+        (
+            "tables",
+            {"table6": {"sweeps": ["dense", "mo"]}},
+            r"tables.table6.sweeps: the study has no sweep `mo`; valid: `dense`",
+        ),
         ("sweeps/upcycled/method", "copi", r"sweeps.upcycled.method: unknown method `copi`; did you mean `copy`\?"),
     ],
 )

@@ -427,7 +427,7 @@ def test_the_command_takes_under_twenty_seconds(capsys):
 
 def test_the_table_of_the_report(topics, monkeypatch):
     monkeypatch.setattr("upcycle.paper.tables_audit.collect", lambda: topics)
-    table = audit(None)
+    table = audit()
     assert list(table.index) == [item.label for item in flat(topics) if item.verdict in ("slip", "within rounding")]
     assert table.map(lambda cell: isinstance(cell, str)).all().all()
-    assert len(audit(None, everything=True)) == len(frame(flat(topics)))
+    assert len(audit(everything=True)) == len(frame(flat(topics)))

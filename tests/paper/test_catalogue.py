@@ -15,7 +15,7 @@ def test_the_paper_s_items_and_ours_are_found_with_label_title_and_caption():
     numbered = {"table1", "table2", "table3", "table4", "table5", "table6", "table8"}
     assert set(catalogue.tables()) == numbered | {"laws", "audit"}
     item = catalogue.find("figure4")
-    assert (item.label, item.function, item.parameters) == ("Figure 4", "figure_4", ("sweep", "model"))
+    assert (item.label, item.function, list(item.parameters)) == ("Figure 4", "figure_4", ["sweep", "model"])
     assert item.title.startswith("Loss against D2")
     assert "Equation 10" in item.caption
     assert catalogue.find("overview").label == ""
@@ -44,14 +44,54 @@ def test_a_table_is_no_figure():
         catalogue.find("table1", "figure")
 
 
-def test_an_unknown_option_is_answered_with_the_nearest():
-    with pytest.raises(UserError, match=r"figures.figure4.sweeps: unknown option; did you mean `sweep`"):
-        catalogue.find("figure4").check({"sweeps": "upcycled"})
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("figure4", {"sweeps": "upcycled"}, r"figures\.figure4\.sweeps: unknown option; did you mean `sweep`"),
+        ("figure4", {"sweep": ["a"]}, r"figures\.figure4\.sweep: .* valid string \(given: \['a'\]\)"),
+        ("figure4", {"sweep": {"a": 1}}, r"figures\.figure4\.sweep: .* valid string"),
+        ("figure4", {"model": 1}, r"figures\.figure4\.model: .* valid string \(given: 1\)"),
+        ("figure15", {"sizes": 1e9}, r"figures\.figure15\.sizes: .* valid list"),
+        ("figure15", {"sizes": []}, r"figures\.figure15\.sizes: .* at least 1 item"),
+        ("figure15", {"sizes": [1e9, "big"]}, r"figures\.figure15\.sizes\.1: 'big' is not a number"),
+        ("figure15", {"sizes": [0]}, r"figures\.figure15\.sizes\.0: .* greater than 0"),
+        ("figure15", {"sizes": [True]}, r"figures\.figure15\.sizes\.0: True is not a number"),
+        ("table6", {"sweeps": "auxiliary"}, r"tables\.table6\.sweeps: .* valid list"),
+        ("audit", {"everything": "yes"}, r"tables\.audit\.everything: .* valid boolean"),
+    ],
+)
+def test_an_option_that_cannot_be_is_named(name, options, message):
+    with pytest.raises(UserError, match=message):
+        catalogue.find(name).read(options)
+
+
+def test_options_are_read_as_the_annotation_says():
+    """YAML leaves `1e9` a string."""
+    assert catalogue.find("figure15").read({"sizes": ["1e9", 7]}) == {"sizes": [1e9, 7.0]}
+    assert catalogue.find("figure4").read({"sweep": None, "model": "tiny"}) == {"sweep": None, "model": "tiny"}
+
+
+def test_every_option_has_a_type_that_a_study_is_checked_for():
+    for item in catalogue.catalogue().values():
+        for option in item.parameters:
+            with pytest.raises(UserError, match=rf"{item.kind}s\.{item.name}\.{option}"):
+                item.read({option: object()})
+
+
+def test_an_option_of_a_type_that_nothing_checks_is_the_author_s_mistake(tmp_path):
+    text = 'def figure_4(inputs: Inputs, colours: dict[str, str]) -> Figure:\n    """Figure 4. A."""\n'
+    (tmp_path / "figures_a.py").write_text(text)
+    with pytest.raises(ValueError, match=r"cannot be of type `dict\[str, str\]`"):
+        catalogue.catalogue(tmp_path)["figure4"].read({"colours": {}})
+
+
+def test_an_item_that_reads_no_losses_is_the_same_for_every_study():
+    assert [name for name, item in catalogue.catalogue().items() if not item.of_study] == ["audit"]
 
 
 def test_a_name_defined_twice_is_refused(tmp_path):
     text = 'def figure_4(inputs: Inputs) -> Figure:\n    """Figure 4. A."""\n'
-    (tmp_path / "a.py").write_text(text)
-    (tmp_path / "b.py").write_text(text)
-    with pytest.raises(ValueError, match=r"`figure4` is already in a\.py"):
+    (tmp_path / "figures_a.py").write_text(text)
+    (tmp_path / "figures_b.py").write_text(text)
+    with pytest.raises(ValueError, match=r"`figure4` is already in figures_a\.py"):
         catalogue.catalogue(tmp_path)

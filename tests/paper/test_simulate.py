@@ -166,18 +166,20 @@ def test_without_noise_the_fits_find_table_2(tmp_path):
         assert {name: table.loc[row, name] for name in values} == pytest.approx(values, rel=1e-3), row
 
 
-def test_everything_written_says_that_it_is_simulated(tmp_path, world):
+def test_everything_made_of_simulated_losses_says_so(tmp_path, world):
     flow = simulated_study.workflow(
         tmp_path / "simulated",
         fits={"joint": simulated_study.STUDY["fits"]["joint"]},
         figures={"figure3": {"model": "0.1B"}, "figure14": {}},
-        tables={"table3": {}},
+        tables={"table3": {}, "audit": {}},
     )
     simulate_study(flow, world, noise=0.001, seed=7)
     assert (read_losses(flow.out / "losses.csv")["simulated"] == 1).all()
     assert json.loads((flow.out / "fits" / "joint.json").read_text())["simulated"] is True
     assert (flow.out / "tables" / "table3.md").read_text().startswith("SIMULATED LOSSES. Table 3.")
     assert (flow.out / "tables" / "table3.csv").read_text().startswith("SIMULATED LOSSES: model,")
+    assert "SIMULATED" not in (flow.out / "tables" / "audit.md").read_text()  # it holds the paper's numbers alone
+    assert (flow.out / "tables" / "audit.csv").read_text().startswith("where,printed,")
     assert sorted(path.name for path in (flow.out / "figures").iterdir()) == ["figure14.pdf", "figure14.svg"]
     readme = (flow.out / "README.md").read_text()
     assert readme.startswith("# SIMULATED LOSSES")

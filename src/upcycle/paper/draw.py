@@ -18,23 +18,26 @@ def draw(name: str, inputs: Inputs, out_stem: Path, **options: Any) -> list[Path
     Raises `UserError` for an unknown figure or option, or for losses and fits that it needs and are not there.
     """
     item = catalogue.find(name, "figure")
-    item.check(options)
+    options = item.read(options)
     with style.context():
         figure = item.load()(inputs, **options)
         files = {f".{form}": style.encode(figure, form) for form in ("svg", "pdf")}
     return _write(out_stem, files)
 
 
-def write_table(name: str, inputs: Inputs, out_stem: Path, **options: Any) -> list[Path]:
+def write_table(name: str, inputs: Inputs | None, out_stem: Path, **options: Any) -> list[Path]:
     """Write a table as `<out_stem>.csv` (full precision) and `.md`; returns their paths.
+
+    `inputs` may be None for a table that is the same for every study.
 
     Raises `UserError` as `draw` does.
     """
     item = catalogue.find(name, "table")
-    item.check(options)
-    frame = item.load()(inputs, **options)
+    options = item.read(options)
+    read = [inputs] if item.of_study else []
+    frame = item.load()(*read, **options)
     mark = ""
-    if inputs.simulated:
+    if any(each is not None and each.simulated for each in read):
         mark, first = "SIMULATED LOSSES. ", frame.index.name
         frame = frame.rename_axis(f"SIMULATED LOSSES: {first}" if first else "SIMULATED LOSSES")
     heading = f"{mark}{item.label}. {item.title}".replace("  ", " ").removeprefix(". ")

@@ -36,7 +36,7 @@ from upcycle.paper.three_laws import (
     three_laws,
     tokens_to_show,
 )
-from upcycle.study.spec import short_count
+from upcycle.study.spec import Positive, short_count
 
 RING: dict[str, Any] = {"marker": "o", "markerfacecolor": "white", "markersize": 4.6, "linestyle": "none"}
 RING |= {"markeredgewidth": 1.1, "zorder": 4}
@@ -55,7 +55,7 @@ FROM_SCRATCH = "#FBEBDD"
 """Region in which training from scratch is ahead."""
 
 
-def figure_15(inputs: Inputs, sizes: Sequence[float] | None = None) -> Figure:
+def figure_15(inputs: Inputs, sizes: Sequence[Positive] | None = None) -> Figure:
     """Figure 15. Training from scratch against upcycling, by size and sunk cost.
 
     Loss against tokens: of the mixture trained from scratch on D tokens (orange, with the band of 95 % of the draws),
@@ -187,7 +187,7 @@ def _within(x: Array, box: tuple[float, float]) -> NDArray[np.bool_]:
     return (x >= box[0]) & (x <= box[1])
 
 
-def thresholds(inputs: Inputs, sizes: Sequence[float] | None = None) -> Figure:
+def thresholds(inputs: Inputs, sizes: Sequence[Positive] | None = None) -> Figure:
     """Upcycle or train from scratch, by the tokens D1 and D2.
 
     Who is ahead, given a dense model that has seen D1 tokens and a budget of D2 tokens of the mixture. Solid edge:

@@ -133,7 +133,7 @@ def _readme(study: str, losses: pd.DataFrame, world: World, noise: float, seed: 
         "",
         "- `losses.csv`: with 1 in the column `simulated`; what training would measure beside the loss is empty.",
         "- `fits/`: each fit says `\"simulated\": true`.",
-        "- `figures/`, `tables/`: SIMULATED LOSSES stands above each.",
+        "- `figures/`, `tables/`: SIMULATED LOSSES stands above each that is made of the losses.",
         *(f"- {line}" for line in skipped),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"

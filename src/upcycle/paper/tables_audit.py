@@ -5,10 +5,9 @@ from __future__ import annotations
 import pandas as pd
 
 from upcycle.paper.audit import collect, flat, frame, trivial
-from upcycle.paper.inputs import Inputs
 
 
-def audit(inputs: Inputs, everything: bool = False) -> pd.DataFrame:
+def audit(everything: bool = False) -> pd.DataFrame:
     """The paper's numbers, recomputed.
 
     What does not simply hold among the numbers and statements of the paper: printed and recomputed value, the verdict

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from scipy.ndimage import binary_erosion, distance_transform_edt
 
 from upcycle.decisions.curves import ThreeLaws, from_fits
-from upcycle.errors import UserError
 from upcycle.laws.terms import Array
 from upcycle.paper import style
 from upcycle.paper.inputs import Inputs
@@ -63,14 +62,9 @@ def one_size(three: ThreeLaws) -> bool:
 
 
 def sizes_of(three: ThreeLaws, sizes: Sequence[float] | None, defaults: Sequence[float]) -> list[float]:
-    """Sizes N1 to show: those asked for, else the paper's; where the data are far smaller, multiples of the largest.
-
-    Raises `UserError` for sizes that are no positive numbers.
-    """
+    """Sizes N1 to show: those asked for, else the paper's; where the data are far smaller, multiples of the largest."""
     if sizes is not None:
-        if not sizes or any(isinstance(size, bool) or not float(size) > 0 for size in sizes):
-            raise UserError(f"sizes = {sizes}: give one or more sizes N1 in parameters, e.g. [1.0e+9, 7.0e+9]")
-        return [float(size) for size in sizes]
+        return list(sizes)
     largest = largest_size(three)
     if one_size(three):
         return [largest]

@@ -1,9 +1,11 @@
 """Every figure and table by name, found by reading the source, not by importing it.
 
-A figure is a public function of `upcycle.paper` that returns a matplotlib `Figure`, a table one that returns a
-`DataFrame`. Standard library only: the Snakefile lists targets and captions from here on every node, so
-matplotlib must not be imported to know their names. The docstring is the entry: its first line is the label
-("Figure 4. A title.") or, for what the paper has not, a title alone; its second paragraph is the caption.
+A figure is a public function of a module `upcycle.paper.figures_*` that returns a matplotlib `Figure`, a table one of
+`upcycle.paper.tables_*` that returns a `DataFrame`. The Snakefile lists targets and captions from here on every node,
+so matplotlib must not be imported to know their names. The docstring is the entry: its first line is the label
+("Figure 4. A title.") or, for what the paper does not have, a title alone; its second paragraph is the caption. The
+first parameter is `inputs: Inputs`, unless the item is the same for every study. All other parameters are options that
+a study may give, each of the type that its annotation names.
 """
 
 from __future__ import annotations
@@ -11,16 +13,21 @@ from __future__ import annotations
 import ast
 import importlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Union
+
+from pydantic import Field, StrictBool, TypeAdapter, ValidationError
 
 from upcycle.errors import UserError, nearest
 from upcycle.fingerprint import PACKAGE_ROOT
+from upcycle.study.spec import Positive
 
 _LABEL = re.compile(r"^((?:Figure|Table) \d+)\. ")
 _KINDS: dict[str, Literal["figure", "table"]] = {"Figure": "figure", "DataFrame": "table"}
+_TYPES: dict[str, Any] = {"str": str, "bool": StrictBool, "Positive": Positive}
+"""Types that an option's annotation may name, also in `Sequence[...]` and with `| None`."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +43,10 @@ class Item:
     """`Figure 4`; empty for what the paper has not."""
     title: str
     caption: str
-    parameters: tuple[str, ...]
-    """Options that config may give it, such as `sweep`."""
+    parameters: Mapping[str, str]
+    """Options that config may give it, such as `sweep`, and the annotation of each."""
+    of_study: bool
+    """Whether it reads the study's losses and fits; else it is the same for every study."""
     path: Path
     """Its source file, for the code fingerprint of its rule."""
 
@@ -46,25 +55,35 @@ class Item:
         function: Callable[..., Any] = getattr(importlib.import_module(self.module), self.function)
         return function
 
-    def check(self, options: dict[str, Any]) -> None:
-        """Raise `UserError` for an option that this figure or table does not have."""
-        for option in options:
+    def read(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options that a study gives, each as its annotation says.
+
+        Raises `UserError` naming the key for an option that the item does not have, or of another type.
+        """
+        found = {}
+        for option, value in options.items():
+            where = f"{self.kind}s.{self.name}.{option}"
             if option not in self.parameters:
-                raise UserError(
-                    f"{self.kind}s.{self.name}.{option}: unknown option; {nearest(option, list(self.parameters))}"
-                )
+                raise UserError(f"{where}: unknown option; {nearest(option, self.parameters)}")
+            try:
+                found[option] = TypeAdapter(_type(self.parameters[option])).validate_python(value)
+            except ValidationError as error:
+                first = error.errors()[0]
+                place = ".".join([where, *map(str, first["loc"])])
+                raise UserError(f"{place}: {first['msg'].removeprefix('Value error, ')} (given: {value!r})") from None
+        return found
 
 
 def catalogue(folder: Path | None = None) -> dict[str, Item]:
     """All figures and tables of the source files in `folder` (default: `upcycle/paper`), by name."""
     folder = folder or PACKAGE_ROOT / "paper"
     items: dict[str, Item] = {}
-    for path in sorted(folder.glob("*.py")):
+    for path in sorted([*folder.glob("figures_*.py"), *folder.glob("tables_*.py")]):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if not isinstance(node, ast.FunctionDef) or node.name.startswith("_"):
                 continue
             kind = _KINDS.get(_returned(node))
-            if kind is None or (document := ast.get_docstring(node)) is None or not _takes_inputs(node):
+            if kind is None or (document := ast.get_docstring(node)) is None:
                 continue
             item = _item(path, node, kind, document)
             if item.name in items:
@@ -95,6 +114,8 @@ def _item(path: Path, node: ast.FunctionDef, kind: Literal["figure", "table"], d
     head, *rest = document.split("\n\n")
     head = " ".join(head.split())
     match = _LABEL.match(head)
+    arguments = [*node.args.args, *node.args.kwonlyargs]
+    annotations = {each.arg: ast.unparse(each.annotation) if each.annotation else "" for each in arguments}
     return Item(
         name=re.sub(r"^(figure|table)_(?=\d)", r"\1", node.name),
         kind=kind,
@@ -103,7 +124,8 @@ def _item(path: Path, node: ast.FunctionDef, kind: Literal["figure", "table"], d
         label=match.group(1) if match else "",
         title=head[match.end() :] if match else head,
         caption=" ".join(rest[0].split()) if rest else "",
-        parameters=tuple(argument.arg for argument in [*node.args.args[1:], *node.args.kwonlyargs]),
+        parameters={name: annotation for name, annotation in annotations.items() if annotation != "Inputs"},
+        of_study="Inputs" in annotations.values(),
         path=path,
     )
 
@@ -113,6 +135,22 @@ def _returned(node: ast.FunctionDef) -> str:
     return ast.unparse(node.returns).rsplit(".", 1)[-1] if node.returns else ""
 
 
-def _takes_inputs(node: ast.FunctionDef) -> bool:
-    first = node.args.args[0] if node.args.args else None
-    return first is not None and first.annotation is not None and ast.unparse(first.annotation) == "Inputs"
+def _type(annotation: str) -> Any:
+    """The type that an option's annotation names, for pydantic to check.
+
+    Raises `ValueError` for one that is not built of `_TYPES`.
+    """
+
+    def read(node: ast.expr) -> Any:
+        match node:
+            case ast.Constant(value=None):
+                return None
+            case ast.Name(id=name) if name in _TYPES:
+                return _TYPES[name]
+            case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+                return Union[read(left), read(right)]  # noqa: UP007 - of types that are known at run time only
+            case ast.Subscript(value=ast.Name(id="Sequence"), slice=inner):
+                return Annotated[list[read(inner)], Field(min_length=1)]  # type: ignore[misc]
+        raise ValueError(f"an option of a figure or table cannot be of type `{annotation}`: name one of {list(_TYPES)}")
+
+    return read(ast.parse(annotation, mode="eval").body)

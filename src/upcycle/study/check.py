@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,15 +64,27 @@ def check_names(study: StudyConfig) -> None:
     for name, fit in study.fits.items():
         if fit.law not in laws:
             raise UserError(f"fits.{name}.law: unknown law `{fit.law}`; {nearest(fit.law, laws)}")
+    _check_items(study)
+
+
+def _check_items(study: StudyConfig) -> None:
+    """Figures and tables: their names, the type of each option, and the sweep and model that one names."""
     items = catalogue()
+    grids = {name: sweep for name, sweep in study.sweeps.items() if sweep.kind == "upcycled"}
+    named: dict[str, Mapping[str, object]] = {"model": study.models, "sweeps": study.sweeps, "sweep": grids}
     for section, kind in (("figures", "figure"), ("tables", "table")):
         known = {name: item for name, item in items.items() if item.kind == kind}
         for name, options in getattr(study, section).items():
             if name not in known:
                 raise UserError(f"{section}.{name}: unknown {kind}; {nearest(name, known)}")
-            known[name].check(options)
-            if (sweep := options.get("sweep")) is not None and sweep not in study.sweeps:
-                raise UserError(f"{section}.{name}.sweep: unknown sweep `{sweep}`; {nearest(sweep, study.sweeps)}")
+            if "sweep" in known[name].parameters and not grids:
+                raise UserError(f"{section}.{name}: it shows an upcycled sweep and the study has none; leave it out")
+            for option, value in known[name].read(options).items():
+                for each in value if isinstance(value, list) else [value]:
+                    if option in named and each is not None and each not in named[option]:
+                        what = "upcycled sweep" if option == "sweep" else option.removesuffix("s")
+                        where, fix = f"{section}.{name}.{option}", nearest(each, named[option])
+                        raise UserError(f"{where}: the study has no {what} `{each}`; {fix}")
 
 
 def dataset_references(study: StudyConfig) -> list[tuple[str, str, str]]:

@@ -193,7 +193,8 @@ def list_products(workflow: Workflow) -> dict[str, Product]:
         for name, options in getattr(study, folder).items():
             outputs = [f"{folder}/{name}{suffix}" for suffix in suffixes]
             code = fingerprint(f"{items[name].module}:{items[name].function}", "upcycle.paper.draw")
-            add(f"{folder}/{name}", outputs, [], code, options, of=["losses", *fits])
+            reads = ["losses", *fits] if items[name].of_study else []
+            add(f"{folder}/{name}", outputs, [], code, options, of=reads)
     sources = list(products)
     captions = {name: [items[name].title, items[name].caption] for name in (*study.figures, *study.tables)}
     if any(sweep.kind == "upcycled" for sweep in study.sweeps.values()):

@@ -40,8 +40,10 @@ def make(workflow: Workflow, args: argparse.Namespace) -> None:
         draw(args.name, paper_inputs(workflow), out.with_suffix(""), **workflow.study.figures[args.name])
     elif args.verb == "table":
         from upcycle.paper.draw import write_table
+        from upcycle.study.catalogue import find
 
-        write_table(args.name, paper_inputs(workflow), out.with_suffix(""), **workflow.study.tables[args.name])
+        inputs = paper_inputs(workflow) if find(args.name, "table").of_study else None
+        write_table(args.name, inputs, out.with_suffix(""), **workflow.study.tables[args.name])
     elif args.verb == "report":
         make_report(workflow, out)
     if args.key:
@@ -90,6 +92,8 @@ def paper_inputs(workflow: Workflow) -> Any:
     out = workflow.out
     inputs = Inputs.read(out / "losses.csv", out / "fits", RESULTS / "runs", sweeps=workflow.plan.sweeps)
     # Only the fits that the study names: an old file of a removed fit is nobody's.
+    if missing := [name for name in workflow.study.fits if name not in inputs.fits]:
+        raise UserError(f"{out / 'fits' / missing[0]}.json: no such file; `upcycle fit {missing[0]}` makes it")
     fits = {name: inputs.fits[name] for name in workflow.study.fits}
     return Inputs(inputs.losses, fits, inputs.runs, inputs.sweeps, workflow.plan.runs)
 
