@@ -11,7 +11,7 @@ from upcycle.errors import UserError
 from upcycle.study.counting import count_parameters, flops_6nd, flops_per_token
 from upcycle.study.execution import Execution
 from upcycle.study.memory import peak_memory
-from upcycle.study.plan import is_finished
+from upcycle.study.recorded import is_finished
 from upcycle.study.spec import RunSpec, short_count
 from upcycle.workflow.dag import Workflow
 from upcycle.workflow.paths import RESULTS, load_json

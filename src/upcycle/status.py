@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import socket
 import time
 from collections import defaultdict
@@ -20,7 +19,7 @@ from typing import Any
 from upcycle.errors import UserError
 from upcycle.manifest import read_manifest
 from upcycle.plan_view import describe_run, duration, shape_key
-from upcycle.study.plan import is_finished
+from upcycle.study.recorded import is_finished, saved_step
 from upcycle.study.spec import RunSpec, short_count
 from upcycle.workflow.dag import Workflow
 from upcycle.workflow.paths import RESULTS
@@ -30,8 +29,6 @@ TAIL_BYTES = 1 << 18
 SILENT_SECONDS = 900
 SILENT_ROWS = 10
 """A run is silent after SILENT_SECONDS without a sign, and no sooner than SILENT_ROWS rows would have taken."""
-SAVED = re.compile(r"step-(\d{9})-[0-9a-f]{64}(\.safetensors)?")
-"""A rolling state in `resume/`, one file or a folder, renamed into place when it is whole (train/rolling.py)."""
 STATES = ("running", "silent", "damaged", "stopped", "not started", "finished")
 """In the order in which a person wants to see them."""
 PACE = ("tokens_per_second", "step_seconds", "data_seconds", "mfu")
@@ -97,7 +94,7 @@ def read_state(run_dir: Path, run: RunSpec, locks: Locks | None) -> dict[str, An
         state |= {key: updates[-1].get(key) for key in ("step", "loss", *PACE)}
     state["heldout"] = heldout[-1] if heldout else None
     state["row_age"] = age(run_dir / "metrics.jsonl")
-    state["saved_step"] = saved = saved_step(run_dir / "resume")
+    state["saved_step"] = saved = saved_step(run_dir)
     owner = read_owner(run_dir / "lease")
     held = owner is not None and holds(owner, run_dir / "lease", locks)
     if owner is None or held is False:
@@ -167,12 +164,6 @@ def age(path: Path) -> float | None:
         return max(0.0, time.time() - path.stat().st_mtime)
     except FileNotFoundError:
         return None
-
-
-def saved_step(resume: Path) -> int | None:
-    """The newest rolling state's step. (A damaged one is found on loading, which falls back to the one before.)"""
-    names = [path.name for path in resume.iterdir()] if resume.is_dir() else []
-    return max((int(match[1]) for name in names if (match := SAVED.fullmatch(name))), default=None)
 
 
 # Whose lease is it

@@ -162,24 +162,6 @@ def test_impossible_sweeps_are_refused(tmp_path, sweep, message):
         build_plan(study({"s": sweep}), tmp_path)
 
 
-def test_long_segments_are_cut_at_multiples_of_one_length(tmp_path):
-    """`max_segment_hours` adds links to a chain; extending the grid moves none of them."""
-    slow = {"device": "cpu", "flops_per_second": 1e9, "max_segment_hours": 0.1}
-
-    def ends(steps: list[int]) -> list[int]:
-        plan = build_plan(
-            study({"dense": {"kind": "dense", "model": "tiny", "steps": steps}}, execution=slow), tmp_path
-        )
-        return sorted(run.end_step for run in plan.runs.values() if run.role == "trunk")
-
-    short, long = ends([400]), ends([400, 1000])
-    assert 360 in short
-    assert set(short) < set(long)
-    assert len(long) > 4
-    length = long[0]
-    assert all(step % length == 0 for step in long if step not in (360, 900))
-
-
 def test_a_frozen_plan_comes_back_whole(tmp_path):
     """What jobs read on a node is what was planned, whatever happens to the config meanwhile."""
     config = study({"grid": upcycled([100, 200], [100])})

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -34,18 +36,25 @@ class SignalAtStep(logging.Handler):
             signal.raise_signal(signal.SIGTERM)
 
 
-def preempt_at(step: int, *arguments: object) -> None:
-    """`train_in(*arguments)`, stopped by SIGTERM in `step`."""
+@contextmanager
+def preempted_at(step: int) -> Iterator[None]:
+    """Within it this process trains and is stopped by SIGTERM in `step`."""
     logger, handler = logging.getLogger("upcycle.train.loop"), SignalAtStep(step)
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:
         with pytest.raises(Preempted):
-            train_in(*arguments)  # type: ignore[arg-type]
+            yield
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
+
+
+def preempt_at(step: int, *arguments: object) -> None:
+    """`train_in(*arguments)`, stopped by SIGTERM in `step`."""
+    with preempted_at(step):
+        train_in(*arguments)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")

@@ -47,7 +47,7 @@ class Execution(Frozen):
     device_memory_gb: Positive | None = None
     """Memory of one process's device, 10^9 bytes: `plan` warns of runs whose peak, by formula, exceeds it."""
     max_segment_hours: Positive | None = None
-    """A trunk segment expected to take longer is cut into more links."""
+    """A trunk segment expected to take longer is cut into more links; one that has begun never is."""
 
     def check(self, run: RunSpec) -> None:
         """Raise UserError, naming the keys and the mend, if a run cannot be divided so."""

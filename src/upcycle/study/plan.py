@@ -1,9 +1,9 @@
 """The plan of a study: every run, its parent, and what is already done.
 
 Layer 0. Trunk points that share a recipe form a chain: each hangs on the nearest earlier one, so a point that
-is appended or inserted trains only the difference. A run whose folder exists keeps its recorded parent, so
-inserting never disturbs what was trained. `freeze` writes the plan once an invocation starts: a config that is
-edited while jobs queue does not reach them.
+is appended or inserted trains only the difference. A run that has begun keeps its recorded parent, so neither
+inserting nor another estimate of speed disturbs what was trained. `freeze` writes the plan once an invocation
+starts: a config that is edited while jobs queue does not reach them.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from upcycle.files import write_atomic
 from upcycle.study.counting import flops_per_token
 from upcycle.study.execution import Execution
 from upcycle.study.kernel_fit import check_kernels
+from upcycle.study.recorded import RunFolders
 from upcycle.study.spec import RunSpec, canonical_json
 from upcycle.study.study import StudyConfig
 from upcycle.study.sweep import Point, expand, trunk_point
@@ -42,7 +43,7 @@ class Plan:
         stack = list(self.sweeps[sweep])
         while stack:
             run_id = stack.pop()
-            if run_id not in wanted:
+            if run_id in self.runs and run_id not in wanted:
                 wanted.add(run_id)
                 stack += self.needs(run_id)
         return [run_id for run_id in self.runs if run_id in wanted]
@@ -103,10 +104,11 @@ def build_plan(study: StudyConfig, results: Path) -> Plan:
                 if each is not None:
                     goals.setdefault(each.run.id, each.run)
                     names.setdefault(each.run.id, (each.model, each.moe))
+    folders = RunFolders(results / "runs")
     runs = dict(goals)
-    for trunk in _trunk_chains(list(goals.values()), study.execution):
-        runs[trunk.id] = trunk
-    runs = _with_recorded_parents(runs, results / "runs")
+    for branches in _branches_by_trunk(list(goals.values())):
+        runs |= {trunk.id: trunk for trunk in _trunk_points(branches, study.execution, folders)}
+    runs |= _trained_ancestors(runs, folders)
     for run in runs.values():
         execution = study.execution_of(run)
         execution.check(run)
@@ -123,87 +125,83 @@ def _recipe_of(run: RunSpec) -> dict[str, Any]:
     return run.model_dump(exclude={"role", "start_step", "end_step", "parent"})
 
 
-def _trunk_chains(goals: list[RunSpec], execution: Execution) -> list[RunSpec]:
-    """Every trunk point that the decays need, each continuing from the nearest earlier one."""
-    chains: dict[str, dict[int, RunSpec]] = {}
+def _trunk_of(run: RunSpec) -> str:
+    """The trunk that a run is a point of, or branches off: its recipe, less what trunks do not depend on."""
+    recipe = _recipe_of(run)
+    recipe["schedule"].pop("floor")  # trunks run at constant LR
+    return canonical_json(recipe)
+
+
+def _branches_by_trunk(goals: list[RunSpec]) -> list[dict[int, RunSpec]]:
+    """For each trunk, the steps at which decays branch off, each with one of its decays."""
+    trunks: dict[str, dict[int, RunSpec]] = {}
     for decay in goals:
         if decay.role == "decay":
-            # The floor cools no trunk: recipes that differ in it alone share one.
-            recipe = _recipe_of(decay)
-            recipe["schedule"].pop("floor")
-            chains.setdefault(canonical_json(recipe), {})[decay.start_step] = decay
-    trunks = []
-    for branches in chains.values():
-        recipe = _recipe_of(next(iter(branches.values())))
-        previous: RunSpec | None = None
-        for step in sorted(set(branches) | set(_segment_cuts(branches, execution))):
-            trunk = trunk_point(recipe, step)
-            if previous is not None:
-                trunk = trunk.model_copy(update={"start_step": previous.end_step, "parent": previous.id})
-            trunks.append(trunk)
-            previous = trunk
-    return trunks
+            trunks.setdefault(_trunk_of(decay), {})[decay.start_step] = decay
+    return list(trunks.values())
 
 
-def _segment_cuts(branches: dict[int, RunSpec], execution: Execution) -> list[int]:
-    """Steps at which a trunk is cut so that no segment is expected to exceed `max_segment_hours`.
+def _trunk_points(branches: dict[int, RunSpec], execution: Execution, folders: RunFolders) -> list[RunSpec]:
+    """The points of one trunk that its decays need, and what leads to those that have not begun.
 
-    Multiples of one length, so that extending a grid moves no cut.
+    A point that has begun keeps its parent. Any other continues from the nearest earlier point, needed or begun (a cut
+    of an older estimate, a point of another study). Only if that leaves a segment which is expected to exceed
+    `max_segment_hours` is it cut: an estimate says what is trained next, never what is trained again.
     """
-    if execution.max_segment_hours is None:
-        return []
-    run = next(iter(branches.values()))
-    seconds = (
-        flops_per_token(run.model, run.moe) * run.tokens_per_step / (execution.flops_per_second * execution.devices)
-    )
-    length = max(math.floor(execution.max_segment_hours * 3600 / seconds), 1)
-    return list(range(length, max(branches), length))
+    decay = next(iter(branches.values()))
+    needed = {step: trunk_point(_recipe_of(decay), step) for step in sorted(branches)}
+    begun = {step: run for step, point in needed.items() if (run := folders.begun(point.id))}
+    if len(begun) < len(needed):
+        trunk = _trunk_of(decay)
+        begun |= {run.end_step: run for run in folders.like(needed[min(needed)]) if _trunk_of(run) == trunk}
+    longest = _longest_segment(decay, execution)
+    points: dict[int, RunSpec] = {}
 
+    def recorded(run: RunSpec) -> RunSpec:
+        """A point that has begun; one whose parent is lost, which it no longer needs, hangs on a needed point."""
+        known = {None, run.dense_parent, *(point.id for point in needed.values())}
+        if run.parent in known or folders.trained(run.parent):
+            return run
+        earlier = max((step for step in points if step < run.end_step), default=0)
+        return _continued(trunk_point(_recipe_of(decay), run.end_step), points.get(earlier))
 
-def recorded_spec(run_dir: Path) -> RunSpec | None:
-    """The spec.json of a run folder, or None where there is none.
-
-    Raises `UserError` when it is damaged or belongs to another run.
-    """
-    path = run_dir / "spec.json"
-    if not path.exists():
-        return None
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        data.pop("id", None)
-        spec = RunSpec.model_validate(data)
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); move the folder away to train the run anew") from None
-    if spec.id != run_dir.name:
-        raise UserError(f"{path} describes run {spec.id}, not {run_dir.name}; move the folder away")
-    return spec
-
-
-def is_finished(run_dir: Path) -> bool:
-    """Whether a run's metrics.json, written last, is there."""
-    return (run_dir / "metrics.json").exists()
-
-
-def _with_recorded_parents(runs: dict[str, RunSpec], runs_dir: Path) -> dict[str, RunSpec]:
-    """Runs with the parents that existing folders record, and any recorded ancestors outside the grid."""
-    resolved: dict[str, RunSpec] = {}
-    stack = list(runs.values())
-    while stack:
-        run = stack.pop()
-        if run.id in resolved:
+    for step, point in needed.items():
+        if step in begun:
+            points[step] = recorded(begun[step])
             continue
-        recorded = recorded_spec(runs_dir / run.id)
-        if recorded is not None and recorded.parent != run.parent:
-            parent_dir = runs_dir / str(recorded.parent)
-            # A started run goes on from its recorded parent as long as that is at hand or planned.
-            if recorded.parent is None or recorded.parent in runs or is_finished(parent_dir):
-                run = recorded
-        resolved[run.id] = run
-        if run.parent and run.parent not in runs and run.parent not in resolved:
-            ancestor = recorded_spec(runs_dir / run.parent)
-            if ancestor is not None:
-                stack.append(ancestor)
-    return resolved
+        start = max((earlier for earlier in (*points, *begun) if earlier < step), default=0)
+        if start in begun and start not in points:
+            points[start] = recorded(begun[start])
+        for cut in range(start + longest, step, longest) if longest else ():
+            points[cut] = _continued(trunk_point(_recipe_of(decay), cut), points.get(start))
+            start = cut
+        points[step] = _continued(point, points.get(start))
+    return list(points.values())
+
+
+def _continued(point: RunSpec, before: RunSpec | None) -> RunSpec:
+    """A trunk point as the segment that starts where `before` ends; None: from the start."""
+    return point.model_copy(update={"start_step": before.end_step, "parent": before.id}) if before else point
+
+
+def _longest_segment(run: RunSpec, execution: Execution) -> int | None:
+    """Steps that are expected to take `max_segment_hours`, at least 1; None without that limit."""
+    if execution.max_segment_hours is None:
+        return None
+    flops = execution.max_segment_hours * 3600 * execution.flops_per_second * execution.devices
+    return max(math.floor(flops / (flops_per_token(run.model, run.moe) * run.tokens_per_step)), 1)
+
+
+def _trained_ancestors(runs: dict[str, RunSpec], folders: RunFolders) -> dict[str, RunSpec]:
+    """Trained runs outside the grid that lead to runs of it."""
+    ancestors: dict[str, RunSpec] = {}
+    for run in runs.values():
+        while run.parent and run.parent not in runs and run.parent not in ancestors:
+            parent = folders.begun(run.parent) if folders.trained(run.parent) else None
+            if parent is None:
+                break
+            ancestors[parent.id] = run = parent
+    return ancestors
 
 
 def _parents_first(runs: dict[str, RunSpec]) -> dict[str, RunSpec]:

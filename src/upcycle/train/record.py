@@ -60,11 +60,15 @@ class MetricsLog:
             with disk_full_is_named(self._path):
                 os.fsync(self._opened.fileno())
 
-    def cut_back(self, step: int) -> None:
-        """Drop rows after `step`, and a torn last line, so that a resumed run writes none twice. Call before `with`."""
+    def cut_back(self, step: int, start: int = 0) -> None:
+        """Drop rows after `step`, and a torn last line, so that a resumed run writes none twice. Call before `with`.
+
+        Rows up to `start`, where the run's segment begins, go too (but for the one before the first update of all): of
+        a beginning that left no state the planned segment may have been longer.
+        """
         if not self._writes:
             return
-        rows = [row for row in self.rows() if row["step"] <= step]
+        rows = [row for row in self.rows() if start < row["step"] <= step or row["step"] == start == 0]
         write_bytes(self._path, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
     def rows(self) -> list[dict[str, Any]]:

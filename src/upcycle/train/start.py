@@ -70,7 +70,7 @@ def prepare(
     if not _resume(trainee):
         _start(trainee, parent_dir)
     with group.together():
-        MetricsLog(run_dir / "metrics.jsonl", writes=group.is_first).cut_back(trainee.step)
+        MetricsLog(run_dir / "metrics.jsonl", writes=group.is_first).cut_back(trainee.step, run.start_step)
     use_execution(model, execution)
     return trainee
 

@@ -19,7 +19,8 @@ from typing import Any
 from upcycle.files import write_atomic
 from upcycle.fingerprint import PACKAGE_ROOT, fingerprint
 from upcycle.study.catalogue import Item, catalogue
-from upcycle.study.plan import Plan, is_finished
+from upcycle.study.plan import Plan
+from upcycle.study.recorded import is_finished
 from upcycle.study.spec import canonical_json
 from upcycle.study.study import StudyConfig
 from upcycle.workflow.paths import (

@@ -10,7 +10,7 @@ from typing import Any
 
 from upcycle.errors import UserError, nearest
 from upcycle.files import write_atomic
-from upcycle.study.plan import recorded_spec
+from upcycle.study.recorded import has_begun, recorded_spec
 from upcycle.study.spec import RunSpec
 from upcycle.workflow.dag import Workflow
 from upcycle.workflow.paths import RESULTS, evaluation_path, load_json
@@ -98,7 +98,7 @@ def _train(workflow: Workflow, run: RunSpec, name: str, *, study: str, fresh: bo
 
     run_dir = RESULTS / "runs" / run.id
     recorded = recorded_spec(run_dir)
-    if recorded is not None:
+    if recorded is not None and has_begun(run_dir):
         run = recorded  # the parent it started from, should the plan have changed since
     train_run(
         run,

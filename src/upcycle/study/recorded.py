@@ -1,0 +1,114 @@
+"""What run folders record: a specification, a result, a state to go on from. A run with one of the last two has begun.
+
+Layer 0: names and small files only; contents are verified when a run is trained or read.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+
+from upcycle.errors import UserError
+from upcycle.manifest import MANIFEST
+from upcycle.study.spec import RunSpec
+
+log = logging.getLogger(__name__)
+
+SAVED = re.compile(r"step-(\d{9})-[0-9a-f]{64}(\.safetensors)?")
+"""A rolling state in `resume/`, one file or a folder, renamed into place when it is whole (train/rolling.py)."""
+TRUNK = re.compile(r"((?:dense|moe|up)-.+)-[^-]+-(s\d+)-[0-9a-f]{10}")
+"""A trunk point's id: shape, tokens, seed, digest (`RunSpec.id`)."""
+
+
+def recorded_spec(run_dir: Path) -> RunSpec | None:
+    """The spec.json of a run folder, or None where there is none.
+
+    Raises `UserError` when it is damaged or belongs to another run.
+    """
+    path = run_dir / "spec.json"
+    if not path.exists():
+        return None
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        data.pop("id", None)
+        spec = RunSpec.model_validate(data)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); move the folder away to train the run anew") from None
+    if spec.id != run_dir.name:
+        raise UserError(f"{path} describes run {spec.id}, not {run_dir.name}; move the folder away")
+    return spec
+
+
+def is_finished(run_dir: Path) -> bool:
+    """Whether a run's metrics.json, written last, is there."""
+    return (run_dir / "metrics.json").exists()
+
+
+def saved_step(run_dir: Path) -> int | None:
+    """The newest rolling state's step. (A damaged one is found on loading, which falls back to the one before.)"""
+    resume = run_dir / "resume"
+    names = [path.name for path in resume.iterdir()] if resume.is_dir() else []
+    return max((int(match[1]) for name in names if (match := SAVED.fullmatch(name))), default=None)
+
+
+def is_trained(run_dir: Path) -> bool:
+    """Whether nothing is left to train: finished, or only metrics.json is gone, which its manifest restores."""
+    return is_finished(run_dir) or (run_dir / MANIFEST).exists()
+
+
+def has_begun(run_dir: Path) -> bool:
+    """Whether a run is trained or has a state to go on from: then it keeps the parent that its spec.json records."""
+    return is_trained(run_dir) or saved_step(run_dir) is not None
+
+
+class RunFolders:
+    """The folders under results/runs as one plan sees them: listed once, each spec.json read at most once."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._specs: dict[str, RunSpec | None] = {}
+
+    @cached_property
+    def names(self) -> set[str]:
+        """Ids of all runs that have a folder."""
+        return {path.name for path in self.root.iterdir()} if self.root.is_dir() else set()
+
+    @cached_property
+    def _trunks(self) -> dict[tuple[str, str], list[str]]:
+        """Names of trunk points by what a recipe shows in an id: shape and seed."""
+        trunks: dict[tuple[str, str], list[str]] = {}
+        for name in sorted(self.names):
+            if match := TRUNK.fullmatch(name):
+                trunks.setdefault((match[1], match[2]), []).append(name)
+        return trunks
+
+    def begun(self, run_id: str) -> RunSpec | None:
+        """The recorded spec of a run that is trained or has a state; None for any other.
+
+        Raises `UserError` when its spec.json is damaged.
+        """
+        if run_id not in self._specs:
+            here = run_id in self.names and has_begun(self.root / run_id)
+            self._specs[run_id] = recorded_spec(self.root / run_id) if here else None
+        return self._specs[run_id]
+
+    def trained(self, run_id: str | None) -> bool:
+        """Whether nothing of a run is left to train."""
+        return run_id in self.names and is_trained(self.root / str(run_id))
+
+    def like(self, trunk: RunSpec) -> Iterator[RunSpec]:
+        """Trunk points that have begun and whose ids have this one's shape and seed; the recipe may differ."""
+        match = TRUNK.fullmatch(trunk.id)
+        assert match is not None
+        for name in self._trunks.get((match[1], match[2]), []):
+            try:
+                spec = self.begun(name)
+            except UserError as error:  # the study does not name this run: it can do without
+                log.warning("%s (until then no trunk continues from it)", error)
+            else:
+                if spec is not None:
+                    yield spec
