@@ -9,7 +9,7 @@ from typing import Any
 
 from upcycle.errors import UserError
 from upcycle.study.counting import count_parameters, flops_6nd, flops_per_token
-from upcycle.study.execution import Execution
+from upcycle.study.execution import DEFAULT_RATES, Execution
 from upcycle.study.memory import peak_memory
 from upcycle.study.recorded import is_finished
 from upcycle.study.spec import RunSpec, short_count
@@ -24,7 +24,7 @@ def describe_plan(workflow: Workflow) -> dict[str, Any]:
     """The plan as data: each run with its counts, cost and state, totals by sweep and in all.
 
     Tokens are those that a run's own segment trains; seconds are of one job, from the speed of finished runs of
-    the same shape where there are any, else from `execution.flops_per_second` x `devices`. `peak_bytes` is the most
+    the same shape where there are any, else from `execution.expected_rate`. `peak_bytes` is the most
     that one process of the job holds, by formula, and `memory` its parts (upcycle.study.memory).
     """
     speeds = measured_speeds(workflow)
@@ -43,7 +43,7 @@ def describe_run(workflow: Workflow, run_id: str, speeds: dict[str, float]) -> d
     flops = flops_per_token(run.model, run.moe) * run.segment_tokens
     execution = workflow.study.execution_of(run)
     speed = speeds.get(shape_key(run))
-    seconds = run.segment_tokens / speed if speed else flops / (execution.flops_per_second * execution.devices)
+    seconds = run.segment_tokens / speed if speed else flops / execution.expected_rate
     memory = peak_memory(run, execution)
     copies = 3 if run.role == "trunk" else 1  # weights, and a trunk point's two AdamW moments
     return {
@@ -68,10 +68,18 @@ def describe_run(workflow: Workflow, run_id: str, speeds: dict[str, float]) -> d
         "peak_bytes": round(memory.peak),
         "memory": asdict(memory),
         "seconds": seconds,
-        "seconds_from": "measured" if speed else "execution.flops_per_second",
+        "seconds_from": "measured speed" if speed else source_of_rate(execution),
         "finished": is_finished(RESULTS / "runs" / run_id),
         "started": (RESULTS / "runs" / run_id / "spec.json").exists(),
     }
+
+
+def source_of_rate(execution: Execution) -> str:
+    """Where the expected rate of a run comes from that has no measured one, in words."""
+    if execution.flops_per_second:
+        return f"execution.flops_per_second ({execution.flops_per_second:.3g})"
+    device = "GPU (an H100)" if execution.device == "cuda" else "CPU's thread"
+    return f"the default for a {device} ({DEFAULT_RATES[execution.device]:.3g} FLOP/s; execution.flops_per_second)"
 
 
 def shape_key(run: RunSpec) -> str:
@@ -179,7 +187,7 @@ def _bytes(count: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the largest unit that leaves two digits."""
+    """Seconds in the largest unit that leaves two digits; 0 only for none at all."""
     if seconds < 100:
-        return f"{seconds:.0f} s"
+        return f"{seconds:.0f} s" if seconds >= 1 or not seconds else "< 1 s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:,.0f} h"

@@ -10,6 +10,9 @@ from typing import Literal
 from upcycle.errors import UserError
 from upcycle.study.spec import Count, Frozen, Positive, RunSpec
 
+DEFAULT_RATES = {"cuda": 400e12, "cpu": 1e10}
+"""FLOP/s of a GPU (an H100, A.10) and of one thread of a CPU (of a small cloud machine, in a small model)."""
+
 
 class Execution(Frozen):
     """Execution settings of every training and evaluation job of a study."""
@@ -38,8 +41,8 @@ class Execution(Frozen):
     """`block` keeps only each block's input and computes its inside again in the backward pass."""
     fork_server: bool = False
     """Local runs only: jobs fork from one process that has imported torch, instead of each importing it."""
-    flops_per_second: Positive = 400e12
-    """Rate of one job's devices that `plan` takes for its times (A.10: 400 TFLOP/s a GPU) until runs were measured."""
+    flops_per_second: Positive | None = None
+    """Rate of one process that `plan` takes for its times until runs were measured; None: `DEFAULT_RATES`."""
     devices: Count = 1
     """Processes a job, each with a device of its own: torchrun and FSDP2 from two up."""
     tensor_parallel: Count = 1
@@ -86,6 +89,12 @@ class Execution(Frozen):
                     f"{run.id}: model.{name} {size} does not divide by execution.tensor_parallel "
                     f"{self.tensor_parallel}; set that to a divisor, or to 1"
                 )
+
+    @property
+    def expected_rate(self) -> float:
+        """FLOP/s that one job is expected to reach, all its processes together."""
+        default = DEFAULT_RATES[self.device] * (self.threads if self.device == "cpu" else 1)
+        return self.devices * (self.flops_per_second or default)
 
     @property
     def kernels(self) -> dict[str, str]:

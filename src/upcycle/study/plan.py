@@ -188,7 +188,7 @@ def _longest_segment(run: RunSpec, execution: Execution) -> int | None:
     """Steps that are expected to take `max_segment_hours`, at least 1; None without that limit."""
     if execution.max_segment_hours is None:
         return None
-    flops = execution.max_segment_hours * 3600 * execution.flops_per_second * execution.devices
+    flops = execution.max_segment_hours * 3600 * execution.expected_rate
     return max(math.floor(flops / (flops_per_token(run.model, run.moe) * run.tokens_per_step)), 1)
 
 
