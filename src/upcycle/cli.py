@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
 
     def verb(name: str, text: str) -> argparse.ArgumentParser:
         sub = verbs.add_parser(name, help=text, description=text)
-        sub.add_argument("--study", default="default", help="config.yaml (default) or config/NAME.yaml")
+        sub.add_argument("--study", metavar="NAME", help="study in config/NAME.yaml (default: config.yaml)")
         return sub
 
     plan = verb("plan", "Show what a study trains: runs, tokens, FLOPs, disk, expected time, what exists.")
@@ -70,7 +70,6 @@ def parser() -> argparse.ArgumentParser:
         if name in ("fit", "figure", "table"):
             sub.add_argument("name", nargs="?" if name == "fit" else None, help=f"a name under `{name}s`")
         sub.add_argument("--out", type=Path, help="file to write (default: in the study's results folder)")
-        sub.add_argument("--key", help="key to record as made (Snakemake gives it)")
         if name == "fit":
             _own_losses(sub)
     _decisions(verb)
@@ -204,7 +203,7 @@ def run_verb(args: argparse.Namespace) -> None:
         return
     from upcycle.workflow.invocation import read_workflow
 
-    workflow = read_workflow({"study": args.study}, Path.cwd())
+    workflow = read_workflow(args.study, Path.cwd())
     if args.verb == "plan":
         from upcycle.plan_view import show_plan
 
@@ -219,9 +218,9 @@ def run_verb(args: argparse.Namespace) -> None:
         if args.verb == "tokenize":
             jobs.tokenize(workflow, args.name)
         elif args.verb == "train" and args.run.endswith(".json"):
-            jobs.train_spec(Path(args.run), workflow, study=args.study, fresh=args.fresh)
+            jobs.train_spec(Path(args.run), workflow, fresh=args.fresh)
         elif args.verb == "train":
-            jobs.train(workflow, args.run, study=args.study, fresh=args.fresh)
+            jobs.train(workflow, args.run, fresh=args.fresh)
         else:
             jobs.evaluate(workflow, args.run, args.evaluation)
     else:

@@ -6,10 +6,14 @@ rule evaluate:
         f"{RESULTS}/runs/{{run}}/evaluations/{{evaluation}}.json",
     log:
         f"{RESULTS}/logs/evaluate/{{run}}.{{evaluation}}.log",
+    wildcard_constraints:
+        evaluation="|".join(sorted({text for _, text in EVALUATIONS})) or "no-such-text",
+    params:
+        name=evaluation_name,
     message:
         "Evaluate {wildcards.run} on {wildcards.evaluation}"
     shell:
-        "upcycle evaluate {wildcards.run} {wildcards.evaluation} 2> {log}"
+        "upcycle evaluate {wildcards.run} {params.name} 2> {log}"
 
 
 if W.study.evaluations:
@@ -22,9 +26,7 @@ if W.study.evaluations:
         log:
             f"{W.out}/logs/evaluations.log",
         localrule: True
-        params:
-            key=product_key("evaluations"),
         message:
             "Gather evaluations on other texts"
         shell:
-            "upcycle evaluations --out {output} --key {params.key} 2> {log}"
+            "upcycle evaluations 2> {log}"

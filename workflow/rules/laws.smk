@@ -7,12 +7,10 @@ rule losses:
     log:
         f"{W.out}/logs/losses.log",
     localrule: True
-    params:
-        key=product_key("losses"),
     message:
         "Gather losses"
     shell:
-        "upcycle losses --out {output} --key {params.key} 2> {log}"
+        "upcycle losses 2> {log}"
 
 
 rule fit:
@@ -24,9 +22,7 @@ rule fit:
         f"{W.out}/logs/fits/{{fit}}.log",
     wildcard_constraints:
         fit="|".join(W.names("fits")) or "no-such-fit",
-    params:
-        key=fit_key,
     message:
         "Fit {wildcards.fit}"
     shell:
-        "upcycle fit {wildcards.fit} --key {params.key} 2> {log}"
+        "upcycle fit {wildcards.fit} 2> {log}"

@@ -15,12 +15,11 @@ rule figure:
     wildcard_constraints:
         figure="|".join(W.names("figures")) or "no-such-figure",
     params:
-        key=figure_key,
         caption=figure_caption,
     message:
         "Draw {wildcards.figure}"
     shell:
-        "upcycle figure {wildcards.figure} --key {params.key} 2> {log}"
+        "upcycle figure {wildcards.figure} 2> {log}"
 
 
 rule table:
@@ -39,12 +38,11 @@ rule table:
     wildcard_constraints:
         table="|".join(W.names("tables")) or "no-such-table",
     params:
-        key=table_key,
         caption=table_caption,
     message:
         "Set {wildcards.table}"
     shell:
-        "upcycle table {wildcards.table} --key {params.key} 2> {log}"
+        "upcycle table {wildcards.table} 2> {log}"
 
 
 for product_name in [*W.names("figures"), *W.names("tables")]:

@@ -16,12 +16,16 @@ except UserError as error:
 
 
 FRESH = W.will_be_made()
+EVALUATIONS = {
+    (run, Path(path).stem): name
+    for name, pairs in W.evaluations().items()
+    for run, path in pairs
+}
 
 
 wildcard_constraints:
     run=r"[a-z]+-[A-Za-z0-9_.-]+",
     tokens=r"[A-Za-z0-9_.-]+",
-    evaluation=r"[A-Za-z0-9_.-]+",
 
 
 def source(path, output):
@@ -58,10 +62,16 @@ def tokenizer_source(wildcards):
     return [ancient(path) for path in W.tokenizer_source(wildcards.tokens)]
 
 
+def evaluation_name(wildcards):
+    """The study's name of an evaluation, from its result file."""
+    return EVALUATIONS[(wildcards.run, wildcards.evaluation)]
+
+
 def evaluation_inputs(wildcards):
     """The finished run, and the other text in its own tokens."""
-    output = evaluation_path(wildcards.run, wildcards.evaluation)
-    tokens = W.evaluation_tokens(wildcards.run, wildcards.evaluation)
+    name = evaluation_name(wildcards)
+    output = evaluation_path(wildcards.run, W.study.evaluations[name])
+    tokens = W.evaluation_tokens(wildcards.run, name)
     return [source(metrics_path(wildcards.run), output), source(tokens, output)]
 
 
@@ -71,11 +81,6 @@ def product_inputs(name):
         W.keys(name),
         *(path if path in FRESH else ancient(path) for path in W.product(name).inputs),
     ]
-
-
-def product_key(name):
-    """The key that a product must be made with."""
-    return W.product(name).key
 
 
 def caption(name):
@@ -92,16 +97,8 @@ def fit_inputs(wildcards):
     return product_inputs(f"fits/{wildcards.fit}")
 
 
-def fit_key(wildcards):
-    return product_key(f"fits/{wildcards.fit}")
-
-
 def figure_inputs(wildcards):
     return product_inputs(f"figures/{wildcards.figure}")
-
-
-def figure_key(wildcards):
-    return product_key(f"figures/{wildcards.figure}")
 
 
 def figure_caption(wildcards):
@@ -110,10 +107,6 @@ def figure_caption(wildcards):
 
 def table_inputs(wildcards):
     return product_inputs(f"tables/{wildcards.table}")
-
-
-def table_key(wildcards):
-    return product_key(f"tables/{wildcards.table}")
 
 
 def table_caption(wildcards):

@@ -8,9 +8,7 @@ if "report" in W.products:
             W.product("report").outputs,
         log:
             f"{W.out}/logs/report.log",
-        params:
-            key=product_key("report"),
         message:
             "Write the report"
         shell:
-            "upcycle report --out {output} --key {params.key} 2> {log}"
+            "upcycle report 2> {log}"

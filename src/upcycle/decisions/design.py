@@ -199,7 +199,7 @@ def _sweep(args: argparse.Namespace, three: ThreeLaws) -> tuple[PlannedSweep, li
     if args.sweep:
         if given:
             raise UserError(f"--sweep has a grid of its own: leave out {', '.join(given)}")
-        workflow = read_workflow({"study": args.study}, Path.cwd())
+        workflow = read_workflow(args.study, Path.cwd())
         sweep, notes = from_study(workflow.study, workflow.plan, args.sweep), []
         if (sweep.n_expert, sweep.top_k) != (three.n_expert, three.top_k):
             mixtures = (
@@ -223,7 +223,7 @@ def _noise(args: argparse.Namespace) -> tuple[float, str]:
     """Standard deviation of a loss in nats, and where it is from."""
     if args.noise is not None:
         return quantity(args.noise, "--noise"), "given"
-    path = read_workflow({"study": args.study}, Path.cwd()).out / "losses.csv"
+    path = read_workflow(args.study, Path.cwd()).out / "losses.csv"
     mend = "give --noise, e.g. 0.003"
     try:
         measured = seed_noise(read_losses(path))

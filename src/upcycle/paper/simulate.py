@@ -43,8 +43,8 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(
             f"--noise {args.noise} is not a number: give a standard deviation in nats, such as 0.003"
         ) from None
-    workflow = read_workflow({"study": args.study}, Path.cwd())
-    out = args.out or RESULTS / "simulated" / args.study
+    workflow = read_workflow(args.study, Path.cwd())
+    out = args.out or RESULTS / "simulated" / workflow.study.study
     for variable, value in JOB_ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
     simulate_study(

@@ -7,38 +7,60 @@ from pathlib import Path
 from typing import Any
 
 from upcycle.errors import UserError, nearest
+from upcycle.fingerprint import PACKAGE_ROOT
 from upcycle.study.catalogue import catalogue
 from upcycle.study.execution import Execution
 from upcycle.study.registry import law_names, method_names
-from upcycle.study.study import StudyConfig
+from upcycle.study.study import StudyConfig, load_study
+
+DEFAULT = "default"
+RESERVED = ("evaluations", "figures", "fits", "logs", "reference", "runs", "simulated", "tables", "tokens")
+"""Folders of results/: a study of such a name would write among another's products."""
+
+
+def find_study(name: str, root: Path) -> StudyConfig:
+    """The study of this name: `default` is config.yaml, any other config/<name>.yaml.
+
+    Looked for under `root`, the folder that Snakemake works in, then in the checkout: with `--directory` a folder of
+    results need not hold a copy of the configs. Raises `UserError` naming the nearest study, or the key `study` of a
+    file that says another name than the file's.
+    """
+    path = study_file(name, root)
+    study = load_study(path)
+    if study.study != name:
+        raise UserError(
+            f"{path}: `study: {study.study}`, but its file name makes it study `{name}`; write `study: {name}`, or "
+            f"rename the file to config/{study.study}.yaml"
+        )
+    return study
 
 
 def study_file(name: str, root: Path) -> Path:
-    """`default` is config.yaml at the root; any other study is config/<name>.yaml.
+    """The file of a study.
 
     Raises `UserError` naming the nearest study.
     """
-    if name == "default":
-        return root / "config.yaml"
-    path = root / "config" / f"{name}.yaml"
-    if not path.exists():
-        raise UserError(
-            f"no study `{name}` (config/{name}.yaml); {nearest(name, [p.stem for p in path.parent.glob('*.yaml')])}"
-        )
-    return path
+    if name in RESERVED:
+        raise UserError(f"study `{name}`: results/{name} is a folder of the default study; give it another name")
+    places = list(dict.fromkeys((root, PACKAGE_ROOT.parents[1])))
+    relative = Path("config.yaml") if name == DEFAULT else Path("config") / f"{name}.yaml"
+    for place in places:
+        if (place / relative).exists():
+            return place / relative
+    known = [DEFAULT, *(path.stem for place in places for path in (place / "config").glob("*.yaml"))]
+    raise UserError(f"no study `{name}` ({relative}); {nearest(name, known)}")
 
 
-def override_execution(execution: Execution, config: dict[str, Any]) -> Execution:
+def override_execution(execution: Execution, settings: dict[str, Any]) -> Execution:
     """Execution settings given to Snakemake by --config (a profile's `device`), over the study's.
 
     Raises `UserError` for an unknown or ill-typed one.
     """
-    given = {key: value for key, value in config.items() if key != "study"}
-    for key in given:
+    for key in settings:
         if key not in Execution.model_fields:
             raise UserError(f"--config {key}: not a setting; {nearest(key, ['study', *Execution.model_fields])}")
     try:
-        return Execution.model_validate({**execution.model_dump(), **given})
+        return Execution.model_validate({**execution.model_dump(), **settings})
     except ValueError as error:
         raise UserError(f"--config: {error}") from None
 

@@ -36,12 +36,13 @@ def evaluate(
     """Loss of a finished run on the held-out part of any token set with the run's tokenizer.
 
     `max_tokens` bounds the work: that many tokens, in sequences evenly spread over the set.
-    Returns id, tokens (name of the set), tokens_fingerprint, loss, loss_se, heldout_tokens.
+    Returns id, tokens (name of the set), tokens_fingerprint, weights_sha256, loss, loss_se, heldout_tokens.
     Raises DamagedError (a UserError) for weights that do not verify, UserError for a set of another tokenizer.
     """
     run = read_spec(weights_dir)
     tokens = TokenSet(tokens_dir)
-    expected = read_manifest(weights_dir)["tokenizer_sha256"]
+    manifest = read_manifest(weights_dir)
+    expected = manifest["tokenizer_sha256"]
     found = tokens.manifest["tokenizer"]["sha256"]
     if found != expected:
         raise UserError(
@@ -61,6 +62,7 @@ def evaluate(
         "id": run.id,
         "tokens": tokens_dir.name,
         "tokens_fingerprint": tokens.fingerprint,
+        "weights_sha256": manifest["files"][WEIGHTS]["sha256"],
         "loss": loss,
         "loss_se": loss_se,
         "heldout_tokens": len(losses) * run.model.context,

@@ -1,11 +1,11 @@
 """What the Snakefile knows: the frozen plan, the paths of everything, and which products are stale.
 
-Layer 0: imported whenever the Snakefile is parsed, on every node of a cluster too, so neither torch nor
-matplotlib is. Training is keyed by content: a run's id says what it is. Products (losses, fits, figures, tables,
-report) are keyed likewise: code fingerprint, settings and the keys of what they are made from. A product's
-key file under results/.keys is its one input that Snakemake compares by date; it is old while the product was
-made with that key (results/.made), new when it was not. So copied results, touched files and edited comments
-rebuild nothing, and an edited figure function redraws its figure, with or without Snakemake's own records.
+Imported whenever the Snakefile is parsed, on every node of a cluster too, so neither torch nor matplotlib is.
+Training is keyed by content: a run's id says what it is. Products (losses, fits, figures, tables, report) are keyed
+likewise: code fingerprint, settings and the keys of what they are made from; beside its key each job records digests
+of what it read (`records`). A product's key file under results/.keys is its one input that Snakemake compares by
+date; it is old while the product is fresh and new when it is stale. So copied results, touched files and edited
+comments rebuild nothing, and an edited figure function redraws its figure, with or without Snakemake's own records.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from upcycle.files import write_atomic
+from upcycle.errors import UserError
 from upcycle.fingerprint import PACKAGE_ROOT, fingerprint
+from upcycle.manifest import MANIFEST
 from upcycle.study.catalogue import Item, catalogue
 from upcycle.study.plan import Plan
 from upcycle.study.recorded import is_finished
@@ -28,9 +29,11 @@ from upcycle.workflow.paths import (
     evaluation_path,
     evaluation_tokens_id,
     file_digest,
+    load_json,
     metrics_path,
     tokens_path,
 )
+from upcycle.workflow.records import Digests, Made, read_made
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,16 @@ class Product:
     outputs: list[str]
     inputs: list[str]
     key: str
+    sources: tuple[str, ...] = ()
+    """Products that it reads."""
+    files: tuple[str, ...] = ()
+    """What it reads of run folders: metrics.json, or results of evaluations."""
+
+    @property
+    def verb(self) -> str:
+        """The command that makes it."""
+        folder, _, name = self.name.partition("/")
+        return f"upcycle {folder.removesuffix('s')} {name}" if name else f"upcycle {folder}"
 
 
 @dataclass(frozen=True)
@@ -67,6 +80,11 @@ class Workflow:
     def products(self) -> dict[str, Product]:
         """Everything made from finished runs, each after what it is made from."""
         return list_products(self)
+
+    @cached_property
+    def digests(self) -> Digests:
+        """Digests of files that products read and wrote."""
+        return Digests(RESULTS / ".digests.json")
 
     # Runs
 
@@ -96,13 +114,39 @@ class Workflow:
 
     # Other texts
 
-    def evaluations(self) -> list[str]:
-        """Every evaluation file of the study."""
-        return [
-            evaluation_path(run_id, name)
+    def evaluations(self) -> dict[str, list[tuple[str, str]]]:
+        """(run, result file) of every evaluation of the study, by its name."""
+        return {
+            name: [
+                (run_id, evaluation_path(run_id, evaluation))
+                for run_id in dict.fromkeys(run for sweep in evaluation.sweep for run in self.plan.sweeps[sweep])
+            ]
             for name, evaluation in self.study.evaluations.items()
-            for run_id in dict.fromkeys(run for sweep in evaluation.sweep for run in self.plan.sweeps[sweep])
-        ]
+        }
+
+    def evaluation_files(self) -> list[str]:
+        """Every evaluation's result file."""
+        return [path for pairs in self.evaluations().values() for _, path in pairs]
+
+    @cached_property
+    def stale_evaluations(self) -> set[str]:
+        """Result files that are missing, or are of other weights or tokens than those that are there now."""
+        return {
+            path
+            for name, pairs in self.evaluations().items()
+            for run_id, path in pairs
+            if not self._is_evaluated(run_id, name, path)
+        }
+
+    def _is_evaluated(self, run_id: str, name: str, path: str) -> bool:
+        result = _json(Path(path))
+        weights = _json(RESULTS / "runs" / run_id / MANIFEST)
+        tokens = _json(Path(self.evaluation_tokens(run_id, name)))
+        return (
+            result is not None
+            and (weights is None or weights["files"]["weights.safetensors"]["sha256"] == result["weights_sha256"])
+            and (tokens is None or tokens["fingerprint"] == result["tokens_fingerprint"])
+        )
 
     def token_sets(self) -> dict[str, TokenRecipe]:
         """Every token set that the study's runs and evaluations read, by folder name."""
@@ -140,10 +184,31 @@ class Workflow:
         return self.products[name]
 
     def is_stale(self, product: Product) -> bool:
-        """Whether a product is missing or was made with another key."""
-        made = self.out / ".made" / product.name
-        fresh = made.exists() and made.read_text(encoding="utf-8") == product.key
-        return not fresh or not all(Path(output).exists() for output in product.outputs)
+        """Whether a product is missing, was made with another key, or from other content."""
+        made = read_made(self.out, product.name)
+        if made is None or made.key != product.key or not all(Path(output).exists() for output in product.outputs):
+            return True
+        return made.read != self.content_read(product)
+
+    def content_read(self, product: Product) -> dict[str, str]:
+        """Digests of what a product reads, as it is now: of its sources as recorded, of run folders from the files."""
+        content = {source: made.wrote for source in product.sources if (made := read_made(self.out, source))}
+        return content | ({"runs": self.digests.of_all(product.files)} if product.files else {})
+
+    def check_unaltered(self, product: Product) -> None:
+        """Raise UserError naming a file of a product that is not what its job wrote; a missing one is stale only."""
+        made = read_made(self.out, product.name)
+        if made is None or not all(Path(output).exists() for output in product.outputs):
+            return
+        if self.digests.of_all(product.outputs) != made.wrote:
+            raise UserError(
+                f"{' or '.join(product.outputs)}: altered or cut since `{product.verb}` wrote it; remove the file and "
+                "call snakemake, which makes it again"
+            )
+
+    def made_from(self, product: Product, content: dict[str, str]) -> Made:
+        """The record of a product that was just made from `content`."""
+        return Made(product.key, content, self.digests.of_all(product.outputs))
 
     def will_be_made(self) -> set[str]:
         """Files that this invocation may make: of unfinished runs and stale products.
@@ -153,7 +218,7 @@ class Workflow:
         """
         files = {output for product in self.products.values() if self.is_stale(product) for output in product.outputs}
         files |= {path for path in map(metrics_path, self.plan.runs) if not Path(path).exists()}
-        return files | {path for path in self.evaluations() if not Path(path).exists()}
+        return files | self.stale_evaluations
 
     def keys(self, name: str) -> str:
         """The key file of a product: its only input that is compared by date."""
@@ -174,17 +239,20 @@ def list_products(workflow: Workflow) -> dict[str, Product]:
     items: dict[str, Item] = catalogue()
     products: dict[str, Product] = {}
 
-    def add(name: str, outputs: list[str], inputs: list[str], code: str, *settings: Any, of: list[str]) -> None:
+    def add(name: str, outputs: list[str], files: list[str], code: str, *settings: Any, of: list[str]) -> None:
         key = _key(name, code, settings, [products[source].key for source in of])
-        files = [output for source in of for output in products[source].outputs] + inputs
-        products[name] = Product(name, [str(out / output) for output in outputs], files, key)
+        inputs = [output for source in of for output in products[source].outputs]
+        # Figures, tables and the report also read curves of runs, which are there once losses.csv is.
+        inputs += [] if of else files
+        products[name] = Product(name, [str(out / output) for output in outputs], inputs, key, tuple(of), tuple(files))
 
+    runs = [metrics_path(run_id) for run_id in plan.runs]
     rows = {run_id: [sweeps, plan.names[run_id]] for run_id, sweeps in plan.membership().items()}
     losses_code = fingerprint("upcycle.laws.losses")
     add("losses", ["losses.csv"], workflow.finished(), losses_code, rows, of=[])
     evaluations = {name: evaluation.model_dump() for name, evaluation in study.evaluations.items()}
     if evaluations:
-        files = workflow.evaluations()
+        files = workflow.evaluation_files()
         add("evaluations", ["evaluations.csv"], files, losses_code, evaluations, files, of=[])
     fit_code = fingerprint("upcycle.laws.fit", "upcycle.laws.forms", "upcycle.laws.losses")
     for name, fit in study.fits.items():
@@ -194,18 +262,19 @@ def list_products(workflow: Workflow) -> dict[str, Product]:
         for name, options in getattr(study, folder).items():
             outputs = [f"{folder}/{name}{suffix}" for suffix in suffixes]
             code = fingerprint(f"{items[name].module}:{items[name].function}", "upcycle.paper.draw")
-            reads = ["losses", *fits] if items[name].of_study else []
-            add(f"{folder}/{name}", outputs, [], code, options, of=reads)
+            of_study = items[name].of_study
+            reads = ["losses", *fits] if of_study else []
+            add(f"{folder}/{name}", outputs, runs if of_study else [], code, options, of=reads)
     sources = list(products)
     captions = {name: [items[name].title, items[name].caption] for name in (*study.figures, *study.tables)}
     if any(sweep.kind == "upcycled" for sweep in study.sweeps.values()):
         templates = PACKAGE_ROOT / "report"
         page = [file_digest(path) for path in sorted([*templates.glob("*.j2"), *templates.glob("*.css")])]
         code = fingerprint("upcycle.report.page")
-        add("report", ["report.html"], [], code, page, captions, study.title, of=sources)
+        add("report", ["report.html"], runs, code, page, captions, study.title, of=sources)
     return products
 
 
-def record_made(out: Path, product: str, key: str) -> None:
-    """Say that a product has been made with this key (the last act of the job that makes it)."""
-    write_atomic(out / ".made" / product, key)
+def _json(path: Path) -> Any:
+    """A JSON file's content; None where there is none."""
+    return load_json(path) if path.exists() else None

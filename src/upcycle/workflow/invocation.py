@@ -8,11 +8,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from upcycle.errors import UserError
 from upcycle.files import write_atomic
-from upcycle.study.check import check_names, override_execution, study_file
+from upcycle.study.check import DEFAULT, check_names, find_study, override_execution
 from upcycle.study.plan import build_plan, freeze, thaw
-from upcycle.study.study import load_study
-from upcycle.workflow.dag import Product, Workflow
+from upcycle.study.spec import canonical_json
+from upcycle.workflow.dag import Workflow
 from upcycle.workflow.paths import RESULTS, output_folder
 
 PLAN_VARIABLE = "UPCYCLE_PLAN"
@@ -28,23 +29,27 @@ OLD = 1.0
 """Modification time, seconds since the epoch, of the key file of a product that is up to date."""
 
 
-def read_workflow(config: dict[str, Any], root: Path) -> Workflow:
+def read_workflow(name: str | None, root: Path, **settings: Any) -> Workflow:
     """The workflow of a study, without touching anything.
 
-    `config` holds `study` and overrides of execution settings such as `device` (Snakemake's --config). Jobs of a
-    running invocation find its frozen plan in the environment and take study, plan and settings from there.
-    Raises `UserError`.
+    `name` of a study (None: `default`), whose file is looked for under `root`; `settings` of execution, such as
+    `device`, replace the study's. Jobs of a running invocation find its frozen plan in the environment and take
+    study, plan, settings and folder from there. Raises `UserError`, also for a name other than the frozen plan's.
     """
-    name = str(config.get("study", "default"))
     frozen = os.environ.get(PLAN_VARIABLE)
     if frozen:
         study, plan = thaw(Path(frozen))
+        if name not in (None, study.study):
+            raise UserError(
+                f"study `{name}` asked for within an invocation of study `{study.study}` ({PLAN_VARIABLE}={frozen}); "
+                f"unset {PLAN_VARIABLE} to leave that invocation"
+            )
     else:
-        study = load_study(study_file(name, root))
+        study = find_study(name or DEFAULT, root)
         check_names(study)
-        study = study.model_copy(update={"execution": override_execution(study.execution, config)})
+        study = study.model_copy(update={"execution": override_execution(study.execution, settings)})
         plan = build_plan(study, RESULTS)
-    return Workflow(study, plan, output_folder(name))
+    return Workflow(study, plan, output_folder(study.study))
 
 
 def open_workflow(config: dict[str, Any], root: Path, cores: int) -> Workflow:
@@ -54,7 +59,8 @@ def open_workflow(config: dict[str, Any], root: Path, cores: int) -> Workflow:
     if tools not in os.environ["PATH"].split(os.pathsep):
         os.environ["PATH"] = f"{tools}{os.pathsep}{os.environ['PATH']}"
     outermost = PLAN_VARIABLE not in os.environ
-    workflow = read_workflow(config, root)
+    settings = {key: value for key, value in config.items() if key != "study"}
+    workflow = read_workflow(config.get("study"), root, **settings)
     if outermost:
         os.environ[PLAN_VARIABLE] = str(freeze(workflow.study, workflow.plan, RESULTS).resolve())
         if workflow.study.execution.fork_server:
@@ -63,14 +69,25 @@ def open_workflow(config: dict[str, Any], root: Path, cores: int) -> Workflow:
             os.environ.setdefault(variable, value)
         os.environ[STARTED_VARIABLE] = repr(time.time())
         os.environ[CORES_VARIABLE] = str(cores)
-        for product in workflow.products.values():
-            settle(workflow, product)
+        settle(workflow)
     return workflow
 
 
-def settle(workflow: Workflow, product: Product) -> None:
-    """Set the date of a product's key file: old if the product was made with its key, else now."""
-    path = Path(workflow.keys(product.name))
-    if not path.exists() or path.read_text(encoding="utf-8") != product.key:
-        write_atomic(path, product.key)
-    os.utime(path, None if workflow.is_stale(product) else (OLD, OLD))
+def settle(workflow: Workflow) -> None:
+    """Set the date of each product's key file: old while the product is fresh, else now.
+
+    Raises UserError naming a losses.csv, evaluations.csv or fit that was altered by hand.
+    """
+    for product in workflow.products.values():
+        if product.name.partition("/")[0] in ("losses", "evaluations", "fits"):
+            workflow.check_unaltered(product)
+        path = Path(workflow.keys(product.name))
+        # Its text changes too: Snakemake takes a newer date for nothing where a small file's checksum is the same.
+        text = canonical_json({"key": product.key, "read": workflow.content_read(product)})
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            write_atomic(path, text)
+        os.utime(path, None if workflow.is_stale(product) else (OLD, OLD))
+    for evaluation in map(Path, workflow.stale_evaluations):
+        if evaluation.exists():
+            os.utime(evaluation, (OLD, OLD))  # older than the weights and tokens that are there now
+    workflow.digests.save()

@@ -62,28 +62,25 @@ def local_files(patterns: list[str], dataset: str) -> list[Path]:
     return found
 
 
-def train(workflow: Workflow, run_id: str, *, study: str, fresh: bool = False) -> None:
-    """Train, resume or verify a run of the plan; prints one line when it is done.
-
-    `study` is what --study names, a file; the key `study` inside that file may be another word.
-    """
+def train(workflow: Workflow, run_id: str, *, fresh: bool = False) -> None:
+    """Train, resume or verify a run of the plan; prints one line when it is done."""
     if run_id not in workflow.plan.runs:
         raise UserError(f"study `{workflow.plan.study}` plans no run `{run_id}`; {nearest(run_id, workflow.plan.runs)}")
-    _train(workflow, workflow.plan.runs[run_id], run_id, study=study, fresh=fresh)
+    _train(workflow, workflow.plan.runs[run_id], run_id, fresh=fresh)
 
 
-def train_spec(path: Path, workflow: Workflow, *, study: str, fresh: bool = False) -> None:
-    """Train the run that a spec.json describes, with the study's execution settings; `study` as for `train`."""
+def train_spec(path: Path, workflow: Workflow, *, fresh: bool = False) -> None:
+    """Train the run that a spec.json describes, with the study's execution settings."""
     data = load_json(path)
     data.pop("id", None)
     try:
         run = RunSpec.model_validate(data)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
-    _train(workflow, run, str(path), study=study, fresh=fresh)
+    _train(workflow, run, str(path), fresh=fresh)
 
 
-def _train(workflow: Workflow, run: RunSpec, name: str, *, study: str, fresh: bool) -> None:
+def _train(workflow: Workflow, run: RunSpec, name: str, *, fresh: bool) -> None:
     """Train as one process, as one of several (a worker, which RANK tells), or as several that are started here."""
     from upcycle.train import launch
 
@@ -92,7 +89,7 @@ def _train(workflow: Workflow, run: RunSpec, name: str, *, study: str, fresh: bo
         launch.become_worker()
     elif execution.devices > 1:
         options = ["--fresh"] if fresh else []
-        launch.launch(["train", name, "--study", study, *options], execution.devices)
+        launch.launch(["train", name, "--study", workflow.study.study, *options], execution.devices)
         return
     from upcycle.train.loop import train as train_run
 
@@ -132,5 +129,5 @@ def evaluate(workflow: Workflow, run_id: str, name: str) -> None:
     result = evaluate_run(
         RESULTS / "runs" / run_id, tokens_dir, workflow.study.execution, max_tokens=evaluations[name].max_tokens
     )
-    write_atomic(Path(evaluation_path(run_id, name)), json.dumps(result | {"evaluation": name}, indent=1) + "\n")
+    write_atomic(Path(evaluation_path(run_id, evaluations[name])), json.dumps(result, indent=1) + "\n")
     print(f"{run_id}: {name} loss {result['loss']:.4f} ± {result['loss_se']:.4f} nats")

@@ -1,4 +1,4 @@
-"""Verbs that make products out of finished runs: each writes its files, then records the key it was made with."""
+"""Verbs that make products out of finished runs: each writes its files, then records what it was made with and from."""
 
 from __future__ import annotations
 
@@ -11,13 +11,17 @@ from typing import Any
 
 from upcycle.errors import UserError, nearest
 from upcycle.files import write_atomic
-from upcycle.workflow.dag import Workflow, record_made
+from upcycle.workflow.dag import Workflow
 from upcycle.workflow.invocation import CORES_VARIABLE, STARTED_VARIABLE
 from upcycle.workflow.paths import RESULTS, load_json
+from upcycle.workflow.records import forget_made, record_made
 
 
 def make(workflow: Workflow, args: argparse.Namespace) -> None:
-    """Make the product that a verb names; `--key` then records it as made."""
+    """Make the product that a verb names, and record it as made unless `--out` puts it elsewhere.
+
+    Raises `UserError` for a product that the study does not name, and for a source that was altered by hand.
+    """
     name = {"fit": "fits/", "figure": "figures/", "table": "tables/"}.get(args.verb)
     product = name + args.name if name else args.verb
     if product not in workflow.products:
@@ -27,7 +31,13 @@ def make(workflow: Workflow, args: argparse.Namespace) -> None:
             f"study `{workflow.study.study}` names no {args.verb} `{args.name if name else ''}` under `{section}`; "
             f"{nearest(args.name if name else args.verb, known)}"
         )
-    out = args.out or Path(workflow.products[product].outputs[0])
+    entry = workflow.products[product]
+    for source in entry.sources:
+        workflow.check_unaltered(workflow.products[source])
+    content = workflow.content_read(entry)  # before the work: what changes meanwhile is found by the next parse
+    if args.out is None:
+        forget_made(workflow.out, product)
+    out = args.out or Path(entry.outputs[0])
     if args.verb == "losses":
         make_losses(workflow, out)
     elif args.verb == "evaluations":
@@ -46,8 +56,8 @@ def make(workflow: Workflow, args: argparse.Namespace) -> None:
         write_table(args.name, inputs, out.with_suffix(""), **workflow.study.tables[args.name])
     elif args.verb == "report":
         make_report(workflow, out)
-    if args.key:
-        record_made(workflow.out, product, args.key)
+    if args.out is None:
+        record_made(workflow.out, product, workflow.made_from(entry, content))
 
 
 def make_losses(workflow: Workflow, out: Path) -> None:
@@ -62,9 +72,14 @@ def make_losses(workflow: Workflow, out: Path) -> None:
 def make_evaluations(workflow: Workflow, out: Path) -> None:
     """evaluations.csv: one row a finished model and text."""
     lines = ["id,evaluation,loss,loss_se,heldout_tokens"]
-    for path in workflow.evaluations():
-        row = load_json(Path(path))
-        lines.append(f"{row['id']},{row['evaluation']},{row['loss']!r},{row['loss_se']!r},{row['heldout_tokens']}")
+    for name, pairs in workflow.evaluations().items():
+        for run_id, path in pairs:
+            if path in workflow.stale_evaluations:
+                raise UserError(
+                    f"{path}: missing, or of other weights or tokens; run `upcycle evaluate {run_id} {name}`"
+                )
+            row = load_json(Path(path))
+            lines.append(f"{run_id},{name},{row['loss']!r},{row['loss_se']!r},{row['heldout_tokens']}")
     write_atomic(out, "\n".join(lines) + "\n")
 
 
@@ -105,11 +120,11 @@ def make_report(workflow: Workflow, out: Path) -> None:
     write_timing(workflow)
     inputs = paper_inputs(workflow)
     background = Background(
-        study=workflow.out.name if workflow.out != RESULTS else "default",
+        study=workflow.study.study,
         out=workflow.out,
         tokens=RESULTS / "tokens",
         title=workflow.study.title,
-        command="make sweep" if workflow.out == RESULTS else f"snakemake --config study={workflow.out.name}",
+        command="make sweep" if workflow.out == RESULTS else f"snakemake --config study={workflow.study.study}",
         figures=tuple(workflow.study.figures),
         tables=tuple(workflow.study.tables),
         total_runs=len(workflow.plan.runs),

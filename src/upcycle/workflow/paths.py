@@ -24,9 +24,10 @@ def tokens_path(tokens_id: str) -> str:
     return str(RESULTS / "tokens" / tokens_id / "manifest.json")
 
 
-def evaluation_path(run_id: str, name: str) -> str:
-    """Result of a run's evaluation on another text."""
-    return str(RESULTS / "runs" / run_id / "evaluations" / f"{name}.json")
+def evaluation_path(run_id: str, evaluation: EvaluationConfig) -> str:
+    """Result of a run's evaluation on another text, named by that text: studies share runs, not their words."""
+    name = f"{evaluation.dataset}-{evaluation.version}-{evaluation.max_tokens}.json"
+    return str(RESULTS / "runs" / run_id / "evaluations" / name)
 
 
 def evaluation_tokens_id(run: RunSpec, evaluation: EvaluationConfig) -> str:

@@ -1,0 +1,116 @@
+"""What a product was made with and from: results/.made/<product>, the other half of its key.
+
+A key is known when the Snakefile is parsed, before a run exists. What a job then read is known to the job alone. So
+the job records digests of it beside the key, and of what it wrote; the next parse compares them with the files as
+they are. A run that was trained again with another loss, and a losses.csv that somebody edited, are found that way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from upcycle.files import write_atomic
+from upcycle.manifest import METRICS
+from upcycle.study.spec import canonical_json
+
+PLACE_AND_TIME = frozenset(
+    ("started", "finished", "resumed", "tokens_per_second", "gemm_flops_per_second", "mfu", "hardware", "software")
+)
+"""Keys of metrics.json that say where and how fast a run was trained; so does every key that ends in `_seconds`."""
+
+
+class Digests:
+    """SHA-256 of files, remembered by size and modification time in one JSON file.
+
+    Of a run's metrics.json only what bears on losses counts: a run trained again with the same loss is no change.
+    """
+
+    def __init__(self, cache: Path) -> None:
+        self._cache = cache
+        self._known: dict[str, list[Any]] = _json_object(cache) or {}
+        self._changed = False
+
+    def of(self, path: str | Path) -> str | None:
+        """Digest of a file, None where there is none."""
+        path = Path(path)
+        try:
+            found = path.stat()
+            stamp = [found.st_size, found.st_mtime_ns]
+            known = self._known.get(str(path))
+            if known is not None and known[:2] == stamp:
+                return str(known[2])
+            content = path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        digest = hashlib.sha256(_loss_relevant(content) if path.name == METRICS else content).hexdigest()[:16]
+        self._known[str(path)] = [*stamp, digest]
+        self._changed = True
+        return digest
+
+    def of_all(self, paths: Iterable[str | Path]) -> str:
+        """One digest of several files, missing ones included."""
+        lines = "\n".join(f"{path} {self.of(path)}" for path in paths)
+        return hashlib.sha256(lines.encode()).hexdigest()[:16]
+
+    def save(self) -> None:
+        """Keep what was computed for the next parse."""
+        if self._changed:
+            write_atomic(self._cache, json.dumps(self._known))
+
+
+def _loss_relevant(content: bytes) -> bytes:
+    """metrics.json without place and time, in canonical form; what is no JSON object as it is."""
+    try:
+        metrics = json.loads(content)
+        kept = {key: value for key, value in metrics.items() if not _is_place_or_time(key)}
+        if "execution" in kept:
+            kept["execution"] = kept["execution"]["kernels"]
+        return canonical_json(kept).encode()
+    except (ValueError, AttributeError, TypeError, KeyError):  # damaged: the job that reads it names it
+        return content
+
+
+def _is_place_or_time(key: str) -> bool:
+    return key in PLACE_AND_TIME or key.endswith("_seconds")
+
+
+@dataclass(frozen=True)
+class Made:
+    """The record of a product as it was made last."""
+
+    key: str
+    read: dict[str, str]
+    """Digests by what was read: `runs`, `evaluations`, or the name of another product."""
+    wrote: str
+    """Digest of its output files."""
+
+
+def read_made(out: Path, product: str) -> Made | None:
+    """The record of a product; None if it was never made, or if the record is damaged: it is then made again."""
+    record = _json_object(out / ".made" / product)
+    if record is None or record.keys() != {"key", "read", "wrote"} or not isinstance(record["read"], dict):
+        return None
+    return Made(**record)
+
+
+def record_made(out: Path, product: str, made: Made) -> None:
+    """Record a product as made: the last act of the job that makes it."""
+    write_atomic(out / ".made" / product, json.dumps(asdict(made), indent=1) + "\n")
+
+
+def forget_made(out: Path, product: str) -> None:
+    """The job's first act: a product whose job was killed is made again, not taken for one that was altered."""
+    (out / ".made" / product).unlink(missing_ok=True)
+
+
+def _json_object(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
