@@ -1,10 +1,12 @@
 """Data sets by name, the readers of public sources, and a user's own files."""
 
 import json
+import random
 import re
 import subprocess
 import sys
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import pyarrow
@@ -12,7 +14,7 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from upcycle.data import readers
+from upcycle.data import local, readers
 from upcycle.data.datasets import DATASETS, find_dataset, local_dataset
 from upcycle.errors import UserError
 
@@ -142,6 +144,13 @@ BAD_FILES = {
     "number.jsonl": (b'{"body": 1}\n', r"number.jsonl, line 1: column 'body' holds a int, not text"),
     "blank.jsonl": (b'{"body": "a"}\n{"body": " "}\n', r"blank.jsonl, line 2: column 'body' is empty"),
     "none.jsonl": (b"\n", r"none.jsonl: no rows in it"),
+    "half.jsonl": (b'{"body": "a \\ud800 b"}\n', r"half.jsonl, line 1: column 'body' holds \\ud800, half a character"),
+    "nested.jsonl": (
+        b'{"body": "a", "x": ' + b"[" * 1000 + b"]" * 1000 + b"}",
+        r"nested.jsonl, line 1: JSON nested too",
+    ),
+    "names.jsonl": (b'{"\\ud800": 1, "a\\nb": 2}', r"names.jsonl, line 1: no column 'body'; there are \?, a b$"),
+    "digits.jsonl": (b'{"body": ' + b"1" * 5000 + b"}", r"digits.jsonl, line 1: not JSON in UTF-8 \(Exceeds"),
     "damaged.parquet": (b"PAR1", r"damaged.parquet: not a parquet file"),
     "damaged.jsonl.zst": (b"not zstandard", r"damaged.jsonl.zst: not a Zstandard file"),
 }
@@ -153,8 +162,81 @@ def test_a_bad_file_is_refused_by_name(name: str, tmp_path: Path) -> None:
     (tmp_path / "other.txt").write_text("x")
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as error:
         read(tmp_path / name)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["line.jsonl", "paragraph.txt"])
+def test_a_line_without_end_is_refused_when_the_limit_is_reached(name: str, tmp_path: Path) -> None:
+    """Sixty-four gigabytes in one line (a sparse file): no more of them than the limit is read."""
+    with (tmp_path / name).open("wb") as file:
+        file.truncate(2**36)
+    with pytest.raises(UserError, match=rf"{name}.*67,108,864"):
+        read(tmp_path / name)
+
+
+def test_lines_and_paragraphs_are_the_same_wherever_chunks_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "é\r\nfirst\r\n\r\n\n\U0001f600 second\rthird\n\n\n\n" * 3
+    (tmp_path / "a.txt").write_bytes(text.encode())
+    (tmp_path / "bad.txt").write_bytes(text.encode() + b"\xff")
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\r\n" for row in ROWS))
+    expected = ["é\nfirst", "\n\U0001f600 second\nthird", "\n\né\nfirst"]  # empty paragraphs end no piece
+    monkeypatch.setattr(local, "PIECE_CHARACTERS", 1)
+    for size in (1, 2, 3, 7, 1000):
+        monkeypatch.setattr(local, "_chunks", lambda file, size=size: iter(partial(file.read, size), b""))
+        assert read(tmp_path / "a.txt")[:3] == expected
+        assert "\n\n".join(read(tmp_path / "a.txt")) == text.replace("\r\n", "\n").replace("\r", "\n")
+        assert read(tmp_path / "a.jsonl") == TEXTS
+        with pytest.raises(UserError, match=rf"not UTF-8 at byte {len(text.encode())};"):
+            read(tmp_path / "bad.txt")
+
+
+def test_a_cut_zst_file_is_refused_where_a_line_ends_too(tmp_path: Path) -> None:
+    """Zstandard's own reader takes a frame that is cut between two blocks for a whole one."""
+    compressor = zstandard.ZstdCompressor().compressobj()
+    blocks = []
+    for row in ROWS:
+        blocks.append(compressor.compress(json.dumps(row).encode() + b"\n"))
+        blocks.append(compressor.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK))
+    blocks.append(compressor.flush())
+    path = tmp_path / "a.jsonl.zst"
+    path.write_bytes(b"".join(blocks))
+    assert read(path) == TEXTS
+    for keep in range(2, len(blocks)):
+        path.write_bytes(b"".join(blocks[:keep]))
+        with pytest.raises(UserError, match=r"a.jsonl.zst: cut off, its last Zstandard frame has no end"):
+            read(path)
+
+
+@pytest.mark.parametrize("compression", ["none", "snappy"])
+def test_damage_inside_a_parquet_file_is_a_user_error(compression: str, tmp_path: Path) -> None:
+    """Pages with a checksum (any flipped bit of them is found) and without."""
+    draw = random.Random(0)
+    rows = [{"body": f"text number {number} and é"} for number in range(500)]
+    for checksums in (True, False):
+        path = tmp_path / "a.parquet"
+        table = pyarrow.Table.from_pylist(rows)
+        pyarrow.parquet.write_table(table, path, compression=compression, write_page_checksum=checksums)
+        whole, texts, refused = path.read_bytes(), [row["body"] for row in rows], 0
+        for _ in range(60):
+            data = bytearray(whole)
+            data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+            path.write_bytes(data)
+            try:
+                found = read(path)
+            except UserError as error:
+                assert str(error).startswith(str(path)) and "\n" not in str(error)  # noqa: PT017, PT018
+                refused += 1
+            else:
+                assert found == texts or not checksums
+        assert refused > (40 if checksums else 5)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").symlink_to("/proc/self/mem")  # open to its owner; its first byte is no memory
+    with pytest.raises(UserError, match=r"a.txt: cannot be read \(Input/output error\)"):
+        read(tmp_path / "a.txt")
 
 
 def test_a_missing_parquet_column_is_refused_with_those_there_are(tmp_path: Path) -> None:
