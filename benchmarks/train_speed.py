@@ -19,8 +19,8 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
+from upcycle.data.provenance import fingerprint, manifest_bytes
 from upcycle.data.shards import ShardWriter, token_dtype
-from upcycle.data.tokens import FORMAT, fingerprint
 from upcycle.study.execution import Execution
 from upcycle.study.spec import RunSpec
 from upcycle.train import loop, step
@@ -36,8 +36,9 @@ def write_random_tokens(folder: Path, n_train: int, n_heldout: int) -> None:
             writer.add(rng.integers(0, VOCABULARY, count))
         parts[name] = writer.record()
     tokenizer = hashlib.sha256(b"random").hexdigest()
-    manifest = {"format": FORMAT, "fingerprint": fingerprint(tokenizer, parts), "vocab_size": VOCABULARY}
-    (folder / "manifest.json").write_text(json.dumps(manifest | {"tokenizer": {"sha256": tokenizer}, "parts": parts}))
+    manifest = {"fingerprint": fingerprint(tokenizer, parts), "vocab_size": VOCABULARY}
+    manifest |= {"tokenizer": {"sha256": tokenizer}, "parts": parts}
+    (folder / "manifest.json").write_bytes(manifest_bytes(manifest))
 
 
 def timed(function: Callable[..., Any], seconds: list[float]) -> Callable[..., Any]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import secrets
 from pathlib import Path
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write beside `path`, make it durable, rename. Text is UTF-8; the folder is made if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Of its own for every call: processes of two machines may share a pid and a disk.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("wb") as handle:
             handle.write(content.encode() if isinstance(content, str) else content)

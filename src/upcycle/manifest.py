@@ -37,6 +37,16 @@ def sealed(content: dict[str, Any]) -> dict[str, Any]:
     return content | {SEAL: hashlib.sha256(json_bytes(content)).hexdigest()}
 
 
+def unsealed(data: bytes) -> dict[str, Any] | None:
+    """The content of what `json_bytes(sealed(content))` wrote; None for any other bytes."""
+    try:
+        content: dict[str, Any] = json.loads(data)
+        del content[SEAL]
+        return content if data == json_bytes(sealed(content)) else None
+    except (ValueError, KeyError, TypeError, RecursionError):  # no JSON, no object, or without a seal
+        return None
+
+
 def read_manifest(run_dir: Path) -> dict[str, Any]:
     """What a finished run's manifest says, MANIFEST_KEYS all.
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from upcycle.data.provenance import fingerprint, manifest_bytes
 from upcycle.data.shards import ShardWriter, token_dtype
-from upcycle.data.tokens import FORMAT, fingerprint
 from upcycle.study.execution import Execution
 from upcycle.study.spec import RunSpec
 from upcycle.train.loop import train
@@ -32,13 +32,12 @@ def write_tokens(folder: Path, seed: int = 0, n_train: int = 60_000, n_heldout: 
         parts[name] = writer.record()
     tokenizer = hashlib.sha256(b"sixty-four pieces").hexdigest()
     manifest = {
-        "format": FORMAT,
         "fingerprint": fingerprint(tokenizer, parts),
         "vocab_size": VOCABULARY,
         "tokenizer": {"sha256": tokenizer},
         "parts": parts,
     }
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "manifest.json").write_bytes(manifest_bytes(manifest))
     return folder
 
 

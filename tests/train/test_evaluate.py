@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from small_runs import EXECUTION, MOE, rows_of, small_run, train_in, write_tokens
 from torch.nn.functional import cross_entropy
 
+from upcycle.data.provenance import manifest_bytes, read_token_manifest
 from upcycle.data.tokens import TokenSet
 from upcycle.errors import UserError
 from upcycle.model.transformer import Transformer
@@ -54,10 +55,10 @@ def test_a_set_of_another_tokenizer_is_refused_naming_both(tokens_dir: Path, tmp
     run_dir = train_in(tmp_path, tokens_dir, small_run())
     (tmp_path / "other").mkdir()
     other = write_tokens(tmp_path / "other", seed=2)
-    manifest = json.loads((other / "manifest.json").read_text())
+    manifest = read_token_manifest(other)
     expected, foreign = manifest["tokenizer"]["sha256"], hashlib.sha256(b"another").hexdigest()
     manifest["tokenizer"]["sha256"] = foreign
-    (other / "manifest.json").write_text(json.dumps(manifest))
+    (other / "manifest.json").write_bytes(manifest_bytes(manifest))
     with pytest.raises(UserError, match=f"{foreign}.*{expected}"):
         evaluate(run_dir, other, EXECUTION)
 

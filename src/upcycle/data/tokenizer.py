@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -55,17 +56,31 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     return _plain(tokenizer)
 
 
-def load_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
-    """The tokenizer of a tokenizer.json; UserError if it is missing, damaged or not of `vocab_size` pieces."""
+def load_tokenizer(path: Path, vocab_size: int, *, sha256: str | None = None) -> Tokenizer:
+    """The tokenizer of a tokenizer.json.
+
+    Raises UserError if it is missing, damaged, not of the stated SHA-256, or not of `vocab_size` pieces 0, 1, ...
+    """
     if not path.is_file():
         raise UserError(f"tokenizer {str(path)!r} is neither `bpe` nor a file")
+    data = path.read_bytes()
+    if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+        raise UserError(
+            f"{path}: damaged, not the tokenizer that was written; restore it, or "
+            f"`upcycle tokenize {path.parent.name}` makes the same again"
+        )
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_buffer(data)
     except Exception as error:  # noqa: BLE001 - the library raises bare Exception
-        raise UserError(f"{path}: not a tokenizer.json ({error})") from None
+        raise UserError(f"{path}: not a tokenizer.json ({' '.join(str(error).split())})") from None
     if tokenizer.get_vocab_size() != vocab_size:
         raise UserError(
             f"{path} has {tokenizer.get_vocab_size()} pieces, but vocab_size is {vocab_size}: make them equal"
+        )
+    last = max(tokenizer.get_vocab().values())
+    if last >= vocab_size:  # an id beyond the embedding
+        raise UserError(
+            f"{path} has piece number {last}, but with {vocab_size} pieces the last must be {vocab_size - 1}"
         )
     end_of_text(tokenizer)
     return _plain(tokenizer)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -16,16 +14,24 @@ from tokenizers import Tokenizer
 
 from upcycle.data.corpus import Corpus, Document, prepare
 from upcycle.data.datasets import Dataset, find_dataset, local_dataset
-from upcycle.data.shards import SHARD_TOKENS, ShardedTokens, ShardWriter, open_shards, token_dtype, verify_shards
+from upcycle.data.provenance import (
+    MANIFEST,
+    PARTS,
+    SourceFile,
+    fingerprint,
+    manifest_bytes,
+    read_token_manifest,
+)
+from upcycle.data.shards import BLOCK_TOKENS, SHARD_TOKENS, Shard, ShardedTokens, ShardWriter, token_dtype
 from upcycle.data.sources import DEFAULT_CACHE, sha256_file
 from upcycle.data.tokenizer import check_vocab_size, encode_documents, end_of_text, load_tokenizer, threads, train_bpe
 from upcycle.errors import UserError
 from upcycle.files import write_atomic
+from upcycle.verified import VERIFIED, read_notes, write_notes
 
-MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
-FORMAT = 1
-PARTS = ("train", "heldout")
+ATTEMPTS = 5
+"""Of noting verified blocks while other jobs note theirs."""
 
 
 def tokenize(
@@ -40,7 +46,10 @@ def tokenize(
     heldout_files: Sequence[Path | str] = (),
     cache_dir: Path = DEFAULT_CACHE,
     heldout_fraction: float | None = None,
+    decontaminate: bool = True,
+    version: str = "1",
     shard_tokens: int = SHARD_TOKENS,
+    block_tokens: int = BLOCK_TOKENS,
     n_threads: int | None = None,
 ) -> dict[str, Any]:
     """Fetch, clean, split and tokenise a data set into `out_dir`; returns its manifest, which is written last.
@@ -48,34 +57,48 @@ def tokenize(
     `tokenizer` is `bpe` (trained here, on the training part only) or the path of a tokenizer.json;
     `tokenizer_from`, another token set whose tokenizer is used whatever `tokenizer` says. `files` (and
     `heldout_files`, if they have a validation set of their own) are a user's, with text in column `text_key`.
-    `heldout_fraction` None takes the data set's own; `n_threads` None, all cores. UserError for bad input.
+    `version` is that of a user's files. `heldout_fraction` None takes the data set's own; `decontaminate` removes from
+    the training part what it shares with the held-out part; `n_threads` None is all cores. UserError for bad input.
     """
-    dataset = find_dataset(name) if files is None else local_dataset(name, files, text_key, heldout_files=heldout_files)
+    if files is None:
+        dataset = find_dataset(name)
+    else:
+        dataset = local_dataset(name, files, text_key, heldout_files=heldout_files, version=version)
+    given_files = [SourceFile(Path(tokenizer))] if tokenizer_from is None and Path(tokenizer).is_file() else []
     chosen = _given_tokenizer(dataset, vocab_size, tokenizer, tokenizer_from)
-    if shard_tokens < 1:
-        raise UserError(f"shard_tokens {shard_tokens} is not at least 1")
+    for key, count in (("shard_tokens", shard_tokens), ("block_tokens", block_tokens)):
+        if count < 1:
+            raise UserError(f"{key} {count} is not at least 1")
     began = time.monotonic()
-    corpus = prepare(dataset, cache_dir, heldout_fraction)
+    corpus = prepare(dataset, cache_dir, heldout_fraction, decontaminate=decontaminate)
     prepared = time.monotonic()
     with threads(n_threads):
         bpe = chosen or train_bpe((document.text for document in corpus.train), vocab_size)
         trained = time.monotonic()
         _clear(out_dir)
         write_atomic(out_dir / TOKENIZER, bpe.to_str())
-        parts = {part: _write_part(out_dir, part, getattr(corpus, part), bpe, shard_tokens) for part in PARTS}
+        cut = {"shard_tokens": shard_tokens, "block_tokens": block_tokens}
+        parts = {part: _write_part(out_dir, part, getattr(corpus, part), bpe, cut) for part in PARTS}
     seconds = {"prepare": prepared - began, "tokenizer": trained - prepared, "encode": time.monotonic() - trained}
     given = f"of token set {tokenizer_from.name}" if tokenizer_from else tokenizer
-    origin = "trained on the training part" if chosen is None else given
+    origin = {
+        "origin": "trained on the training part" if chosen is None else given,
+        "files": [file.record() for file in given_files],
+    }
     manifest = _manifest(out_dir, dataset, corpus, bpe, parts, origin)
-    manifest["seconds"] = {key: round(value, 2) for key, value in seconds.items()}
-    write_atomic(out_dir / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+    manifest |= {
+        "text_key": text_key,
+        "decontaminated": decontaminate,
+        "seconds": {key: round(value, 2) for key, value in seconds.items()},
+    }
+    write_atomic(out_dir / MANIFEST, manifest_bytes(manifest))
     return manifest
 
 
 def _clear(folder: Path) -> None:
     """Make the folder, without what an earlier call left in it; the manifest goes first: it makes a token set."""
     folder.mkdir(parents=True, exist_ok=True)
-    for old in [folder / MANIFEST, *folder.glob("*.bin"), *folder.glob("*.bin.partial")]:
+    for old in [folder / MANIFEST, folder / VERIFIED, *folder.glob("*.bin"), *folder.glob("*.bin.partial")]:
         old.unlink(missing_ok=True)
 
 
@@ -84,8 +107,8 @@ def _given_tokenizer(
 ) -> Tokenizer | None:
     """The tokenizer that was asked for by path; None if one is to be trained, which must be possible."""
     if tokenizer_from is not None:
-        TokenSet(tokenizer_from)  # whole, or refused
-        return load_tokenizer(tokenizer_from / TOKENIZER, vocab_size)
+        lender = TokenSet(tokenizer_from)
+        return load_tokenizer(tokenizer_from / TOKENIZER, vocab_size, sha256=lender.manifest["tokenizer"]["sha256"])
     if tokenizer != "bpe":
         return load_tokenizer(Path(tokenizer), vocab_size)
     if dataset.heldout_fraction == 1:
@@ -98,14 +121,14 @@ def _given_tokenizer(
 
 
 def _write_part(
-    folder: Path, part: str, documents: Sequence[Document], tokenizer: Tokenizer, shard_tokens: int
+    folder: Path, part: str, documents: Sequence[Document], tokenizer: Tokenizer, cut: dict[str, int]
 ) -> dict[str, Any]:
     """Write one part's shards; returns its record, with counts in all and by source."""
     dtype = token_dtype(tokenizer.get_vocab_size())
     tokens: Counter[str] = Counter()
     size: Counter[str] = Counter()
     count = Counter(document.source for document in documents)
-    with ShardWriter(folder, part, dtype, shard_tokens) as writer:
+    with ShardWriter(folder, part, dtype, **cut) as writer:
         texts = [document.text for document in documents]
         for document, ids in zip(documents, encode_documents(tokenizer, texts, dtype), strict=True):
             writer.add(ids)
@@ -125,11 +148,15 @@ def _write_part(
 
 
 def _manifest(
-    folder: Path, dataset: Dataset, corpus: Corpus, tokenizer: Tokenizer, parts: dict[str, Any], origin: str
+    folder: Path,
+    dataset: Dataset,
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    parts: dict[str, Any],
+    origin: dict[str, Any],
 ) -> dict[str, Any]:
     tokenizer_sha256 = sha256_file(folder / TOKENIZER)
     return {
-        "format": FORMAT,
         "dataset": dataset.name,
         "version": dataset.version,
         "description": dataset.description,
@@ -137,7 +164,7 @@ def _manifest(
         "vocab_size": tokenizer.get_vocab_size(),
         "dtype": token_dtype(tokenizer.get_vocab_size()).name,
         "end_of_text": end_of_text(tokenizer),
-        "tokenizer": {"origin": origin, "sha256": tokenizer_sha256, "library": f"tokenizers {version('tokenizers')}"},
+        "tokenizer": {**origin, "sha256": tokenizer_sha256, "library": f"tokenizers {version('tokenizers')}"},
         "train_tokens": parts["train"]["tokens"],
         "heldout_tokens": parts["heldout"]["tokens"],
         "parts": parts,
@@ -146,48 +173,60 @@ def _manifest(
     }
 
 
-def fingerprint(tokenizer_sha256: str, parts: dict[str, Any]) -> str:
-    """SHA-256 over the hashes of the tokenizer and of both parts' token bytes: equal tokens, equal fingerprint."""
-    lines = [tokenizer_sha256, *(parts[part]["sha256"] for part in PARTS)]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
 class TokenSet:
-    """A folder that `tokenize` wrote. Opening checks that every file is there with its size; it reads no tokens."""
+    """A folder that `tokenize` wrote, whose tokens are verified as they are read, by blocks (`shards`).
+
+    Opening reads the manifest and looks at the files' sizes. The held-out tokens are hashed by every process that reads
+    them; training tokens only if no note says that they were, unchanged since (`remember`).
+    """
 
     def __init__(self, folder: Path) -> None:
+        """Raises UserError if the set is unfinished, damaged, or of another version of this code."""
         self.folder = Path(folder)
-        path = self.folder / MANIFEST
-        if not path.is_file():
-            raise UserError(
-                f"{self.folder} is no token set: it has no {MANIFEST} (unfinished?); run `upcycle tokenize`"
-            )
-        self.manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if self.manifest.get("format") != FORMAT:
-            raise UserError(
-                f"{path} has format {self.manifest.get('format')!r}, this code reads {FORMAT}: tokenise again"
-            )
+        self.manifest = read_token_manifest(self.folder)
         self.fingerprint: str = self.manifest["fingerprint"]
         self.vocab_size: int = self.manifest["vocab_size"]
-        parts, dtype = self.manifest["parts"], token_dtype(self.vocab_size)
-        self.train: ShardedTokens = open_shards(self.folder, parts["train"], dtype)
-        self.heldout: ShardedTokens = open_shards(self.folder, parts["heldout"], dtype)
+        self.train = self._open("train")
+        self.heldout = self._open("heldout")
+        self._remembers = True
+        notes = read_notes(self.folder)
+        for shard in self.train.shards:
+            shard.verified |= shard.recall(notes)
+
+    def _open(self, part: str) -> ShardedTokens:
+        record, dtype = self.manifest["parts"][part], token_dtype(self.vocab_size)
+        blocks = record["block_tokens"]
+        shards = [Shard(self.folder / shard["file"], shard, dtype, blocks) for shard in record["shards"]]
+        return ShardedTokens(shards, dtype)
 
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer that made these tokens."""
-        return load_tokenizer(self.folder / TOKENIZER, self.vocab_size)
+        """The tokenizer that made these tokens. UserError if its file was damaged."""
+        sha256 = self.manifest["tokenizer"]["sha256"]
+        return load_tokenizer(self.folder / TOKENIZER, self.vocab_size, sha256=sha256)
+
+    def remember(self) -> None:
+        """Note the training blocks that were verified, beside the set, for the jobs that come after.
+
+        Other processes do the same: what another's note took away is noted again, a few times. One that is lost costs
+        hashing.
+        """
+        for _ in range(ATTEMPTS if self._remembers else 0):
+            notes = read_notes(self.folder)
+            noted = False
+            for shard in self.train.shards:
+                known = shard.recall(notes)
+                if (shard.verified & ~known).any():
+                    shard.note(notes, shard.verified | known)
+                    noted = True
+            if not noted:
+                return
+            if not write_notes(self.folder, notes):
+                self._remembers = False
+                return
 
     def verify(self) -> None:
-        """Read and hash everything again; UserError naming the first file that is not what the manifest says."""
-        parts, expected = self.manifest["parts"], self.manifest["tokenizer"]["sha256"]
-        found = sha256_file(self.folder / TOKENIZER)
-        if found != expected:
-            raise UserError(
-                f"{self.folder / TOKENIZER} has sha256 {found}, the manifest says {expected}: tokenise again"
-            )
-        verify_shards(self.folder, parts.values())
-        if fingerprint(found, parts) != self.fingerprint:
-            raise UserError(
-                f"{self.folder / MANIFEST}: fingerprint {self.fingerprint} does not follow from "
-                "its parts: tokenise again"
-            )
+        """Read everything; UserError naming the first file, and block, that is not what was written."""
+        self.tokenizer()
+        for part in (self.train, self.heldout):
+            for shard in part.shards:
+                shard[:]

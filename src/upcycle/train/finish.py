@@ -25,6 +25,7 @@ def save(trainee: Trainee, metrics: MetricsLog) -> None:
     if trainee.saver.step == trainee.step:
         return
     with trainee.clock.phase("save"):
+        trainee.tokens.remember()
         weights = {f"model.{name}": value for name, value in trainee.model.state_dict().items()}
         moments = optimizer_tensors(trainee.model, trainee.optimizer)
         notes = {

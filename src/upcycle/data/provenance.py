@@ -1,0 +1,161 @@
+"""What a token set was made of: its sealed manifest, and whether a user's files still are what they were then.
+
+Standard library only: the plan compares files before anything starts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from upcycle.data.sources import sha256_file
+from upcycle.errors import UserError
+from upcycle.manifest import json_bytes, sealed, unsealed
+from upcycle.verified import note, read_notes, recall, write_notes
+
+MANIFEST = "manifest.json"
+FORMAT = 2
+PARTS = ("train", "heldout")
+
+
+def fingerprint(tokenizer_sha256: str, parts: dict[str, Any]) -> str:
+    """SHA-256 over the hashes of the tokenizer and of both parts' token bytes: equal tokens, equal fingerprint."""
+    lines = [tokenizer_sha256, *(parts[part]["sha256"] for part in PARTS)]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def manifest_bytes(content: dict[str, Any]) -> bytes:
+    """A token set's manifest.json: the content with its format and its own SHA-256."""
+    return json_bytes(sealed({"format": FORMAT, **content}))
+
+
+def read_token_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a token set; UserError if there is none, or if it is not, to the byte, what was written."""
+    path = folder / MANIFEST
+    try:
+        data = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(
+            f"{folder} is no token set: it has no {MANIFEST} (unfinished?); run `upcycle tokenize {folder.name}`"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    manifest = unsealed(data)
+    if manifest is not None and manifest["format"] == FORMAT:
+        return manifest
+    again = f"`upcycle tokenize {folder.name}` makes the same tokens again"
+    if (found := _format(data)) != FORMAT:
+        raise UserError(f"{path} has format {found!r}, this code reads {FORMAT}; {again}")
+    raise UserError(f"{path}: damaged, not the manifest that was written; restore it, or {again}")
+
+
+def _format(data: bytes) -> Any:
+    try:
+        return json.loads(data)["format"]
+    except (ValueError, KeyError, TypeError, RecursionError):  # damaged
+        return FORMAT
+
+
+# Files of a user
+
+
+class SourceFile:
+    """A user's file as it was when it was looked up, before it was read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._stat = path, path.stat()
+
+    def record(self) -> dict[str, Any]:
+        """What a manifest says of it. UserError if it changed since it was looked up."""
+        found = sha256_file(self.path)
+        after = self.path.stat()
+        if _size_and_time(after) != _size_and_time(self._stat):
+            raise UserError(f"{self.path}: changed while it was read; tokenise again once it is whole")
+        return {"file": str(self.path), **_size_and_time(after), "sha256": found}
+
+
+def _size_and_time(stat: os.stat_result) -> dict[str, int]:
+    return {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+
+
+def check_unchanged(folder: Path, now: Mapping[str, Sequence[Path]], *, text_key: str) -> None:
+    """UserError naming the first of a user's files that is not what the token set in `folder` was made of.
+
+    `now` has the files that are there by what they are to it: `files`, `heldout_files`, `tokenizer`. A file is
+    unchanged by its path, size and modification time, or else by its content, which is hashed once (`verified`): one
+    that was touched or moved is the same. No file of a kind at all is no change: raw text may go once it is tokenised.
+    """
+    manifest = read_token_manifest(folder)
+    if manifest["text_key"] != text_key:
+        raise UserError(
+            f"token set {folder.name} was made of column {manifest['text_key']!r}, the study says `text: {text_key}`; "
+            f"{_ways_out(folder)}"
+        )
+    then = {source["name"]: source.get("files", []) for source in manifest["sources"]}
+    then["tokenizer"] = manifest["tokenizer"]["files"]
+    hashes = _Hashes(folder)
+    try:
+        for kind, paths in now.items():
+            if paths:
+                _check_kind(folder, paths, then.get(kind, []), hashes)
+    finally:
+        hashes.save()
+
+
+def _check_kind(folder: Path, paths: Sequence[Path], recorded: list[dict[str, Any]], hashes: _Hashes) -> None:
+    then = {Path(record["file"]).absolute(): record for record in recorded}
+    others = []
+    for path in paths:
+        name = path.absolute()
+        if name in then and _size_and_time(path.stat()).items() <= then[name].items():
+            del then[name]
+        else:
+            others.append(path)
+    wanted = Counter((record["bytes"], record["sha256"]) for record in then.values())
+    sizes = {size for size, _ in wanted}
+    for path in others:
+        size = path.stat().st_size
+        content = (size, hashes.of(path)) if size in sizes else None
+        if content is None or not wanted[content]:
+            known = path.absolute() in then
+            raise _changed(folder, path, "changed" if known else "is new, or changed,")
+        wanted[content] -= 1
+    for name, record in then.items():
+        if wanted[record["bytes"], record["sha256"]]:
+            raise _changed(folder, name, "is gone,")
+
+
+def _changed(folder: Path, path: Path, how: str) -> UserError:
+    return UserError(f"{path} {how} since token set {folder.name} was made; {_ways_out(folder)}")
+
+
+def _ways_out(folder: Path) -> str:
+    return (
+        "restore what was, or give the changed data another `version`, or, if nothing was trained on them, remove "
+        f"{folder}"
+    )
+
+
+class _Hashes:
+    """SHA-256 of files, noted beside a token set."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._notes, self._added = folder, read_notes(folder), False
+
+    def of(self, path: Path) -> str:
+        stat = path.stat()
+        found = recall(self._notes, path, stat)
+        if found is None:
+            found = sha256_file(path)
+            note(self._notes, path, stat, found)
+            self._added = True
+        return found
+
+    def save(self) -> None:
+        if self._added:
+            write_notes(self._folder, self._notes)

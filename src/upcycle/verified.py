@@ -1,0 +1,53 @@
+"""Notes of what was hashed and found whole, kept beside it, so that nothing is hashed twice.
+
+A note counts only while its file's size and times of change are those at which the file was hashed, and only for the
+path that it names: a copy is hashed again. It is no guard against a disk that alters bytes behind the file system.
+Standard library only: the plan reads notes too.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from upcycle.files import write_atomic
+from upcycle.manifest import json_bytes, sealed, unsealed
+
+log = logging.getLogger(__name__)
+
+VERIFIED = "verified.json"
+
+
+def read_notes(folder: Path) -> dict[str, Any]:
+    """The notes of a folder by absolute path of a file; none if they are missing, or damaged, which costs hashing."""
+    try:
+        return unsealed((folder / VERIFIED).read_bytes()) or {}
+    except FileNotFoundError:
+        return {}
+
+
+def write_notes(folder: Path, notes: dict[str, Any]) -> bool:
+    """Replace the notes of a folder. False, with a warning, if it cannot be written, which costs hashing again."""
+    try:
+        write_atomic(folder / VERIFIED, json_bytes(sealed(notes)))
+    except OSError as error:
+        log.warning("%s: cannot be written (%s); the next job hashes again", folder / VERIFIED, error.strerror)
+        return False
+    return True
+
+
+def recall(notes: dict[str, Any], path: Path, stat: os.stat_result) -> str | None:
+    """What was noted of a file, if it is as it was then; else None."""
+    note = notes.get(str(path.resolve()))
+    return note["found"] if note is not None and note["stamp"] == _stamp(stat) else None
+
+
+def note(notes: dict[str, Any], path: Path, stat: os.stat_result, found: str) -> None:
+    """Put down what was found in a file; `stat` is of before it was read."""
+    notes[str(path.resolve())] = {"stamp": _stamp(stat), "found": found}
+
+
+def _stamp(stat: os.stat_result) -> list[int]:
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
