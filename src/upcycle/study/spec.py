@@ -144,7 +144,12 @@ class MoESpec(Frozen):
 
 
 class DataSpec(Frozen):
-    """The recipe of the tokens; their fingerprint is checked when training starts."""
+    """The recipe of the tokens; their fingerprint is checked when training starts.
+
+    Inferred, as the paper states neither: each document ends with the tokenizer's end token, none begins with a start
+    token, and a sequence may span documents; an upcycled run reads the batches of its dense parent again, from the
+    first and in the same order, unless its `seed`, `start` or `stop` differ.
+    """
 
     dataset: str
     version: str = "1"
@@ -158,6 +163,9 @@ class DataSpec(Frozen):
     """Whether a run may see more tokens than the slice holds."""
     seed: Whole = 0
     """Seed of the order of sequences."""
+    decontaminate: bool = True
+    """Whether training passages that share a 13-word window with the held-out text are removed. Ours: the paper reports
+    no such step."""
 
     @model_validator(mode="after")
     def _check_slice(self) -> DataSpec:
@@ -167,11 +175,12 @@ class DataSpec(Frozen):
 
     @property
     def tokens_id(self) -> str:
-        """Folder name of the token set this recipe reads: `english-1-bpe1024`."""
+        """Folder name of the token set this recipe reads: `english-1-bpe1024`, or `english-1-bpe1024-with-shared`."""
         stem = (
             self.tokenizer if self.tokenizer == "bpe" else hashlib.sha256(self.tokenizer.encode()).hexdigest()[:8] + "-"
         )
-        return f"{self.dataset}-{self.version}-{stem}{self.vocab_size}"
+        shared = "" if self.decontaminate else "-with-shared"
+        return f"{self.dataset}-{self.version}-{stem}{self.vocab_size}{shared}"
 
 
 class OptimSpec(Frozen):

@@ -43,6 +43,8 @@ class DataConfig(Frozen):
     vocab_size: Count
     seed: Whole = 0
     repeat: bool = False
+    decontaminate: bool = True
+    """Whether training passages that share a 13-word window with the held-out text are removed, a user's own too."""
 
 
 class LocalDataset(Frozen):

@@ -64,6 +64,7 @@ class TokenRecipe:
     version: str
     tokenizer: str
     vocab_size: int
+    decontaminate: bool = True
     borrowed_from: str | None = None
     """Folder name of the token set whose tokenizer it uses."""
 
@@ -151,8 +152,8 @@ class Workflow:
     def token_sets(self) -> dict[str, TokenRecipe]:
         """Every token set that the study's runs and evaluations read, by folder name."""
         sets = {
-            run.data.tokens_id: TokenRecipe(run.data.dataset, run.data.version, run.data.tokenizer, run.data.vocab_size)
-            for run in self.plan.runs.values()
+            data.tokens_id: TokenRecipe(data.dataset, data.version, data.tokenizer, data.vocab_size, data.decontaminate)
+            for data in (run.data for run in self.plan.runs.values())
         }
         for evaluation in self.study.evaluations.values():
             for sweep in evaluation.sweep:
@@ -163,7 +164,7 @@ class Workflow:
                         evaluation.version,
                         run.data.tokenizer,
                         run.data.vocab_size,
-                        run.data.tokens_id,
+                        borrowed_from=run.data.tokens_id,
                     )
                     sets[evaluation_tokens_id(run, evaluation)] = recipe
         return sets

@@ -33,7 +33,7 @@ def tokenize(workflow: Workflow, name: str) -> None:
     local = workflow.study.datasets.get(recipe.dataset)
     options: dict[str, Any] = {}
     if local is not None:
-        options = {"files": local_files(local.files, recipe.dataset), "text_key": local.text}
+        options = {"files": local_files(local.files, recipe.dataset), "text_key": local.text, "version": recipe.version}
         if local.heldout_files:
             options["heldout_files"] = local_files(local.heldout_files, recipe.dataset)
     manifest = make(
@@ -41,6 +41,7 @@ def tokenize(workflow: Workflow, name: str) -> None:
         RESULTS / "tokens" / name,
         vocab_size=recipe.vocab_size,
         tokenizer=recipe.tokenizer,
+        decontaminate=recipe.decontaminate,
         tokenizer_from=RESULTS / "tokens" / recipe.borrowed_from if recipe.borrowed_from else None,
         cache_dir=CACHE,
         **options,
