@@ -201,9 +201,12 @@ def run_verb(args: argparse.Namespace) -> None:
     if args.verb in ("advise", "audit", "design", "simulate") or (args.verb == "fit" and (args.law or args.csv)):
         run_without_runs(args)
         return
-    from upcycle.workflow.invocation import read_workflow
+    from upcycle.workflow.invocation import PLAN_VARIABLE, read_workflow
+    from upcycle.workflow.texts import check_texts
 
     workflow = read_workflow(args.study, Path.cwd())
+    if args.verb in ("plan", "tokenize", "train", "evaluate") and PLAN_VARIABLE not in os.environ:
+        check_texts(workflow)  # jobs of a running invocation: done when it started
     if args.verb == "plan":
         from upcycle.plan_view import show_plan
 

@@ -44,6 +44,7 @@ def test_defaults_written_out_are_the_same_run():
         {"optim": OptimSpec(lr=8e-3, batch=16)},
         {"data": DataSpec(dataset="english", vocab_size=1024, seed=1)},
         {"data": DataSpec(dataset="english", vocab_size=1024, stop=0.5)},
+        {"data": DataSpec(dataset="english", vocab_size=1024, decontaminate=False)},
         {"schedule": ScheduleSpec(warmup_steps=21)},
         {"moe": MoESpec(n_expert=8, top_k=2)},
         {"moe": MoESpec(n_expert=8, top_k=2, balance_group=4)},
@@ -69,6 +70,13 @@ def test_a_trunk_point_is_named_by_recipe_and_end_alone():
     late = run(role="decay", start_step=90, parent=alone.id)
     assert early.id != late.id
     assert early.id.startswith("decay-dense-")
+
+
+def test_token_sets_of_different_text_have_different_folders():
+    recipe = {"dataset": "english", "vocab_size": 1024}
+    assert DataSpec(**recipe, decontaminate=True).tokens_id == DataSpec(**recipe).tokens_id == "english-1-bpe1024"
+    changes = [{"dataset": "web"}, {"version": "2"}, {"tokenizer": "a.json"}, {"vocab_size": 300}, {"decontaminate": 0}]
+    assert len({DataSpec(**recipe | change).tokens_id for change in [{}, *changes]}) == 6
 
 
 def test_floor_cools_no_trunk():

@@ -59,6 +59,14 @@ def test_no_thirteen_word_window_is_in_both_parts() -> None:
     assert near.bytes > 50 * 40
 
 
+def test_shared_text_stays_where_it_is_asked_for() -> None:
+    raw = documents(400, seed=1, shared=10)
+    corpus = prepare(dataset(raw), NOWHERE, decontaminate=False)
+    assert texts(corpus, "heldout") == texts(prepare(dataset(raw), NOWHERE), "heldout")
+    assert len(list(shared_windows(texts(corpus, "heldout"), texts(corpus, "train")))) > 100
+    assert set(corpus.removed) == {"empty document", "repeated document", "repeated passage"}
+
+
 def test_held_out_text_stays_as_it_was_and_clean_training_text_too() -> None:
     raw = documents(400, seed=2)
     corpus = prepare(dataset(raw), NOWHERE)

@@ -15,6 +15,7 @@ from upcycle.study.plan import build_plan, freeze, thaw
 from upcycle.study.spec import canonical_json
 from upcycle.workflow.dag import Workflow
 from upcycle.workflow.paths import RESULTS, output_folder
+from upcycle.workflow.texts import check_texts
 
 PLAN_VARIABLE = "UPCYCLE_PLAN"
 FORK_VARIABLE = "UPCYCLE_FORK_SERVER"
@@ -62,6 +63,7 @@ def open_workflow(config: dict[str, Any], root: Path, cores: int) -> Workflow:
     settings = {key: value for key, value in config.items() if key != "study"}
     workflow = read_workflow(config.get("study"), root, **settings)
     if outermost:
+        check_texts(workflow)
         os.environ[PLAN_VARIABLE] = str(freeze(workflow.study, workflow.plan, RESULTS).resolve())
         if workflow.study.execution.fork_server:
             os.environ[FORK_VARIABLE] = "1"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import json
 import logging
 from pathlib import Path
@@ -14,6 +13,7 @@ from upcycle.study.recorded import has_begun, recorded_spec
 from upcycle.study.spec import RunSpec
 from upcycle.workflow.dag import Workflow
 from upcycle.workflow.paths import RESULTS, evaluation_path, load_json
+from upcycle.workflow.texts import local_files
 
 log = logging.getLogger(__name__)
 CACHE = Path(".cache") / "downloads"
@@ -47,20 +47,6 @@ def tokenize(workflow: Workflow, name: str) -> None:
         **options,
     )
     print(f"{name}: {manifest['train_tokens']:,} training and {manifest['heldout_tokens']:,} held-out tokens")
-
-
-def local_files(patterns: list[str], dataset: str) -> list[Path]:
-    """Files that glob patterns name, sorted.
-
-    Raises `UserError` for a pattern that matches nothing.
-    """
-    found: list[Path] = []
-    for pattern in patterns:
-        matches = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
-        if not matches:
-            raise UserError(f"datasets.{dataset}.files: nothing matches `{pattern}` (from {Path.cwd()})")
-        found += [Path(match) for match in matches]
-    return found
 
 
 def train(workflow: Workflow, run_id: str, *, fresh: bool = False) -> None:

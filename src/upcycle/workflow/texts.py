@@ -1,0 +1,49 @@
+"""A study's own text files: which ones its globs name, and whether they still are what its token sets were made of."""
+
+from __future__ import annotations
+
+import glob
+from pathlib import Path
+
+from upcycle.data.provenance import MANIFEST, check_unchanged
+from upcycle.errors import UserError
+from upcycle.workflow.dag import Workflow
+from upcycle.workflow.paths import RESULTS
+
+
+def local_files(patterns: list[str], dataset: str) -> list[Path]:
+    """Files that glob patterns name, sorted.
+
+    Raises `UserError` for a pattern that matches nothing.
+    """
+    found: list[Path] = []
+    for pattern in patterns:
+        matches = _matches(pattern)
+        if not matches:
+            raise UserError(f"datasets.{dataset}.files: nothing matches `{pattern}` (from {Path.cwd()})")
+        found += matches
+    return found
+
+
+def _matches(pattern: str) -> list[Path]:
+    return [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]  # noqa: PTH207 - it may be absolute
+
+
+def check_texts(workflow: Workflow) -> None:
+    """Raise `UserError` for a user's file that changed since a token set was made of it (`check_unchanged`).
+
+    Token sets that are still to be made are passed over: the job that makes one looks for its files.
+    """
+    for name, recipe in workflow.token_sets().items():
+        local = workflow.study.datasets.get(recipe.dataset)
+        folder = RESULTS / "tokens" / name
+        if local is None or not (folder / MANIFEST).exists():
+            continue
+        lent = recipe.borrowed_from is not None or recipe.tokenizer == "bpe"
+        patterns = {
+            "files": local.files,
+            "heldout_files": local.heldout_files,
+            "tokenizer": [] if lent else [glob.escape(recipe.tokenizer)],
+        }
+        now = {kind: [path for pattern in each for path in _matches(pattern)] for kind, each in patterns.items()}
+        check_unchanged(folder, now, text_key=local.text)
