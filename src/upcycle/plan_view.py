@@ -8,11 +8,13 @@ from dataclasses import asdict
 from typing import Any
 
 from upcycle.errors import UserError
+from upcycle.study.columns import value_text
 from upcycle.study.counting import count_parameters, flops_6nd, flops_per_token
 from upcycle.study.execution import DEFAULT_RATES, Execution
 from upcycle.study.memory import peak_memory
 from upcycle.study.recorded import is_finished
 from upcycle.study.spec import RunSpec, short_count
+from upcycle.study.varying import varying, varying_by_run
 from upcycle.workflow.dag import Workflow
 from upcycle.workflow.paths import RESULTS, load_json
 
@@ -25,14 +27,16 @@ def describe_plan(workflow: Workflow) -> dict[str, Any]:
 
     Tokens are those that a run's own segment trains; seconds are of one job, from the speed of finished runs of
     the same shape where there are any, else from `execution.expected_rate`. `peak_bytes` is the most
-    that one process of the job holds, by formula, and `memory` its parts (upcycle.study.memory).
+    that one process of the job holds, by formula, and `memory` its parts (upcycle.study.memory). `varies`, of a sweep:
+    settings that differ between its models, with their values; of a run: its own values of these.
     """
     speeds = measured_speeds(workflow)
-    runs = [describe_run(workflow, run_id, speeds) for run_id in workflow.plan.runs]
+    settings = varying_by_run(workflow.plan)
+    runs = [describe_run(workflow, run_id, speeds) | {"varies": settings[run_id]} for run_id in workflow.plan.runs]
     by_id = {run["id"]: run for run in runs}
     sweeps = {name: totals([by_id[run_id] for run_id in workflow.plan.members(name)]) for name in workflow.plan.sweeps}
     for name, ids in workflow.plan.sweeps.items():
-        sweeps[name]["models"] = len(ids)
+        sweeps[name] |= {"models": len(ids), "varies": varying(workflow.plan, name)}
     return {"study": workflow.plan.study, "runs": runs, "sweeps": sweeps, "total": totals(runs)}
 
 
@@ -147,15 +151,37 @@ def show_plan(workflow: Workflow, *, as_json: bool, every_run: bool) -> str:
         *memory_warning(plan["runs"], execution),
     ]
     if every_run:
-        lines += ["", f"{'run':<64}{'steps':>16}{'tokens':>10}{'memory':>10}  state"]
+        lines += _what_varies(plan["sweeps"])
+        lines += [
+            "",
+            f"{'run':<64}{'steps':>16}{'tokens':>10}{'memory':>10}  {'state':<10}settings that vary in a sweep",
+        ]
         for run in plan["runs"]:
             state = "finished" if run["finished"] else "started" if run["started"] else "to train"
             steps = f"{run['start_step']}..{run['end_step']}"
             tokens, memory = short_count(run["segment_tokens"]), _bytes(run["peak_bytes"])
-            lines.append(f"{run['id']:<64}{steps:>16}{tokens:>10}{memory:>10}  {state}")
+            lines.append(
+                f"{run['id']:<64}{steps:>16}{tokens:>10}{memory:>10}  {state:<10}{_values(run['varies'])}".rstrip()
+            )
     else:
         lines.append("One line a run: --all. As data: --json.")
     return "\n".join(lines)
+
+
+def _what_varies(sweeps: dict[str, dict[str, Any]]) -> list[str]:
+    """A line a sweep whose models differ in more than their ids and steps show."""
+    found = {name: sweep["varies"] for name, sweep in sweeps.items() if sweep["varies"]}
+    if not found:
+        return []
+    lines = ["", "What varies between the models of a sweep, beside what their ids and steps show:"]
+    for name, settings in found.items():
+        parts = [f"{path} {', '.join(map(value_text, values))}" for path, values in settings.items()]
+        lines.append(f"  {name}: {'; '.join(parts)}")
+    return lines
+
+
+def _values(settings: dict[str, Any]) -> str:
+    return " ".join(f"{path}={value_text(value)}" for path, value in settings.items())
 
 
 def memory_warning(runs: list[dict[str, Any]], execution: Execution) -> list[str]:

@@ -123,6 +123,59 @@ def test_unknown_names_of_other_layers_are_found_when_planning(tmp_path, path, v
         check_names(study)
 
 
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"where": "D2 >"}, r"fits\.mult\.where: `D2 >` is no expression"),
+        ({"where": "D3 > 1"}, r"fits\.mult\.where: .*no column `D3`; did you mean `D"),
+        ({"where": "learnig_rate > 1"}, r"fits\.mult\.where: .*no column `learnig_rate`; .*columns: id, sweeps"),
+        ({"where": "sed == 0"}, r"no column `sed`; did you mean `seed`"),
+        ({"where": "model > 1"}, r"fits\.mult\.where: .*`model` holds words"),
+        ({"where": "D2"}, r"fits\.mult\.where: .*must hold or not for each row"),
+        (
+            {"fixed": {"alpha4": 1}},
+            r"fits\.mult\.fixed: law `multiplicative` has no parameter `alpha4`; did you mean `alpha",
+        ),
+        (
+            {"fixed": {"D0": 1}},
+            r"fits\.mult\.fixed: law `multiplicative` has no parameter `D0`; valid: `A`, `E`, `alpha1`",
+        ),
+        ({"by": "N1", "shared": ["e"]}, r"fits\.mult\.shared: law `multiplicative` has no parameter `e`"),
+        ({"shared": ["E"]}, r"fits\.mult\.shared: without `by`"),
+        ({"by": "D1"}, r"fits\.mult\.by: `D1` is an input of law `multiplicative`.*one of N1, lineage$"),
+        ({"law": "exponent_vs_d1"}, r"fits\.mult\.law: `exponent_vs_d1` is fitted to parameters.*`by: D1`"),
+        (
+            {"law": "power", "fixed": {"A": 1, "alpha": 1, "E": 1}},
+            r"fits\.mult\.fixed: all parameters of law `power` are held",
+        ),
+        (
+            {"law": "power", "fixed": {"A": 1, "alpha": 1}, "floor_from": ["dense"]},
+            r"fits\.mult\.fixed: all parameters of law `power` are held",
+        ),
+    ],
+)
+def test_a_fit_that_cannot_be_is_found_when_planning(tmp_path, keys, message):
+    """By the key, before a run is trained; with the nearest valid name."""
+    study = load_study(write(tmp_path, changed("fits/mult", STUDY["fits"]["mult"] | keys)))
+    with pytest.raises(UserError, match=message) as error:
+        check_names(study)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"where": "D2 >= 5e5 and seed == 0 and 'layers=native' in kernels"},
+        {"where": "  "},
+        {"fixed": {"E": 1.5}, "by": "N1", "shared": ["alpha1"]},
+        {"law": "joint_offset", "fixed": {"D0": 1e6}, "floor_from": ["dense"]},
+        {"law": "power", "by": "D1", "shared": ["E"]},
+    ],
+)
+def test_a_fit_that_can_be_passes(tmp_path, keys):
+    check_names(load_study(write(tmp_path, changed("fits/mult", STUDY["fits"]["mult"] | keys))))
+
+
 def test_a_key_given_twice_is_an_error(tmp_path):
     text = yaml.safe_dump(STUDY) + "context: 128\n"
     with pytest.raises(UserError, match=r"line \d+: key `context` is given twice"):

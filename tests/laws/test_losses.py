@@ -1,6 +1,7 @@
 """losses.csv: from run folders to the table, to disk and back, and selections of it."""
 
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -9,22 +10,28 @@ import pytest
 from upcycle.errors import UserError
 from upcycle.laws.fit import run_fit
 from upcycle.laws.forms import LAWS
-from upcycle.laws.losses import COLUMNS, collect, columns_markdown, read_losses, select, write_losses
+from upcycle.laws.losses import collect, law_columns, read_losses, select, write_losses
+from upcycle.study.columns import COLUMNS, columns_markdown
 from upcycle.study.counting import count_parameters
 from upcycle.study.spec import DataSpec, ModelSpec, MoESpec, OptimSpec, RunSpec, ScheduleSpec
 
 MODEL = ModelSpec(n_layer=2, d_model=64, n_head=2, vocab_size=1024, context=256)
 MOE = MoESpec(n_expert=8, top_k=2)
+NATIVE = dict.fromkeys(("attention", "experts", "rms_norm", "cross_entropy", "router", "layers"), "native")
+EXECUTION = {"device": "cpu", "kernels": {**NATIVE, "torch": "2.13.0", "native": "ab12"}}
+COMPOSED = {"attention": "sdpa", "experts": "loop", "router": "torch", "layers": "composed", "torch": "2.13.0"}
 TRUTH = {"A": 400.0, "alpha1": 0.18, "alpha2": 0.2, "alpha3": 0.008, "E": 1.4}
 
 
-def run_spec(*, end_step: int, dense_steps: int = 0, moe: MoESpec | None = None, seed: int = 0) -> RunSpec:
+def run_spec(
+    *, end_step: int, dense_steps: int = 0, moe: MoESpec | None = None, seed: int = 0, lr: float = 8e-3
+) -> RunSpec:
     """A finished model: dense, MoE from scratch, or upcycled from a dense run of `dense_steps`."""
     return RunSpec(
         model=MODEL,
         moe=moe,
         data=DataSpec(dataset="english", vocab_size=1024),
-        optim=OptimSpec(lr=8e-3, batch=16),
+        optim=OptimSpec(lr=lr, batch=16),
         schedule=ScheduleSpec(warmup_steps=20),
         seed=seed,
         origin="upcycle:copy" if dense_steps else "scratch",
@@ -43,7 +50,7 @@ def write_run(folder: Path, run: RunSpec, **metrics: object) -> Path:
     path.mkdir(parents=True)
     content = {"id": run.id, "loss": 3.25, "loss_se": 0.011, "wall_seconds": 12.5, "tokens_per_second": 31234.5}
     (path / "spec.json").write_text(json.dumps({**run.model_dump(mode="json"), "id": run.id}))
-    (path / "metrics.json").write_text(json.dumps(content | {"execution": {"device": "cpu"}} | metrics))
+    (path / "metrics.json").write_text(json.dumps(content | {"execution": EXECUTION} | metrics))
     return path
 
 
@@ -73,12 +80,17 @@ def test_an_upcycled_runs_row_says_everything(tmp_path: Path) -> None:
     row = collect([write_run(tmp_path, run)], {run.id: ["b", "a"]}, {run.id: ("tiny", "8x2")}).iloc[0].to_dict()
     assert row == {
         "id": run.id, "sweeps": "a;b", "model": "tiny", "moe": "8x2", "lineage": "up", "role": "decay",
-        "n_layer": 2, "d_model": 64, "n_expert": 8, "top_k": 2, "gate": "topk_softmax",
+        "n_layer": 2, "d_model": 64, "n_head": 2, "n_expert": 8, "top_k": 2, "gate": "topk_softmax", "aux_coef": 1e-3,
         "N1": 16 * 2 * 64**2, "N2": 28 * 2 * 64**2, "N_total": 100 * 2 * 64**2,
         "N_dense_exact": 16 * 2 * 64**2 + 5 * 64,
-        "D": 200 * 16 * 256, "D1": 100 * 16 * 256, "D2": 200 * 16 * 256, "seed": 3, "method": "copy", "schedule": "wsd",
-        "loss": 3.25, "loss_se": 0.011, "flops_6nd": 6.0 * count_parameters(MODEL, MOE).active * 200 * 16 * 256,
-        "wall_seconds": 12.5, "tokens_per_second": 31234.5, "device": "cpu", "simulated": 0,
+        "D": 200 * 16 * 256, "D1": 100 * 16 * 256, "D2": 200 * 16 * 256,
+        "flops_6nd": 6.0 * count_parameters(MODEL, MOE).active * 200 * 16 * 256,
+        "steps": 200, "batch": 16, "context": 256, "dataset": "english", "data_version": "1", "data_start": 0.0,
+        "data_stop": 1.0, "tokenizer": "bpe", "tokenizer_vocab": 1024, "vocab_size": 1024, "lr": 8e-3,
+        "schedule": "wsd", "warmup_steps": 20, "decay_fraction": 0.1, "floor": 0.1, "dtype": "float32",
+        "method": "copy", "settings": "", "seed": 3, "data_seed": 0, "dense_parent": "decay-dense-parent",
+        "loss": 3.25, "loss_se": 0.011, "wall_seconds": 12.5, "tokens_per_second": 31234.5, "device": "cpu",
+        "kernels": "layers=native;native=ab12;torch=2.13.0", "simulated": 0,
     }  # fmt: skip
 
 
@@ -96,6 +108,77 @@ def test_equal_losses_are_equal_bytes_whatever_the_order_of_runs(tmp_path: Path)
     write_losses(collect(folders, {}, {}), tmp_path / "one.csv")
     write_losses(collect(folders[::-1], {}, {}), tmp_path / "two.csv")
     assert (tmp_path / "one.csv").read_bytes() == (tmp_path / "two.csv").read_bytes()
+
+
+def test_rows_are_in_an_order_that_their_content_fixes(tmp_path: Path) -> None:
+    """Lineage, size, mixture, D1, D, then the other settings, then seeds; never the id before one of these."""
+    wide = RunSpec.model_validate(
+        run_spec(end_step=50).model_dump() | {"model": {**MODEL.model_dump(), "d_model": 128}}
+    )
+    sparse = MoESpec(n_expert=16, top_k=2)
+    expected = [
+        run_spec(end_step=100),
+        run_spec(end_step=200, lr=1e-3),
+        run_spec(end_step=200, lr=4e-3),
+        run_spec(end_step=200, seed=1),
+        run_spec(end_step=200, seed=2),
+        run_spec(end_step=1000),
+        wide,
+        run_spec(end_step=50, moe=MOE),
+        run_spec(end_step=40, moe=MoESpec(n_expert=8, top_k=4)),
+        run_spec(end_step=30, moe=sparse),
+        run_spec(end_step=400, dense_steps=100, moe=MOE),
+        run_spec(end_step=100, dense_steps=200, moe=MOE),
+        run_spec(end_step=100, dense_steps=200, moe=MoESpec(n_expert=8, top_k=2, aux_coef=0.1)),
+        run_spec(end_step=20, dense_steps=100, moe=sparse),
+    ]
+    assert [run.lineage for run in expected] == ["dense"] * 7 + ["moe"] * 3 + ["up"] * 4
+    folders = {run.id: write_run(tmp_path, run) for run in expected}
+    for ids in (sorted(folders), sorted(folders, reverse=True)):
+        assert list(collect([folders[i] for i in ids], {}, {})["id"]) == [run.id for run in expected]
+
+
+def test_ablations_are_told_apart(tmp_path: Path) -> None:
+    """Three learning rates: no row equals another in every column beside the id."""
+    runs = [run_spec(end_step=100, lr=lr) for lr in (1e-3, 2e-3, 4e-3)]
+    table = collect([write_run(tmp_path, run) for run in runs], {}, {})
+    assert not table.drop(columns="id").duplicated().any()
+    assert list(table["lr"]) == [1e-3, 2e-3, 4e-3]
+
+
+def test_kernels_are_those_that_a_run_used(tmp_path: Path) -> None:
+    """Whole layers stand for their ops; a dense model has neither experts nor a router."""
+    composed = {"execution": {"device": "cpu", "kernels": COMPOSED}}
+    folders = [
+        write_run(tmp_path, run_spec(end_step=100)),
+        write_run(tmp_path, run_spec(end_step=200), **composed),
+        write_run(tmp_path, run_spec(end_step=100, moe=MOE), **composed),
+    ]
+    assert list(collect(folders, {}, {})["kernels"]) == [
+        "layers=native;native=ab12;torch=2.13.0",
+        "attention=sdpa;layers=composed;torch=2.13.0",
+        "attention=sdpa;experts=loop;layers=composed;router=torch;torch=2.13.0",
+    ]
+
+
+@pytest.mark.parametrize("execution", [{"device": "cpu"}, {"device": "cpu", "kernels": "native"}, None])
+def test_metrics_without_kernels_are_damaged(tmp_path: Path, execution: object) -> None:
+    folder = write_run(tmp_path, run_spec(end_step=100), execution=execution)
+    with pytest.raises(UserError, match=r"metrics\.json is damaged"):
+        collect([folder], {}, {})
+
+
+def test_inputs_of_the_unified_law_say_where_tokens_were_seen(tmp_path: Path) -> None:
+    """Section E.3: (T1, T2) is (D, 0) for dense training, (0, D) for a MoE from scratch, (D1, D2) for upcycling."""
+    step = 16 * 256
+    runs = [run_spec(end_step=100), run_spec(end_step=200, moe=MOE), run_spec(end_step=400, dense_steps=50, moe=MOE)]
+    rows = collect([write_run(tmp_path, run) for run in runs], {}, {})
+    columns = law_columns(rows, ["T1", "T2", "N", "P", "lineage"])
+    assert columns["T1"].tolist() == [100 * step, 0, 50 * step]
+    assert columns["T2"].tolist() == [0, 200 * step, 400 * step]
+    assert columns["N"].tolist() == [16 * 2 * 64**2] * 3
+    assert columns["P"].tolist() == [1.0, 100 / 28, 100 / 28]
+    assert columns["lineage"].tolist() == ["dense", "moe", "up"]
 
 
 def test_the_table_comes_back_from_disk_exactly(grid: Path, tmp_path: Path) -> None:
@@ -169,8 +252,8 @@ def test_a_selection_is_by_sweep_and_expression(grid: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["D3 > 1", "D1 >", "D1", "D1 + 1", "lineage > 3", "import os"])
-def test_a_bad_expression_is_quoted_with_the_columns(grid: Path, where: str) -> None:
-    with pytest.raises(UserError, match=r"bad expression where = .*columns: id, sweeps"):
+def test_a_bad_expression_is_quoted(grid: Path, where: str) -> None:
+    with pytest.raises(UserError, match=rf"^where: `{re.escape(where)}`"):
         select(read_losses(grid), where=where)
 
 
@@ -213,6 +296,26 @@ def test_run_fit_refuses_before_it_writes(grid: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot take D1 = 0"):
         run_fit(grid, law="multiplicative", out=out)
     assert not out.exists()
+
+
+def test_a_fit_to_losses_of_mixed_kernels_warns(grid: Path, tmp_path: Path) -> None:
+    """In the fit's file; losses of one kind give none, and neither do kernels that only some of the models use."""
+    select_up = {"where": "D2 > 0"}
+    out = tmp_path / "fit.json"
+    assert run_fit(grid, law="power", select=select_up, out=out)["warnings"] == {}
+    table = read_losses(grid)
+    other = (table["D1"] == table["D1"].max()) & (table["lineage"] == "up")
+    write_losses(
+        table.assign(kernels=table["kernels"].where(~other, "attention=sdpa;layers=composed;torch=2.13.0")), grid
+    )
+    warning = run_fit(grid, law="power", select=select_up, out=out)["warnings"]["mixed kernels"]
+    assert "layers: composed in 5, native in 20" in warning
+    assert "0.011 nats" in warning
+    assert "'layers=native' in kernels" in warning
+    assert "torch" not in warning
+    assert json.loads(out.read_text())["warnings"]["mixed kernels"] == warning
+    only = run_fit(grid, law="power", select={"where": "D2 > 0 and 'layers=native' in kernels"}, out=out)
+    assert (only["n"], only["warnings"]) == (20, {})
 
 
 def test_a_fit_to_simulated_losses_says_so(grid: Path, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from upcycle.laws.losses import columns_markdown
+from upcycle.study.columns import columns_markdown
 
 
 def test_the_columns_of_losses_csv_are_documented():

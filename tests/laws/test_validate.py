@@ -8,22 +8,13 @@ from law_data import simulated
 from upcycle.laws.fit import fit
 from upcycle.laws.forms import LAWS
 from upcycle.laws.validate import seed_noise
+from upcycle.study.columns import EQUAL_SETTINGS
 
 
 def losses_with_seeds(rows: list[tuple[int, int, float]]) -> pd.DataFrame:
     """Rows of (D, seed, loss), equal in all else."""
     table = pd.DataFrame(rows, columns=["D", "seed", "loss"])
-    equal = {
-        "model": "tiny",
-        "moe": "",
-        "lineage": "dense",
-        "role": "decay",
-        "gate": "",
-        "method": "scratch",
-        "schedule": "wsd",
-        "D1": 0,
-    }
-    return table.assign(**equal)
+    return table.assign(**{name: 0 for name in EQUAL_SETTINGS if name != "D"})
 
 
 def test_seed_noise_pools_the_variance_of_repeated_settings() -> None:
@@ -39,6 +30,15 @@ def test_settings_that_hold_a_seed_twice_are_no_repetition() -> None:
     """They differ in something else, as an ablation does."""
     assert seed_noise(losses_with_seeds([(1, 0, 3.0), (1, 0, 3.2)])) is None
     assert seed_noise(losses_with_seeds([(1, 0, 3.0), (2, 0, 3.2)])) is None
+
+
+def test_an_ablation_is_no_noise() -> None:
+    """Two learning rates, each with a seed of its own: what lies between their losses is not the seed's."""
+    rows = losses_with_seeds([(1, 0, 3.0), (1, 1, 3.2), (1, 2, 3.9)]).assign(lr=[1e-3, 1e-3, 4e-3])
+    noise = seed_noise(rows)
+    assert noise is not None
+    assert noise.deviation == pytest.approx(0.2 / np.sqrt(2))
+    assert noise.freedom == 1
 
 
 def test_intervals_widen_with_the_noise() -> None:

@@ -13,9 +13,10 @@ import yaml
 from upcycle.cli import main
 from upcycle.decisions.simulated import MIXTURE_EXPONENTS, TOKENS, paper_world, simulate, sparsity
 from upcycle.errors import UserError
-from upcycle.laws.losses import COLUMNS, read_losses
+from upcycle.laws.losses import read_losses
 from upcycle.paper.simulate import planned_losses, simulate_study
 from upcycle.paper.tables_joint import table_2
+from upcycle.study.columns import COLUMNS
 from upcycle.study.plan import build_plan
 from upcycle.study.study import load_study
 

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from upcycle.errors import UserError
+from upcycle.paper.render import to_markdown
 from upcycle.paper.tables_laws import laws
 
 FOUR = ("multiplicative", "multiplicative_no_interaction", "additive", "additive_no_interaction")
@@ -24,6 +25,17 @@ def test_each_law_stands_with_the_errors_of_its_fit_lowest_first(inputs):
     assert table["AIC"].min() == 0
     assert table.loc["multiplicative", "p of no interaction"] < 0.05
     assert table["p of no interaction"].isna().sum() == 2
+
+
+def test_a_warning_of_a_fit_is_in_its_row(inputs):
+    """As the last column, which is there only if there is a warning."""
+    assert "warning" not in laws(inputs)
+    warned = dataclasses.replace(inputs.fits["additive"], warnings={"mixed kernels": "losses of two kinds"})
+    table = laws(dataclasses.replace(inputs, fits={**inputs.fits, "additive": warned}))
+    assert table.columns[-1] == "warning"
+    assert table.loc["additive", "warning"] == "mixed kernels"
+    assert set(table["warning"]) == {"", "mixed kernels"}
+    assert "mixed kernels" in to_markdown(table)
 
 
 def test_fits_to_other_losses_are_left_out(inputs):

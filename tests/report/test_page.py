@@ -176,6 +176,20 @@ def test_the_sign_of_the_interaction_is_what_its_interval_says(study, interval, 
     assert sum(words in f.sentence for f in found) == 1
 
 
+def test_a_warning_of_a_fit_is_on_its_card_and_among_the_limits(study, without_evaluations):
+    """In full, once for all fits that have it."""
+    inputs, _ = study
+    sentence = "losses of different kernels are mixed (layers: composed in 5, native in 20)"
+    names = ("multiplicative", "additive")
+    fits = {
+        n: dataclasses.replace(f, warnings={"mixed kernels": sentence}) if n in names else f
+        for n, f in inputs.fits.items()
+    }
+    page = render(dataclasses.replace(inputs, fits=fits), without_evaluations)
+    assert page.count(f"<b>Warning:</b> {sentence}.") == 2
+    assert re.search(rf"<li>Fits (multiplicative, additive|additive, multiplicative): {re.escape(sentence)}\.", page)
+
+
 def test_without_repeated_seeds_noise_is_called_unknown(study, without_evaluations):
     inputs, background = study[0], without_evaluations
     single = dataclasses.replace(inputs, losses=inputs.losses[inputs.losses["seed"] == 0])

@@ -9,8 +9,7 @@ import pandas as pd
 
 from upcycle.laws.grouped import group_json
 from upcycle.laws.result import FitResult
-
-LINEAGES = ("dense", "moe", "up")
+from upcycle.study.columns import LINEAGES
 
 
 def with_context(result: FitResult, rows: pd.DataFrame) -> FitResult:

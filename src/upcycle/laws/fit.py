@@ -22,6 +22,7 @@ from upcycle.laws.grouped import fit_by
 from upcycle.laws.law import Law
 from upcycle.laws.losses import law_columns, read_losses, selection_words
 from upcycle.laws.losses import select as select_rows
+from upcycle.laws.mixed_kernels import warned
 from upcycle.laws.prepare import prepare
 from upcycle.laws.result import FitResult, write_fit
 from upcycle.laws.validate import seed_noise
@@ -114,15 +115,17 @@ def run_fit(
     select = select or {}
     rows, about = _selected(losses, losses_csv, select.get("sweep"), select.get("where", ""))
     data = law_columns(rows, [*form.inputs, form.response, *([by] if by else [])])
+    used = [rows]
     if by is not None:
         result = fit_by(form, data, by=by, shared=shared, fixed=fixed, draws=DRAWS, **about)
     else:
         floor = None
         if floor_from:
             first, first_about = _selected(losses, losses_csv, floor_from, "")
+            used.append(first)
             floor = fit_floor(law_columns(first, ["D", "N", "loss", "lineage"]), **first_about)
         result = fit(form, data, fixed=fixed, floor=floor, **about)
-    result = with_context(result, rows)
+    result = warned(with_context(result, rows), pd.concat(used))
     write_fit(result, out)
     return result.to_json()
 

@@ -4,85 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from upcycle.errors import UserError, nearest
 from upcycle.files import write_atomic
+from upcycle.laws.arithmetic import truths
+from upcycle.laws.mixed_kernels import kernels_text
+from upcycle.laws.table_files import Table
 from upcycle.manifest import check_listed, check_metrics
-from upcycle.study.counting import count_parameters, n1, n2, n_total
+from upcycle.study.columns import COLUMNS, KINDS, LINEAGES, ORDER, described
+from upcycle.study.expressions import parse
 from upcycle.study.spec import RunSpec
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of losses.csv."""
-
-    name: str
-    kind: Literal["text", "int", "float"]
-    unit: str
-    meaning: str
-
-
-COLUMNS = (
-    Column("id", "text", "", "id of the run that finished the model"),
-    Column("sweeps", "text", "", "sweeps that the run belongs to, joined by `;`"),
-    Column("model", "text", "", "the study's name of the dense shape"),
-    Column("moe", "text", "", "the study's name of the mixture; empty for dense models"),
-    Column("lineage", "text", "", "`dense` or `moe` (both from scratch) or `up` (upcycled)"),
-    Column(
-        "role",
-        "text",
-        "",
-        "`decay` (finished by cooling a trunk down), `full` (one schedule), `trunk` (not cooled down)",
-    ),
-    Column("n_layer", "int", "", "layers"),
-    Column("d_model", "int", "", "width"),
-    Column("n_expert", "int", "", "experts in each layer; 1 for dense models"),
-    Column("top_k", "int", "", "experts that a token uses; 1 for dense models"),
-    Column("gate", "text", "", "order of softmax and top-k; empty for dense models"),
-    Column("N1", "int", "parameters", "non-embedding size of the dense shape, 16 L d^2 (Equation 4)"),
-    Column(
-        "N2",
-        "int",
-        "parameters",
-        "non-embedding parameters that a token uses, (4 + 12 K) L d^2 (Equation 5); N1 for dense models",
-    ),
-    Column(
-        "N_total",
-        "int",
-        "parameters",
-        "all non-embedding parameters, (4 + 12 E) L d^2 (Equation 6); N1 for dense models",
-    ),
-    Column(
-        "N_dense_exact", "int", "parameters", "exact non-embedding count of the dense shape, norms included (Table 3)"
-    ),
-    Column("D", "int", "tokens", "tokens of this stage, from scratch or from upcycling to the end of the decay"),
-    Column("D1", "int", "tokens", "tokens of the dense parent; 0 without one"),
-    Column("D2", "int", "tokens", "tokens after upcycling (= D); 0 unless upcycled"),
-    Column("seed", "int", "", "seed of the initial weights (of the router, when upcycled)"),
-    Column("method", "text", "", "upcycling method; `scratch` otherwise"),
-    Column("schedule", "text", "", "learning-rate schedule"),
-    Column("loss", "float", "nats per token", "held-out cross-entropy; empty for a trunk that was not evaluated"),
-    Column("loss_se", "float", "nats per token", "standard error of the loss over the held-out sequences"),
-    Column(
-        "flops_6nd",
-        "float",
-        "FLOPs",
-        "6 N D of this stage, trunk included; N the exact non-embedding parameters that a token uses",
-    ),
-    Column("wall_seconds", "float", "s", "wall time of the run's own segment"),
-    Column("tokens_per_second", "float", "tokens/s", "training speed of the run's own segment"),
-    Column("device", "text", "", "device that it was trained on"),
-    Column("simulated", "int", "", "1 for a loss drawn from a law, 0 for a measured one"),
-)
-"""Columns of losses.csv, in order."""
-
-_LINEAGES = ("dense", "moe", "up")
 
 DERIVED: dict[str, Callable[[pd.DataFrame], pd.Series]] = {
     "N": lambda rows: rows["N1"],
@@ -105,17 +43,10 @@ def law_columns(rows: pd.DataFrame, names: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def columns_markdown() -> str:
-    """The columns as a Markdown table, for results/README.md."""
-    lines = ["| column | unit | meaning |", "|---|---|---|"]
-    lines += [f"| `{c.name}` | {c.unit} | {c.meaning} |" for c in COLUMNS]
-    return "\n".join(lines) + "\n"
-
-
 def collect(
     run_dirs: Sequence[Path], membership: Mapping[str, Sequence[str]], names: Mapping[str, tuple[str, str]]
 ) -> pd.DataFrame:
-    """losses.csv's rows from finished run folders, in canonical order.
+    """losses.csv's rows from finished run folders, sorted by `ORDER`.
 
     `membership`: sweeps by run id; `names`: the study's names of (model, mixture) by run id. Raises `UserError` naming
     the folder that is missing, unfinished or damaged.
@@ -125,14 +56,11 @@ def collect(
 
 
 def ordered(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Rows of losses.csv, each column in its type, in canonical order."""
-    table = pd.DataFrame(rows, columns=[c.name for c in COLUMNS])
-    return _typed(
-        table.sort_values(
-            ["lineage", "N1", "n_expert", "top_k", "D1", "D", "seed", "id"],
-            key=lambda column: column.map(_LINEAGES.index) if column.name == "lineage" else column,
-            ignore_index=True,
-        )
+    """Rows of losses.csv, each column in its type, sorted by `ORDER`."""
+    return _typed(pd.DataFrame(rows, columns=[c.name for c in COLUMNS])).sort_values(
+        list(ORDER),
+        key=lambda column: column.map(LINEAGES.index) if column.name == "lineage" else column,
+        ignore_index=True,
     )
 
 
@@ -163,39 +91,16 @@ def _row(
             "wall_seconds": metrics["wall_seconds"],
             "tokens_per_second": metrics["tokens_per_second"],
             "device": metrics["execution"]["device"],
+            "kernels": kernels_text(metrics["execution"]["kernels"], run),
         }
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{run_dir / 'metrics.json'} is damaged: no {error}; train the run again") from None
+    except (KeyError, TypeError, AttributeError) as error:
+        wrong = f"{type(error).__name__}: {error}"
+        raise UserError(f"{run_dir / 'metrics.json'} is damaged ({wrong}); train the run again") from None
     loss = measured["loss"]
     if not (isinstance(loss, float) and 0 < loss < float("inf")) and not (loss is None and run.role == "trunk"):
         raise UserError(f"{run_dir / 'metrics.json'}: loss {loss} is not a positive number; train the run again")
     sweeps = ";".join(sorted(membership.get(run.id, ())))
     return {"id": run.id, "sweeps": sweeps, "model": model, "moe": moe, **described(run), **measured, "simulated": 0}
-
-
-def described(run: RunSpec) -> dict[str, Any]:
-    """The columns that follow from a run's specification."""
-    size = n1(run.model)
-    return {
-        "lineage": run.lineage,
-        "role": run.role,
-        "n_layer": run.model.n_layer,
-        "d_model": run.model.d_model,
-        "n_expert": run.moe.n_expert if run.moe else 1,
-        "top_k": run.moe.top_k if run.moe else 1,
-        "gate": run.moe.gate if run.moe else "",
-        "N1": size,
-        "N2": n2(run.model, run.moe) if run.moe else size,
-        "N_total": n_total(run.model, run.moe) if run.moe else size,
-        "N_dense_exact": count_parameters(run.model).non_embedding,
-        "D": run.tokens,
-        "D1": run.dense_tokens,
-        "D2": run.tokens if run.lineage == "up" else 0,
-        "seed": run.seed,
-        "method": run.origin.removeprefix("upcycle:"),
-        "schedule": run.schedule.kind,
-        "flops_6nd": 6.0 * count_parameters(run.model, run.moe).active * run.tokens,
-    }
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -276,17 +181,14 @@ def select(losses: pd.DataFrame, *, sweep: str | Sequence[str] | None = None, wh
     return chosen.reset_index(drop=True)
 
 
-def _holds(losses: pd.DataFrame, where: str) -> pd.Series:
-    columns = ", ".join(losses.columns)
+def _holds(losses: pd.DataFrame, where: str) -> NDArray[np.bool_]:
+    columns: Table = {
+        c.name: losses[c.name].to_numpy(dtype=object if c.kind == "text" else np.float64) for c in COLUMNS
+    }
     try:
-        holds = losses.eval(where, engine="python")
-    except (NameError, SyntaxError, TypeError, ValueError, KeyError, AttributeError, NotImplementedError) as error:
-        raise UserError(f"bad expression where = {where!r}: {error}; columns: {columns}") from None
-    if not isinstance(holds, pd.Series) or holds.dtype != bool:
-        raise UserError(
-            f"bad expression where = {where!r}: it must hold or not for each row, as `D2 >= 5e5`; columns: {columns}"
-        )
-    return holds
+        return truths(parse(where, columns), columns, KINDS)
+    except UserError as error:
+        raise UserError(f"where: {error}") from None
 
 
 def selection_words(sweep: str | Sequence[str] | None, where: str) -> str:

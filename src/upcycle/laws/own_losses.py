@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,18 @@ import numpy as np
 import pandas as pd
 
 from upcycle.errors import UserError
-from upcycle.laws.context import LINEAGES, with_context
-from upcycle.laws.expressions import Expression, evaluate, numbers, of_columns, parse, truths
+from upcycle.laws.arithmetic import evaluate, numbers, truths
+from upcycle.laws.context import with_context
 from upcycle.laws.fit import fit
 from upcycle.laws.forms import LAWS, get_law
 from upcycle.laws.grouped import fit_by
 from upcycle.laws.law import Law
-from upcycle.laws.losses import COLUMNS, DERIVED
+from upcycle.laws.losses import DERIVED
+from upcycle.laws.mixed_kernels import warned
 from upcycle.laws.result import FitResult, read_fit, write_fit
-from upcycle.laws.table_files import Column, Table, read_table
+from upcycle.laws.table_files import Cells, Table, read_table
+from upcycle.study.columns import COLUMNS, LINEAGES
+from upcycle.study.expressions import Expression, of_columns, parse
 
 CONTEXT = ("lineage", "n_expert", "top_k", "N1")
 """Columns that say what a fit is of; taken where the table or --columns has them."""
@@ -109,6 +112,8 @@ def run(args: argparse.Namespace) -> None:
     except UserError as error:
         raise UserError(f"{args.csv}: {error}") from None
     result = with_context(result, rows.context)
+    if "kernels" in rows.context:
+        result = warned(result, rows.context)
     print(summary(result))
     if args.json is not None:
         try:
@@ -191,7 +196,7 @@ def select(csv: Path, law: Law, columns: str, where: str, *, by: str | None = No
     words = ", ".join([str(csv.name), *(f"{name} = {e.text}" for name, e in given.items() if e.text != name)])
     return Rows(
         data=data,
-        context=_context(table, by),
+        context=_context(table, (*CONTEXT, "kernels") if derived else CONTEXT, by),
         numbers=[str(row + 1) for row in rows],
         words=f"{words} where {where.strip()}" if where.strip() else words,
         simulated=simulated,
@@ -228,7 +233,7 @@ def _split(text: str) -> list[str]:
     return [part for part in parts if part.strip()]
 
 
-def _column(value: Any, n: int) -> Column:
+def _column(value: Any, n: int) -> Cells:
     """A value of each row; words as objects."""
     array = np.asarray(value)
     return np.array(np.broadcast_to(array.astype(object) if array.dtype.kind == "U" else array, n))
@@ -245,7 +250,7 @@ def _derive(table: Table, file: Table, law: Law) -> bool:
     return True
 
 
-def _finite(csv: Path, name: str, table: Table, source: Source, rows: Column) -> Column:
+def _finite(csv: Path, name: str, table: Table, source: Source, rows: Cells) -> Cells:
     """A column as numbers [n]; a `UserError` names the first row that has none, the cell at fault, and the mend."""
     column = np.asarray(numbers(table[name]))
     bad = np.flatnonzero(~np.isfinite(column))
@@ -272,7 +277,7 @@ def _finite(csv: Path, name: str, table: Table, source: Source, rows: Column) ->
     raise UserError(f"{place}: column `{guilty}` has no value; leave such rows out: {mend}")
 
 
-def _group(csv: Path, by: str, table: Table, rows: Column) -> Column:
+def _group(csv: Path, by: str, table: Table, rows: Cells) -> Cells:
     """The column of groups, as numbers or as words."""
     column = table[by]
     missing = [k for k, cell in enumerate(column) if cell is None or cell != cell]
@@ -287,13 +292,14 @@ def _quoted(name: str) -> str:
     return name if name.isidentifier() else f"`{name}`"
 
 
-def _context(table: Table, by: str | None) -> pd.DataFrame:
-    """The columns of `CONTEXT` that the table has and that are what their names say, and the column of groups."""
+def _context(table: Table, names: Sequence[str], by: str | None) -> pd.DataFrame:
+    """The columns of these names that the table has and that are what their names say, and the column of groups."""
     frame = {}
-    for name in CONTEXT:
+    for name in names:
         if name in table:
-            column = np.asarray(table[name] if name == "lineage" else numbers(table[name]))
-            if name == "lineage" or np.isfinite(column).all():
+            worded = name in ("lineage", "kernels")
+            column = np.asarray(table[name] if worded else numbers(table[name]))
+            if worded or np.isfinite(column).all():
                 frame[name] = column
     if by is not None:
         frame[by] = table[by]
@@ -319,7 +325,7 @@ def summary(result: FitResult) -> str:
         "loo_rms_log": result.loo_rms_log,
     }
     lines.append("  ".join(f"{name} {value:.4g}" for name, value in errors.items() if value is not None))
-    lines += ["", result.statement]
+    lines += ["", result.statement, *(f"WARNING: {sentence}" for sentence in result.warnings.values())]
     return "\n".join(lines)
 
 

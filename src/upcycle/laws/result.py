@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,8 @@ class FitResult:
     """Experts and active experts, where all losses are of one mixture (1 and 1 for dense models)."""
     floor: dict[str, Any] | None = None
     """The first step of a two-step fit (section 5): the fit that E was taken from."""
+    warnings: dict[str, str] = field(default_factory=dict)
+    """What to know before trusting the numbers, by short name: a sentence each, to be shown wherever the fit is."""
     by: str | None = None
     shared: list[str] | None = None
     """With `by`: the parameters common to all groups."""
@@ -85,7 +87,7 @@ class FitResult:
 
     def to_json(self) -> dict[str, Any]:
         """The file's content."""
-        content = {field.name: getattr(self, field.name) for field in fields(self)}
+        content = {f.name: getattr(self, f.name) for f in fields(self)}
         if self.by is None:
             for key in ("shared", "groups", "relations"):
                 del content[key]
@@ -97,8 +99,9 @@ class FitResult:
 
         Raises `UserError` naming fields that are missing or unknown.
         """
-        known = {field.name for field in fields(cls)}
-        missing = {field.name for field in fields(cls) if field.default is MISSING} - set(content)
+        known = {f.name for f in fields(cls)}
+        required = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
+        missing = required - set(content)
         if missing or set(content) - known:
             raise UserError(
                 f"not a fit: missing fields {sorted(missing)}, unknown fields {sorted(set(content) - known)}; fit again"

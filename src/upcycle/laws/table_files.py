@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from upcycle.errors import UserError
 
-Column = NDArray[Any]
+Cells = NDArray[Any]
 """float64 (missing is NaN), bool, or object: words, with None where missing."""
-Table = dict[str, Column]
+Table = dict[str, Cells]
 """Columns of equal length, by name."""
 
 MISSING = frozenset(("", "na", "n/a", "nan", "null", "none"))
@@ -194,7 +194,7 @@ def _columns(names: Sequence[str], columns: Iterable[Iterable[Any]]) -> Table:
     return {name: _column(list(cells)) for name, cells in zip(names, columns, strict=True)}
 
 
-def _column(cells: list[Any]) -> Column:
+def _column(cells: list[Any]) -> Cells:
     """One column's cells in the narrowest type that holds them all."""
     words = [None if is_missing(cell) else cell for cell in cells]
     present = [cell for cell in words if cell is not None]

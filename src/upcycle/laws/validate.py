@@ -14,15 +14,13 @@ from upcycle.errors import UserError
 from upcycle.laws.prepare import Prepared, Slot
 from upcycle.laws.search import FRESH, Optimum, Refits, refit
 from upcycle.laws.terms import Array
+from upcycle.study.columns import EQUAL_SETTINGS
 
 LEVEL = 0.95
 FEW, MANY = 100, 500
 """Points from which leaving out takes fewer starts, and folds instead of single points."""
 TINY_LOSS = 1e-12
 """Stands in for a simulated loss that is not above 0."""
-
-EQUAL_SETTINGS = ("model", "moe", "lineage", "role", "gate", "method", "schedule", "D", "D1")
-"""Columns in which runs that differ only in their seed are equal."""
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ class Inputs:
     """Losses, fits and run folders of one study; every figure, table and the report is a function of it."""
 
     losses: pd.DataFrame
-    """The finished models of losses.csv (`upcycle.laws.losses.COLUMNS`)."""
+    """The finished models of losses.csv (`upcycle.study.columns.COLUMNS`)."""
     fits: Mapping[str, FitResult]
     """fits/*.json by name."""
     runs: Path

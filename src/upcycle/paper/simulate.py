@@ -17,9 +17,10 @@ from upcycle import __version__
 from upcycle.decisions.simulated import World, paper_world, simulate
 from upcycle.errors import UserError
 from upcycle.files import write_atomic
-from upcycle.laws.losses import COLUMNS, described, ordered, write_losses
+from upcycle.laws.losses import ordered, write_losses
 from upcycle.paper.draw import draw, write_table
 from upcycle.paper.inputs import Inputs
+from upcycle.study.columns import COLUMNS, described
 from upcycle.study.plan import Plan
 from upcycle.workflow import make
 from upcycle.workflow.dag import Workflow

@@ -19,6 +19,7 @@ def laws(inputs: Inputs, sweep: str | None = None) -> pd.DataFrame:
     or of one D2 left out together (the worse of the two); those of the largest D2 from the smaller ones. AIC is given
     as the difference to the lowest. The last column is the probability of as large an interaction if there were none
     (by bootstrap). Lower is better everywhere but in the last column, where low means that the interaction is there.
+    A column `warning`, where there is one, names what to know before trusting the numbers: the report has it in full.
 
     Raises `UserError` when no law is fitted to the sweep.
     """
@@ -36,6 +37,9 @@ def laws(inputs: Inputs, sweep: str | None = None) -> pd.DataFrame:
     lowest = frame["AIC"].min()
     frame["AIC"] = [value - lowest for value in frame["AIC"]]
     frame.index.name = "law"
+    warnings = {name.replace("_", " "): ", ".join(fit.warnings) for name, fit in found.items()}
+    if any(warnings.values()):
+        frame["warning"] = [warnings[name] for name in frame.index]
     return frame
 
 

@@ -29,6 +29,7 @@ def _card(name: str, fit: FitResult) -> dict[str, Any]:
         "formula": symbols(fit.formula),
         "identifiable": fit.identifiable,
         "statement": fit.statement,
+        "warnings": list(fit.warnings.values()),
         "n": fit.n,
         "selection": fit.selection,
         "rms": fit.rms,

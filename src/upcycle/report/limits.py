@@ -29,7 +29,17 @@ def limits(inputs: Inputs, grid: Grid, texts: list[dict[str, Any]]) -> list[str]
         "The held-out text comes from the same sources as the training text, and losses in nats per token depend on "
         "the tokenizer: they do not compare with losses of other studies.",
     ]
+    found += [f"{names}: {sentence}." for sentence, names in _warnings(inputs).items()]
     return [sentence for sentence in found if sentence]
+
+
+def _warnings(inputs: Inputs) -> dict[str, str]:
+    """Warnings of the fits, each with the fits that it is of."""
+    fits: dict[str, list[str]] = {}
+    for name, fit in inputs.fits.items():
+        for sentence in fit.warnings.values():
+            fits.setdefault(sentence, []).append(name.replace("_", " "))
+    return {sentence: f"Fit{'s' if len(names) > 1 else ''} {', '.join(names)}" for sentence, names in fits.items()}
 
 
 def _size(grid: Grid) -> str:

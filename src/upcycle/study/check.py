@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from upcycle.errors import UserError, nearest
 from upcycle.fingerprint import PACKAGE_ROOT
 from upcycle.study.catalogue import catalogue
+from upcycle.study.columns import KINDS
 from upcycle.study.execution import Execution
+from upcycle.study.expressions import check_condition, parse
 from upcycle.study.registry import law_names, method_names
-from upcycle.study.study import StudyConfig, load_study
+from upcycle.study.study import FitConfig, StudyConfig, load_study
 
 DEFAULT = "default"
 RESERVED = ("evaluations", "figures", "fits", "logs", "reference", "runs", "simulated", "tables", "tokens")
@@ -72,7 +74,6 @@ def check_names(study: StudyConfig) -> None:
     """
     from upcycle.data.datasets import find_dataset
 
-    laws = law_names()
     for where, dataset, version in dataset_references(study):
         if dataset not in study.datasets:
             try:
@@ -84,8 +85,7 @@ def check_names(study: StudyConfig) -> None:
             if method not in method_names():
                 raise UserError(f"sweeps.{name}.method: unknown method `{method}`; {nearest(method, method_names())}")
     for name, fit in study.fits.items():
-        if fit.law not in laws:
-            raise UserError(f"fits.{name}.law: unknown law `{fit.law}`; {nearest(fit.law, laws)}")
+        check_fit(f"fits.{name}", fit)
     _check_items(study)
 
 
@@ -107,6 +107,48 @@ def _check_items(study: StudyConfig) -> None:
                         what = "upcycled sweep" if option == "sweep" else option.removesuffix("s")
                         where, fix = f"{section}.{name}.{option}", nearest(each, named[option])
                         raise UserError(f"{where}: the study has no {what} `{each}`; {fix}")
+
+
+def check_fit(key: str, fit: FitConfig) -> None:
+    """What a fit names must exist: its law, the law's parameters, columns of losses.csv.
+
+    Raises `UserError` naming the key and the nearest valid name.
+    """
+    laws = law_names()
+    if fit.law not in laws:
+        raise UserError(f"{key}.law: unknown law `{fit.law}`; {nearest(fit.law, laws)}")
+    law = laws[fit.law]
+    if law.of_fits:
+        raise UserError(
+            f"{key}.law: `{fit.law}` is fitted to parameters of other fits, not to losses: fit the law whose "
+            f"parameters these are, with `by: {law.inputs[0]}`, and this law comes with it"
+        )
+    for section in ("fixed", "shared"):
+        for parameter in getattr(fit, section):
+            if parameter not in law.parameters:
+                raise UserError(
+                    f"{key}.{section}: law `{fit.law}` has no parameter `{parameter}`; "
+                    f"{nearest(parameter, law.parameters)}"
+                )
+    if fit.floor_from and "E" not in law.parameters:
+        raise UserError(f"{key}.floor_from: law `{fit.law}` has no parameter `E` to hold; leave `floor_from` out")
+    if set(law.parameters) <= {*fit.fixed, *(["E"] if fit.floor_from else [])}:
+        raise UserError(f"{key}.fixed: all parameters of law `{fit.law}` are held; leave one free")
+    if fit.shared and fit.by is None:
+        raise UserError(
+            f"{key}.shared: without `by` there are no groups to share parameters; add `by`, or leave it out"
+        )
+    if fit.by in law.inputs:
+        columns = get_args(get_args(FitConfig.model_fields["by"].annotation)[0])
+        raise UserError(
+            f"{key}.by: `{fit.by}` is an input of law `{fit.law}`: name a column that is constant within each fit, one "
+            f"of {', '.join(column for column in columns if column not in law.inputs)}"
+        )
+    if fit.where.strip():
+        try:
+            check_condition(parse(fit.where, KINDS), KINDS)
+        except UserError as error:
+            raise UserError(f"{key}.where: {error}") from None
 
 
 def dataset_references(study: StudyConfig) -> list[tuple[str, str, str]]:

@@ -171,7 +171,7 @@ class FitConfig(Frozen):
     law: str
     sweep: Names
     where: str = ""
-    """A pandas expression over losses.csv's columns, e.g. `D2 >= 5e5 and seed == 0`."""
+    """An expression over losses.csv's columns (`upcycle.study.expressions`), e.g. `D2 >= 5e5 and seed == 0`."""
     fixed: dict[str, Number] = {}
     """Parameters held at a value."""
     floor_from: Names = []

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from upcycle.errors import UserError
-from upcycle.laws.expressions import evaluate, parse, truths
+from upcycle.laws.arithmetic import evaluate, truths
+from upcycle.study.expressions import parse
 
 COLUMNS = {
     "N": np.array([1e6, 2e6, 4e6]),
@@ -69,7 +70,7 @@ def test_arithmetic_is_numpys(text, expected):
     np.testing.assert_array_equal(value(text), expected)
 
 
-@pytest.mark.parametrize("text", ["1 / 0 * a", "log(a - 2)", "a / (b - b)", "(a - 9) ** 0.5", "exp(1e9 * a)"])
+@pytest.mark.parametrize("text", ["a / 0", "log(a - 2)", "a / (b - b)", "(a - 9) ** 0.5", "exp(1e9 * a)"])
 def test_what_is_no_number_is_not_finite_and_stops_nothing(text):
     assert not np.isfinite(value(text)).all()
 
@@ -147,7 +148,7 @@ def test_nothing_but_arithmetic_is_understood(text):
         ("lg(N)", "no function `lg`; did you mean `log`"),
         ("2 ^ a", r"write \*\* for a power"),
         ("6N**2", "write 6\\*N"),
-        ("kind * 2", "`kind` holds words \\('dense'\\)"),
+        ("kind * 2", "`kind` holds words, where a number is needed"),
         ("log('3')", "holds words"),
         ("(N", "is no expression"),
         ("", "is no expression"),
