@@ -44,6 +44,11 @@ def run_spec(
     )
 
 
+def widened(run: RunSpec) -> RunSpec:
+    """The same at twice the width."""
+    return run.model_copy(update={"model": MODEL.model_copy(update={"d_model": 128})})
+
+
 def write_run(folder: Path, run: RunSpec, **metrics: object) -> Path:
     """A run folder as training leaves it, as far as the losses read it."""
     path = folder / run.id
@@ -112,27 +117,24 @@ def test_equal_losses_are_equal_bytes_whatever_the_order_of_runs(tmp_path: Path)
 
 def test_rows_are_in_an_order_that_their_content_fixes(tmp_path: Path) -> None:
     """Lineage, size, mixture, D1, D, then the other settings, then seeds; never the id before one of these."""
-    wide = RunSpec.model_validate(
-        run_spec(end_step=50).model_dump() | {"model": {**MODEL.model_dump(), "d_model": 128}}
-    )
     sparse = MoESpec(n_expert=16, top_k=2)
     expected = [
         run_spec(end_step=100),
         run_spec(end_step=200, lr=1e-3),
-        run_spec(end_step=200, lr=4e-3),
-        run_spec(end_step=200, seed=1),
-        run_spec(end_step=200, seed=2),
+        run_spec(end_step=200, lr=1e-3, seed=5),
+        *(run_spec(end_step=200, lr=4e-3, seed=seed) for seed in (0, 2, 10)),  # not the order of ids, s10 before s2
         run_spec(end_step=1000),
-        wide,
+        widened(run_spec(end_step=50)),
         run_spec(end_step=50, moe=MOE),
         run_spec(end_step=40, moe=MoESpec(n_expert=8, top_k=4)),
         run_spec(end_step=30, moe=sparse),
+        widened(run_spec(end_step=20, moe=MOE)),
         run_spec(end_step=400, dense_steps=100, moe=MOE),
         run_spec(end_step=100, dense_steps=200, moe=MOE),
         run_spec(end_step=100, dense_steps=200, moe=MoESpec(n_expert=8, top_k=2, aux_coef=0.1)),
         run_spec(end_step=20, dense_steps=100, moe=sparse),
     ]
-    assert [run.lineage for run in expected] == ["dense"] * 7 + ["moe"] * 3 + ["up"] * 4
+    assert [run.lineage for run in expected] == ["dense"] * 8 + ["moe"] * 4 + ["up"] * 4
     folders = {run.id: write_run(tmp_path, run) for run in expected}
     for ids in (sorted(folders), sorted(folders, reverse=True)):
         assert list(collect([folders[i] for i in ids], {}, {})["id"]) == [run.id for run in expected]

@@ -16,7 +16,7 @@ from upcycle.errors import UserError
 from upcycle.laws.losses import read_losses
 from upcycle.paper.simulate import planned_losses, simulate_study
 from upcycle.paper.tables_joint import table_2
-from upcycle.study.columns import COLUMNS
+from upcycle.study.columns import COLUMNS, MEASURED
 from upcycle.study.plan import build_plan
 from upcycle.study.study import load_study
 
@@ -143,7 +143,7 @@ def test_planned_rows_are_those_that_training_would_give(sweep):
     gathered = read_losses(results / "losses.csv")
     rows = planned_losses(plan)
     assert list(rows.columns) == [column.name for column in COLUMNS]
-    measured = ["loss", "loss_se", "wall_seconds", "tokens_per_second", "device", "simulated"]
+    measured = [column.name for column in MEASURED]
     pd.testing.assert_frame_equal(rows.drop(columns=measured), gathered.drop(columns=measured))
 
 
