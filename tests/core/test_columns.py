@@ -55,6 +55,7 @@ OTHERS: dict[str, Any] = {
     "data.start": 0.25,
     "data.stop": 0.5,
     "data.repeat": True,
+    "data.decontaminate": False,
     "data.seed": 1,
     "optim.lr": 4e-3,
     "optim.batch": 32,
