@@ -191,7 +191,7 @@ def test_broken_yaml_and_missing_files_are_named(tmp_path):
 
 def test_command_line_overrides_are_execution_settings_only(tmp_path):
     execution = load_study(write(tmp_path, STUDY)).execution
-    assert override_execution(execution, {"study": "x", "device": "cuda"}).device == "cuda"
+    assert override_execution(execution, {"device": "cuda"}).device == "cuda"
     with pytest.raises(UserError, match=r"devise: not a setting; did you mean `device`\?"):
         override_execution(execution, {"devise": "cuda"})
 
