@@ -272,7 +272,7 @@ def list_products(workflow: Workflow) -> dict[str, Product]:
         templates = PACKAGE_ROOT / "report"
         page = [file_digest(path) for path in sorted([*templates.glob("*.j2"), *templates.glob("*.css")])]
         code = fingerprint("upcycle.report.page")
-        add("report", ["report.html"], runs, code, page, captions, study.title, of=sources)
+        add("report", ["report.html", "summary.txt"], runs, code, page, captions, study.title, of=sources)
     return products
 
 
