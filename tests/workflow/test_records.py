@@ -18,7 +18,7 @@ METRICS = {
 def digest_of(folder, **changes) -> str | None:
     path = folder / "metrics.json"
     path.write_text(json.dumps(METRICS | changes))
-    return Digests(folder / "none").of(path)
+    return Digests(folder).of(path)
 
 
 @pytest.mark.parametrize(
@@ -36,25 +36,24 @@ def test_only_what_bears_on_losses_counts_of_a_runs_metrics(tmp_path, changes, s
     assert (digest_of(tmp_path, **changes) == digest_of(tmp_path)) == same
 
 
-def test_digests_are_remembered_by_size_and_time(tmp_path):
-    path, cache = tmp_path / "losses.csv", tmp_path / "cache.json"
+def test_digests_are_remembered_until_the_file_changes(tmp_path):
+    path = tmp_path / "losses.csv"
     path.write_text("one")
-    first = Digests(cache)
-    assert first.of(path) == first.of(path)
-    first.save()
-    known = json.loads(cache.read_text())
-    known[str(path)][2] = "remembered"
-    cache.write_text(json.dumps(known))
-    assert Digests(cache).of(path) == "remembered"
-    path.write_text("two!")
-    assert Digests(cache).of(path) not in ("remembered", None)
-    assert Digests(cache).of(tmp_path / "missing") is None
+    digests = Digests(tmp_path)
+    first = digests.of(path)
+    digests.save()
+    note = json.loads((tmp_path / "verified.json").read_text())[str(path.resolve())]
+    assert note["found"] == first == Digests(tmp_path).of(path)
+    path.write_text("two")
+    assert Digests(tmp_path).of(path) not in (first, None)
+    assert Digests(tmp_path).of(tmp_path / "missing") is None
 
 
-def test_a_damaged_cache_or_file_is_no_error(tmp_path):
+def test_damaged_notes_or_metrics_are_no_error(tmp_path):
+    """Damaged metrics are another content: the job that reads them names them."""
     (tmp_path / "metrics.json").write_text("{cut")
-    (tmp_path / "cache").write_text("[]")
-    assert Digests(tmp_path / "cache").of(tmp_path / "metrics.json")
+    (tmp_path / "verified.json").write_text("[]")
+    assert Digests(tmp_path).of(tmp_path / "metrics.json")
 
 
 def retrain(checkout, run: str) -> None:
@@ -117,7 +116,7 @@ def test_a_product_edited_or_cut_by_hand_is_refused_by_name(finished, tmp_path, 
         path.write_bytes(damaged)
         done = checkout.run("-n", check=False)
         assert done.returncode != 0
-        assert f"results/{name}: altered or cut since `upcycle " in done.stderr
+        assert f"results/{name}: altered or cut since `upcycle " in done.stdout + done.stderr
         assert path.read_bytes() == damaged
     by_hand = subprocess.run(
         [SNAKEMAKE.with_name("upcycle"), "report"],

@@ -20,7 +20,7 @@ def products(results: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(results)): path.read_bytes()
         for path in results.rglob("*")
-        if path.is_file() and path.relative_to(results).parts[0] not in (*SHARED, "second", ".digests.json")
+        if path.is_file() and path.relative_to(results).parts[0] not in (*SHARED, "second", "verified.json")
     }
 
 

@@ -85,7 +85,7 @@ class Workflow:
     @cached_property
     def digests(self) -> Digests:
         """Digests of files that products read and wrote."""
-        return Digests(RESULTS / ".digests.json")
+        return Digests(RESULTS)
 
     # Runs
 

@@ -17,6 +17,7 @@ from typing import Any
 from upcycle.files import write_atomic
 from upcycle.manifest import METRICS
 from upcycle.study.spec import canonical_json
+from upcycle.verified import note, read_notes, recall, write_notes
 
 PLACE_AND_TIME = frozenset(
     ("started", "finished", "resumed", "tokens_per_second", "gemm_flops_per_second", "mfu", "hardware", "software")
@@ -25,32 +26,29 @@ PLACE_AND_TIME = frozenset(
 
 
 class Digests:
-    """SHA-256 of files, remembered by size and modification time in one JSON file.
+    """SHA-256 of files, each computed once and noted in one folder (`upcycle.verified`).
 
     Of a run's metrics.json only what bears on losses counts: a run trained again with the same loss is no change.
     """
 
-    def __init__(self, cache: Path) -> None:
-        self._cache = cache
-        self._known: dict[str, list[Any]] = _json_object(cache) or {}
-        self._changed = False
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._notes, self._added = folder, read_notes(folder), False
 
     def of(self, path: str | Path) -> str | None:
         """Digest of a file, None where there is none."""
         path = Path(path)
         try:
-            found = path.stat()
-            stamp = [found.st_size, found.st_mtime_ns]
-            known = self._known.get(str(path))
-            if known is not None and known[:2] == stamp:
-                return str(known[2])
-            content = path.read_bytes()
+            stat = path.stat()
+            found = recall(self._notes, path, stat)
+            if found is None:
+                content = path.read_bytes()
+                relevant = _loss_relevant(content) if path.name == METRICS else content
+                found = hashlib.sha256(relevant).hexdigest()[:16]
+                note(self._notes, path, stat, found)
+                self._added = True
+            return found
         except (FileNotFoundError, NotADirectoryError):
             return None
-        digest = hashlib.sha256(_loss_relevant(content) if path.name == METRICS else content).hexdigest()[:16]
-        self._known[str(path)] = [*stamp, digest]
-        self._changed = True
-        return digest
 
     def of_all(self, paths: Iterable[str | Path]) -> str:
         """One digest of several files, missing ones included."""
@@ -59,8 +57,8 @@ class Digests:
 
     def save(self) -> None:
         """Keep what was computed for the next parse."""
-        if self._changed:
-            write_atomic(self._cache, json.dumps(self._known))
+        if self._added:
+            write_notes(self._folder, self._notes)
 
 
 def _loss_relevant(content: bytes) -> bytes:
