@@ -18,3 +18,9 @@ def nearest(name: str, valid: Iterable[object]) -> str:
     if close:
         return f"did you mean `{close[0]}`?"
     return "valid: " + ", ".join(f"`{item}`" for item in names) if names else "there is none"
+
+
+def brief(value: object, length: int = 60) -> str:
+    """A value as a message shows it: its `repr`, which is one line, cut to `length` characters."""
+    text = repr(value)
+    return text if len(text) <= length else f"{text[: length - 3]}..."

@@ -149,9 +149,9 @@ def test_overrides_are_axes(tmp_path):
     [
         (
             upcycled([100], [100], set={"optim.lrr": 1}),
-            r"sweeps.s.set: unknown setting `optim.lrr`; did you mean `lr`\?",
+            r"sweeps.s.set: unknown setting `optim.lrr`; did you mean `optim.lr`\?",
         ),
-        (upcycled([100], [100], set={"optim.lr": -1}), "sweeps.s: `optim.lr`"),
+        (upcycled([100], [100], set={"optim.lr": -1}), "sweeps.s.set: `optim.lr`: Input should be greater than 0"),
         ({"kind": "dense", "model": "tiny", "steps": [4]}, "inside the warm-up"),
         ({"kind": "dense", "model": "tiny", "tokens": [2048]}, "under two steps"),
         ({"kind": "dense", "model": "tiny"}, "give `tokens` or `steps`"),

@@ -144,7 +144,7 @@ def from_study(study: StudyConfig, plan: Plan, name: str) -> PlannedSweep:
     plain = [
         plan.runs[run_id]
         for sweep, ids in plan.sweeps.items()
-        if not study.sweeps[sweep].set and study.sweeps[sweep].schedule == ["wsd"]
+        if not study.sweeps[sweep].set and study.sweeps[sweep].schedule in (None, ["wsd"])
         for run_id in ids
     ]
     parents = [plan.runs[run.dense_parent] for run in runs if run.dense_parent in plan.runs]

@@ -40,7 +40,7 @@ from upcycle.model.torch_kernels import (
     swiglu,
     token_cross_entropy,
 )
-from upcycle.study.kernel_fit import KERNELS, alternatives, check_name, why_not, why_not_native
+from upcycle.study.kernel_fit import KERNELS, alternatives, check_name, named_kernels, why_not, why_not_native
 from upcycle.study.spec import Gate, ModelSpec
 
 __all__ = [
@@ -213,10 +213,8 @@ def _whole_layers(
     if wanted["layers"] == "composed":
         log.info("layers=composed: as asked for, or as several processes need")
         return None
-    named = [f"{op}: {wanted[op]}" for op in KERNELS if wanted[op] != "auto"]
-    reason = why_not_native(model, device=device, dtype=dtype, tensor_parallel=tensor_parallel, compile=compile)
-    if not reason and named:
-        reason = f"whole layers take no kernels of ops, and {' and '.join(named)} is asked for"
+    fit: dict[str, Any] = {"device": device, "dtype": dtype, "tensor_parallel": tensor_parallel, "compile": compile}
+    reason = why_not_native(model, named_kernels(wanted), **fit)
     if not reason:
         try:
             library()

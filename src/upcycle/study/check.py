@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
-from upcycle.errors import UserError, nearest
+from pydantic import ValidationError
+
+from upcycle.errors import UserError, brief, nearest
 from upcycle.fingerprint import PACKAGE_ROOT
 from upcycle.study.catalogue import catalogue
 from upcycle.study.columns import KINDS
 from upcycle.study.execution import Execution
 from upcycle.study.expressions import check_condition, parse
 from upcycle.study.registry import law_names, method_names
-from upcycle.study.study import FitConfig, StudyConfig, load_study
+from upcycle.study.study import FitConfig, StudyConfig, describe_error, load_study
+from upcycle.study.values import NAME_LENGTH, is_name
 
 DEFAULT = "default"
 RESERVED = ("evaluations", "figures", "fits", "logs", "reference", "runs", "simulated", "tables", "tokens")
@@ -40,8 +44,13 @@ def find_study(name: str, root: Path) -> StudyConfig:
 def study_file(name: str, root: Path) -> Path:
     """The file of a study.
 
-    Raises `UserError` naming the nearest study.
+    Raises `UserError` naming the nearest study, or why none can have this name.
     """
+    if not is_name(name):
+        raise UserError(
+            f"study {brief(name)}: a study's name, which is its file's, is 1 to {NAME_LENGTH} letters, digits, `_`, "
+            "`.` or `-`, the first a letter or digit"
+        )
     if name in RESERVED:
         raise UserError(f"study `{name}`: results/{name} is a folder of the default study; give it another name")
     places = list(dict.fromkeys((root, PACKAGE_ROOT.parents[1])))
@@ -63,8 +72,8 @@ def override_execution(execution: Execution, settings: dict[str, Any]) -> Execut
             raise UserError(f"--config {key}: not a setting; {nearest(key, ['study', *Execution.model_fields])}")
     try:
         return Execution.model_validate({**execution.model_dump(), **settings})
-    except ValueError as error:
-        raise UserError(f"--config: {error}") from None
+    except ValidationError as error:
+        raise UserError(f"--config: {describe_error(error)}") from None
 
 
 def check_names(study: StudyConfig) -> None:
@@ -72,8 +81,11 @@ def check_names(study: StudyConfig) -> None:
 
     Raises `UserError` naming the key and the nearest valid name.
     """
-    from upcycle.data.datasets import find_dataset
+    from upcycle.data.datasets import DATASETS, find_dataset
 
+    for name in study.datasets:
+        if name in DATASETS:
+            raise UserError(f"datasets.{name}: `{name}` is a built-in data set; give your files another name")
     for where, dataset, version in dataset_references(study):
         if dataset not in study.datasets:
             try:
@@ -81,7 +93,7 @@ def check_names(study: StudyConfig) -> None:
             except UserError as error:
                 raise UserError(f"{where}: {error} (or describe your own under `datasets`)") from None
     for name, sweep in study.sweeps.items():
-        for method in sweep.method:
+        for method in sweep.method or ():
             if method not in method_names():
                 raise UserError(f"sweeps.{name}.method: unknown method `{method}`; {nearest(method, method_names())}")
     for name, fit in study.fits.items():
@@ -158,6 +170,12 @@ def dataset_references(study: StudyConfig) -> list[tuple[str, str, str]]:
         references.append((f"evaluations.{name}.dataset", evaluation.dataset, evaluation.version))
     for name, sweep in study.sweeps.items():
         for section in ("set", "dense_set"):
-            for dataset in getattr(sweep, section).get("data.dataset", []):
-                references.append((f"sweeps.{name}.{section}", str(dataset), study.data.version))
+            axes = getattr(sweep, section)
+            if "data.dataset" in axes or "data.version" in axes:
+                datasets = axes.get("data.dataset", [study.data.dataset])
+                versions = axes.get("data.version", [study.data.version])
+                where = f"sweeps.{name}.{section}"
+                # What is no name is refused, by name, where the sweep is expanded.
+                pairs = [pair for pair in product(datasets, versions) if all(map(is_name, pair))]
+                references += [(where, each, version) for each, version in pairs]
     return references

@@ -5,10 +5,13 @@ Recorded in metrics.json, not in a run's id: moving from 8 to 16 GPUs retrains n
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from upcycle.errors import UserError
-from upcycle.study.spec import Count, Frozen, Positive, RunSpec
+from upcycle.study.spec import Frozen, RunSpec
+from upcycle.study.values import Count, Positive, Sequences, Width
 
 DEFAULT_RATES = {"cuda": 400e12, "cpu": 1e10}
 """FLOP/s of a GPU (an H100, A.10) and of one thread of a CPU (of a small cloud machine, in a small model)."""
@@ -19,11 +22,11 @@ class Execution(Frozen):
 
     device: Literal["cpu", "cuda"]
     """Explicit, never guessed: a cuda study on a machine without CUDA stops."""
-    threads: Count = 1
+    threads: Annotated[Count, Field(le=1024)] = 1
     """Torch threads a job. Two jobs of one thread are faster than one of two on small models."""
-    micro_batch: Count | None = None
+    micro_batch: Sequences | None = None
     """Sequences a forward pass, a whole number of balance groups; None takes the batch whole."""
-    eval_batch: Count = 16
+    eval_batch: Sequences = 16
     """Sequences a forward pass when evaluating."""
     save_seconds: Positive = 60.0
     """Seconds between rolling resume states."""
@@ -43,9 +46,9 @@ class Execution(Frozen):
     """Local runs only: jobs fork from one process that has imported torch, instead of each importing it."""
     flops_per_second: Positive | None = None
     """Rate of one process that `plan` takes for its times until runs were measured; None: `DEFAULT_RATES`."""
-    devices: Count = 1
+    devices: Width = 1
     """Processes a job, each with a device of its own: torchrun and FSDP2 from two up."""
-    tensor_parallel: Count = 1
+    tensor_parallel: Width = 1
     """Processes that share each matrix (tensor and sequence parallelism); divides `devices`. The paper: 2 (largest)."""
     device_memory_gb: Positive | None = None
     """Memory of one process's device, 10^9 bytes: `plan` warns of runs whose peak, by formula, exceeds it."""

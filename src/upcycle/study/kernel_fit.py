@@ -82,9 +82,15 @@ def why_not(op: str, name: str, model: ModelSpec, *, device: str, dtype: str, te
 
 
 def why_not_native(
-    model: ModelSpec, *, device: str, dtype: str, tensor_parallel: int = 1, compile: bool = False
+    model: ModelSpec,
+    named: Mapping[str, str],
+    *,
+    device: str,
+    dtype: str,
+    tensor_parallel: int = 1,
+    compile: bool = False,
 ) -> str:
-    """Why the C kernels of `model/native` cannot compute this model, or nothing."""
+    """Why the C kernels of `model/native` cannot compute this model, or nothing; `named` are kernels of single ops."""
     if device != "cpu":
         return f"they run on device cpu, and the device is {device}"
     if dtype != "float32":
@@ -95,7 +101,15 @@ def why_not_native(
         return "torch.compile has nothing to compile in them"
     widths = {"d_model": model.d_model, "d_mlp": model.mlp_width}
     odd = [f"{key} {width}" for key, width in widths.items() if width % NATIVE_MULTIPLE]
-    return f"{' and '.join(odd)} not a multiple of {NATIVE_MULTIPLE}" if odd else ""
+    if odd:
+        return f"{' and '.join(odd)} not a multiple of {NATIVE_MULTIPLE}"
+    asked = " and ".join(f"{op}: {name}" for op, name in named.items())
+    return f"whole layers take no kernels of ops, and {asked} is asked for" if asked else ""
+
+
+def named_kernels(kernels: Mapping[str, str]) -> dict[str, str]:
+    """The ops whose kernel is asked for by name, of `Execution.kernels`."""
+    return {op: kernels[op] for op in KERNELS if kernels[op] != "auto"}
 
 
 def alternatives(op: str) -> str:
@@ -115,11 +129,12 @@ def check_kernels(execution: Execution, runs: Iterable[RunSpec]) -> None:
 
     Experts are asked of mixtures only.
     """
-    named: Mapping[str, str] = {op: execution.kernels[op] for op in KERNELS if execution.kernels[op] != "auto"}
+    named = named_kernels(execution.kernels)
     for run in runs:
         if execution.layers == "native":
             reason = why_not_native(
                 run.model,
+                named,
                 device=execution.device,
                 dtype=run.dtype,
                 tensor_parallel=execution.tensor_parallel,

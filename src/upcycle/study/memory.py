@@ -50,7 +50,7 @@ from dataclasses import dataclass
 
 from upcycle.study.counting import count_parameters
 from upcycle.study.execution import Execution
-from upcycle.study.kernel_fit import KERNELS, why_not, why_not_native
+from upcycle.study.kernel_fit import named_kernels, why_not, why_not_native
 from upcycle.study.spec import RunSpec
 
 FLOAT, INT64 = 4, 8
@@ -143,15 +143,16 @@ class _Job:
     def native(self) -> bool:
         """Whether layers are the C kernels' (`auto` takes them where it can; a machine without a compiler cannot)."""
         execution = self.execution
-        if (
-            execution.layers == "composed"
-            or execution.devices > 1
-            or any(execution.kernels[op] != "auto" for op in KERNELS)
-        ):
+        if execution.layers == "composed" or execution.devices > 1:
             return False
         parallel, compiled = execution.tensor_parallel, execution.compile
         return not why_not_native(
-            self.run.model, device=execution.device, dtype=self.run.dtype, tensor_parallel=parallel, compile=compiled
+            self.run.model,
+            named_kernels(execution.kernels),
+            device=execution.device,
+            dtype=self.run.dtype,
+            tensor_parallel=parallel,
+            compile=compiled,
         )
 
     @property

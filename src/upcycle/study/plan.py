@@ -25,6 +25,9 @@ from upcycle.study.spec import RunSpec, canonical_json
 from upcycle.study.study import StudyConfig
 from upcycle.study.sweep import Point, expand, trunk_point
 
+MAX_CUTS = 500
+"""Cuts of one trunk between two points of a grid."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -172,11 +175,25 @@ def _trunk_points(branches: dict[int, RunSpec], execution: Execution, folders: R
         start = max((earlier for earlier in (*points, *begun) if earlier < step), default=0)
         if start in begun and start not in points:
             points[start] = recorded(begun[start])
-        for cut in range(start + longest, step, longest) if longest else ():
+        for cut in _cuts(start, point, longest):
             points[cut] = _continued(trunk_point(_recipe_of(decay), cut), points.get(start))
             start = cut
         points[step] = _continued(point, points.get(start))
     return list(points.values())
+
+
+def _cuts(start: int, point: RunSpec, longest: int | None) -> range:
+    """Steps between `start` and a trunk point, `longest` apart; none without that limit.
+
+    Raises `UserError` for more than 500: years of a job after another, or a mistake in a rate.
+    """
+    cuts = range(start + longest, point.end_step, longest) if longest else range(0)
+    if len(cuts) > MAX_CUTS:
+        raise UserError(
+            f"execution.max_segment_hours would cut the trunk to {point.id} into {len(cuts) + 1:,} segments, more than "
+            f"{MAX_CUTS}; raise it or execution.flops_per_second, or lower the budget"
+        )
+    return cuts
 
 
 def _continued(point: RunSpec, before: RunSpec | None) -> RunSpec:

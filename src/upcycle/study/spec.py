@@ -13,39 +13,32 @@ import json
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from upcycle.study.values import (
+    Beta,
+    Count,
+    Depth,
+    Deviation,
+    Epsilon,
+    LearningRate,
+    Name,
+    Number,
+    PathText,
+    Positive,
+    RunId,
+    Sequences,
+    Share,
+    Version,
+    Vocabulary,
+    WeightDecay,
+    Whole,
+    Width,
+)
 
 Gate = Literal["topk_softmax", "softmax_topk", "softmax_topk_renormalised"]
 Role = Literal["trunk", "decay", "full"]
 Kind = Literal["dense", "moe", "up", "decay"]
-
-
-def _number(value: Any) -> Any:
-    """Read numbers that YAML leaves as strings (`8e-3`, `2.3e9`); refuse booleans."""
-    if isinstance(value, bool):
-        raise ValueError(f"{value} is not a number")
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            raise ValueError(f"{value!r} is not a number") from None
-    return value
-
-
-def _whole(value: Any) -> Any:
-    """As `_number`, and a float that is a whole number becomes an int (2.3e9 is a token count)."""
-    value = _number(value)
-    if isinstance(value, float):
-        if not value.is_integer():
-            raise ValueError(f"{value} is not a whole number")
-        return int(value)
-    return value
-
-
-Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
-Count = Annotated[int, BeforeValidator(_whole), Field(ge=1)]
-Whole = Annotated[int, BeforeValidator(_whole), Field(ge=0)]
-Positive = Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)]
 
 
 class Frozen(BaseModel):
@@ -62,21 +55,21 @@ def default_init_std(d_model: int) -> float:
 class ModelSpec(Frozen):
     """Shape of a decoder (Table 3): RMSNorm, SwiGLU, RoPE, no biases, untied embedding and head."""
 
-    n_layer: Count
-    d_model: Count
-    n_head: Count
-    vocab_size: Count
-    context: Count
+    n_layer: Depth
+    d_model: Width
+    n_head: Width
+    vocab_size: Vocabulary
+    context: Sequences
     """Training sequence length in tokens (Table 4: 1,024)."""
-    d_mlp: Count | None = None
+    d_mlp: Width | None = None
     """Width of the SwiGLU MLP; None means 4 d_model (A.2)."""
-    init_std: Positive | None = None
+    init_std: Deviation | None = None
     """Standard deviation of weight matrices; None means sqrt(2 / (5 d_model)) (Table 5)."""
     output_init: Literal["scaled", "plain"] = "scaled"
     """Output projections (wo, w_out): init_std / sqrt(2 n_layer), or init_std. Inferred: Megatron's default."""
-    norm_eps: Positive = 1e-5
+    norm_eps: Epsilon = 1e-5
     """RMSNorm epsilon. Inferred."""
-    rope_base: Positive = 10_000.0
+    rope_base: Annotated[Positive, Field(ge=1)] = 10_000.0
     """Base of the rotary frequencies. Inferred."""
 
     @model_validator(mode="after")
@@ -117,15 +110,15 @@ class ModelSpec(Frozen):
 class MoESpec(Frozen):
     """The mixture of experts that replaces every MLP (A.3)."""
 
-    n_expert: Count
-    top_k: Count
+    n_expert: Width
+    top_k: Width
     gate: Gate | None = None
     """Order of softmax and top-k. None means Eq. 15's `topk_softmax`; top_k = 1 must name one."""
-    aux_coef: Annotated[float, BeforeValidator(_number), Field(ge=0)] = 1e-3
+    aux_coef: Annotated[Number, Field(ge=0, le=1e6)] = 1e-3
     """Coefficient of the load-balancing loss (Table 6)."""
-    balance_group: Count = 8
+    balance_group: Sequences = 8
     """Sequences over which the balance loss is taken, averaged over groups. Inferred (Megatron: a micro-batch)."""
-    router_std: Positive | None = None
+    router_std: Deviation | None = None
     """Standard deviation of router weights; None means sqrt(2 / (5 d_model)) (A.6)."""
 
     @model_validator(mode="after")
@@ -151,13 +144,13 @@ class DataSpec(Frozen):
     first and in the same order, unless its `seed`, `start` or `stop` differ.
     """
 
-    dataset: str
-    version: str = "1"
-    tokenizer: str = "bpe"
+    dataset: Name
+    version: Version = "1"
+    tokenizer: PathText = "bpe"
     """`bpe`: byte-level BPE trained on the training part with `vocab_size` pieces; else a tokenizer.json's path."""
-    vocab_size: Count
-    start: Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1)] = 0.0
-    stop: Annotated[float, BeforeValidator(_number), Field(gt=0, le=1)] = 1.0
+    vocab_size: Vocabulary
+    start: Share = 0.0
+    stop: Share = 1.0
     """The slice [start, stop) of the training tokens that is used, as fractions (Figure 10 uses halves)."""
     repeat: bool = False
     """Whether a run may see more tokens than the slice holds."""
@@ -186,16 +179,25 @@ class DataSpec(Frozen):
 class OptimSpec(Frozen):
     """AdamW and the batch (Table 4)."""
 
-    lr: Positive
-    batch: Count
+    lr: LearningRate
+    batch: Sequences
     """Sequences a step."""
-    beta1: Number = 0.9
-    beta2: Number = 0.95
-    eps: Positive = 1e-8
-    weight_decay: Number = 0.1
+    beta1: Beta = 0.9
+    beta2: Beta = 0.95
+    eps: Epsilon = 1e-8
+    weight_decay: WeightDecay = 0.1
     """Decoupled; matrices only, not norm weights (inferred)."""
     clip: Positive = 1.0
     """Largest global gradient norm."""
+
+    @model_validator(mode="after")
+    def _check_decay(self) -> OptimSpec:
+        if self.lr * self.weight_decay >= 1:
+            raise ValueError(
+                f"lr {self.lr:g} x weight_decay {self.weight_decay:g} is not below 1: each step would turn the sign of "
+                "every weight; lower one of them"
+            )
+        return self
 
 
 class ScheduleSpec(Frozen):
@@ -203,7 +205,7 @@ class ScheduleSpec(Frozen):
 
     kind: Literal["wsd", "cosine", "constant"] = "wsd"
     warmup_steps: Whole = 0
-    floor: Annotated[float, BeforeValidator(_number), Field(ge=0, le=1)] = 0.1
+    floor: Share = 0.1
     """Final learning rate as a share of the maximum."""
 
 
@@ -215,8 +217,8 @@ class EngineSpec(Frozen):
     train: Count = 1
 
 
-class RunSpec(Frozen):
-    """One segment of training, from `start_step` to `end_step` (update counts since scratch or upcycling)."""
+class Recipe(Frozen):
+    """What all segments of one training have in common, whatever its budget."""
 
     model: ModelSpec
     moe: MoESpec | None = None
@@ -227,24 +229,15 @@ class RunSpec(Frozen):
     """Seed of the initial weights (and of the router when upcycling)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     engine: EngineSpec = EngineSpec()
-    origin: str = "scratch"
+    origin: Annotated[str, Field(pattern=r"^(scratch|upcycle:[A-Za-z_][A-Za-z0-9_]*)$", max_length=80)] = "scratch"
     """Where this training's weights began: `scratch`, or `upcycle:<method>`."""
-    dense_parent: str | None = None
+    dense_parent: RunId | None = None
     """Id of the finished dense run that was upcycled."""
     dense_tokens: Whole = 0
     """D1: tokens of that dense run."""
-    role: Role = "trunk"
-    """`trunk`: constant-LR segment; `decay`: the branch that cools it; `full`: a whole cosine or constant run."""
-    start_step: Whole = 0
-    end_step: Count
-    parent: str | None = None
-    """Id of the run whose checkpoint this segment starts from (a trunk's predecessor, a decay's trunk point,
-    an upcycled start's dense parent); None for a start from scratch."""
 
     @model_validator(mode="after")
-    def _check_run(self) -> RunSpec:
-        if self.start_step >= self.end_step:
-            raise ValueError(f"start_step {self.start_step} is not below end_step {self.end_step}")
+    def _check_recipe(self) -> Recipe:
         if self.moe is not None and self.optim.batch % self.moe.balance_group:
             raise ValueError(
                 f"optim.batch {self.optim.batch} is not a whole number of moe.balance_group {self.moe.balance_group}"
@@ -258,18 +251,7 @@ class RunSpec(Frozen):
                 "an upcycled run has origin `upcycle:<method>`, a dense_parent and a moe; any other has none of the "
                 "first two"
             )
-        if (self.init == "scratch") != (self.parent is None):
-            raise ValueError(f"init {self.init} with parent {self.parent}: only a start from scratch has no parent")
-        if self.role == "full" and self.start_step:
-            raise ValueError("role `full` starts at step 0")
-        if self.role == "decay" and self.start_step == 0:
-            raise ValueError("role `decay` branches off a trunk point: start_step is at least 1")
         return self
-
-    @property
-    def init(self) -> str:
-        """How this segment's first weights come about: `scratch`, `continue` or `upcycle:<method>`."""
-        return "continue" if self.start_step else self.origin
 
     @property
     def lineage(self) -> str:
@@ -279,14 +261,54 @@ class RunSpec(Frozen):
         return "moe" if self.moe is not None else "dense"
 
     @property
-    def kind(self) -> str:
-        """The id's first word, which chooses the workflow rule: `dense`, `moe`, `up` or `decay`."""
-        return "decay" if self.role == "decay" else self.lineage
-
-    @property
     def tokens_per_step(self) -> int:
         """Tokens of one optimizer step: batch x context."""
         return self.optim.batch * self.model.context
+
+
+class RunSpec(Recipe):
+    """One segment of training, from `start_step` to `end_step` (update counts since scratch or upcycling)."""
+
+    role: Role = "trunk"
+    """`trunk`: constant-LR segment; `decay`: the branch that cools it; `full`: a whole cosine or constant run."""
+    start_step: Whole = 0
+    end_step: Count
+    parent: RunId | None = None
+    """Id of the run whose checkpoint this segment starts from (a trunk's predecessor, a decay's trunk point,
+    an upcycled start's dense parent); None for a start from scratch."""
+
+    @model_validator(mode="after")
+    def _check_run(self) -> RunSpec:
+        if self.start_step >= self.end_step:
+            raise ValueError(f"start_step {self.start_step} is not below end_step {self.end_step}")
+        if (self.init == "scratch") != (self.parent is None):
+            raise ValueError(f"init {self.init} with parent {self.parent}: only a start from scratch has no parent")
+        if self.role == "full" and self.start_step:
+            raise ValueError("role `full` starts at step 0")
+        if self.role == "decay" and self.start_step == 0:
+            raise ValueError("role `decay` branches off a trunk point: start_step is at least 1")
+        warmup = self.schedule.warmup_steps
+        if self.role == "decay" and warmup > self.start_step:
+            raise ValueError(
+                f"the decay branches off at step {self.start_step}, inside the warm-up of {warmup} steps; raise the "
+                "budget or lower warmup_steps"
+            )
+        if self.role == "full" and warmup >= self.end_step:
+            raise ValueError(
+                f"{self.end_step} steps end inside the warm-up of {warmup} steps; raise the budget or lower "
+                "warmup_steps"
+            )
+        return self
+
+    @property
+    def init(self) -> str:
+        """How this segment's first weights come about: `scratch`, `continue` or `upcycle:<method>`."""
+        return "continue" if self.start_step else self.origin
+
+    @property
+    def kind(self) -> str:
+        """The id's first word, which chooses the workflow rule: `dense`, `moe`, `up` or `decay`."""
+        return "decay" if self.role == "decay" else self.lineage
 
     @property
     def tokens(self) -> int:

@@ -10,13 +10,33 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from upcycle.errors import UserError, nearest
+from upcycle.errors import UserError, brief, nearest
 from upcycle.study.counting import count_parameters
 from upcycle.study.execution import Execution
-from upcycle.study.spec import Count, Frozen, ModelSpec, MoESpec, Number, Positive, RunSpec, Whole
+from upcycle.study.spec import Frozen, ModelSpec, MoESpec, RunSpec
+from upcycle.study.strict_yaml import read_yaml
+from upcycle.study.values import (
+    NAME_LENGTH,
+    Beta,
+    Count,
+    Depth,
+    Deviation,
+    Epsilon,
+    LearningRate,
+    Name,
+    Number,
+    PathText,
+    Positive,
+    Sequences,
+    Share,
+    Version,
+    Vocabulary,
+    WeightDecay,
+    Whole,
+    Width,
+)
 
 
 def _as_list(value: Any) -> Any:
@@ -27,20 +47,25 @@ def _as_axes(value: Any) -> Any:
     return {key: _as_list(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
-Names = Annotated[list[str], BeforeValidator(_as_list)]
-Seeds = Annotated[list[Whole], BeforeValidator(_as_list)]
-Budgets = Annotated[list[Count], BeforeValidator(_as_list)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
-Axes = Annotated[dict[str, list[Any]], BeforeValidator(_as_axes)]
+AnyNames = Annotated[list[Name], BeforeValidator(_as_list)]
+Names = Annotated[AnyNames, Field(min_length=1)]
+Paths = Annotated[list[PathText], BeforeValidator(_as_list)]
+Seeds = Annotated[list[Whole], BeforeValidator(_as_list), Field(min_length=1)]
+Budgets = Annotated[list[Count], BeforeValidator(_as_list), Field(min_length=1)]
+Pair = Annotated[list[Count], Field(min_length=2, max_length=2)]
+Schedules = Annotated[list[Literal["wsd", "cosine", "constant"]], BeforeValidator(_as_list), Field(min_length=1)]
+Axes = Annotated[dict[str, Annotated[list[Any], Field(min_length=1)]], BeforeValidator(_as_axes)]
+Slug = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=NAME_LENGTH)]
+"""Name of a sweep or a fit: it is part of a target's name too."""
 
 
 class DataConfig(Frozen):
     """The tokens of every run of a study, unless a sweep sets `data.<field>`."""
 
-    dataset: str
-    version: str = "1"
-    tokenizer: str = "bpe"
-    vocab_size: Count
+    dataset: Name
+    version: Version = "1"
+    tokenizer: PathText = "bpe"
+    vocab_size: Vocabulary
     seed: Whole = 0
     repeat: bool = False
     decontaminate: bool = True
@@ -50,9 +75,9 @@ class DataConfig(Frozen):
 class LocalDataset(Frozen):
     """A user's own text: txt, jsonl, jsonl.zst or parquet files."""
 
-    files: Names
+    files: Annotated[Paths, Field(min_length=1)]
     """Paths or glob patterns, from the folder that Snakemake runs in."""
-    heldout_files: Names = []
+    heldout_files: Paths = []
     """Files of a validation set of their own; none: documents are split off `files`."""
     text: str = "text"
     """Key or column that holds the text."""
@@ -61,39 +86,41 @@ class LocalDataset(Frozen):
 class OptimConfig(Frozen):
     """Table 4's constants, for every run of the study."""
 
-    beta1: Number = 0.9
-    beta2: Number = 0.95
-    eps: Positive = 1e-8
-    weight_decay: Number = 0.1
+    beta1: Beta = 0.9
+    beta2: Beta = 0.95
+    eps: Epsilon = 1e-8
+    weight_decay: WeightDecay = 0.1
     clip: Positive = 1.0
 
 
 class ScheduleConfig(Frozen):
     """WSD (A.5): the decay takes the last `decay_fraction` of a budget, down to `floor` of the maximum."""
 
-    decay_fraction: Annotated[float, BeforeValidator(lambda v: float(v)), Field(gt=0, lt=1)] = 0.1
-    floor: Annotated[float, BeforeValidator(lambda v: float(v)), Field(ge=0, le=1)] = 0.1
+    decay_fraction: Annotated[Share, Field(gt=0, lt=1)] = 0.1
+    floor: Share = 0.1
 
 
 class ModelConfig(Frozen):
     """Tables 3 and 5. A dense size and the settings tuned for it (its MoEs share all but the learning rate)."""
 
-    n_layer: Count
-    d_model: Count
-    n_head: Count
-    d_mlp: Count | None = None
-    init_std: Positive | None = None
+    n_layer: Depth
+    d_model: Width
+    n_head: Width
+    d_mlp: Width | None = None
+    init_std: Deviation | None = None
     output_init: Literal["scaled", "plain"] = "scaled"
-    norm_eps: Positive = 1e-5
-    rope_base: Positive = 10_000.0
-    batch: Count
+    norm_eps: Epsilon = 1e-5
+    rope_base: Annotated[Positive, Field(ge=1)] = 10_000.0
+    batch: Sequences
     warmup_steps: Whole
-    lr: Positive
-    lr_moe: Positive
+    lr: LearningRate
+    lr_moe: LearningRate
     max_steps: Count | None = None
-    """Steps of the largest budget; `budgets` halves it (spec.md: five points per size)."""
-    n_budget: Count = 5
-    tensor_parallel: Count | None = None
+    """Steps of the largest budget at `batch` and the study's context; `budgets` halves it (five points per size:
+    inferred). They stand for tokens: a sweep that sets another batch or context trains as many tokens."""
+    n_budget: Annotated[Count, Field(le=40)] | None = None
+    """Number of budgets; None means 5."""
+    tensor_parallel: Width | None = None
     """Execution, not identity: processes that share each matrix of this model; None: `execution.tensor_parallel`."""
     n_dense: Count | None = None
     """Expected non-embedding parameters (Table 3), checked at plan time."""
@@ -103,14 +130,15 @@ class ModelConfig(Frozen):
     @property
     def budgets(self) -> list[int]:
         """Step budgets by halving from `max_steps`, ascending; empty without `max_steps`."""
-        if self.max_steps is None:
-            return []
-        return [self.max_steps // 2**k for k in reversed(range(self.n_budget))]
+        return [] if self.max_steps is None else [self.max_steps >> k for k in reversed(range(self.n_budget or 5))]
 
     @model_validator(mode="after")
     def _check_halving(self) -> ModelConfig:
-        if self.max_steps is not None and self.max_steps % 2 ** (self.n_budget - 1):
-            raise ValueError(f"max_steps {self.max_steps} cannot be halved {self.n_budget - 1} times")
+        if self.max_steps is None and self.n_budget is not None:
+            raise ValueError("n_budget counts the halvings of max_steps, which is not given")
+        times = (self.n_budget or 5) - 1
+        if self.max_steps is not None and self.max_steps % 2**times:
+            raise ValueError(f"max_steps {self.max_steps} cannot be halved {times} times; set n_budget")
         return self
 
 
@@ -120,25 +148,28 @@ class SweepConfig(Frozen):
     kind: Literal["dense", "moe", "upcycled"]
     model: Names
     """Names under `models`."""
-    moe: Names = []
+    moe: AnyNames = []
     """Names under `moes`; for kinds moe and upcycled."""
     tokens: Budgets | None = None
-    """Budgets D (D2 when upcycled) in tokens, rounded to whole steps; decay included."""
+    """Budgets D (D2 when upcycled) in tokens, decay included, whatever batch and context `set` gives; trained in the
+    nearest number of whole steps."""
     steps: Budgets | None = None
     """The same budgets in steps. Neither given: the model's own `budgets`."""
     dense_tokens: Budgets | None = None
     """Budgets D1 of the dense parents, in tokens; upcycled only."""
     dense_steps: Budgets | None = None
     """The same in steps. Neither given: the model's own `budgets`."""
-    points: list[Annotated[list[Count], Field(min_length=2, max_length=2)]] | None = None
+    points: Annotated[list[Pair], Field(min_length=1)] | None = None
     """Single [D1, D2] points in tokens, in place of a grid; upcycled only."""
-    method: Names = ["copy"]
-    """Upcycling methods; upcycled only."""
-    schedule: Annotated[list[Literal["wsd", "cosine", "constant"]], BeforeValidator(_as_list)] = ["wsd"]
+    method: Names | None = None
+    """Upcycling methods; upcycled only. None: `copy`."""
+    schedule: Schedules | None = None
+    """Of the finished models; their dense parents' is wsd unless `dense_set` gives `schedule.kind`. None: wsd."""
     seed: Seeds = [0]
     """Seeds of weights and of the data order (added to data.seed); a dense parent has its child's."""
     set: Axes = {}
-    """Overrides of RunSpec fields by dotted path, e.g. `optim.lr: [1e-3, 2e-3]`; a list is an axis."""
+    """Overrides by dotted path, e.g. `optim.lr: [1e-3, 2e-3]`; a list is an axis. `dtype` and every field of a run's
+    model, moe, data, optim and schedule; `data.seed` is taken as it is, nothing is added to it."""
     dense_set: Axes = {}
     """The same for the dense parents; upcycled only."""
 
@@ -146,40 +177,44 @@ class SweepConfig(Frozen):
     def _check_kind(self) -> SweepConfig:
         if (self.kind == "dense") == bool(self.moe):
             raise ValueError("`moe` names the mixtures of kinds moe and upcycled, and only of those")
-        if self.kind != "upcycled" and (self.dense_tokens or self.dense_steps or self.points or self.dense_set):
-            raise ValueError("`dense_tokens`, `dense_steps`, `points` and `dense_set` belong to kind upcycled")
+        if self.kind != "upcycled":
+            for key in ("method", "points", "dense_tokens", "dense_steps", "dense_set"):
+                if getattr(self, key):
+                    raise ValueError(f"`{key}` belongs to kind upcycled: kind {self.kind} would ignore it")
         if (self.tokens and self.steps) or (self.dense_tokens and self.dense_steps):
             raise ValueError("give a budget in tokens or in steps, not both")
         if self.points and (self.tokens or self.steps or self.dense_tokens or self.dense_steps):
             raise ValueError("`points` takes the place of tokens and dense_tokens")
+        if self.schedule and "schedule.kind" in self.set:
+            raise ValueError("`schedule` and `schedule.kind` of `set` are one setting; give one of them")
         return self
 
 
 class EvaluationConfig(Frozen):
     """Held-out loss of finished models on another text."""
 
-    dataset: str
-    version: str = "1"
+    dataset: Name
+    version: Version = "1"
     sweep: Names
     max_tokens: Count = 65_536
-    """Only the first so many tokens of its held-out part are read."""
+    """At most so many tokens of its held-out part are read, in sequences evenly spread over it."""
 
 
 class FitConfig(Frozen):
     """A law fitted to a selection of losses."""
 
-    law: str
+    law: Name
     sweep: Names
     where: str = ""
     """An expression over losses.csv's columns (`upcycle.study.expressions`), e.g. `D2 >= 5e5 and seed == 0`."""
     fixed: dict[str, Number] = {}
     """Parameters held at a value."""
-    floor_from: Names = []
+    floor_from: AnyNames = []
     """Sweeps of dense models and MoEs from scratch: E is first fitted to these (Equation 3, one E for both), then held
     in this fit (section 5)."""
     by: Literal["D1", "D2", "N1", "lineage"] | None = None
     """One fit for each value of this column (Figure 4; `lineage`: dense models and MoEs from scratch)."""
-    shared: Names = []
+    shared: AnyNames = []
     """With `by`: parameters common to all groups."""
 
     @model_validator(mode="after")
@@ -193,19 +228,19 @@ class StudyConfig(Frozen):
     """One config file. `config.yaml` is the default study; `--config study=NAME` takes config/NAME.yaml."""
 
     study: Name
-    title: str = ""
+    title: Annotated[str, Field(max_length=300)] = ""
     data: DataConfig
     datasets: dict[Name, LocalDataset] = {}
-    context: Count
+    context: Sequences
     dtype: Literal["float32", "bfloat16"] = "float32"
     execution: Execution
     optim: OptimConfig = OptimConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     models: dict[Name, ModelConfig]
     moes: dict[Name, MoESpec] = {}
-    sweeps: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], SweepConfig]
+    sweeps: Annotated[dict[Slug, SweepConfig], Field(min_length=1)]
     evaluations: dict[Name, EvaluationConfig] = {}
-    fits: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], FitConfig] = {}
+    fits: dict[Slug, FitConfig] = {}
     figures: dict[str, dict[str, Any]] = {}
     """Figures to draw, each with its options, e.g. `figure4: {sweep: upcycled}`."""
     tables: dict[str, dict[str, Any]] = {}
@@ -225,6 +260,15 @@ class StudyConfig(Frozen):
         for name, fit in self.fits.items():
             for sweep_name in fit.floor_from:
                 _known(sweep_name, self.sweeps, f"fits.{name}.floor_from", "sweeps")
+        return self
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> StudyConfig:
+        shared: dict[tuple[int, int, int], tuple[str, int | None]] = {}
+        for name, entry in self.models.items():
+            other, parallel = shared.setdefault(_size(entry), (name, entry.tensor_parallel))
+            if parallel != entry.tensor_parallel:
+                raise ValueError(f"models.{other} and models.{name} are one size; give both the same tensor_parallel")
         return self
 
     @model_validator(mode="after")
@@ -251,29 +295,20 @@ class StudyConfig(Frozen):
 
     def execution_of(self, run: RunSpec) -> Execution:
         """How a run is executed: the study's settings, and those of the model that it is a size of."""
-        size = (run.model.n_layer, run.model.d_model, run.model.n_head)
         for entry in self.models.values():
-            if entry.tensor_parallel is not None and (entry.n_layer, entry.d_model, entry.n_head) == size:
+            if entry.tensor_parallel is not None and _size(entry) == _size(run.model):
                 return self.execution.model_copy(update={"tensor_parallel": entry.tensor_parallel})
         return self.execution
+
+
+def _size(model: ModelConfig | ModelSpec) -> tuple[int, int, int]:
+    """What tells a model's size from another's, whatever a sweep sets beside it."""
+    return model.n_layer, model.d_model, model.n_head
 
 
 def _known(name: str, valid: Any, where: str, section: str) -> None:
     if name not in valid:
         raise ValueError(f"{where}: `{name}` is not under `{section}`; {nearest(name, valid)}")
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """YAML in which a key given twice is an error, not a silent overwrite."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise UserError(f"line {key_node.start_mark.line + 1}: key `{key}` is given twice")
-            seen.add(key)
-        return super().construct_mapping(node, deep)
 
 
 def _valid_keys(location: tuple[Any, ...]) -> list[str]:
@@ -295,32 +330,28 @@ def describe_error(error: ValidationError) -> str:
     problems = error.errors()
     # A mistyped required key is both missing and unknown: the unknown one is what the user wrote.
     first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
-    location = tuple(first["loc"])
-    path = ".".join(str(part) for part in location)
+    location = tuple(part for part in first["loc"] if part != "[key]")
+    path = ".".join(map(str, location))
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         return f"unknown key `{path}`; {nearest(str(location[-1]), _valid_keys(location))}"
     if first["type"] == "missing":
         return f"key `{path}` is missing"
-    given = f" (given: {first['input']!r})" if location and not isinstance(first["input"], dict | Frozen) else ""
+    if first["type"] == "string_type" and isinstance(first["input"], bool | int | float):
+        message = "text is wanted, and this is not; put it in quotes"
+    # Messages of our own name the value already.
+    says = first["type"] != "value_error" and not isinstance(first["input"], dict | Frozen)
+    given = f" (given: {brief(first['input'])})" if location and says else ""
     return f"`{path}`: {message}{given}" if path else message
 
 
 def load_study(path: Path) -> StudyConfig:
     """Read a study strictly.
 
-    Raises `UserError` naming the file, the key path and the mend for anything unknown, ill-typed or impossible.
+    Raises `UserError` naming the file, the key path and how to fix it for anything unknown, ill-typed or impossible.
     """
+    raw = read_yaml(path)
     try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"study file {path}: {error.strerror}") from None
-    try:
-        raw = yaml.load(text, Loader=_StrictLoader)  # a SafeLoader
         return StudyConfig.model_validate(raw)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from None
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
     except ValidationError as error:
         raise UserError(f"{path}: {describe_error(error)}") from None

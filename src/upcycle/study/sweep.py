@@ -7,15 +7,30 @@ to reach it (trunk chains, dense parents) is `plan.py`'s.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
 
-from upcycle.errors import UserError, nearest
-from upcycle.study.spec import RunSpec
+from upcycle.errors import UserError, brief, nearest
+from upcycle.study.spec import DataSpec, Frozen, ModelSpec, MoESpec, OptimSpec, Recipe, RunSpec, ScheduleSpec
 from upcycle.study.study import StudyConfig, SweepConfig, describe_error
+
+MAX_POINTS = 5_000
+"""Points of one sweep; a study of more is a mistake in its axes."""
+_SECTIONS: dict[str, type[Frozen]] = {
+    "model": ModelSpec,
+    "moe": MoESpec,
+    "data": DataSpec,
+    "optim": OptimSpec,
+    "schedule": ScheduleSpec,
+}
+SETTABLE = ("dtype", *(f"{name}.{field}" for name, section in _SECTIONS.items() for field in section.model_fields))
+"""What `set` and `dense_set` may override. The rest of a run follows from the grid (seed, budget, parent) or from the
+code (engine)."""
+_COPIED = ("n_layer", "d_model", "n_head", "d_mlp", "vocab_size")
+"""Fields of a model that an upcycled run has from its parent, with the weights."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +44,28 @@ class Point:
     """The finished dense parent, for an upcycled model."""
 
 
+@dataclass(frozen=True)
+class Budget:
+    """How long a model is trained, in the unit that the config gives."""
+
+    amount: int
+    unit: str
+    """`tokens` or `steps`."""
+
+    def steps(self, recipe: Recipe, where: str) -> int:
+        """The budget in steps of this recipe, overrides and all: of tokens, the nearest whole number.
+
+        Raises `UserError` for fewer than two: a trunk and a decay.
+        """
+        steps = self.amount if self.unit == "steps" else round(self.amount / recipe.tokens_per_step)
+        if steps < 2:
+            raise UserError(
+                f"{where}: a budget of {self.amount:,} {self.unit} is under two steps of {recipe.tokens_per_step:,} "
+                "tokens"
+            )
+        return steps
+
+
 def expand(study: StudyConfig, name: str) -> list[Point]:
     """All points of one sweep, in the order of its axes; equal points once.
 
@@ -36,21 +73,29 @@ def expand(study: StudyConfig, name: str) -> list[Point]:
     """
     sweep = study.sweeps[name]
     where = f"sweeps.{name}"
+    _check_size(sweep, where)
     points: dict[str, Point] = {}
-    for model, moe, schedule, seed in itertools.product(sweep.model, sweep.moe or [""], sweep.schedule, sweep.seed):
+    axes = itertools.product(sweep.model, sweep.moe or [""], sweep.schedule or ["wsd"], sweep.seed)
+    for model, moe, schedule, seed in axes:
+        pairs = _budgets(study, sweep, model, seed, where)
         for overrides in _grid(sweep.set):
-            for dense, steps in _budgets(study, sweep, model, seed, where):
-                for method in sweep.method if dense else [""]:
-                    recipe = _recipe(study, sweep.kind, model, moe, seed, overrides, where)
+            base = _recipe(study, sweep.kind, model, moe, seed, schedule)
+            for dense, budget in pairs:
+                for method in (sweep.method or ["copy"]) if dense else [""]:
+                    recipe = _override(base | _origin(dense, method), overrides, where, "set")
                     if dense:
-                        recipe |= {
-                            "origin": f"upcycle:{method}",
-                            "dense_parent": dense.run.id,
-                            "dense_tokens": dense.run.tokens,
-                        }
-                    run = finished_run(recipe, steps, schedule, study.schedule.decay_fraction, where)
+                        _check_parent(recipe, dense.run, overrides, where)
+                    run = finished_run(recipe, budget.steps(recipe, where), study.schedule.decay_fraction, where)
                     points.setdefault(run.id, Point(run=run, model=model, moe=moe, dense=dense))
     return list(points.values())
+
+
+def _check_size(sweep: SweepConfig, where: str) -> None:
+    axes: list[list[Any] | None] = [sweep.model, sweep.moe, sweep.schedule, sweep.seed, sweep.method, sweep.points]
+    axes += [sweep.tokens, sweep.steps, sweep.dense_tokens, sweep.dense_steps]
+    size = math.prod(len(axis) for axis in [*axes, *sweep.set.values(), *sweep.dense_set.values()] if axis)
+    if size > MAX_POINTS:
+        raise UserError(f"{where}: its axes make {brief(size)} points, more than {MAX_POINTS:,}; shorten them")
 
 
 def _grid(axes: dict[str, list[Any]]) -> list[dict[str, Any]]:
@@ -60,52 +105,45 @@ def _grid(axes: dict[str, list[Any]]) -> list[dict[str, Any]]:
 
 def _budgets(
     study: StudyConfig, sweep: SweepConfig, model: str, seed: int, where: str
-) -> Iterator[tuple[Point | None, int]]:
-    """(dense parent or None, steps) for each budget of the sweep."""
-    per_step = study.models[model].batch * study.context
-    if sweep.kind != "upcycled":
-        for steps in _steps(study, model, sweep.tokens, sweep.steps, where):
-            yield None, steps
-        return
+) -> list[tuple[Point | None, Budget]]:
+    """(dense parent or None, budget) for each budget of the sweep."""
     if sweep.points:
-        pairs = [(_whole_steps(d1, per_step, where), _whole_steps(d2, per_step, where)) for d1, d2 in sweep.points]
+        pairs = [(Budget(d1, "tokens"), Budget(d2, "tokens")) for d1, d2 in sweep.points]
     else:
-        dense_steps = _steps(study, model, sweep.dense_tokens, sweep.dense_steps, where)
-        pairs = list(itertools.product(dense_steps, _steps(study, model, sweep.tokens, sweep.steps, where)))
+        budgets = _axis(study, model, sweep.tokens, sweep.steps, where)
+        if sweep.kind != "upcycled":
+            return [(None, budget) for budget in budgets]
+        dense_budgets = _axis(study, model, sweep.dense_tokens, sweep.dense_steps, where)
+        pairs = list(itertools.product(dense_budgets, budgets))
+    starts: list[tuple[Point | None, Budget]] = []
     for overrides in _grid(sweep.dense_set):
-        recipe = _recipe(study, "dense", model, "", seed, overrides, where)
-        for dense_steps_, steps in pairs:
-            run = finished_run(recipe, dense_steps_, "wsd", study.schedule.decay_fraction, where)
-            yield Point(run=run, model=model, moe=""), steps
+        recipe = _override(_recipe(study, "dense", model, "", seed, "wsd"), overrides, where, "dense_set")
+        for dense_budget, budget in pairs:
+            steps = dense_budget.steps(recipe, where)
+            run = finished_run(recipe, steps, study.schedule.decay_fraction, f"{where}, dense parent")
+            starts.append((Point(run=run, model=model, moe=""), budget))
+    return starts
 
 
-def _steps(study: StudyConfig, model: str, tokens: list[int] | None, steps: list[int] | None, where: str) -> list[int]:
-    """Step budgets given in tokens, in steps, or by the model's own halvings."""
+def _axis(
+    study: StudyConfig, model: str, tokens: list[int] | None, steps: list[int] | None, where: str
+) -> list[Budget]:
+    """Budgets given in tokens, in steps, or by the model's own halvings: tokens, at its own batch and context."""
     entry = study.models[model]
     if steps:
-        return steps
+        return [Budget(count, "steps") for count in steps]
     if tokens:
-        return [_whole_steps(count, entry.batch * study.context, where) for count in tokens]
+        return [Budget(count, "tokens") for count in tokens]
     if not entry.budgets:
         raise UserError(f"{where}: give `tokens` or `steps`, or `max_steps` to models.{model}")
-    return entry.budgets
+    return [Budget(count * entry.batch * study.context, "tokens") for count in entry.budgets]
 
 
-def _whole_steps(tokens: int, per_step: int, where: str) -> int:
-    """Budget in whole steps, to the nearest."""
-    steps = round(tokens / per_step)
-    if steps < 2:
-        raise UserError(f"{where}: a budget of {tokens:,} tokens is under two steps of {per_step:,} tokens")
-    return steps
-
-
-def _recipe(
-    study: StudyConfig, kind: str, model: str, moe: str, seed: int, overrides: dict[str, Any], where: str
-) -> dict[str, Any]:
-    """The fields of a RunSpec that do not depend on its budget, overrides applied."""
+def _recipe(study: StudyConfig, kind: str, model: str, moe: str, seed: int, schedule: str) -> dict[str, Any]:
+    """The fields of a `Recipe` as the study gives them."""
     entry = study.models[model]
     data = study.data.model_dump()
-    recipe: dict[str, Any] = {
+    return {
         "model": study.model_spec(model).model_dump(),
         "data": {**data, "seed": data["seed"] + seed},
         "optim": {
@@ -113,58 +151,88 @@ def _recipe(
             "batch": entry.batch,
             **study.optim.model_dump(),
         },
-        "schedule": {"warmup_steps": entry.warmup_steps, "floor": study.schedule.floor},
+        "schedule": {"kind": schedule, "warmup_steps": entry.warmup_steps, "floor": study.schedule.floor},
         "moe": study.moes[moe].model_dump() if moe else None,
         "seed": seed,
         "dtype": study.dtype,
     }
+
+
+def _origin(dense: Point | None, method: str) -> dict[str, Any]:
+    """The fields of a `Recipe` that say what was upcycled, and how."""
+    if dense is None:
+        return {}
+    return {"origin": f"upcycle:{method}", "dense_parent": dense.run.id, "dense_tokens": dense.run.tokens}
+
+
+def _override(fields: dict[str, Any], overrides: dict[str, Any], where: str, key: str) -> Recipe:
+    """The recipe with dotted paths set, as the sweep's `key` asks for.
+
+    Raises `UserError` for an unknown path, for one that would have no effect, and for an impossible recipe.
+    """
+    changed = dict(fields)
+    where = f"{where}.{key}" if overrides else where
     for path, value in overrides.items():
-        _override(recipe, path, value, where)
+        section, _, field = path.rpartition(".")
+        if path in SweepConfig.model_fields:
+            raise UserError(f"{where}: `{path}` is a key of the sweep itself; give it there")
+        if path not in SETTABLE:
+            raise UserError(f"{where}: unknown setting `{path}`; {nearest(path, SETTABLE)}")
+        if section and changed[section] is None:
+            raise UserError(f"{where}: `{path}` would have no effect: a dense model has no mixture")
+        if section:
+            changed[section] = {**changed[section], field: value}
+        else:
+            changed[path] = value
+    try:
+        recipe = Recipe.model_validate(changed)
+    except ValidationError as error:
+        raise UserError(f"{where}: {describe_error(error)}") from None
+    if recipe.schedule.kind == "constant" and "schedule.floor" in overrides:
+        raise UserError(f"{where}: `schedule.floor` would have no effect: a constant schedule does not cool")
     return recipe
 
 
-def _override(recipe: dict[str, Any], path: str, value: Any, where: str) -> None:
-    """Set one dotted path of a recipe; an unknown one is named with its nearest valid name."""
-    *sections, field = path.split(".")
-    target = recipe
-    for section in sections:
-        target = target.get(section) or {}
-    known = set(_field_names(sections))
-    if field not in known:
-        raise UserError(f"{where}.set: unknown setting `{path}`; {nearest(field, known)}")
-    target[field] = value
+def _check_parent(recipe: Recipe, dense: RunSpec, overrides: dict[str, Any], where: str) -> None:
+    """An upcycled run begins with its parent's weights: their shape and tokenizer must be its own.
+
+    Raises `UserError` naming the setting.
+    """
+    for field in _COPIED:
+        own, parents = getattr(recipe.model, field), getattr(dense.model, field)
+        if own != parents:
+            raise UserError(
+                f"{where}: model.{field} is {own}, but {parents} in the dense parent whose weights it begins with; "
+                "give it in `set` and `dense_set` alike"
+            )
+    for field in ("init_std", "output_init"):
+        if f"model.{field}" in overrides:
+            raise UserError(
+                f"{where}.set: `model.{field}` would have no effect: the weights are the dense parent's; give it in "
+                "`dense_set` alone"
+            )
+    own_data, parents_data = recipe.data, dense.data
+    same = own_data.tokenizer == parents_data.tokenizer and own_data.vocab_size == parents_data.vocab_size
+    if not same or (own_data.tokenizer == "bpe" and own_data.tokens_id != parents_data.tokens_id):
+        raise UserError(
+            f"{where}: its tokens are {own_data.tokens_id}, but {parents_data.tokens_id} in the dense parent, cut by "
+            "another tokenizer: its embedding would be of other pieces; give data.* in `set` and `dense_set` alike, or "
+            "name one tokenizer.json"
+        )
 
 
-def _field_names(sections: list[str]) -> list[str]:
-    """Settings that a sweep may override, at the top level or in one section of RunSpec."""
-    if not sections:
-        return ["dtype"]
-    section = RunSpec.model_fields.get(sections[0])
-    annotation: Any = section.annotation if section and len(sections) == 1 else None
-    for candidate in getattr(annotation, "__args__", (annotation,)):
-        if hasattr(candidate, "model_fields"):
-            return list(candidate.model_fields)
-    return []
-
-
-def finished_run(recipe: dict[str, Any], steps: int, schedule: str, decay_fraction: float, where: str) -> RunSpec:
+def finished_run(recipe: Recipe, steps: int, decay_fraction: float, where: str) -> RunSpec:
     """The run that ends a training of `steps` steps: the WSD decay, or the whole cosine or constant run.
 
     The decay takes round(decay_fraction x steps) steps, at least one (A.5: about 10 %).
     """
-    recipe = {**recipe, "schedule": {**recipe["schedule"], "kind": schedule}}
-    parent = recipe.get("dense_parent")
+    fields = dict(recipe)
     try:
-        if schedule != "wsd":
-            return RunSpec(**recipe, role="full", end_step=steps, parent=parent)
+        if recipe.schedule.kind != "wsd":
+            return RunSpec(**fields, role="full", end_step=steps, parent=recipe.dense_parent)
         branch = steps - max(round(decay_fraction * steps), 1)
-        if recipe["schedule"]["warmup_steps"] > branch:
-            raise UserError(
-                f"{where}: a budget of {steps} steps branches off at step {branch}, inside the warm-up of "
-                f"{recipe['schedule']['warmup_steps']} steps; raise the budget or lower warmup_steps"
-            )
-        trunk = trunk_point(recipe, branch)
-        return RunSpec(**recipe, role="decay", start_step=branch, end_step=steps, parent=trunk.id)
+        trunk = trunk_point(fields, branch)
+        return RunSpec(**fields, role="decay", start_step=branch, end_step=steps, parent=trunk.id)
     except ValidationError as error:
         raise UserError(f"{where}: {describe_error(error)}") from None
 

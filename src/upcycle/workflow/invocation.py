@@ -61,7 +61,8 @@ def open_workflow(config: dict[str, Any], root: Path, cores: int) -> Workflow:
         os.environ["PATH"] = f"{tools}{os.pathsep}{os.environ['PATH']}"
     outermost = PLAN_VARIABLE not in os.environ
     settings = {key: value for key, value in config.items() if key != "study"}
-    workflow = read_workflow(config.get("study"), root, **settings)
+    name = str(config["study"]) if "study" in config else None  # Snakemake reads `study=1` as a number
+    workflow = read_workflow(name, root, **settings)
     if outermost:
         check_texts(workflow)
         os.environ[PLAN_VARIABLE] = str(freeze(workflow.study, workflow.plan, RESULTS).resolve())

@@ -1,0 +1,95 @@
+"""Values of a config and of a specification: how numbers are written, and the range that each kind has.
+
+Layer 0: standard library and pydantic. What is outside of a range is refused when it is read, with its key, before
+anything is planned: a learning rate of 1e300, a name with a blank. Ranges are wide: they keep out what no training
+can use and what would overflow, not what is merely unusual.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from upcycle.errors import brief
+
+MAX_COUNT = 10**18
+"""Largest token, step or parameter count that a specification takes; products of a few stay finite as floats."""
+SMALLEST, LARGEST = 1e-30, 1e30
+"""Range of the positive numbers: inside of float32's, with room for products."""
+MAX_DIGITS = 40
+"""A number of more characters is not read as one."""
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+"""Names that become file names and words of a command: nothing that a shell or a path would interpret."""
+NAME_LENGTH = 64
+"""A file name of the longest names (a token set of an evaluation holds four) stays below 255 bytes."""
+_NUMBER = re.compile(r"[-+]?((0|[1-9](_?[0-9])*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
+
+
+def is_name(value: object) -> bool:
+    """Whether a value is a text that can name a file: what `Name` takes."""
+    return isinstance(value, str) and len(value) <= NAME_LENGTH and re.fullmatch(NAME_PATTERN, value) is not None
+
+
+def parse_number(text: str) -> int | float | None:
+    """The number that a text spells in decimal (`8e-3`, `2_000`, `-.5`), or None.
+
+    Not numbers: what YAML 1.1 and 1.2 read differently (`60:00`, `010`), other bases, and more than 40 characters.
+    """
+    if len(text) > MAX_DIGITS or _NUMBER.fullmatch(text) is None:
+        return None
+    return float(text) if re.search(r"[.eE]", text) else int(text)
+
+
+def _number(value: Any) -> Any:
+    """Read numbers written as text (`8e-3`, `2.3e9`); refuse booleans."""
+    if isinstance(value, bool):
+        raise ValueError(f"{value} is not a number")
+    if isinstance(value, str):
+        number = parse_number(value)
+        if number is None:
+            raise ValueError(f"{brief(value)} is not a number")
+        return number
+    return value
+
+
+def _whole(value: Any) -> Any:
+    """As `_number`, and a float that is a whole number becomes an int (2.3e9 is a token count)."""
+    value = _number(value)
+    if isinstance(value, float):
+        if not value.is_integer():
+            raise ValueError(f"{value} is not a whole number")
+        return int(value)
+    return value
+
+
+def _in_float32(value: float) -> float:
+    if not SMALLEST <= value <= LARGEST:
+        raise ValueError(f"{value:g} is outside of what training in float32 can use, {SMALLEST:g} to {LARGEST:g}")
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+Positive = Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False), AfterValidator(_in_float32)]
+Share = Annotated[float, BeforeValidator(_number), Field(ge=0, le=1, allow_inf_nan=False)]
+Beta = Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1, allow_inf_nan=False)]
+LearningRate = Annotated[Positive, Field(le=10)]
+Epsilon = Annotated[Positive, Field(le=1)]
+Deviation = Annotated[Positive, Field(le=10)]
+"""Standard deviation of initial weights."""
+WeightDecay = Annotated[float, BeforeValidator(_number), Field(ge=0, le=100, allow_inf_nan=False)]
+Count = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=MAX_COUNT)]
+Whole = Annotated[int, BeforeValidator(_whole), Field(ge=0, le=MAX_COUNT)]
+Depth = Annotated[Count, Field(le=10_000)]
+Width = Annotated[Count, Field(le=2**20)]
+"""Dimensions of a model, and its number of experts."""
+Sequences = Annotated[Count, Field(le=2**30)]
+"""Sequences of a batch, and tokens of a sequence."""
+Vocabulary = Annotated[int, BeforeValidator(_whole), Field(ge=2, le=2**24)]
+Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=NAME_LENGTH)]
+Version = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.]*$", max_length=32)]
+"""Without `-`, which ends it in a token set's folder name."""
+RunId = Annotated[str, Field(pattern=NAME_PATTERN, max_length=255)]
+PathText = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$", max_length=1000)]
+"""A path or glob pattern: any printable text. It is opened, never given to a shell."""
