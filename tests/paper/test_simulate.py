@@ -201,7 +201,7 @@ def test_the_statements_hold_every_constant(world):
 @pytest.fixture
 def study_file(tmp_path, monkeypatch):
     """A study file in a folder of its own, from which the command is called."""
-    content = {**simulated_study.STUDY, "fits": {"dense": {"law": "chinchilla", "sweep": "dense"}}}
+    content = {**simulated_study.STUDY, "study": "small", "fits": {"dense": {"law": "chinchilla", "sweep": "dense"}}}
     (tmp_path / "config").mkdir()
     (tmp_path / "config" / "small.yaml").write_text(yaml.safe_dump(content))
     monkeypatch.chdir(tmp_path)
