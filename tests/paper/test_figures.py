@@ -176,9 +176,17 @@ def test_a_figure_of_one_grid_takes_the_model_asked_for(joint_inputs):
         made("figure4", joint_inputs, sweep="upcycled", model="0.3B")
 
 
-def test_a_sweep_with_another_axis_is_no_grid(inputs):
-    twice = pd.concat([inputs.losses, inputs.losses.assign(id=inputs.losses["id"] + "x")])
-    with pytest.raises(UserError, match="several runs at one D1, D2 and seed"):
+def test_a_sweep_with_another_axis_has_a_grid_for_each_of_its_values(inputs):
+    other = inputs.losses.assign(id=inputs.losses["id"] + "x", aux_coef=0.02)
+    both = dataclasses.replace(inputs, losses=pd.concat([inputs.losses, other]))
+    assert [grid.label for grid in both.grids("upcycled")] == ["(8,2) aux_coef 0.001", "(8,2) aux_coef 0.02"]
+    assert [set(grid.rows["aux_coef"]) for grid in both.grids("upcycled")] == [{0.001}, {0.02}]
+    assert [grid.label for grid in inputs.grids("upcycled")] == ["(8,2)"]
+
+
+def test_several_runs_at_one_point_are_no_grid(inputs):
+    twice = pd.concat([inputs.losses, inputs.losses.assign(id=inputs.losses["id"] + "x", dense_parent="other")])
+    with pytest.raises(UserError, match=r"several runs at one D1, D2 and seed .* whose dense parents differ"):
         dataclasses.replace(inputs, losses=twice).grid("upcycled")
 
 

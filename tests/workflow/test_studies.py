@@ -40,7 +40,7 @@ def test_a_second_study_runs_to_its_report_and_leaves_the_default_as_it_was(chec
         assert (results / "second" / name).stat().st_size > 0, name
     assert "Ablations of the test study" in (results / "second/report.html").read_text()
     rows = (results / "second/losses.csv").read_text().splitlines()
-    assert len(rows) == 1 + 2 + 2 + 4 + 1 + 1  # one point of `balance` is the grid's own
+    assert len(rows) == 1 + 2 + 2 + 8 + 1
     assert products(results) == before
     assert {run: (results / "runs" / run / "metrics.json").read_bytes() for run in shared} == shared
     assert checkout.jobs() == {}

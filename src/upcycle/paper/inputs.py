@@ -17,6 +17,7 @@ from upcycle.laws.losses import read_losses
 from upcycle.laws.result import FitResult, read_fit
 from upcycle.laws.validate import SeedNoise, seed_noise
 from upcycle.manifest import check_listed, check_metrics
+from upcycle.study.columns import GRID_SETTINGS
 from upcycle.study.spec import RunSpec
 
 
@@ -28,6 +29,8 @@ class Grid:
     model: str
     moe: str
     rows: pd.DataFrame
+    arm: str = ""
+    """Settings in which it differs from other grids of its model and mixture, e.g. `aux_coef 0.01`."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -36,8 +39,8 @@ class Grid:
 
     @property
     def label(self) -> str:
-        """`(8,2)`, as the paper heads its columns."""
-        return "({},{})".format(*self.shape)
+        """`(8,2)`, as the paper heads its columns; the arm of an ablation after it."""
+        return "({},{})".format(*self.shape) + (f" {self.arm}" if self.arm else "")
 
     @property
     def D1(self) -> list[int]:
@@ -130,9 +133,10 @@ class Inputs:
         return chosen
 
     def grids(self, sweep: str | None = None) -> list[Grid]:
-        """The (D1, D2) grids of an upcycled sweep (None: the first there is), one a model and mixture.
+        """The (D1, D2) grids of an upcycled sweep (None: the first there is), one a model, mixture and arm.
 
-        Raises `UserError` for a sweep without upcycled models, or whose models differ in more than D1, D2 and seed.
+        An arm is what an ablation sets: the axes of the sweep's `set`. Raises `UserError` for a sweep without upcycled
+        models, or with several at one point of a grid, as axes of the dense parent's settings give.
         """
         if sweep is None:
             sweep = next((name for name in self.sweep_names() if (self.in_sweep(name)["lineage"] == "up").all()), None)
@@ -143,14 +147,17 @@ class Inputs:
         if rows.empty:
             raise UserError(f"sweep `{sweep}` has no upcycled run: give the figure or table an upcycled sweep")
         grids = []
-        for (model, moe), group in rows.groupby(["model", "moe"], sort=False):
-            repeated = group[group.duplicated(["D1", "D2", "seed"], keep=False)]
-            if not repeated.empty:
-                raise UserError(
-                    f"sweep `{sweep}` has several runs at one D1, D2 and seed ({', '.join(repeated['id'][:2])}, ...): "
-                    "a grid differs in these alone; name a sweep without other axes"
-                )
-            grids.append(Grid(sweep, str(model), str(moe), group.sort_values(["D1", "D2", "seed"])))
+        for (model, moe), arms in rows.groupby(["model", "moe"], sort=False):
+            varying = [name for name in GRID_SETTINGS if arms[name].nunique(dropna=False) > 1]
+            for _, group in arms.groupby(list(GRID_SETTINGS), sort=False, dropna=False):
+                repeated = group[group.duplicated(["D1", "D2", "seed"], keep=False)]
+                if not repeated.empty:
+                    raise UserError(
+                        f"sweep `{sweep}` has several runs at one D1, D2 and seed ({', '.join(repeated['id'][:2])}, "
+                        "...), whose dense parents differ: give each kind of parent a sweep of its own"
+                    )
+                arm = ", ".join(f"{name} {group[name].iloc[0]}" for name in varying)
+                grids.append(Grid(sweep, str(model), str(moe), group.sort_values(["D1", "D2", "seed"]), arm))
         return grids
 
     def grid(self, sweep: str | None = None, model: str | None = None) -> Grid:

@@ -156,6 +156,11 @@ _SEEDS = ("seed", "data_seed", "dense_parent")
 EQUAL_SETTINGS = tuple(column.name for column in SPECIFIED if column.name not in _SEEDS)
 """Columns in which runs that differ only in their seed are equal. (An upcycled run's parent has its seed too.)"""
 
+_BUDGETS = ("D", "D1", "D2", "steps", "decay_fraction", "flops_6nd")
+
+GRID_SETTINGS = tuple(name for name in EQUAL_SETTINGS if name not in _BUDGETS)
+"""Columns in which the runs of one grid, which differ in their budgets and seed, are equal."""
+
 LINEAGES = ("dense", "moe", "up")
 _FIRST = ("lineage", "N1", "n_expert", "top_k", "D1", "D")
 ORDER = (*_FIRST, *(name for name in EQUAL_SETTINGS if name not in _FIRST), *_SEEDS, "id")
