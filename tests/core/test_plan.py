@@ -162,6 +162,14 @@ def test_impossible_sweeps_are_refused(tmp_path, sweep, message):
         build_plan(study({"s": sweep}), tmp_path)
 
 
+def test_a_trunk_is_not_cut_to_pieces(tmp_path):
+    """A rate or a limit that would make more than 500 segments of a trunk is a mistake: refused in no time."""
+    slow = {"device": "cpu", "flops_per_second": 1e6, "max_segment_hours": 0.01}
+    sweeps = {"dense": {"kind": "dense", "model": "tiny", "steps": [10**9]}}
+    with pytest.raises(UserError, match=r"max_segment_hours would cut the trunk to .* into 900,000,000 segments"):
+        build_plan(study(sweeps, execution=slow), tmp_path)
+
+
 def test_a_frozen_plan_comes_back_whole(tmp_path):
     """What jobs read on a node is what was planned, whatever happens to the config meanwhile."""
     config = study({"grid": upcycled([100, 200], [100])})

@@ -1,11 +1,14 @@
 """Strict reading of a study: every mistake is one line that names the key and the mend."""
 
 import copy
+import json
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
+from upcycle.cli import main
 from upcycle.errors import UserError
 from upcycle.study.check import check_names, override_execution
 from upcycle.study.plan import build_plan
@@ -49,7 +52,7 @@ def changed(path: str, value: object) -> dict:
     *sections, key = path.split("/")
     target = study
     for section in sections:
-        target = target[section]
+        target = target.setdefault(section, {})
     if value is None:
         del target[key]
     else:
@@ -220,3 +223,183 @@ def test_a_model_may_be_tensor_parallel_by_itself(tmp_path):
 def test_the_papers_largest_model_is_tensor_parallel():
     paper = load_study(Path("config/paper.yaml"))
     assert {name: entry.tensor_parallel for name, entry in paper.models.items() if entry.tensor_parallel} == {"1B": 2}
+
+
+@pytest.fixture
+def refusal(tmp_path, monkeypatch, capsys):
+    """What `upcycle plan` prints of a study file: one printable line of bounded length, with exit code 2."""
+
+    def refuse(content: str | bytes) -> str:
+        monkeypatch.chdir(tmp_path)
+        folder = tmp_path / "config"
+        folder.mkdir(exist_ok=True)
+        (folder / "test.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
+        code = main(["plan", "--study", "test"])
+        printed = capsys.readouterr()
+        assert (code, printed.out, printed.err.count("\n")) == (2, "", 1), printed.err[:1000]
+        line = printed.err.removesuffix("\n")
+        assert line.isprintable()
+        assert len(line) < 800
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["config"]
+        return line
+
+    return refuse
+
+
+def raw(path: str, value: str) -> str:
+    """STUDY with one key given as YAML text."""
+    return json.dumps(changed(path, "@value@")).replace('"@value@"', value)
+
+
+BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{to}: &{to} [{','.join([f'*{of}'] * 9)}]\n" for of, to in zip("abcdefgh", "bcdefghi", strict=True)
+)
+CHAIN = "k: &a0 [1]\n" + "".join(f"k{i}: &a{i + 1} [*a{i}]\n" for i in range(1000))
+
+
+FILES: dict[str, tuple[str | bytes, str]] = {
+    "empty": (b"", "holds no settings"),
+    "a list": (b"[1]", "holds no settings"),
+    "two documents": (b"a: 1\n---\nb: 2\n", "line 2: not valid YAML: but found another document"),
+    "UTF-16": ("study: test".encode("utf-16"), "not UTF-8"),
+    "UTF-16 without mark": ("study: test".encode("utf-16-le"), "special characters are not allowed"),
+    "invalid UTF-8": (b"study: \xff", "not UTF-8 .* at byte 7"),
+    "a file of a megabyte": (b"a: " + b"x" * 2**20, "more than 128 KiB"),
+    "lists within lists": (b"[" * 3000, "more than 20 levels"),
+    "mappings within mappings": (b"{a: " * 3000 + b"1" + b"}" * 3000, "more than 20 levels"),
+    "blocks within blocks": ("".join(" " * i + "a:\n" for i in range(400)), "more than 20 levels"),
+    "aliases of aliases": (BOMB, "line 1: more than 50,000 values, aliases written out"),
+    "a chain of aliases": (CHAIN, "more than 20 levels of nesting, aliases written out"),
+    "an alias of itself": ("a: &a [*a]", "more than 20 levels of nesting, aliases written out"),
+    "a list as a key": ("? [a, b]\n: 1", "line 1: a key is a name, not a list or a mapping"),
+    "a mapping as a key": ("{a: 1}: 1", "a key is a name"),
+    "a number as a key": ("1: 1", "line 1: key `1` is no text; put a name like it in quotes"),
+    "a key of 300 characters": ("k" * 300 + ": 1", "a key of 300 characters; a name has at most 64"),
+    "a key of two lines": ('"a\\nb": 1', r"key 'a\\nb' holds a character that cannot be printed"),
+    "a surrogate": (r'title: "\ud800"', "holds a character that cannot be printed"),
+    "text turned around": (r'title: "\u202e"', "holds a character that cannot be printed"),
+    "a tag": ("!!python/object/apply:os.system ['touch X']", "line 1: tag .* a study is plain data"),
+    "a tag within": ("study: !!binary aGk=", "line 1: tag"),
+    "a merge key": ("a: &a {b: 1}\nc: {<<: *a}", "line 2: merge keys"),
+    "unclosed": ("a: 'b", "line 1: not valid YAML: found unexpected end of stream"),
+    "another YAML": ("%YAML 9.9\n---\na: 1", "not valid YAML: found incompatible YAML document"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_is_no_study_is_refused_in_one_line(refusal, name):
+    content, message = FILES[name]
+    assert re.search(message, refusal(content))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        # Ranges
+        ("optim/beta1", "2", "`optim.beta1`: Input should be less than 1"),
+        ("optim/beta1", "-0.1", "`optim.beta1`: .* greater than or equal to 0"),
+        ("optim/beta2", "1", "`optim.beta2`: .* less than 1"),
+        ("optim/weight_decay", "-0.1", "`optim.weight_decay`: .* greater than or equal to 0"),
+        ("optim/weight_decay", "1e300", "`optim.weight_decay`: .* less than or equal to 100"),
+        ("models/tiny/lr", "10", "upcycle plan: sweeps.dense: `optim`: lr 10 x weight_decay 0.1 is not below 1"),
+        ("optim/eps", "0", "`optim.eps`: .* greater than 0"),
+        ("optim/eps", "1e300", "`optim.eps`: 1e[+]300 is outside of what training in float32 can use"),
+        ("optim/clip", "1e-300", "`optim.clip`: 1e-300 is outside of"),
+        ("models/tiny/lr", "-1", "`models.tiny.lr`: .* greater than 0"),
+        ("models/tiny/lr", "100", "`models.tiny.lr`: .* less than or equal to 10"),
+        ("models/tiny/lr_moe", ".inf", "`models.tiny.lr_moe`: .* finite"),
+        ("models/tiny/init_std", "1e20", "`models.tiny.init_std`: .* less than or equal to 10"),
+        ("models/tiny/d_model", "1e30", "`models.tiny.d_model`: .* less than or equal to 1048576"),
+        ("models/tiny/n_layer", "1e9", "`models.tiny.n_layer`: .* less than or equal to 10000"),
+        ("models/tiny/n_budget", "1e9", "`models.tiny.n_budget`: .* less than or equal to 40"),
+        ("models/tiny/n_budget", "3", "n_budget counts the halvings of max_steps, which is not given"),
+        ("moes/8x2/n_expert", "1e9", "`moes.8x2.n_expert`: .* less than or equal to 1048576"),
+        ("moes/8x2/aux_coef", ".inf", "`moes.8x2.aux_coef`: .* finite"),
+        ("moes/8x2/aux_coef", ".nan", "`moes.8x2.aux_coef`: .* finite"),
+        ("data/vocab_size", "1", "`data.vocab_size`: .* greater than or equal to 2"),
+        ("data/seed", "1e19", "`data.seed`: .* less than or equal to 10"),
+        ("execution/threads", "1e9", "`execution.threads`: .* less than or equal to 1024"),
+        ("context", "1e308", "`context`: .* less than or equal to 1073741824"),
+        ("sweeps/dense/tokens", "[1e19]", "`sweeps.dense.tokens.0`: .* less than or equal to"),
+        # What is no number
+        ("schedule/floor", "true", "`schedule.floor`: True is not a number"),
+        ("schedule/floor", "null", "`schedule.floor`: Input should be a valid number .given: None"),
+        ("schedule/floor", "[0.1]", "`schedule.floor`: Input should be a valid number"),
+        ("schedule/decay_fraction", "null", "`schedule.decay_fraction`: Input should be a valid number"),
+        ("schedule/decay_fraction", "[0.1]", "`schedule.decay_fraction`: Input should be a valid number"),
+        ("schedule/decay_fraction", "{a: 1}", "`schedule.decay_fraction`: Input should be a valid number"),
+        ("context", "60:00", "`context`: '60:00' is not a number"),
+        ("context", "010", "`context`: '010' is not a number"),
+        ("context", "0x10", "`context`: '0x10' is not a number"),
+        ("context", "yes", "`context`: 'yes' is not a number"),
+        ("context", "2024-01-01", "`context`: '2024-01-01' is not a number"),
+        ("context", "9" * 5000, "`context`: '9{50,60}... is not a number"),
+        ("context", "1e999", "`context`: inf is not a whole number"),
+        ("context", "&a [*a]", "more than 20 levels of nesting"),
+        # Empty lists
+        ("sweeps/dense/model", "[]", "`sweeps.dense.model`: .* at least 1 item"),
+        ("sweeps/upcycled/method", "[]", "`sweeps.upcycled.method`: .* at least 1 item"),
+        ("sweeps/dense/seed", "[]", "`sweeps.dense.seed`: .* at least 1 item"),
+        ("sweeps/dense/schedule", "[]", "`sweeps.dense.schedule`: .* at least 1 item"),
+        ("sweeps/dense/tokens", "[]", "`sweeps.dense.tokens`: .* at least 1 item"),
+        ("sweeps/dense/set", "{optim.lr: []}", "`sweeps.dense.set.optim.lr`: .* at least 1 item"),
+        ("sweeps/upcycled/moe", "[]", "`moe` names the mixtures"),
+        ("sweeps", "{}", "`sweeps`: .* at least 1 item"),
+        ("fits/mult/sweep", "[]", "`fits.mult.sweep`: .* at least 1 item"),
+        ("evaluations/web", "{dataset: english, sweep: []}", "`evaluations.web.sweep`: .* at least 1 item"),
+        ("datasets/mine/files", "[]", "`datasets.mine.files`: .* at least 1 item"),
+        # Names that become files and words of a command
+        ("data/version", '"$(touch X)"', "`data.version`: String should match pattern"),
+        ("data/version", "a b", "`data.version`: String should match pattern"),
+        ("data/version", "../../..", "`data.version`: String should match pattern"),
+        ("data/version", "a-b", "`data.version`: String should match pattern"),
+        ("data/version", "1", "`data.version`: text is wanted, and this is not; put it in quotes .given: 1"),
+        ("data/dataset", "../x", "`data.dataset`: String should match pattern"),
+        ("data/dataset", "x" * 65, "`data.dataset`: .* at most 64 characters"),
+        ("data/tokenizer", r'"a\nb.json"', "`data.tokenizer`: String should match pattern"),
+        ("evaluations", "{'a b': {dataset: english, sweep: dense}}", "`evaluations.a b`: String should match pattern"),
+        ("evaluations", "{web: {dataset: ../x, sweep: dense}}", "`evaluations.web.dataset`: String should match"),
+        ("evaluations", "{web: {dataset: english, version: ';', sweep: dense}}", "`evaluations.web.version`: String"),
+        ("sweeps/dense/set", "{data.version: $(touch X)}", "sweeps.dense.set: `data.version`: String should match"),
+        ("sweeps/dense/set", "{data.dataset: ../x}", "sweeps.dense.set: `data.dataset`: String should match"),
+        ("sweeps/" + "s" * 65, "{kind: dense, model: tiny}", "at most 64 characters"),
+        ("moes", "{'../x': {n_expert: 8, top_k: 2}}", "`moes.../x`: String should match pattern"),
+        ("study", "../x", "`study`: String should match pattern"),
+        ("datasets", "{english: {files: [x]}}", "datasets.english: `english` is a built-in data set"),
+        # Kernels and sizes that contradict each other
+        ("execution", "{device: cpu, layers: native, attention: plain}", "whole layers take no kernels of ops"),
+    ],
+)
+def test_a_value_that_cannot_work_is_refused_in_one_line(refusal, path, value, message):
+    assert re.search(message, refusal(raw(path, value)))
+
+
+def test_a_models_tensor_parallel_is_not_lost_to_another_of_its_size(refusal):
+    twin = STUDY["models"]["tiny"] | {"tensor_parallel": 2}
+    message = refusal(raw("models/twin", json.dumps(twin)))
+    assert "models.tiny and models.twin are one size; give both the same tensor_parallel" in message
+
+
+def test_words_of_yaml_have_one_meaning(tmp_path):
+    """What YAML 1.1 reads as a boolean, a date, an octal or a sexagesimal number is the text that was written."""
+    for word in ("no", "on", "010", "1.2.3", "2024.01.01"):
+        assert load_study(write(tmp_path, raw("data/version", word))).data.version == word
+    assert load_study(write(tmp_path, raw("data/repeat", "True"))).data.repeat is True
+    for number in ("1_024", "1024.", "1.024e3", "+1024", '"1024"'):
+        assert load_study(write(tmp_path, raw("data/vocab_size", number))).data.vocab_size == 1024
+    assert load_study(write(tmp_path, "\ufeff" + yaml.safe_dump(STUDY))).study == "test"
+
+
+@pytest.mark.parametrize(
+    "name", ["../outside", "/etc/passwd", "a b", "$(touch X)", "-x", ".x", "", "n" * 65, "runs", "a\nb"]
+)
+def test_a_studys_name_is_the_name_of_a_file(tmp_path, monkeypatch, capsys, name):
+    """Whatever file is there, no study is planned from outside of config/, and none writes among another's products."""
+    (tmp_path / "config").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for place in (tmp_path / "outside.yaml", tmp_path / "config" / "a b.yaml", tmp_path / "config" / "runs.yaml"):
+        place.write_text(yaml.safe_dump(STUDY))
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["plan", f"--study={name}"]) == 2
+    assert re.fullmatch(r"upcycle plan: study .*\n", capsys.readouterr().err)
+    assert sorted(tmp_path.rglob("*")) == before

@@ -81,10 +81,10 @@ Deviation = Annotated[Positive, Field(le=10)]
 WeightDecay = Annotated[float, BeforeValidator(_number), Field(ge=0, le=100, allow_inf_nan=False)]
 Count = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=MAX_COUNT)]
 Whole = Annotated[int, BeforeValidator(_whole), Field(ge=0, le=MAX_COUNT)]
-Depth = Annotated[Count, Field(le=10_000)]
-Width = Annotated[Count, Field(le=2**20)]
+Depth = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=10_000)]
+Width = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=2**20)]
 """Dimensions of a model, and its number of experts."""
-Sequences = Annotated[Count, Field(le=2**30)]
+Sequences = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=2**30)]
 """Sequences of a batch, and tokens of a sequence."""
 Vocabulary = Annotated[int, BeforeValidator(_whole), Field(ge=2, le=2**24)]
 Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=NAME_LENGTH)]

@@ -46,7 +46,7 @@ def read_workflow(name: str | None, root: Path, **settings: Any) -> Workflow:
                 f"unset {PLAN_VARIABLE} to leave that invocation"
             )
     else:
-        study = find_study(name or DEFAULT, root)
+        study = find_study(DEFAULT if name is None else name, root)
         check_names(study)
         study = study.model_copy(update={"execution": override_execution(study.execution, settings)})
         plan = build_plan(study, RESULTS)
