@@ -6,6 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from upcycle.study.spec import DataSpec, ModelSpec, MoESpec, OptimSpec, RunSpec, ScheduleSpec, canonical_json
+from upcycle.study.values import parse_number
 
 MODEL = {"n_layer": 2, "d_model": 64, "n_head": 2, "vocab_size": 1024, "context": 256}
 
@@ -117,6 +118,15 @@ def test_impossible_shapes_are_refused(change, message):
         ({"origin": "upcycle:copy"}, "dense_parent"),
         ({"parent": "x"}, "only a start from scratch has no parent"),
         ({"role": "decay"}, "branches off a trunk point"),
+        ({"role": "decay", "start_step": 19, "parent": "x"}, "branches off at step 19, inside the warm-up of 20 steps"),
+        ({"role": "full", "end_step": 20}, "20 steps end inside the warm-up of 20 steps"),
+        ({"dense_parent": "../x"}, "should match pattern"),
+        ({"start_step": 50, "parent": "../../tokens"}, "should match pattern"),
+        ({"start_step": 50, "parent": "x" * 256}, "at most 255 characters"),
+        ({"origin": "upcycle:$(touch X)"}, "should match pattern"),
+        ({"data": {"dataset": "../x", "vocab_size": 1024}}, "should match pattern"),
+        ({"data": {"dataset": "english", "version": "a b", "vocab_size": 1024}}, "should match pattern"),
+        ({"optim": {"lr": 1, "batch": 8, "weight_decay": 1}}, "is not below 1: each step would turn the sign"),
     ],
 )
 def test_impossible_runs_are_refused(change, message):
@@ -135,3 +145,38 @@ def test_canonical_json_knows_one_notation():
     assert (
         canonical_json({"b": 1.0, "a": [1, 2.5]}) == canonical_json({"a": [1.0, 2.5], "b": 1}) == '{"a":[1,2.5],"b":1}'
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("8e-3", 8e-3),
+        ("2.3E9", 2.3e9),
+        ("-.5", -0.5),
+        ("1.", 1.0),
+        ("+7", 7),
+        ("0", 0),
+        ("0.10", 0.1),
+        ("1_000_000", 1_000_000),
+        ("010", None),
+        ("00", None),
+        ("60:00", None),
+        ("0x10", None),
+        ("1__0", None),
+        ("1e", None),
+        (".", None),
+        ("", None),
+        ("nan", None),
+        ("1" * 41, None),
+        ("١", None),
+    ],
+)
+def test_numbers_are_decimal(text, number):
+    assert parse_number(text) == number
+    assert type(parse_number(text)) is type(number)
+
+
+def test_the_longest_names_make_file_names():
+    """A token set of the longest names, as an evaluation names it, is a file name of a file system's 255 bytes."""
+    data = DataSpec(dataset="d" * 64, version="v" * 32, tokenizer="t" * 1000, vocab_size=2**24)
+    assert len(f"{'d' * 64}-{'v' * 32}-as-{data.tokens_id}") < 255

@@ -403,3 +403,22 @@ def test_a_studys_name_is_the_name_of_a_file(tmp_path, monkeypatch, capsys, name
     assert main(["plan", f"--study={name}"]) == 2
     assert re.fullmatch(r"upcycle plan: study .*\n", capsys.readouterr().err)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[]", "spec.json: not a run's specification"),
+        ('{"seeed": 1}', r"spec.json: unknown key `seeed`; did you mean `seed`\?"),
+        ('{"seed": 1}', "spec.json: key `model` is missing"),
+        ('{"parent": "../../x"}', "spec.json: "),
+    ],
+)
+def test_a_specification_that_is_none_is_refused_in_one_line(tmp_path, monkeypatch, capsys, content, message):
+    """`upcycle train spec.json`."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "test.yaml").write_text(yaml.safe_dump(STUDY))
+    (tmp_path / "spec.json").write_text(content)
+    assert main(["train", "spec.json", "--study", "test"]) == 2
+    assert re.fullmatch(f"upcycle train: {message}.*\n", capsys.readouterr().err)

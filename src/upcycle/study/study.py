@@ -311,9 +311,9 @@ def _known(name: str, valid: Any, where: str, section: str) -> None:
         raise ValueError(f"{where}: `{name}` is not under `{section}`; {nearest(name, valid)}")
 
 
-def _valid_keys(location: tuple[Any, ...]) -> list[str]:
-    """Field names of the config section that a validation error's location (less its last part) points into."""
-    section: Any = StudyConfig
+def _valid_keys(root: type[Frozen], location: tuple[Any, ...]) -> list[str]:
+    """Field names of the section of `root` that a validation error's location (less its last part) points into."""
+    section: Any = root
     for part in location[:-1]:
         if isinstance(section, type) and issubclass(section, Frozen) and part in section.model_fields:
             annotation = section.model_fields[part].annotation
@@ -334,7 +334,8 @@ def describe_error(error: ValidationError) -> str:
     path = ".".join(map(str, location))
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
-        return f"unknown key `{path}`; {nearest(str(location[-1]), _valid_keys(location))}"
+        root = RunSpec if error.title == RunSpec.__name__ else StudyConfig
+        return f"unknown key `{path}`; {nearest(str(location[-1]), _valid_keys(root, location))}"
     if first["type"] == "missing":
         return f"key `{path}` is missing"
     if first["type"] == "string_type" and isinstance(first["input"], bool | int | float):

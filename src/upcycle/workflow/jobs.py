@@ -7,10 +7,13 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from upcycle.errors import UserError, nearest
 from upcycle.files import write_atomic
 from upcycle.study.recorded import has_begun, recorded_spec
 from upcycle.study.spec import RunSpec
+from upcycle.study.study import describe_error
 from upcycle.workflow.dag import Workflow
 from upcycle.workflow.paths import RESULTS, evaluation_path, load_json
 from upcycle.workflow.texts import local_files
@@ -59,11 +62,12 @@ def train(workflow: Workflow, run_id: str, *, fresh: bool = False) -> None:
 def train_spec(path: Path, workflow: Workflow, *, fresh: bool = False) -> None:
     """Train the run that a spec.json describes, with the study's execution settings."""
     data = load_json(path)
-    data.pop("id", None)
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: not a run's specification, which is a mapping")
     try:
-        run = RunSpec.model_validate(data)
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from None
+        run = RunSpec.model_validate({key: value for key, value in data.items() if key != "id"})
+    except ValidationError as error:
+        raise UserError(f"{path}: {describe_error(error)}") from None
     _train(workflow, run, str(path), fresh=fresh)
 
 
