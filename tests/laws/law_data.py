@@ -17,6 +17,19 @@ TRIAL_LOSSES = np.array(
 )
 """Measured held-out losses of the upcycled models; rows D1, columns D2."""
 
+SWEEP_BUDGETS = 122_880 * 2.0 ** np.arange(5)
+"""Tokens of the default sweep: 33 k-parameter dense model, 8 experts top-2."""
+SWEEP_LOSSES = np.array(
+    [
+        [4.3445, 4.1534, 3.9421, 3.7326, 3.4603],
+        [4.1739, 4.0538, 3.8712, 3.6598, 3.4149],
+        [4.0164, 3.9185, 3.7733, 3.5841, 3.3828],
+        [3.8698, 3.7787, 3.6524, 3.5085, 3.3443],
+        [3.7205, 3.6417, 3.5281, 3.4148, 3.2897],
+    ]
+)
+"""Measured held-out losses of its upcycled models (results/reference), four digits; rows D1, columns D2."""
+
 TRUTH = {
     "chinchilla": {"A": 900.0, "alpha": 0.3, "B": 60.0, "beta": 0.25, "E": 1.2},
     "power": {"A": 30.0, "alpha": 0.15, "E": 1.5},
@@ -104,3 +117,9 @@ def trial() -> dict[str, np.ndarray]:
     """The first trial's 25 upcycled losses, D1 and D2 in tokens."""
     D1, D2 = np.meshgrid(BUDGETS, BUDGETS, indexing="ij")
     return {"D1": D1.ravel(), "D2": D2.ravel(), "loss": TRIAL_LOSSES.ravel()}
+
+
+def sweep() -> dict[str, np.ndarray]:
+    """The default sweep's 25 upcycled losses, D1 and D2 in tokens."""
+    D1, D2 = np.meshgrid(SWEEP_BUDGETS, SWEEP_BUDGETS, indexing="ij")
+    return {"D1": D1.ravel(), "D2": D2.ravel(), "loss": SWEEP_LOSSES.ravel()}

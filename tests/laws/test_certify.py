@@ -8,12 +8,16 @@ import pytest
 from law_data import TRUTH, simulated
 
 from upcycle.errors import UserError
+from upcycle.laws import describe, profile, validate
+from upcycle.laws import search as search_module
 from upcycle.laws.certify import certify
+from upcycle.laws.fit import fit
 from upcycle.laws.forms import LAWS
 from upcycle.laws.prepare import Prepared, prepare
-from upcycle.laws.search import Optimum, search
+from upcycle.laws.search import Optimum, Refits, refit, search
 from upcycle.laws.validate import (
     MANY,
+    bootstrap,
     bootstrap_noise,
     bootstrap_pairs,
     intervals_by_name,
@@ -31,8 +35,14 @@ def fitted(name: str, data: dict[str, np.ndarray], **fixed: float) -> tuple[Prep
 def certified(name: str, noise: float = 2e-3, **options: Any) -> dict[str, Any]:
     """The certificate of a law fitted to losses simulated from it."""
     prepared, optimum = fitted(name, simulated(name, noise))
-    options = {"draws": 40, "seed": 0} | options
-    return certify(prepared, optimum, leave_one_out(prepared, optimum), **options)
+    return certified_fit(prepared, optimum, **{"draws": 40} | options)
+
+
+def certified_fit(prepared: Prepared, optimum: Optimum, *, draws: int, seed: int = 0) -> dict[str, Any]:
+    """The certificate of a fit, with its residual bootstrap."""
+    loo = leave_one_out(prepared, optimum)
+    residual = bootstrap(prepared, optimum, loo.residual_N, draws=draws, seed=seed) if draws else None
+    return certify(prepared, optimum, loo, residual=residual, draws=draws, seed=seed)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +80,7 @@ def test_intervals_of_every_kind_hold_parameters_and_what_follows(multiplicative
 
 def test_a_law_without_interaction_or_with_a_fixed_floor_has_no_such_entries() -> None:
     prepared, optimum = fitted("power", simulated("power", 1e-3), E=1.5)
-    content = certify(prepared, optimum, leave_one_out(prepared, optimum), draws=20, seed=0)
+    content = certified_fit(prepared, optimum, draws=20)
     assert "interaction" not in content
     assert content["profile"] == {}
 
@@ -85,7 +95,7 @@ def test_relations_between_parameters_are_certified_too(name: str) -> None:
 
 def test_too_few_points_are_said_in_words() -> None:
     data = {name: column[:3] for name, column in simulated("power").items()}
-    content = certify(*fitted("power", data), None, draws=20, seed=0)
+    content = certify(*fitted("power", data), None, residual=None, draws=20, seed=0)
     assert content == {"skipped": "3 points for 3 parameters; at least 4 are needed"}
 
 
@@ -93,7 +103,7 @@ def test_confounded_parameters_are_said_in_words() -> None:
     data = simulated("chinchilla", 1e-3)
     one_size = {name: column[data["N"] == data["N"][0]] for name, column in data.items()}
     prepared, optimum = fitted("chinchilla", one_size, E=1.2, alpha=0.3)
-    content = certify(prepared, optimum, leave_one_out(prepared, optimum), draws=20, seed=0)
+    content = certified_fit(prepared, optimum, draws=20)
     assert content == {"skipped": "the inputs of these points cannot tell B, beta apart"}
 
 
@@ -110,10 +120,27 @@ def test_no_draws_leave_the_rest() -> None:
 
 def test_given_draws_are_reported() -> None:
     prepared, optimum = fitted("multiplicative", simulated("multiplicative", 1e-3))
-    given = np.tile([1.0, 2.0, 3.0, 4.0, 5.0], (10, 1))
+    given = Refits(np.tile(optimum.phi_R, (10, 1)), np.ones(10), np.arange(10) > 0)
     loo = leave_one_out(prepared, optimum)
-    content = certify(prepared, optimum, loo, draws=10, seed=0, residual_draws_BP=given)
-    assert content["intervals"]["residual"]["alpha1"] == [2.0, 2.0]
+    content = certify(prepared, optimum, loo, residual=given, drawn_floor=True, draws=10, seed=0)
+    alpha1 = prepared.values(optimum.phi_R[None])[0, 1]
+    assert content["intervals"]["residual"]["alpha1"] == [alpha1, alpha1]
+    assert content["intervals"]["failed"]["residual"] == 1
+
+
+def test_nothing_is_solved_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No two batches of refits of a whole fit have the same starts, targets and weights."""
+    solved: list[bytes] = []
+
+    def noted(prepared: Prepared, warm_WR: np.ndarray, **rows: np.ndarray | None) -> Refits:
+        solved.append(b"".join(np.asarray(part).tobytes() for part in (warm_WR, *rows.values()) if part is not None))
+        return refit(prepared, warm_WR, **rows)
+
+    for module in (search_module, validate, profile, describe):
+        monkeypatch.setattr(module, "refit", noted)
+    fit(LAWS["multiplicative"], simulated("multiplicative", 2e-3), draws=40)
+    assert len(solved) > 5
+    assert len(set(solved)) == len(solved)
 
 
 def test_groups_have_names_of_their_own() -> None:
@@ -121,7 +148,7 @@ def test_groups_have_names_of_their_own() -> None:
     data = {name: np.concatenate([one[name], two[name]]) for name in one}
     prepared = prepare(LAWS["power"], data, {}, group_N=np.repeat([0, 1], len(one["loss"])), shared=("E",))
     optimum = search(prepared)
-    content = certify(prepared, optimum, leave_one_out(prepared, optimum), draws=20, seed=0)
+    content = certified_fit(prepared, optimum, draws=20)
     names = {"A of group 1", "A of group 2", "alpha of group 1", "alpha of group 2", "E"}
     assert set(content["intervals"]["pair"]) == names
     assert set(content["profile"]) == {"E"}
@@ -169,6 +196,7 @@ def test_many_points_take_fewer_draws_and_folds_and_say_so() -> None:
     assert len(loo.refits.objective_S) == MANY // 2
     rms, _ = root_mean_squares(prepared, prepared.model.value(optimum.phi_R[None])[0] - prepared.target_N)
     assert rms < loo.rms < 1.05 * rms
-    content = certify(prepared, optimum, loo, draws=1000, seed=0)
+    residual = bootstrap(prepared, optimum, loo.residual_N, draws=1000, seed=0)
+    content = certify(prepared, optimum, loo, residual=residual, draws=1000, seed=0)
     assert content["draws"] == {"asked": 1000, "of_each_kind": 166}
     assert content["folds"]["D"]["groups"] == 10

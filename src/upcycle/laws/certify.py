@@ -20,7 +20,6 @@ from upcycle.laws.search import Optimum, Refits
 from upcycle.laws.terms import Array
 from upcycle.laws.validate import (
     LeaveOneOut,
-    bootstrap,
     bootstrap_noise,
     bootstrap_pairs,
     intervals_by_name,
@@ -39,17 +38,20 @@ def certify(
     optimum: Optimum,
     loo: LeaveOneOut | None,
     *,
+    residual: Refits | None,
+    drawn_floor: bool = False,
     draws: int,
     seed: int,
     noise: float | None = None,
-    residual_draws_BP: Array | None = None,
 ) -> dict[str, Any]:
     """Information criteria, profiles, test of the interaction, folds, extrapolation and three kinds of intervals.
 
-    `noise` is the standard deviation of a loss between seeds, in nats, if it was measured. `residual_draws_BP` are
-    draws of the parameters to report in place of the residual bootstrap's (those of a two-step fit also hold the
-    uncertainty of E). Keys: aic, aicc, bic, log_likelihood, scale, profile, interaction (for laws with one), folds,
-    extrapolation, intervals, draws, loo_refits.
+    `residual`: the residual bootstrap of these draws and this seed, None where none was asked for; with `drawn_floor`
+    each of its draws held an E of its own, as in the second step of a two-step fit. `noise`: the standard deviation of
+    a loss between seeds, in nats, if it was measured.
+
+    Keys: aic, aicc, bic, log_likelihood, scale, profile, interaction (for laws with one), folds, extrapolation,
+    intervals, draws, loo_refits.
     """
     n, p = len(prepared.target_N), len(prepared.slots)
     if loo is None or n <= p:
@@ -61,20 +63,21 @@ def certify(
         name: _finite(value) for name, value in asdict(criteria(optimum.objective, n, p, prepared.law.delta)).items()
     }
     names = [slot.parameter.name for slot in prepared.slots if slot.group is None]
-    residual = bootstrap(prepared, optimum, loo.residual_N, draws=count, seed=seed) if count else None
+    # Thresholds of profiles are of one E, so draws with an E of their own are no use to them.
+    same_floor = None if residual is None or drawn_floor else residual.first(count)
     interactions = [name for name in names if name in INTERACTIONS]
     perfect = optimum.objective <= n * PERFECT**2 / 2
     no_noise = {"skipped": "the law passes through every point: there is no noise to judge by"}
     content: dict[str, Any] = {
         **likely,
         "profile": {
-            name: no_noise if perfect else _profile(prepared, optimum, name, loo, residual, seed=seed)
+            name: no_noise if perfect else _profile(prepared, optimum, name, loo, same_floor, draws=count, seed=seed)
             for name in names
             if name in PROFILED
         },
         "folds": _held_out(folds(prepared, optimum)),
         "extrapolation": _held_out(extrapolation(prepared, optimum)),
-        "intervals": _intervals(prepared, optimum, residual, residual_draws_BP, seed=seed, noise=noise),
+        "intervals": _intervals(prepared, optimum, residual, draws=count, seed=seed, noise=noise),
         "draws": {"asked": draws, "of_each_kind": count},
         "loo_refits": len(loo.refits.objective_S),
     }
@@ -93,9 +96,15 @@ def _affordable(draws: int, n: int) -> int:
 
 
 def _profile(
-    prepared: Prepared, optimum: Optimum, name: str, loo: LeaveOneOut, residual: Refits | None, *, seed: int
+    prepared: Prepared,
+    optimum: Optimum,
+    name: str,
+    loo: LeaveOneOut,
+    residual: Refits | None,
+    *,
+    draws: int,
+    seed: int,
 ) -> dict[str, Any]:
-    draws = len(residual.phi_SR) if residual else 0
     pool_N = residual_pool(loo.residual_N)
     drop = calibrated_threshold(prepared, optimum, name, pool_N, draws=draws, seed=seed, full=residual)
     found = profile(prepared, optimum, name, drop)
@@ -116,22 +125,18 @@ def _intervals(
     prepared: Prepared,
     optimum: Optimum,
     residual: Refits | None,
-    residual_draws_BP: Array | None,
     *,
+    draws: int,
     seed: int,
     noise: float | None,
 ) -> dict[str, Any]:
     """95 % intervals of each kind, with the draws whose fit did not converge (they count all the same)."""
     if residual is None:
         return {"skipped": "no bootstrap draws were asked for"}
-    draws = len(residual.phi_SR)
     kinds = {"residual": residual, "pair": bootstrap_pairs(prepared, optimum, draws=draws, seed=seed)}
     if noise is not None and prepared.law.response == "loss":
         kinds["seed_noise"] = bootstrap_noise(prepared, optimum, noise, draws=draws, seed=seed)
-    values = {kind: prepared.values(refits.phi_SR) for kind, refits in kinds.items()}
-    if residual_draws_BP is not None:
-        values["residual"] = residual_draws_BP
-    content: dict[str, Any] = {kind: _table(prepared, values_BP) for kind, values_BP in values.items()}
+    content: dict[str, Any] = {kind: _table(prepared, prepared.values(refits.phi_SR)) for kind, refits in kinds.items()}
     content["failed"] = {kind: int((~refits.converged_S).sum()) for kind, refits in kinds.items()}
     return content
 

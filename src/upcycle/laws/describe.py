@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,8 @@ CONDITION_LIMIT = 1e10
 """Condition number of the Gauss-Newton matrix beyond which its inverse is mostly rounding."""
 WIDE = 0.5
 """Share of its plausible range that an interval may span before the parameter counts as undetermined."""
+EQUAL_OPTIMA = "equal optima"
+"""Name of the warning that leave-one-out errors are not unique."""
 BOOTSTRAP = "residual bootstrap from leave-one-out residuals"
 
 
@@ -136,7 +138,16 @@ def solve(
     draws_BP = prepared.values(refits.phi_SR)
     certified: dict[str, Any] = {}
     if target_draws_BN is None:
-        certified = certify(prepared, optimum, loo, draws=draws, seed=seed, noise=noise, residual_draws_BP=draws_BP)
+        certified = certify(
+            prepared,
+            optimum,
+            loo,
+            residual=refits,
+            drawn_floor=floor_draws_B is not None,
+            draws=draws,
+            seed=seed,
+            noise=noise,
+        )
     return Fitted(prepared, optimum, loo, draws_BP, float(refits.converged_S.mean()), certified)
 
 
@@ -179,7 +190,14 @@ def describe(fitted: Fitted, selection: Selection, *, interval_method: str) -> F
         version=upcycle.__version__,
         simulated=selection.simulated,
         draws=draws,
+        warnings=warnings(fitted),
     )
+
+
+def warnings(fitted: Fitted) -> dict[str, str]:
+    """What to know of the solved fit before trusting its numbers, by short name."""
+    near = fitted.loo.near if fitted.loo else None
+    return {EQUAL_OPTIMA: near.statement} if near and near.points else {}
 
 
 def certificate(fitted: Fitted) -> dict[str, Any]:
@@ -199,6 +217,7 @@ def certificate(fitted: Fitted) -> dict[str, Any]:
         "confounded": list(prepared.confounded),
         "bounds_hit": bounds_hit(fitted),
         "loo_converged": float(fitted.loo.refits.converged_S.mean()) if fitted.loo else None,
+        "loo_near": asdict(fitted.loo.near) if fitted.loo and fitted.loo.near else None,
         "draws": len(fitted.draws_BP) if fitted.draws_BP is not None else 0,
         "draws_converged": fitted.draws_converged,
         **{key: value for key, value in fitted.certified.items() if key != "draws"},

@@ -14,7 +14,18 @@ from typing import Any
 import numpy as np
 
 from upcycle.errors import UserError
-from upcycle.laws.describe import BOOTSTRAP, Fitted, Selection, box_of, certificate, describe, doubts, solve, statement
+from upcycle.laws.describe import (
+    BOOTSTRAP,
+    Fitted,
+    Selection,
+    box_of,
+    certificate,
+    describe,
+    doubts,
+    solve,
+    statement,
+    warnings,
+)
 from upcycle.laws.forms import LAWS
 from upcycle.laws.law import Law
 from upcycle.laws.prepare import prepare
@@ -130,6 +141,7 @@ def _shared_result(joint: Fitted, whole: Selection, like: FitResult, shared: lis
         loo_residuals_log=joint.loo.residual_N.tolist() if joint.loo else None,
         data_sha256=whole.sha256,
         draws=None if like.draws is None else {name: like.draws[name] for name in columns},
+        warnings=warnings(joint),
     )
 
 
@@ -142,6 +154,7 @@ def _separate_result(law: Law, groups: Sequence[FitResult], whole: Selection) ->
         example = f"group {wrong[0] + 1} is {groups[wrong[0]].statement}"
         verdict = f"not identifiable: {len(wrong)} of {len(groups)} separate fits are not; {example}"
     certificates = [group.certificate for group in groups]
+    warned = [group for group in groups if group.warnings]
     return replace(
         first,
         identifiable=not wrong,
@@ -170,6 +183,11 @@ def _separate_result(law: Law, groups: Sequence[FitResult], whole: Selection) ->
         else [r for g in groups for r in g.loo_residuals_log or []],
         data_sha256=whole.sha256,
         draws=None,
+        warnings={
+            name: f"{len(warned)} of {len(groups)} separate fits, such as: {sentence}"
+            for group in warned[:1]
+            for name, sentence in group.warnings.items()
+        },
     )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upcycle.laws.prepare import Prepared
-from upcycle.laws.search import Optimum, refit
+from upcycle.laws.search import Optimum, refit_folds
 from upcycle.laws.terms import Array
 from upcycle.laws.validate import condition_number, root_mean_squares
 
@@ -111,7 +111,7 @@ def _carry_out(prepared: Prepared, optimum: Optimum, plans: Mapping[str, Plan | 
             possible[key] = plan
     if possible:
         left_out_GN = np.concatenate([plan.left_out_GN for plan in possible.values()])
-        phi_GR = refit(prepared, optimum.warm_SR, weight_SN=1.0 - left_out_GN).phi_SR
+        phi_GR = refit_folds(prepared, optimum.warm_SR, 1.0 - left_out_GN).phi_SR
         residual_GN = prepared.model.value(phi_GR) - prepared.target_N
         first = 0
         for key, plan in possible.items():

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upcycle.laws.prepare import Prepared, start_grid
-from upcycle.laws.solve import minimise
+from upcycle.laws.solve import huber, minimise
 from upcycle.laws.terms import Array
 
 LOWEST, SPREAD = 32, 32
@@ -18,6 +18,10 @@ FRESH = 4
 """Starts of a refit besides the full fit's optima."""
 OPTIMA = 3
 """Distinct optima of the full fit that a refit starts from."""
+EXCHANGED = 3
+"""Ends of other folds, those lowest for its own points, that each fold starts from again."""
+LOWER = 1e-10
+"""Relative gain of a fold above which all folds exchange their ends once more."""
 BATCH = 100_000
 """Residuals solved side by side; more are solved in turn, to bound memory."""
 AGREE = 1e-6
@@ -51,6 +55,10 @@ class Refits:
     phi_SR: Array
     objective_S: Array
     converged_S: NDArray[np.bool_]
+
+    def first(self, count: int) -> Refits:
+        """The first rows."""
+        return Refits(self.phi_SR[:count], self.objective_S[:count], self.converged_S[:count])
 
 
 def search(prepared: Prepared, grid_SR: Array | None = None) -> Optimum:
@@ -103,8 +111,13 @@ def refit(
     weight_SN: Array | None = None,
     constant_SN: Array | None = None,
 ) -> Refits:
-    """Fit again for each row of targets, weights or fixed floors, from each warm start; the lowest end of each row."""
-    rows, warm = max(len(a) for a in (target_SN, weight_SN, constant_SN) if a is not None), len(warm_WR)
+    """Fit again for each row of targets, weights or fixed floors, from each warm start; the lowest end of each row.
+
+    Warm starts are those of all rows [W, R], or each row's own [S, W, R].
+    """
+    rows = max(len(a) for a in (target_SN, weight_SN, constant_SN) if a is not None)
+    warm = warm_WR.shape[-2]
+    start_SWR = np.broadcast_to(warm_WR, (rows, *warm_WR.shape[-2:]))
     chunks = math.ceil(rows * warm * len(prepared.target_N) / BATCH)
     parts = []
     for chunk in np.array_split(np.arange(rows), chunks):
@@ -113,7 +126,7 @@ def refit(
             None if weight_SN is None else np.repeat(weight_SN[chunk], warm, axis=0),
             None if constant_SN is None else np.repeat(constant_SN[chunk], warm, axis=0),
         )
-        end = minimise(problem, np.tile(warm_WR, (len(chunk), 1)))
+        end = minimise(problem, start_SWR[chunk].reshape(len(chunk) * warm, -1))
         best = end.objective_S.reshape(len(chunk), warm).argmin(axis=1) + np.arange(len(chunk)) * warm
         parts.append(Refits(end.theta_SP[best], end.objective_S[best], end.converged_S[best]))
     return Refits(
@@ -121,3 +134,28 @@ def refit(
         np.concatenate([part.objective_S for part in parts]),
         np.concatenate([part.converged_S for part in parts]),
     )
+
+
+def refit_folds(prepared: Prepared, warm_WR: Array, weight_FN: Array) -> Refits:
+    """Fit again for each row of weights: from each warm start, then from the ends of the other rows.
+
+    Folds differ in few points, so the optimum of one lies near an optimum of another that its own starts may all miss.
+    Each starts from the `EXCHANGED` ends of others that are lowest for it, until no fold gains.
+    """
+    best, folds = refit(prepared, warm_WR, weight_SN=weight_FN), len(weight_FN)
+    gains = folds > 1
+    while gains:
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            loss_FN = huber(prepared.model.value(best.phi_SR) - prepared.target_N, prepared.law.delta)
+            objective_FF = np.nan_to_num(weight_FN @ loss_FN.T, nan=np.inf)  # of each fold at the end of each
+        np.fill_diagonal(objective_FF, np.inf)
+        lowest_FW = np.argsort(objective_FF, axis=1, kind="stable")[:, : min(EXCHANGED, folds - 1)]
+        again = refit(prepared, best.phi_SR[lowest_FW], weight_SN=weight_FN)
+        gains = bool((again.objective_S < best.objective_S * (1 - LOWER)).any())
+        lower = again.objective_S < best.objective_S
+        best = Refits(
+            np.where(lower[:, None], again.phi_SR, best.phi_SR),
+            np.where(lower, again.objective_S, best.objective_S),
+            np.where(lower, again.converged_S, best.converged_S),
+        )
+    return best

@@ -8,6 +8,12 @@ few points. Each iteration therefore tries several steps and keeps the one that 
 Newton's exact Hessian (quadratic convergence once the points within delta are found) to that of iteratively reweighted
 least squares (a majorisation: sure to descend once damped enough). Each is bent along the model's second derivative
 (geodesic acceleration, Transtrum & Sethna 2012), without which bent valleys take five times as many iterations.
+
+Where fewer points than parameters lie within delta, the objective falls nearly straight along a valley to the next
+kink, 1e3 to 1e5 times farther than the length of the best step, which is set by the other curvatures: a step that
+lowers the objective is lengthened as long as that lowers it further, as exact line searches of sums of absolute values
+do. Without, refits ended after 300 iterations 2e-7 (relative) above a minimum that predicts a left-out loss 0.03 nats
+away from theirs.
 """
 
 from __future__ import annotations
@@ -23,6 +29,8 @@ MIXES = (0.0, 0.01, 0.1, 1.0)
 """Share of the reweighting's curvature in the undamped steps."""
 LENGTHS = (1.0, 0.3)
 """Of each step."""
+LONGER = 4.0
+"""By what a step that lowers the objective is lengthened, as often as that lowers it further."""
 RIDGE = 1e-12
 """Relative to the mean diagonal: gives a step where the data leave a direction free."""
 FIRST_DAMPING, LEAST_DAMPING, MOST_DAMPING = 1e-2, 1e-8, 1e8
@@ -86,7 +94,7 @@ def minimise(problem: Problem, start_SP: Array, *, tolerance: float = 1e-10, max
     """Descend from every start until the relative gradient is below `tolerance` or no step lowers the objective.
 
     A problem that stops for want of a lower value counts as converged if its gradient is below `STALLED`: an objective
-    known to 16 digits shows a minimum's place to 8.
+    known to 16 digits shows a minimum's place to 8. A problem that runs out of iterations does not.
     """
     count, n = len(start_SP), problem.model.x_MNP.shape[1]
     problem = replace(
@@ -98,6 +106,7 @@ def minimise(problem: Problem, start_SP: Array, *, tolerance: float = 1e-10, max
     value_S = problem.objective(theta_SP)
     gradient_S = np.full(count, np.inf)
     damping_S = np.full(count, FIRST_DAMPING)
+    ended_S = np.zeros(count, dtype=bool)
     active = np.flatnonzero(np.isfinite(value_S))
     iteration = 0
     while len(active) and iteration < max_iterations:
@@ -106,15 +115,17 @@ def minimise(problem: Problem, start_SP: Array, *, tolerance: float = 1e-10, max
         with np.errstate(over="ignore", invalid="ignore"):  # of steps too long, which are rejected
             trial_KSP, gradient_S[active] = _trials(part, theta_SP[active], damping_S[active])
             trial, trial_value = _lowest(part, trial_KSP)
-        better = trial_value < value_S[active] * (1 - ROUNDING)
+            better = trial_value < value_S[active] * (1 - ROUNDING)
+            _lengthen(part, theta_SP[active], trial, trial_value, better)
         moved = active[better]
         theta_SP[moved], value_S[moved] = trial[better], trial_value[better]
         damping_S[active] = np.maximum(damping_S[active] * np.where(better, 0.2, 10.0), LEAST_DAMPING)
         # A rejected step near the minimum may only have been too long: damped ones are tried before it counts.
         stuck = ~better & (gradient_S[active] <= STALLED) & (damping_S[active] >= FIRST_DAMPING)
         done = (gradient_S[active] <= tolerance) | stuck | (damping_S[active] > MOST_DAMPING)
+        ended_S[active[done]] = True
         active = active[~done]
-    return Solution(theta_SP, value_S, gradient_S, gradient_S <= STALLED, iteration)
+    return Solution(theta_SP, value_S, gradient_S, ended_S & (gradient_S <= STALLED), iteration)
 
 
 def _trials(problem: Problem, theta_SP: Array, damping_S: Array) -> tuple[Array, Array]:
@@ -168,6 +179,18 @@ def _solve(matrices_KSPP: Array, right_KSP: Array) -> Array:
     except np.linalg.LinAlgError:  # one matrix of the batch is singular: steps too long are rejected like any other
         known_KSPP = np.where(np.isfinite(matrices_KSPP), matrices_KSPP, 0.0)
         return np.asarray((np.linalg.pinv(known_KSPP) @ right_KSP[..., None])[..., 0], dtype=np.float64)
+
+
+def _lengthen(problem: Problem, theta_SP: Array, trial_SP: Array, value_S: Array, better_S: NDArray[np.bool_]) -> None:
+    """Lengthen each step that lowers the objective as long as it lowers it further, in place."""
+    going = np.flatnonzero(better_S)
+    while len(going):
+        part = problem.rows(going)
+        longer = problem.within(theta_SP[going] + LONGER * (trial_SP[going] - theta_SP[going]))
+        value = part.objective(longer)
+        on = value < value_S[going] * (1 - ROUNDING)
+        going, longer, value = going[on], longer[on], value[on]
+        trial_SP[going], value_S[going] = longer, value
 
 
 def _lowest(problem: Problem, trial_KSP: Array) -> tuple[Array, Array]:

@@ -12,15 +12,38 @@ from numpy.typing import NDArray
 
 from upcycle.errors import UserError
 from upcycle.laws.prepare import Prepared, Slot
-from upcycle.laws.search import FRESH, Optimum, Refits, refit
+from upcycle.laws.search import FRESH, Optimum, Refits, refit, refit_folds
+from upcycle.laws.solve import huber
 from upcycle.laws.terms import Array
 from upcycle.study.columns import EQUAL_SETTINGS
 
 LEVEL = 0.95
 FEW, MANY = 100, 500
 """Points from which leaving out takes fewer starts, and folds instead of single points."""
+PULL = 1e-5
+"""Weight with which a left-out point pulls its refit up or down, to find other optima: of a point that counts."""
+EQUAL, NEAR = 1e-9, 1e-6
+"""Relative differences of objectives up to which optima count as equal, and as near-equal."""
+TINY_OBJECTIVE = 1e-18
+"""Stands in for the objective of a perfect fit, of which nothing is a share."""
 TINY_LOSS = 1e-12
 """Stands in for a simulated loss that is not above 0."""
+
+
+@dataclass(frozen=True)
+class NearOptima:
+    """How far refits whose objectives are within `tolerance` (relative) of the least differ in their predictions."""
+
+    tolerance: float
+    points: int
+    """Left-out points whose predictions differ by more than a tenth of the leave-one-out RMS."""
+    spread: float
+    """The largest difference of two predictions of one point, in the unit of the response."""
+    least_rms: float
+    greatest_rms: float
+    """RMS errors if each point took the nearest, or the farthest, of these predictions."""
+    statement: str
+    """All of this in words."""
 
 
 @dataclass(frozen=True)
@@ -28,13 +51,15 @@ class LeaveOneOut:
     """Errors of points that their fit had not seen."""
 
     residual_N: Array
-    """Predicted minus measured log response (response, for a line)."""
+    """Predicted minus measured log response (response, for a line); of equal optima the middle of their range."""
     rms: float
     """Root mean square error of the response."""
     rms_log: float | None
     """Root mean square error of its logarithm; None for a line."""
     refits: Refits
     """A fit for each point left out, or for each fold of many points."""
+    near: NearOptima | None = None
+    """None where folds hold several points, and for one group of a joint fit."""
 
 
 def leave_one_out(prepared: Prepared, optimum: Optimum, warm_SR: Array | None = None) -> LeaveOneOut:
@@ -48,11 +73,62 @@ def leave_one_out(prepared: Prepared, optimum: Optimum, warm_SR: Array | None = 
     fold_N = np.arange(n) if n < MANY else np.random.default_rng(0).permutation(np.arange(n) % (MANY // 2))
     if warm_SR is None:
         warm_SR = optimum.warm_SR if n < FEW else optimum.warm_SR[: -FRESH if n < MANY else 1]
-    refits = refit(prepared, warm_SR, weight_SN=1.0 - (fold_N == np.arange(fold_N.max() + 1)[:, None]))
-    predicted_N = prepared.model.value(refits.phi_SR)[fold_N, np.arange(n)]
-    residual_N = predicted_N - prepared.target_N
-    rms, rms_log = root_mean_squares(prepared, residual_N)
-    return LeaveOneOut(residual_N, rms, rms_log, refits)
+    refits = refit_folds(prepared, warm_SR, 1.0 - (fold_N == np.arange(fold_N.max() + 1)[:, None]))
+    residual_N = prepared.model.value(refits.phi_SR)[fold_N, np.arange(n)] - prepared.target_N
+    if n >= MANY:
+        return LeaveOneOut(residual_N, *root_mean_squares(prepared, residual_N), refits)
+    refits, residual_KN, above_KN = _pulled(prepared, refits)
+    equal_N = _middle(residual_KN, above_KN <= EQUAL)
+    rms, rms_log = root_mean_squares(prepared, equal_N)
+    return LeaveOneOut(equal_N, rms, rms_log, refits, _near_optima(prepared, residual_KN, above_KN <= NEAR, rms))
+
+
+def _pulled(prepared: Prepared, refits: Refits) -> tuple[Refits, Array, Array]:
+    """Each refit without one point, and two more that the point pulls up and down with the weight `PULL`.
+
+    A valley of equal objectives is walked to its ends so, and a lower end is found. Returned are the lowest refits, the
+    residuals of the left-out points [3, N], the lowest refits' first, and how far (relative) each objective lies above
+    the least [3, N].
+    """
+    n = len(prepared.target_N)
+    own = np.eye(n, dtype=bool)
+    ends_KNR = [refits.phi_SR]
+    for side in (1.0, -1.0):
+        target_NN = np.where(own, prepared.model.value(refits.phi_SR) + side, prepared.target_N)
+        pulled = refit(prepared, refits.phi_SR[:, None], target_SN=target_NN, weight_SN=np.where(own, PULL, 1.0))
+        ends_KNR.append(pulled.phi_SR)
+    lowest = refit(prepared, np.stack(ends_KNR, axis=1), weight_SN=1.0 - own)
+    ends_KNR[0] = lowest.phi_SR
+    residual_KNN = prepared.model.value(np.stack(ends_KNR)) - prepared.target_N
+    objective_KN = ((1.0 - own) * huber(residual_KNN, prepared.law.delta)).sum(axis=-1)
+    above_KN = (objective_KN - objective_KN.min(axis=0)) / np.maximum(objective_KN.min(axis=0), TINY_OBJECTIVE)
+    return lowest, residual_KNN[:, own], above_KN
+
+
+def _middle(residual_KN: Array, among_KN: NDArray[np.bool_]) -> Array:
+    """The middle of the range of some of the residuals of each point."""
+    low_N, high_N = _range(residual_KN, among_KN)
+    return (low_N + high_N) / 2
+
+
+def _range(value_KN: Array, among_KN: NDArray[np.bool_]) -> tuple[Array, Array]:
+    low_N = np.where(among_KN, value_KN, np.inf).min(axis=0)
+    return low_N, np.where(among_KN, value_KN, -np.inf).max(axis=0)
+
+
+def _near_optima(prepared: Prepared, residual_KN: Array, near_KN: NDArray[np.bool_], rms: float) -> NearOptima:
+    error_KN = residual_KN if prepared.law.line else prepared.response_N * np.expm1(residual_KN)
+    low_N, high_N = _range(error_KN, near_KN)
+    least, greatest = (float(np.sqrt(np.mean(part_N**2))) for part_N in _range(np.abs(error_KN), near_KN))
+    points, spread = int((high_N - low_N > rms / 10).sum()), float((high_N - low_N).max())
+    words = f"refits within {NEAR:g} (relative) of the least objective predict all left-out points alike"
+    if points:
+        words = (
+            f"refits within {NEAR:g} (relative) of the least objective predict {points} of {len(low_N)} left-out "
+            f"points differently, by up to {spread:.3g}: the leave-one-out RMS of {rms:.3g} could be {least:.3g} to "
+            f"{greatest:.3g}"
+        )
+    return NearOptima(NEAR, points, spread, least, greatest, words)
 
 
 def root_mean_squares(
