@@ -55,7 +55,7 @@ def test_a_second_run_does_nothing(finished):
 
 
 def test_a_comment_in_the_config_reruns_nothing(checkout):
-    checkout.edit("config.yaml", "study: test", "# a comment\nstudy:   test   # another")
+    checkout.edit("config.yaml", "study: default", "# a comment\nstudy:   default   # another")
     assert checkout.jobs() == {}
 
 
