@@ -27,6 +27,16 @@ class DamagedError(UserError):
     """A file of a run is missing, truncated, altered or of another run; the message names it."""
 
 
+def read_file(path: Path) -> bytes | None:
+    """Content of a run's file, None where there is none. DamagedError for a folder or a loop of links in its place."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise DamagedError(f"{path}: damaged, it cannot be read ({error.strerror}); {MEND}") from None
+
+
 def json_bytes(value: Any) -> bytes:
     """Readable JSON as every file of a run has it; refuses NaN and infinity."""
     return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
@@ -53,13 +63,13 @@ def read_manifest(run_dir: Path) -> dict[str, Any]:
     Raises DamagedError if there is none, or if it is not what was written.
     """
     path = run_dir / MANIFEST
+    data = read_file(path)
+    if data is None:
+        raise DamagedError(f"{path}: missing, so {run_dir.name} is not a finished run; train it first")
     try:
-        data = path.read_bytes()
         manifest = json.loads(data)
         is_sealed = manifest.pop(SEAL, None) is not None
         whole = manifest.keys() == MANIFEST_KEYS and not (is_sealed and data != json_bytes(sealed(manifest)))
-    except FileNotFoundError:
-        raise DamagedError(f"{path}: missing, so {run_dir.name} is not a finished run; train it first") from None
     except (ValueError, AttributeError, TypeError, RecursionError):  # no JSON, or no object
         whole = False
     if not whole:
@@ -78,7 +88,7 @@ def check_bytes(path: Path, data: bytes, expected: dict[str, Any]) -> None:
 def check_listed(path: Path) -> None:
     """DamagedError naming a file of a finished run that is not what the manifest beside it lists; else nothing."""
     if (path.parent / MANIFEST).exists() and (expected := read_manifest(path.parent)["files"].get(path.name)):
-        check_bytes(path, path.read_bytes(), expected)
+        check_bytes(path, read_file(path) or b"", expected)
 
 
 def check_metrics(run_dir: Path, metrics: dict[str, Any]) -> None:

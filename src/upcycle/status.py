@@ -126,7 +126,7 @@ def _finished(run_dir: Path, run: RunSpec) -> dict[str, Any]:
         return {"state": "damaged", "note": str(error)}
     except OSError as error:
         return {"state": "damaged", "note": f"{Path(str(error.filename)).name}: {error.strerror}"}
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {"state": "damaged", "note": "metrics.json is not what training writes"}
     return fields | {"state": "finished", "step": run.end_step}
 
@@ -138,13 +138,13 @@ def last_rows(curve: Path) -> list[dict[str, Any]]:
             end = file.seek(0, os.SEEK_END)
             file.seek(max(0, end - TAIL_BYTES))
             lines = file.read().split(b"\n")
-    except FileNotFoundError:
+    except OSError:  # none yet, or none that can be read, which the next attempt at the run says
         return []
     rows = []
     for line in lines[:-1] if end <= TAIL_BYTES else lines[1:-1]:
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue  # a torn line that a kill left in the middle is cut off when the run is resumed
         if isinstance(row, dict) and "step" in row:
             rows.append(row)
@@ -162,7 +162,7 @@ def age(path: Path) -> float | None:
     """Seconds since a file or folder changed; None where there is none."""
     try:
         return max(0.0, time.time() - path.stat().st_mtime)
-    except FileNotFoundError:
+    except OSError:
         return None
 
 

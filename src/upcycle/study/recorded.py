@@ -12,9 +12,12 @@ from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from upcycle.errors import UserError
-from upcycle.manifest import MANIFEST
+from upcycle.manifest import MANIFEST, read_file
 from upcycle.study.spec import RunSpec
+from upcycle.study.study import describe_error
 
 log = logging.getLogger(__name__)
 
@@ -30,14 +33,16 @@ def recorded_spec(run_dir: Path) -> RunSpec | None:
     Raises `UserError` when it is damaged or belongs to another run.
     """
     path = run_dir / "spec.json"
-    if not path.exists():
+    content = read_file(path)
+    if content is None:
         return None
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(content)
         data.pop("id", None)
         spec = RunSpec.model_validate(data)
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); move the folder away to train the run anew") from None
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
+        reason = describe_error(error) if isinstance(error, ValidationError) else str(error)
+        raise UserError(f"{path} is damaged ({reason}); move the folder away to train the run anew") from None
     if spec.id != run_dir.name:
         raise UserError(f"{path} describes run {spec.id}, not {run_dir.name}; move the folder away")
     return spec

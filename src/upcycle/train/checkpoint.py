@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 
 import safetensors.torch
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -31,10 +32,12 @@ from upcycle.manifest import (
     check_bytes,
     check_listed,
     json_bytes,
+    read_file,
     read_manifest,
     sealed,
 )
 from upcycle.study.spec import RunSpec
+from upcycle.study.study import describe_error
 from upcycle.train.lease import LEASE
 from upcycle.train.preemption import TrainingError
 
@@ -72,6 +75,9 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
+        except IsADirectoryError:
+            temporary.unlink(missing_ok=True)
+            raise DamagedError(f"{path}: a folder is in the place of this file; move it away") from None
         except OSError:
             temporary.unlink(missing_ok=True)
             raise
@@ -224,10 +230,9 @@ def read_tensors(run_dir: Path, name: str) -> dict[str, Tensor]:
 
 
 def _read_verified(path: Path, expected: dict[str, Any]) -> bytes:
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise DamagedError(f"{path}: missing, though {MANIFEST} lists it; {MEND}") from None
+    data = read_file(path)
+    if data is None:
+        raise DamagedError(f"{path}: missing, though {MANIFEST} lists it; {MEND}")
     check_bytes(path, data, expected)
     return data
 
@@ -254,7 +259,7 @@ def verify_finished(run_dir: Path, run_id: str) -> bool:
 
 def _restore_metrics(path: Path, metrics: dict[str, Any]) -> None:
     """Write metrics.json anew unless it is, byte for byte, what `save_finished` writes."""
-    found = path.read_bytes() if path.exists() else None
+    found = read_file(path)
     if found == json_bytes(metrics):
         return
     log.warning("%s %s; restored from %s", path, "was missing" if found is None else "was damaged", MANIFEST)
@@ -264,10 +269,16 @@ def _restore_metrics(path: Path, metrics: dict[str, Any]) -> None:
 def remove_results(run_dir: Path) -> None:
     """Make a run's folder as if it had never been trained; the lease stays. Call under it."""
     for path in run_dir.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        elif path.name != LEASE:
-            path.unlink()
+        if path.name != LEASE:
+            remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link (not what it leads to) or a folder and all that is in it."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 # The specification beside its results
@@ -288,14 +299,17 @@ def read_spec(run_dir: Path) -> RunSpec:
     describes (which also covers what the id leaves out, and which manifests of versions before leave out).
     """
     path = run_dir / SPEC
+    data = read_file(path)
+    if data is None:
+        raise DamagedError(f"{path}: missing, so {run_dir} is not a run's folder")
     try:
-        fields = json.loads(path.read_bytes())
+        fields = json.loads(data)
         stated = fields.pop("id")
         run = RunSpec.model_validate(fields)
-    except FileNotFoundError:
-        raise DamagedError(f"{path}: missing, so {run_dir} is not a run's folder") from None
-    except (ValueError, KeyError, AttributeError) as error:
-        raise DamagedError(f"{path}: not a run's specification ({error})") from None
+    except ValidationError as error:
+        raise DamagedError(f"{path}: not a run's specification ({describe_error(error)}); {MEND}") from None
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise DamagedError(f"{path}: not a run's specification ({error}); {MEND}") from None
     if run.id != stated:
         raise DamagedError(f"{path}: makes the id {run.id} but states {stated}: edited by hand, or of another version")
     check_listed(path)

@@ -33,7 +33,11 @@ def lease(run_dir: Path) -> Iterator[None]:
     UserError too if the file system has no locks: without them two writers could mix their states.
     """
     # The file stays when the lease ends: removing it would let two processes lock two files of the same name.
-    with (run_dir / LEASE).open("a+") as file:
+    try:
+        opened = (run_dir / LEASE).open("a+")
+    except OSError as error:
+        raise UserError(f"{run_dir / LEASE}: cannot be opened ({error.strerror}); move it away") from None
+    with opened as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -66,6 +70,6 @@ def _owner(path: Path) -> str:
     """The owner in words; it may be caught between taking the lock and signing it."""
     try:
         owner = json.loads(path.read_text())
-    except ValueError:
+        return f"pid {owner['pid']} on {owner['host']} since {owner['since']}"
+    except (ValueError, KeyError, TypeError):
         return "one that has not yet signed"
-    return f"pid {owner['pid']} on {owner['host']} since {owner['since']}"

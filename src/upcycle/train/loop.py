@@ -85,10 +85,11 @@ def _open(run: RunSpec, run_dir: Path, held: ExitStack, group: Group, *, fresh: 
 
 
 def _can_go_on(run_dir: Path, run_id: str) -> bool:
-    """Whether a run was never finished, by its files' presence, and has a valid state to go on from."""
+    """Whether a run was never finished, by its files' presence, and has a valid state and a curve to go on from."""
     if any((run_dir / name).exists() for name in (MANIFEST, METRICS)):
         return False
     try:
+        MetricsLog(run_dir / checkpoint.CURVE).rows()
         return rolling.load_rolling(run_dir / checkpoint.RESUME, run_id) is not None
     except DamagedError as damage:
         log.warning("%s; begun anew", damage)

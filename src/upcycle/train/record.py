@@ -18,7 +18,7 @@ import numpy
 import torch
 
 import upcycle
-from upcycle.manifest import MEND, DamagedError
+from upcycle.manifest import MEND, DamagedError, read_file
 from upcycle.train.checkpoint import disk_full_is_named, write_bytes
 
 
@@ -64,25 +64,33 @@ class MetricsLog:
         """Drop rows after `step`, and a torn last line, so that a resumed run writes none twice. Call before `with`.
 
         Rows up to `start`, where the run's segment begins, go too (but for the one before the first update of all): of
-        a beginning that left no state the planned segment may have been longer.
+        a beginning that left no state the planned segment may have been longer. Raises DamagedError if none is left
+        though updates were done: their rows were durable before the state was.
         """
         if not self._writes:
             return
         rows = [row for row in self.rows() if start < row["step"] <= step or row["step"] == start == 0]
+        if step > start and not any("loss" in row for row in rows):
+            raise DamagedError(f"{self._path}: has no row of the updates up to the saved step {step}; {MEND}")
         write_bytes(self._path, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
     def rows(self) -> list[dict[str, Any]]:
         """All whole rows so far. Raises DamagedError naming the line that is none."""
-        if not self._path.exists():
-            return []
-        lines = self._path.read_text().split("\n")
+        lines = (read_file(self._path) or b"").split(b"\n")
         rows = []
         for number, line in enumerate(lines[:-1], start=1):  # after the last newline: nothing, or a torn row
             try:
-                rows.append(json.loads(line))
-            except ValueError:
-                raise DamagedError(f"{self._path}: line {number} is damaged; {MEND}") from None
+                row = json.loads(line, parse_constant=_no_number)
+            except (ValueError, RecursionError):
+                row = None
+            if not isinstance(row, dict) or type(row.get("step")) is not int:
+                raise DamagedError(f"{self._path}: line {number} is damaged; {MEND}")
+            rows.append(row)
         return rows
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is never written")
 
 
 @dataclass

@@ -11,8 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from upcycle.train.checkpoint import (
     TEMPORARY,
     digest,
     present_name,
+    remove,
     safetensors_parts,
     sync_folder,
     write_parts,
@@ -97,6 +98,8 @@ def load_rolling(folder: Path, run_id: str) -> RollingState | None:
     nothing begins anew where hours of work may be saved by a look at the disk, and if a valid one belongs to another
     run, which is no accident of writing.
     """
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise DamagedError(f"{folder}: not a folder; move it away, or begin anew with --fresh")
     damaged: list[Path] = []
     for path in states_in(folder):
         try:
@@ -152,20 +155,14 @@ def prune(folder: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():  # out of sight first: a state half removed is none
-        shutil.rmtree(path.rename(path.with_name(path.name + TEMPORARY)))
-    else:
-        path.unlink()
+    remove(path.rename(path.with_name(path.name + TEMPORARY)))  # out of sight first: a state half removed is none
 
 
 def clear_temporaries(run_dir: Path) -> None:
     """Remove what a killed writer left half written. Call under the lease."""
     for folder in (run_dir, run_dir / RESUME):
         for path in folder.glob(f"*{TEMPORARY}"):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+            remove(path)
 
 
 def _verified(path: Path) -> RollingState:
@@ -197,6 +194,8 @@ def _verified_notes(path: Path, sha256: str) -> dict[str, Any]:
             notes: dict[str, Any] = json.loads(file.metadata()["notes"])
     except OSError as error:
         raise DamagedError(f"{path}: damaged, it cannot be read ({error.strerror or error})") from None
+    except safetensors.SafetensorError as error:  # a file of another kind, under a name that its hash makes
+        raise DamagedError(f"{path}: damaged, no rolling state ({error})") from None
     return notes
 
 
