@@ -34,8 +34,10 @@ def write_tokens(folder: Path, seed: int = 0, n_train: int = 60_000, n_heldout: 
     manifest = {
         "fingerprint": fingerprint(tokenizer, parts),
         "vocab_size": VOCABULARY,
-        "tokenizer": {"sha256": tokenizer},
+        "tokenizer": {"sha256": tokenizer, "files": []},
         "parts": parts,
+        "text_key": "text",
+        "sources": [],
     }
     (folder / "manifest.json").write_bytes(manifest_bytes(manifest))
     return folder

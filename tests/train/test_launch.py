@@ -22,7 +22,7 @@ from upcycle.train.lease import lease
 from upcycle.train.preemption import Preempted, TrainingError
 
 STUDY = f"""
-study: mine
+study: default
 data: {{dataset: walk, vocab_size: {VOCABULARY}}}
 datasets: {{walk: {{files: ["unused.txt"]}}}}
 context: 32
