@@ -20,7 +20,14 @@ EXECUTION = Execution(device="cpu", log_steps=1)
 MOE = {"n_expert": 4, "top_k": 2, "balance_group": 2}
 
 
-def write_tokens(folder: Path, seed: int = 0, n_train: int = 60_000, n_heldout: int = 2_000) -> Path:
+def write_tokens(
+    folder: Path,
+    seed: int = 0,
+    n_train: int = 60_000,
+    n_heldout: int = 2_000,
+    *,
+    pieces: bytes = b"sixty-four pieces",
+) -> Path:
     """A token set as `data.tokens` writes it, of a noisy walk over 64 pieces that a tiny model learns in 20 steps."""
     rng = np.random.default_rng(seed)
     ids = np.cumsum(rng.choice([1, 2, 3, 7], n_train + n_heldout, p=[0.6, 0.2, 0.1, 0.1])) % VOCABULARY
@@ -30,7 +37,7 @@ def write_tokens(folder: Path, seed: int = 0, n_train: int = 60_000, n_heldout: 
         with ShardWriter(folder, name, dtype) as writer:
             writer.add(part)
         parts[name] = writer.record()
-    tokenizer = hashlib.sha256(b"sixty-four pieces").hexdigest()
+    tokenizer = hashlib.sha256(pieces).hexdigest()
     manifest = {
         "fingerprint": fingerprint(tokenizer, parts),
         "vocab_size": VOCABULARY,

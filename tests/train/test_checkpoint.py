@@ -283,6 +283,22 @@ def test_tokens_changed_under_a_run_are_refused_naming_both_fingerprints(
         train_in(root, changed, run)
 
 
+def test_an_upcycled_run_reads_other_text_in_its_parents_pieces_alone(tokens_dir: Path, tmp_path: Path) -> None:
+    dense = small_run()
+    train_in(tmp_path, tokens_dir, dense)
+    child = upcycled_run(dense, data={"dataset": "other", "vocab_size": 64}, end_step=2)
+    for pieces in (b"sixty-four others", b"sixty-four pieces"):
+        (tmp_path / str(pieces)).mkdir()
+        tokens = write_tokens(tmp_path / str(pieces), seed=1, pieces=pieces)
+        if b"others" in pieces:
+            with pytest.raises(
+                UserError, match=rf"its tokens are of tokenizer .*, those of its dense parent {dense.id}"
+            ):
+                train_in(tmp_path, tokens, child)
+        else:
+            train_in(tmp_path, tokens, child)
+
+
 def test_tokens_beyond_the_data_are_refused_unless_repeated(tokens_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"128,000 tokens wanted.*repeat: true"):
         train_in(tmp_path, tokens_dir, small_run(end_step=1000))

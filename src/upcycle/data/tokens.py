@@ -64,8 +64,9 @@ def tokenize(
         dataset = find_dataset(name)
     else:
         dataset = local_dataset(name, files, text_key, heldout_files=heldout_files, version=version)
-    given_files = [SourceFile(Path(tokenizer))] if tokenizer_from is None and Path(tokenizer).is_file() else []
-    chosen = _given_tokenizer(dataset, vocab_size, tokenizer, tokenizer_from)
+    path = Path(tokenizer).expanduser()
+    given_files = [SourceFile(path)] if tokenizer_from is None and path.is_file() else []
+    chosen = _given_tokenizer(dataset, vocab_size, path, tokenizer_from)
     for key, count in (("shard_tokens", shard_tokens), ("block_tokens", block_tokens)):
         if count < 1:
             raise UserError(f"{key} {count} is not at least 1")
@@ -103,14 +104,14 @@ def _clear(folder: Path) -> None:
 
 
 def _given_tokenizer(
-    dataset: Dataset, vocab_size: int, tokenizer: str, tokenizer_from: Path | None
+    dataset: Dataset, vocab_size: int, tokenizer: Path, tokenizer_from: Path | None
 ) -> Tokenizer | None:
     """The tokenizer that was asked for by path; None if one is to be trained, which must be possible."""
     if tokenizer_from is not None:
         lender = TokenSet(tokenizer_from)
         return load_tokenizer(tokenizer_from / TOKENIZER, vocab_size, sha256=lender.manifest["tokenizer"]["sha256"])
-    if tokenizer != "bpe":
-        return load_tokenizer(Path(tokenizer), vocab_size)
+    if str(tokenizer) != "bpe":
+        return load_tokenizer(tokenizer, vocab_size)
     if dataset.heldout_fraction == 1:
         raise UserError(
             f"dataset {dataset.name!r} is for evaluation only, without text to learn a tokenizer from: "

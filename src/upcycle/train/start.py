@@ -159,6 +159,13 @@ def _upcycle(trainee: Trainee, parent_dir: Path | None) -> None:
             parent = checkpoint.read_spec(folder)
             if parent.data.tokens_id == run.data.tokens_id:
                 _check_fingerprint(trainee.tokens, manifest["tokens_fingerprint"], parent.id)
+            own, its = trainee.tokens.manifest["tokenizer"]["sha256"], manifest["tokenizer_sha256"]
+            if own != its:
+                raise UserError(
+                    f"{run.id}: its tokens are of tokenizer {own[:16]}..., those of its dense parent {parent.id} of "
+                    f"{its[:16]}...: the embedding would mean nothing; give both the path of one tokenizer.json as "
+                    "data.tokenizer"
+                )
             dense = checkpoint.read_tensors(folder, checkpoint.WEIGHTS)
             weights = upcycling.upcycle(run.origin.partition(":")[2], dense, run.model, run.moe, run.seed)
     give(dict(trainee.model.named_parameters()), group.whole_of_first(weights, trainee.device))

@@ -26,6 +26,7 @@ def local_files(patterns: list[str], dataset: str) -> list[Path]:
 
 
 def _matches(pattern: str) -> list[Path]:
+    pattern = str(Path(pattern).expanduser())
     return [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]  # noqa: PTH207 - it may be absolute
 
 
