@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from small_runs import VOCABULARY, small_run
+from small_runs import VOCABULARY, small_run, write_tokens
 from torch.distributed.launcher.api import LaunchConfig
 
 from upcycle.errors import UserError
@@ -125,6 +125,19 @@ def desk(tokens_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     for launcher in made.launched:
         launcher.kill()  # whatever a failed test has left; its workers go with it
         launcher.wait()
+
+
+def test_a_damaged_block_of_tokens_ends_all_processes_with_one_message(tmp_path: Path) -> None:
+    (tmp_path / "tokens").mkdir()
+    tokens = write_tokens(tmp_path / "tokens")
+    path = tokens / "train-00000.bin"
+    path.write_bytes(path.read_bytes()[:-2] + b"\0\1")
+    (tmp_path / "desk").mkdir()
+    desk = Desk(tmp_path / "desk", tokens)
+    code, said = end(desk.launch())
+    assert code == 2
+    (line,) = said
+    assert "train-00000.bin: damaged in block 0 of 1" in line
 
 
 def test_a_second_launch_is_refused_and_a_signal_to_one_worker_stops_all(desk: Desk) -> None:
