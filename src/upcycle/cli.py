@@ -10,16 +10,24 @@ Exit codes: 0 done; 1 failed; 2 bad input, nothing started; 75 preempted, state 
 from __future__ import annotations
 
 import argparse
+import errno
+import io
 import logging
 import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
-RESULTS = Path("results")
+from upcycle import __version__
+from upcycle.errors import UserError, nearest
+
 FORK_VARIABLE = "UPCYCLE_FORK_SERVER"
+NO_SUCH = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
+"""Errors of a path that was given; others, such as a full disk, are failures."""
+UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""Errors of writing to a file that is open, which name none."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -29,15 +37,41 @@ class Parser(argparse.ArgumentParser):
         """Say what is wrong and where to look; exit code 2."""
         self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`\n")
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Name the nearest verb, not all of them."""
+        if action.choices is not None and value not in action.choices:
+            raise argparse.ArgumentError(None, f"no verb `{value}`; {nearest(value, action.choices)}")
+
+
+class VerbParser(Parser):
+    """The parser of one verb: it refuses what it does not know itself, so that the message names the verb."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As `argparse`'s, but nothing is left over."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            fix = f"; {nearest(unknown[0], self._option_string_actions)}" if unknown[0].startswith("-") else ""
+            self.error(f"unknown argument `{unknown[0]}`{fix}")
+        return found, unknown
+
+
+def natural(text: str) -> int:
+    """The seed of a random generator."""
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"`{text}` is not a whole number of 0 or more")
+    return int(text)
+
 
 def parser() -> argparse.ArgumentParser:
     """All verbs and their arguments."""
     top = Parser(prog="upcycle", description="Scaling laws for upcycling dense models into MoEs.")
-    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
+    top.add_argument("--version", action="version", version=f"upcycle {__version__}")
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=VerbParser)
 
-    def verb(name: str, text: str) -> argparse.ArgumentParser:
+    def verb(name: str, text: str, of_study: bool = True) -> argparse.ArgumentParser:
         sub = verbs.add_parser(name, help=text, description=text)
-        sub.add_argument("--study", metavar="NAME", help="study in config/NAME.yaml (default: config.yaml)")
+        if of_study:
+            sub.add_argument("--study", metavar="NAME", help="study in config/NAME.yaml (default: config.yaml)")
         return sub
 
     plan = verb("plan", "Show what a study trains: runs, tokens, FLOPs, disk, expected time, what exists.")
@@ -76,6 +110,10 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+OWN_LOSSES = ("law", "csv", "columns", "where", "fix", "by", "shared", "delta", "draws", "json")
+"""Arguments that make `upcycle fit` a fit of the user's own losses."""
+
+
 def _own_losses(fit: argparse.ArgumentParser) -> None:
     """Arguments of `upcycle fit` for a table of the user's own (docs/your-own-losses.md)."""
     own = fit.add_argument_group("your own losses")
@@ -89,13 +127,14 @@ def _own_losses(fit: argparse.ArgumentParser) -> None:
     own.add_argument("--by", metavar="COLUMN", help="one fit for each value of this column, e.g. lineage")
     own.add_argument("--shared", default="", metavar="NAME,...", help="with --by: parameters common to all, e.g. E")
     own.add_argument("--delta", type=float, help="Huber's delta on residuals of the log loss (default 1e-3)")
-    own.add_argument("--draws", type=int, default=200, help="bootstrap draws of each kind of interval (default 200)")
+    own.add_argument("--draws", type=int, help="bootstrap draws of each kind of interval (default 200)")
     own.add_argument("--json", type=Path, metavar="OUT", help="write the fit as JSON")
 
 
-def _decisions(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
+def _decisions(verb: Callable[..., argparse.ArgumentParser]) -> None:
     """Verbs that answer questions from fits; none needs a run."""
-    advise = verb("advise", "Upcycle a dense model or train a mixture from scratch? With how many tokens?")
+    question = "Upcycle a dense model or train a mixture from scratch? With how many tokens?"
+    advise = verb("advise", question, of_study=False)
     advise.add_argument(
         "--n1", required=True, metavar="N", help="non-embedding parameters of the dense model, e.g. 7e9"
     )
@@ -132,13 +171,13 @@ def _decisions(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
         "--fix", default="", metavar="NAME=VALUE,...", help="parameters held fixed; `E` alone: at the truth"
     )
     design.add_argument("--simulations", type=int, default=400, help="sweeps to simulate (default 400)")
-    design.add_argument("--seed", type=int, default=0, help="seed of the simulated noise")
+    design.add_argument("--seed", type=natural, default=0, help="seed of the simulated noise")
     design.add_argument(
         "--at-n1", metavar="N", help="size at which D* is asked for (default 1e9, or the sweep's if it has one)"
     )
     design.add_argument("--json", action="store_true", help="as data")
 
-    audit = verb("audit", "Recompute every number of the paper that can be; say which hold.")
+    audit = verb("audit", "Recompute every number of the paper that can be; say which hold.", of_study=False)
     audit.add_argument("--json", action="store_true", help="as data")
     audit.add_argument("--all", action="store_true", help="every number, not only those that do not simply hold")
     audit.add_argument("--out", type=Path, help="folder for audit.csv and audit.md (default: print only)")
@@ -149,15 +188,32 @@ def _decisions(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
     simulate.add_argument(
         "--noise", default="0.003", metavar="NATS", help="standard deviation of one loss (default 0.003)"
     )
-    simulate.add_argument("--seed", type=int, default=0, help="seed of the noise")
+    simulate.add_argument("--seed", type=natural, default=0, help="seed of the noise")
     simulate.add_argument("--out", type=Path, help="folder to write (default results/simulated/STUDY)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb and return its exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    """Run one verb and return its exit code, which is 1 too where what it printed cannot be written."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without Greek letters still shows the rest
+    try:
+        code = _main(list(sys.argv[1:] if argv is None else argv))
+    except SystemExit as end:  # of argparse: --help, --version, bad arguments
+        code = int(end.code or 0)
+    try:
+        if sys.stdout is not None:  # as with `>&-`
+            sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter tries again at its end
+        if not isinstance(error, BrokenPipeError):  # `upcycle advise ... | head`: the reader has seen enough
+            print(f"upcycle: the output cannot be written: {error.strerror}", file=sys.stderr)
+            return 1
+    return code
+
+
+def _main(arguments: list[str]) -> int:
     args = parser().parse_args(arguments)
-    from upcycle.errors import UserError
     from upcycle.train.preemption import EndedByPeer, Preempted, StopRequest, TrainingError
 
     logging.basicConfig(format="%(message)s")
@@ -182,8 +238,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = int(str(end.code))
         leave_word(End(code, end.message))
         return code
-    except BrokenPipeError:  # `upcycle advise ... | head`: the reader has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # main's flush meets it again
+        return 0
+    except OSError as error:
+        if error.filename is None and error.errno not in UNWRITTEN:  # of a socket, or a library's
+            raise
+        where = error.filename or "the output cannot be written"
+        return last_words(args.verb, 2 if isinstance(error, NO_SUCH) else 1, f"{where}: {error.strerror}")
+    except KeyboardInterrupt:
+        return last_words(args.verb, 130, "interrupted")
     return 0
 
 
@@ -198,7 +261,8 @@ def last_words(verb: str, code: int, message: str) -> int:
 
 def run_verb(args: argparse.Namespace) -> None:
     """Dispatch; each verb imports what it needs."""
-    if args.verb in ("advise", "audit", "design", "simulate") or (args.verb == "fit" and (args.law or args.csv)):
+    own = args.verb == "fit" and any(getattr(args, name) not in (None, "") for name in OWN_LOSSES)
+    if own or args.verb in ("advise", "audit", "design", "simulate"):
         run_without_runs(args)
         return
     from upcycle.workflow.invocation import PLAN_VARIABLE, read_workflow

@@ -11,13 +11,20 @@ class UserError(ValueError):
     """
 
 
+MOST = 12
+"""Valid names that a message lists."""
+
+
 def nearest(name: str, valid: Iterable[object]) -> str:
-    """The end of a message about an unknown name: the nearest valid one, or all of them when none is near."""
+    """The end of a message about an unknown name: the nearest valid one, or the first of all when none is near."""
     names = sorted(str(item) for item in valid)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     if close:
         return f"did you mean `{close[0]}`?"
-    return "valid: " + ", ".join(f"`{item}`" for item in names) if names else "there is none"
+    if not names:
+        return "there is none"
+    more = f" and {len(names) - MOST} more" if len(names) > MOST else ""
+    return "valid: " + ", ".join(f"`{item}`" for item in names[:MOST]) + more
 
 
 def brief(value: object, length: int = 60) -> str:

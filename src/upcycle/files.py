@@ -1,10 +1,15 @@
-"""Writing a file so that it is there whole or not at all."""
+"""Files: written whole or not at all; JSON records read so that damage is named."""
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
+
+from upcycle.errors import UserError
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -21,3 +26,30 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
+
+
+class Record(dict[str, Any]):
+    """A JSON object read from a file: a key that it lacks is damage of that file, not a bug."""
+
+    def __init__(self, pairs: Iterable[tuple[str, Any]], path: Path) -> None:
+        super().__init__(pairs)
+        self.path = path
+
+    def __missing__(self, key: str) -> Any:
+        raise UserError(f"{self.path} is damaged: it does not state `{key}`; restore it, or make it again")
+
+
+def read_record(path: Path) -> Record:
+    """The JSON object of a file, with all objects in it as `Record`s.
+
+    Raises `UserError` naming the file when it is missing or damaged.
+    """
+    try:
+        content = json.loads(path.read_bytes(), object_pairs_hook=lambda pairs: Record(pairs, path))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; `snakemake` makes what is missing") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged: {error}; restore it, or make it again") from None
+    if not isinstance(content, Record):
+        raise UserError(f"{path} is damaged: it holds no JSON object; restore it, or make it again")
+    return content

@@ -7,7 +7,7 @@ from collections import defaultdict
 from dataclasses import asdict
 from typing import Any
 
-from upcycle.errors import UserError
+from upcycle.files import read_record
 from upcycle.study.columns import value_text
 from upcycle.study.counting import count_parameters, flops_6nd, flops_per_token
 from upcycle.study.execution import DEFAULT_RATES, Execution
@@ -16,7 +16,7 @@ from upcycle.study.recorded import is_finished
 from upcycle.study.spec import RunSpec, short_count
 from upcycle.study.varying import varying, varying_by_run
 from upcycle.workflow.dag import Workflow
-from upcycle.workflow.paths import RESULTS, load_json
+from upcycle.workflow.paths import RESULTS
 
 CHECKPOINT_BYTES = 4
 """Weights and each of AdamW's two moments are float32."""
@@ -101,15 +101,9 @@ def measured_speeds(workflow: Workflow) -> dict[str, float]:
     for run_id, run in workflow.plan.runs.items():
         path = RESULTS / "runs" / run_id / "metrics.json"
         if path.exists():
-            metrics = load_json(path)
-            try:
-                tokens[shape_key(run)] += metrics["segment_tokens"]
-                seconds[shape_key(run)] += metrics["train_seconds"]
-            except (KeyError, TypeError):
-                raise UserError(
-                    f"{path} is damaged: it does not state segment_tokens and train_seconds; "
-                    f"`upcycle train {run_id}` restores it"
-                ) from None
+            metrics = read_record(path)
+            tokens[shape_key(run)] += metrics["segment_tokens"]
+            seconds[shape_key(run)] += metrics["train_seconds"]
     return {key: tokens[key] / seconds[key] for key in tokens if seconds[key] > 0}
 
 

@@ -408,7 +408,7 @@ def test_a_studys_name_is_the_name_of_a_file(tmp_path, monkeypatch, capsys, name
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[]", "spec.json: not a run's specification"),
+        ("[]", "spec.json is damaged: it holds no JSON object"),
         ('{"seeed": 1}', r"spec.json: unknown key `seeed`; did you mean `seed`\?"),
         ('{"seed": 1}', "spec.json: key `model` is missing"),
         ('{"parent": "../../x"}', "spec.json: "),

@@ -252,7 +252,7 @@ def test_bad_input_is_named(tmp_path, options, words):
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["mine", "--law", "chinchilla"], "give one of them"),
+        (["mine", "--law", "chinchilla"], "give one kind"),
         (["--law", "chinchilla"], "needs both"),
         (["--csv", "t.csv"], "needs both"),
         (["--law", "chinchilla", "--csv", "no-such.csv"], "no-such.csv: No such file"),

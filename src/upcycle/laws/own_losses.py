@@ -29,6 +29,8 @@ from upcycle.study.expressions import Expression, of_columns, parse
 
 CONTEXT = ("lineage", "n_expert", "top_k", "N1")
 """Columns that say what a fit is of; taken where the table or --columns has them."""
+DRAWS = 200
+"""Bootstrap draws of each kind of interval, unless --draws says otherwise."""
 OPENING, CLOSING, QUOTES = "([{", ")]}", "'\"`"
 
 
@@ -74,8 +76,9 @@ def run(args: argparse.Namespace) -> None:
 
     Raises `UserError` for a missing argument, and as `read_table`, `select` and `fit` do.
     """
-    if args.name is not None:
-        raise UserError(f"`{args.name}` is a fit of the study, --law and --csv are a fit of your own: give one of them")
+    for given in (args.name, args.study and "--study", args.out and "--out"):
+        if given:
+            raise UserError(f"`{given}` is for a fit of a study, --law, --csv and so on for your own: give one kind")
     if args.law == "list":
         print("\n".join(f"{law.name:<45} of {', '.join(law.inputs):<14} {law.formula}" for law in LAWS.values()))
         return
@@ -88,8 +91,9 @@ def run(args: argparse.Namespace) -> None:
         law = replace(law, delta=args.delta)
     if args.json is not None and args.json.is_dir():
         raise UserError(f"--json {args.json} is a folder: name a file, e.g. {args.json / 'fit.json'}")
-    if args.draws < 0:
-        raise UserError(f"--draws {args.draws}: a number of draws is at least 0")
+    draws = DRAWS if args.draws is None else args.draws
+    if draws < 0:
+        raise UserError(f"--draws {draws}: a number of draws is at least 0")
     fixed, floor = read_fixed(args.fix)
     shared = [name.strip() for name in args.shared.split(",") if name.strip()]
     if shared and args.by is None:
@@ -98,7 +102,7 @@ def run(args: argparse.Namespace) -> None:
     about: dict[str, Any] = {
         "ids": rows.numbers,
         "fixed": fixed,
-        "draws": args.draws,
+        "draws": draws,
         "selection": rows.words,
         "simulated": rows.simulated,
     }

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from upcycle.errors import UserError
-from upcycle.files import write_atomic
+from upcycle.files import read_record, write_atomic
 from upcycle.laws.forms import get_law
 from upcycle.laws.terms import Array
 
@@ -179,11 +179,8 @@ def read_fit(path: Path) -> FitResult:
 
     Raises `UserError` naming the file when it is missing, damaged or no fit.
     """
+    content = read_record(path)
     try:
-        return FitResult.from_json(json.loads(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; fit first") from None
+        return FitResult.from_json(content)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}; delete it and fit again") from None

@@ -132,10 +132,11 @@ def run(args: argparse.Namespace) -> None:
 
     `--json` prints strict JSON of all of them; `--out FOLDER` also writes audit.csv and audit.md.
     """
+    if args.out is not None:
+        args.out.mkdir(parents=True, exist_ok=True)
     topics = collect()
     items = flat(topics)
     if args.out is not None:
-        args.out.mkdir(parents=True, exist_ok=True)
         write(topics, args.out, everything=args.all)
     if args.json:
         print(as_json(topics))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,6 +12,7 @@ import pandas as pd
 from pydantic import ValidationError
 
 from upcycle.errors import UserError, nearest
+from upcycle.files import read_record
 from upcycle.laws.losses import read_losses
 from upcycle.laws.result import FitResult, read_fit
 from upcycle.laws.validate import SeedNoise, seed_noise
@@ -94,7 +94,7 @@ class Inputs:
         Raises `UserError` naming the file when it is missing or damaged.
         """
         path = self.runs / run_id / f"{name}.json"
-        content = read_json(path)
+        content = read_record(path)
         if name == "metrics":
             check_metrics(path.parent, content)
         else:
@@ -251,20 +251,6 @@ class Inputs:
         chain = [run_id]
         while True:
             spec = self.record(chain[-1], "spec")
-            if not spec.get("start_step"):
+            if not spec["start_step"]:
                 return chain[::-1]
             chain.append(spec["parent"])
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises `UserError` naming the file when it is missing or damaged.
-    """
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; build it first (`snakemake` does)") from None
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}; delete it and build it again") from None
-    return content

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from upcycle.errors import UserError
-from upcycle.paper.inputs import read_json
+from upcycle.files import read_record
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Background:
         """
         found = {}
         for path in sorted(self.tokens.glob("*/manifest.json")):
-            manifest = read_json(path)
+            manifest = read_record(path)
             if manifest["fingerprint"] in fingerprints:
                 found[manifest["fingerprint"]] = manifest
         if missing := fingerprints - set(found):
@@ -68,7 +70,10 @@ class Timing:
 
         Raises `UserError` when it is damaged.
         """
-        return cls(tuple(read_json(path)["invocations"]))
+        entries = read_record(path)["invocations"]
+        if not isinstance(entries, list):
+            raise UserError(f"{path} is damaged: `invocations` is not a list; delete it")
+        return cls(tuple(entries))
 
     def total(self, key: str) -> float:
         """Sum of one entry over the invocations."""
@@ -88,3 +93,21 @@ class Timing:
     def overhead(self) -> float:
         """Share of the core seconds in which no run trained or was evaluated."""
         return 1 - self.useful_seconds / self.core_seconds
+
+
+def read_csv(path: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
+    """A product's table, which must have these columns.
+
+    Raises `UserError` naming the file when it is missing or damaged.
+    """
+    try:
+        frame = pd.read_csv(path)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; `snakemake {path}` makes it") from None
+    except ValueError as error:  # empty, cut, or not UTF-8
+        raise UserError(f"{path} is damaged: {error}; delete it, and `snakemake {path}` makes it again") from None
+    if missing := [column for column in columns if column not in frame]:
+        raise UserError(
+            f"{path} is damaged: no column `{missing[0]}`; delete it, and `snakemake {path}` makes it again"
+        )
+    return frame

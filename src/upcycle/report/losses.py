@@ -12,8 +12,11 @@ from upcycle.errors import UserError
 from upcycle.paper.comparisons import clear_difference, leads
 from upcycle.paper.inputs import Grid, Inputs
 from upcycle.paper.render import signed
-from upcycle.report.background import Background
+from upcycle.report.background import Background, read_csv
 from upcycle.study.spec import short_count
+
+EVALUATIONS = ("id", "evaluation", "loss", "loss_se", "heldout_tokens")
+"""Columns of evaluations.csv."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,7 @@ def evaluations(inputs: Inputs, background: Background) -> list[dict[str, Any]]:
         return []
     own = inputs.losses.set_index("id")
     tables = []
-    for name, group in pd.read_csv(path).groupby("evaluation", sort=False):
+    for name, group in read_csv(path, EVALUATIONS).groupby("evaluation", sort=False):
         if missing := set(group["id"]) - set(own.index):
             raise UserError(f"{path} holds run {min(missing)}, which losses.csv does not; build it again")
         pairs = group.join(own[["loss"]].rename(columns={"loss": "own"}), on="id")

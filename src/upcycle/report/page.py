@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import pandas as pd
 
 from upcycle.errors import UserError
 from upcycle.files import write_atomic
 from upcycle.paper.inputs import Inputs
 from upcycle.paper.render import number, to_html
 from upcycle.report import laws, losses, sections
-from upcycle.report.background import Background
+from upcycle.report.background import Background, read_csv
 from upcycle.report.decisions import decisions
 from upcycle.report.findings import findings, headline
 from upcycle.report.limits import limits
@@ -80,9 +79,8 @@ def _figure(name: str, background: Background) -> dict[str, Any]:
 def _table(name: str, background: Background) -> dict[str, Any]:
     """A table of the study as HTML, title, caption."""
     item = catalogue.find(name, "table")
-    path = background.out / "tables" / f"{name}.csv"
-    _product(path)
-    frame = pd.read_csv(path, index_col=0)
+    frame = read_csv(background.out / "tables" / f"{name}.csv")
+    frame = frame.set_index(frame.columns[0])
     return {
         "name": name,
         "label": item.label,

@@ -71,7 +71,7 @@ def all_runs(inputs: Inputs) -> list[str]:
         run_id = stack.pop()
         if run_id not in found:
             found[run_id] = None
-            parent = inputs.record(run_id, "spec").get("parent")
+            parent = inputs.record(run_id, "spec")["parent"]
             stack += [parent] if parent else []
     return list(found)
 

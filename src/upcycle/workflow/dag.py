@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from upcycle.errors import UserError
+from upcycle.files import read_record
 from upcycle.fingerprint import PACKAGE_ROOT, fingerprint
 from upcycle.manifest import MANIFEST
 from upcycle.study.catalogue import Item, catalogue
@@ -29,7 +30,6 @@ from upcycle.workflow.paths import (
     evaluation_path,
     evaluation_tokens_id,
     file_digest,
-    load_json,
     metrics_path,
     tokens_path,
 )
@@ -278,4 +278,4 @@ def list_products(workflow: Workflow) -> dict[str, Product]:
 
 def _json(path: Path) -> Any:
     """A JSON file's content; None where there is none."""
-    return load_json(path) if path.exists() else None
+    return read_record(path) if path.exists() else None

@@ -10,12 +10,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from upcycle.errors import UserError, nearest
-from upcycle.files import write_atomic
+from upcycle.files import read_record, write_atomic
 from upcycle.study.recorded import has_begun, recorded_spec
 from upcycle.study.spec import RunSpec
 from upcycle.study.study import describe_error
 from upcycle.workflow.dag import Workflow
-from upcycle.workflow.paths import RESULTS, evaluation_path, load_json
+from upcycle.workflow.paths import RESULTS, evaluation_path
 from upcycle.workflow.texts import local_files
 
 log = logging.getLogger(__name__)
@@ -61,9 +61,7 @@ def train(workflow: Workflow, run_id: str, *, fresh: bool = False) -> None:
 
 def train_spec(path: Path, workflow: Workflow, *, fresh: bool = False) -> None:
     """Train the run that a spec.json describes, with the study's execution settings."""
-    data = load_json(path)
-    if not isinstance(data, dict):
-        raise UserError(f"{path}: not a run's specification, which is a mapping")
+    data = read_record(path)
     try:
         run = RunSpec.model_validate({key: value for key, value in data.items() if key != "id"})
     except ValidationError as error:
@@ -100,7 +98,7 @@ def _train(workflow: Workflow, run: RunSpec, name: str, *, fresh: bool) -> None:
         launch.leave_word(launch.End(0, ""))
         if not launch.is_first():
             return
-    metrics = load_json(run_dir / "metrics.json")
+    metrics = read_record(run_dir / "metrics.json")
     print(
         f"{run.id}: held-out loss {metrics['loss']:.4f} ± {metrics['loss_se']:.4f} nats at {run.tokens:,} tokens, "
         f"{metrics['tokens_per_second']:,.0f} tokens/s, {metrics['wall_seconds']:.1f} s"

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from upcycle.errors import UserError, nearest
-from upcycle.files import write_atomic
+from upcycle.files import read_record, write_atomic
 from upcycle.workflow.dag import Workflow
 from upcycle.workflow.invocation import CORES_VARIABLE, STARTED_VARIABLE
-from upcycle.workflow.paths import RESULTS, load_json
+from upcycle.workflow.paths import RESULTS
 from upcycle.workflow.records import forget_made, record_made
 
 
@@ -23,14 +23,11 @@ def make(workflow: Workflow, args: argparse.Namespace) -> None:
     Raises `UserError` for a product that the study does not name, and for a source that was altered by hand.
     """
     name = {"fit": "fits/", "figure": "figures/", "table": "tables/"}.get(args.verb)
-    product = name + args.name if name else args.verb
+    product = f"{name}{args.name}" if name else args.verb
     if product not in workflow.products:
-        section = f"{args.verb}s" if name else "products"
-        known = workflow.names(section) if name else workflow.products
-        raise UserError(
-            f"study `{workflow.study.study}` names no {args.verb} `{args.name if name else ''}` under `{section}`; "
-            f"{nearest(args.name if name else args.verb, known)}"
-        )
+        raise UserError(_no_product(workflow, args.verb, getattr(args, "name", None)))
+    if args.out is not None and args.out.is_dir():
+        raise UserError(f"--out {args.out} is a folder: name a file, e.g. {args.out / Path(product).name}")
     entry = workflow.products[product]
     for source in entry.sources:
         workflow.check_unaltered(workflow.products[source])
@@ -60,6 +57,19 @@ def make(workflow: Workflow, args: argparse.Namespace) -> None:
         record_made(workflow.out, product, workflow.made_from(entry, content))
 
 
+def _no_product(workflow: Workflow, verb: str, name: str | None) -> str:
+    """Why a study has no such product, and what it has."""
+    study = f"study `{workflow.study.study}`"
+    if verb == "evaluations":
+        return f"{study} has no `evaluations`, so there is nothing to gather"
+    if verb == "report":
+        return f"{study} has no upcycled sweep, which a report is about; `upcycle table NAME` makes single tables"
+    known = workflow.names(f"{verb}s")
+    if name is None:
+        return f"name one of the fits of {study} ({nearest('', known)}), or give --law and --csv for your own losses"
+    return f"{study} has no {verb} `{name}` under `{verb}s`; {nearest(name, known)}"
+
+
 def make_losses(workflow: Workflow, out: Path) -> None:
     """losses.csv: one row a finished model."""
     from upcycle.laws.losses import collect, write_losses
@@ -78,7 +88,7 @@ def make_evaluations(workflow: Workflow, out: Path) -> None:
                 raise UserError(
                     f"{path}: missing, or of other weights or tokens; run `upcycle evaluate {run_id} {name}`"
                 )
-            row = load_json(Path(path))
+            row = read_record(Path(path))
             lines.append(f"{run_id},{name},{row['loss']!r},{row['loss_se']!r},{row['heldout_tokens']}")
     write_atomic(out, "\n".join(lines) + "\n")
 
@@ -143,13 +153,13 @@ def write_timing(workflow: Workflow) -> None:
     if started is None:
         return  # the verb was called by hand: no invocation to account for
     path = workflow.out / "timing.json"
-    entries = load_json(path)["invocations"] if path.exists() else []
+    entries = read_record(path)["invocations"] if path.exists() else []
     entry: dict[str, Any] = {
         "started": float(started),
         "wall_seconds": time.time() - float(started),
         "cores": int(os.environ[CORES_VARIABLE]),
     }
-    runs = [load_json(RESULTS / "runs" / run_id / "metrics.json") for run_id in workflow.plan.runs]
+    runs = [read_record(RESULTS / "runs" / run_id / "metrics.json") for run_id in workflow.plan.runs]
     mine = [run for run in runs if _seconds(run["finished"]) >= float(started)]
     entry |= {"runs": len(mine)}
     for key in ("train_seconds", "eval_seconds", "startup_seconds", "wall_seconds"):

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
-from typing import Any
 
-from upcycle.errors import UserError
 from upcycle.study.spec import RunSpec
 from upcycle.study.study import EvaluationConfig
 
@@ -38,19 +35,6 @@ def evaluation_tokens_id(run: RunSpec, evaluation: EvaluationConfig) -> str:
 def output_folder(name: str) -> Path:
     """results/ for the default study, results/<study>/ for any other; runs and tokens are shared."""
     return RESULTS if name == "default" else RESULTS / name
-
-
-def load_json(path: Path) -> Any:
-    """A JSON file's content.
-
-    Raises `UserError` naming the file when it is missing or damaged.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}") from None
 
 
 def file_digest(path: Path) -> str:
