@@ -13,7 +13,7 @@ from upcycle.decisions.curves import Curve, ThreeLaws, from_fits, published, rea
 from upcycle.decisions.published import D_RANGE, TABLE_2, half_unit
 from upcycle.errors import UserError
 from upcycle.laws.fit import fit, fit_floor
-from upcycle.laws.forms import get_law
+from upcycle.laws.forms import LAWS, get_law
 from upcycle.laws.result import FitResult, write_fit
 
 TOKENS = 0.577e9 * 2.0 ** np.arange(4)
@@ -192,3 +192,26 @@ def test_laws_with_unequal_draws_are_refused() -> None:
     laws = published(draws=4)
     with pytest.raises(UserError, match="bands take as many of each"):
         ThreeLaws(laws.dense, laws.moe, laws.upcycled.first_draws(2), 8, 2, "x", False, False)
+
+
+def test_laws_say_themselves_what_decisions_use_them_for(
+    single_fits: dict[str, FitResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A law whose name begins like another's is not taken for one; inputs are those that a curve can give."""
+    law = replace(get_law("joint_configuration"), name="joint_x")
+    monkeypatch.setitem(LAWS, "joint_x", law)
+    other = replace(single_fits["joint"], law="joint_x", loo_rms=0.0)
+    three = from_fits({"a": other, **single_fits}, "test fits")
+    assert three.upcycled.law.name == "joint"
+    allowed = {"scratch": {"D", "N"}, "upcycled": {"D1", "D2", "N1"}}
+    of = {role: {law.name for law in LAWS.values() if law.decides == role} for role in allowed}
+    assert of["scratch"] == {"chinchilla", "power_in_tokens"}
+    assert {"joint", "joint_no_interaction", "joint_offset", "multiplicative", "additive"} <= of["upcycled"]
+    for role, inputs in allowed.items():
+        assert all(set(LAWS[name].inputs) <= inputs for name in of[role])
+
+
+def test_the_frame_of_the_data_spans_the_tokens_of_all_laws(single_fits: dict[str, FitResult]) -> None:
+    three = from_fits(single_fits, "test fits")
+    assert three.tokens == pytest.approx((TOKENS[0], TOKENS[-1] * 1.1))
+    assert published(draws=0).tokens is None

@@ -165,17 +165,22 @@ def random_laws(seed: int) -> ThreeLaws:
     return ThreeLaws(None, spread(laws.need("moe"), "chinchilla"), upcycled, 8, 2, "a test", False, True)
 
 
+def every_root(threshold: Threshold) -> tuple[float, ...]:
+    """Those that count and those too far outside the data."""
+    return (*threshold.before, *threshold.roots, *threshold.after)
+
+
 def test_all_roots_are_those_of_a_finer_scan() -> None:
     counts = set()
     for seed in range(40):
         three = random_laws(seed)
         found = d_star(three, 1e9)
         expected = brute_force(three, lambda D: {"D": D, "N1": 1e9}, lambda D: {"D1": D, "D2": D, "N1": 1e9})
-        np.testing.assert_allclose(found.roots, expected, rtol=1e-10)
+        np.testing.assert_allclose(every_root(found), expected, rtol=1e-10)
         against_d2 = threshold_d2(three, 1e9, 1e11)
         expected = brute_force(three, lambda D: {"D": D, "N1": 1e9}, lambda D: {"D1": 1e11, "D2": D, "N1": 1e9})
-        np.testing.assert_allclose(against_d2.roots, expected, rtol=1e-10)
-        counts |= {len(found.roots), len(against_d2.roots)}
+        np.testing.assert_allclose(every_root(against_d2), expected, rtol=1e-10)
+        counts |= {len(every_root(found)), len(every_root(against_d2))}
     assert counts >= {0, 1, 2}
 
 
@@ -251,3 +256,35 @@ def test_bad_input_is_refused() -> None:
     alone = ThreeLaws(None, None, CENTRAL.upcycled, 8, 2, "one fit", False, True)
     with pytest.raises(UserError, match="one fit has no law of MoEs"):
         threshold_flops(alone, 1e9, 1e9, sunk=False)
+
+
+def with_extra_roots(low_root: float, high_root: float, frame: tuple[float, float]) -> ThreeLaws:
+    """Laws that give equal losses at two numbers of tokens, fitted to data of a range of tokens."""
+    a, b, x, y = 0.1, 0.4, np.log(low_root), np.log(high_root)
+    # The gap F D^-a + G D^-b - 1 is 0 at both: two linear equations in F and G.
+    F, G = np.linalg.solve([[np.exp(-a * x), np.exp(-b * x)], [np.exp(-a * y), np.exp(-b * y)]], [1.0, 1.0])
+    moe = {"A": float(F), "alpha": a, "B": 0.0, "beta": 0.1, "E": 3.0}
+    up = {"A": float(-G), "alpha1": b, "alpha2": 0.0, "alpha3": 0.0, "B": 0.0, "beta": 0.1, "E": 4.0}
+    curve = Curve(get_law("chinchilla"), moe, None, {"D": frame, "N1": (1e9, 1e9)})
+    upcycled = Curve(get_law("joint"), up, None, {"D1": frame, "D2": frame, "N1": (1e9, 1e9)})
+    return ThreeLaws(None, curve, upcycled, 8, 2, "a test", False, True)
+
+
+def test_roots_far_outside_the_data_are_named_and_do_not_count() -> None:
+    """Data from 1e8 to 1e10 tokens: a root at 1e6 does not count, one at 2e7 does, and the nearest is reported."""
+    three = with_extra_roots(1e6, 3e9, (1e8, 1e10))
+    found = d_star(three, 1e9)
+    assert found.roots == pytest.approx((3e9,))
+    assert found.before == pytest.approx((1e6,))
+    assert found.root == pytest.approx(3e9)
+    assert "1 more root lies too far outside the data to count, at 1M tokens" in found.statement
+    sides = [found.ahead(tokens) for tokens in (1e5, 1e8, 1e10)]
+    assert sides == [sides[0], {"upcycle": "scratch", "scratch": "upcycle"}[sides[0]], sides[0]]
+    assert found.below == sides[1]
+    both = d_star(with_extra_roots(2e7, 3e9, (1e8, 1e10)), 1e9)
+    assert both.roots == pytest.approx((2e7, 3e9))
+    assert both.root == pytest.approx(3e9)
+    neither = d_star(with_extra_roots(1e6, 1e12, (1e8, 1e10)), 1e9)
+    assert (neither.roots, neither.root) == ((), None)
+    assert neither.after == pytest.approx((1e12,))
+    assert neither.ahead(1e9) == neither.below

@@ -106,7 +106,7 @@ def advise(
     )
     verdicts = {verdict_of(each) for each in (comparisons[:1] or [row.comparison for row in table])}
     verdict: Verdict = verdicts.pop() if len(verdicts) == 1 else "depends on the budget"
-    about = d2 if d2 is not None else (thresholds[0].roots[0] if thresholds[0].roots else d1)
+    about = d2 if d2 is not None else (d1 if thresholds[0].root is None else thresholds[0].root)
     asked_tokens = (d2,) if d2 is not None else tuple(row.tokens for row in table)
     far = distances(three, n1, d1, asked_tokens)
     overtakes = _overtakes_dense(three, n1, d1)

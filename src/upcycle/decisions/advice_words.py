@@ -8,7 +8,7 @@ from itertools import groupby
 from upcycle.decisions.answer import DENSE_ON, Advice, Row
 from upcycle.decisions.expectations import Comparison, Distance, Reach, Verdict, verdict_of
 from upcycle.decisions.settling import SettlingRun
-from upcycle.decisions.thresholds import RANGE, Threshold
+from upcycle.decisions.thresholds import Threshold
 from upcycle.study.spec import short_count
 
 WIDTH = 118
@@ -204,16 +204,18 @@ def reach(found: Reach) -> str:
 
 def _flip(sunk: Threshold) -> str:
     """Where the answer flips, in a sentence."""
-    if not sunk.roots:
-        return f"The central estimate never flips: {VERDICTS[sunk.below]} at any budget of {RANGE} tokens."
+    if sunk.root is None:
+        return f"The central estimate never flips: {VERDICTS[sunk.below]} at any budget of {sunk.within} tokens."
     never = f"; {_percent(sunk.shares['none'])} of the draws never do" if sunk.shares.get("none") else ""
     band = ""
     if sunk.band is not None:
         band = f" (95 % of the draws that flip: {short_count(sunk.band[0])} to {short_count(sunk.band[1])}{never})"
-    again = f", and back at {short_count(sunk.roots[1])}" if len(sunk.roots) > 1 else ""
+    higher = [root for root in sunk.roots if root > sunk.root]
+    again = f", and back at {short_count(higher[0])}" if higher else ""
+    below = sunk.ahead(sunk.root)
     return (
-        f"The central estimate flips at D2 = {short_count(sunk.roots[0])} tokens{band}{again}: "
-        f"{VERDICTS[sunk.below]} below, {VERDICTS[OPPOSITE[sunk.below]]} above."
+        f"The central estimate flips at D2 = {short_count(sunk.root)} tokens{band}{again}: "
+        f"{VERDICTS[below]} below, {VERDICTS[OPPOSITE[below]]} above."
     )
 
 

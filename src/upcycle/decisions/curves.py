@@ -176,6 +176,17 @@ class ThreeLaws:
         """Draws of each law."""
         return self.upcycled.n_draws
 
+    @property
+    def tokens(self) -> tuple[float, float] | None:
+        """Fewest and most tokens (D, D1, D2) over all rows that the laws were fitted to: the frame of the data.
+
+        None where parameters are rounded as printed, all of whose roots count, and where no range is known.
+        """
+        boxes = [box for curve in self.curves for name, box in curve.box.items() if name != "N1"]
+        if self.rounded or not boxes:
+            return None
+        return min(low for low, _ in boxes), max(high for _, high in boxes)
+
     def need(self, lineage: Lineage) -> Curve:
         """One of the laws.
 
@@ -265,18 +276,12 @@ def read_three_laws(folder: Path) -> ThreeLaws:
     return from_fits({path.stem: read_fit(path) for path in paths}, f"fits in {folder}")
 
 
-SCRATCH = ("chinchilla", "power_in_tokens")
-UPCYCLED = ("joint", "multiplicative", "additive")
-"""How the names of the laws of upcycled losses begin; the joint ones are preferred."""
-TAKES_MORE = ("joint_configuration", "joint_rejected")
-"""Laws that begin so and do not fit here: one more input, one that the paper rejects."""
-
-
 def from_fits(fits: Mapping[str, FitResult], source: str) -> ThreeLaws:
     """The three laws among fits by name.
 
-    Dense and MoE: one fit `by: lineage` of Equation 3 (or of tokens alone), else one fit of each; upcycled: a joint law
-    if there is one, else the law of smallest leave-one-out error. Raises `UserError` when none is of upcycled losses.
+    Dense and MoE: one fit `by: lineage` of Equation 3 (or of tokens alone), else one fit of each; upcycled: a law of
+    several sizes if there is one, else the law of smallest leave-one-out error. Only laws that say so (`Law.decides`)
+    are used. Raises `UserError` when none is of upcycled losses.
     """
     name, up = _upcycled(fits, source)
     scratch_name, dense, moe = _scratch(fits, up)
@@ -315,7 +320,7 @@ def _upcycled(fits: Mapping[str, FitResult], source: str) -> tuple[str, FitResul
     found = [
         (name, fit)
         for name, fit in fits.items()
-        if fit.law.startswith(UPCYCLED) and fit.law not in TAKES_MORE and fit.by is None and fit.lineage in (None, "up")
+        if get_law(fit.law).decides == "upcycled" and fit.by is None and fit.lineage in (None, "up")
     ]
     if not found:
         raise UserError(
@@ -325,14 +330,15 @@ def _upcycled(fits: Mapping[str, FitResult], source: str) -> tuple[str, FitResul
 
     def rank(item: tuple[str, FitResult]) -> tuple[bool, bool, float]:
         fit = item[1]
-        return not fit.law.startswith("joint"), not fit.identifiable, np.inf if fit.loo_rms is None else fit.loo_rms
+        one_size = "N1" not in get_law(fit.law).inputs
+        return one_size, not fit.identifiable, np.inf if fit.loo_rms is None else fit.loo_rms
 
     return min(found, key=rank)
 
 
 def _scratch(fits: Mapping[str, FitResult], up: FitResult) -> tuple[str, FitResult | None, FitResult | None]:
     """What holds the laws from scratch, in words, and the laws of dense models and of MoEs."""
-    grouped = {name: fit for name, fit in fits.items() if fit.by == "lineage" and fit.law in SCRATCH}
+    grouped = {name: fit for name, fit in fits.items() if fit.by == "lineage" and _is_scratch(fit)}
     if grouped:
         floor_data = up.floor and up.floor.get("data_sha256")
 
@@ -345,12 +351,16 @@ def _scratch(fits: Mapping[str, FitResult], up: FitResult) -> tuple[str, FitResu
         groups = {str(group["lineage"]): FitResult.from_json(group) for group in grouped[name].groups or []}
         return f"fit `{name}`", groups.get("dense"), groups.get("moe")
     single = {
-        lineage: {name: fit for name, fit in fits.items() if fit.law in SCRATCH and fit.lineage == lineage}
+        lineage: {name: fit for name, fit in fits.items() if _is_scratch(fit) and fit.lineage == lineage}
         for lineage in ("dense", "moe")
     }
     names = {lineage: min(found, default=None) for lineage, found in single.items()}
     dense, moe = (single[lineage][name] if name is not None else None for lineage, name in names.items())
     return " and ".join(f"fit `{name}`" for name in names.values() if name is not None), dense, moe
+
+
+def _is_scratch(fit: FitResult) -> bool:
+    return get_law(fit.law).decides == "scratch"
 
 
 def _paired(

@@ -122,8 +122,8 @@ def _slopes(side: Side, runs: Runs, prepared: Prepared, group: int | None) -> Ar
 def target_of(setting: Setting, threshold: Threshold) -> Target:
     """The true D* at the setting's size, or where there is none the smallest gap within the sweep's budgets."""
     assert setting.moe is not None
-    if threshold.roots:
-        return Target("ln D*", threshold.roots[0], threshold.slopes[0])
+    if threshold.root is not None:
+        return Target("ln D*", threshold.root, threshold.slopes[threshold.roots.index(threshold.root)])
     budgets = np.concatenate([setting.moe.runs["D"], setting.up.runs["D2"]])
     tokens = np.geomspace(budgets.min(), budgets.max(), 401)
     nearest = int(np.argmin(np.abs(true_gap(setting, tokens))))

@@ -116,7 +116,7 @@ def _d_star(answer: Design) -> str:
         lines = [f"{opening}the truth has {roots} tokens.", _spread(threshold)]
     else:
         ahead = "upcycling" if threshold.below == "upcycle" else "training from scratch"
-        lines = [f"{opening}the truth has none, {ahead} is ahead at any number of tokens.", _spread(threshold)]
+        lines = [f"{opening}the truth has none, {ahead} is ahead from {threshold.within} tokens.", _spread(threshold)]
     far = {name: distance for name, distance in threshold.outside.items() if distance > 0}
     if far:
         words = ", ".join(f"{name} by a factor of {np.exp(distance):.2g}" for name, distance in far.items())
@@ -133,7 +133,7 @@ def _spread(threshold: Threshold) -> str:
         return f"Of the simulated sweeps, {shares} would be found."
     low, high = threshold.band
     factor = f"a factor of {high / low:.3g}"
-    return f"95 % of the (first) D* found lie in {low:.3g} to {high:.3g} tokens, {factor}; of the sweeps, {shares}."
+    return f"95 % of the reported D* found lie in {low:.3g} to {high:.3g} tokens, {factor}; of the sweeps, {shares}."
 
 
 def _further(answer: Design) -> str:

@@ -3,7 +3,11 @@
 Three criteria. Against D1 (the paper's D*): training from scratch on D tokens against upcycling with D1 = D2 = D.
 Against D2: both train the mixture on the same tokens, the dense model is given. Against FLOPs: the dense cost is sunk,
 which is the comparison against D2 again since both mixtures have the same N2, or it is paid, and training from scratch
-gets its FLOPs too. Tokens are counted from LOW to HIGH; "none", "one" and "two" roots are answers.
+gets its FLOPs too. Roots are sought from LOW to HIGH; "none", "one" and "two" roots are answers.
+
+A root more than a factor of `NEAR` outside the frame of the data (the range of tokens over all rows that the laws were
+fitted to) is an accident of extrapolation: it is named and enters no band. Of the others, the one nearest the data is
+reported. All roots of parameters as printed (Table 2) count, and the first of them is reported.
 """
 
 from __future__ import annotations
@@ -25,6 +29,9 @@ LOW, HIGH = 1e4, 1e18
 RANGE = "1e4 to 1e18"
 """The same in words."""
 
+NEAR = 10.0
+"""Factor outside the frame of the data up to which a root counts."""
+
 Ahead = Literal["upcycle", "scratch"]
 WORDS: dict[Ahead, str] = {"upcycle": "upcycling", "scratch": "training from scratch"}
 OTHER: dict[Ahead, Ahead] = {"upcycle": "scratch", "scratch": "upcycle"}
@@ -37,25 +44,32 @@ class Threshold:
     criterion: str
     """`D1` (Equation 13), `D2`, `FLOPs, dense cost sunk` or `FLOPs, dense cost paid`."""
     roots: tuple[float, ...]
-    """Tokens (D* or D2), ascending, central estimate; empty: none."""
+    """Tokens (D* or D2) of those that count, ascending, central estimate; empty: none."""
     below: Ahead
-    """Who is ahead below the first root, or everywhere if there is none."""
+    """Who is ahead below the first root, or wherever roots count if there is none."""
     draws: tuple[tuple[float, ...], ...]
-    """Roots of each draw."""
+    """Roots of each draw that count."""
     shares: Mapping[str, float]
     """Share of the draws with `none`, `one`, `two or more` roots; empty without draws."""
     band: tuple[float, float] | None
-    """Central 95 % of the first root among the draws that have one."""
+    """Central 95 % of the reported root among the draws that have one."""
     outside: Mapping[str, float]
-    """Distance in natural logarithms of the first root's inputs (without a root: of those given) to the data."""
+    """Distance in natural logarithms of the reported root's inputs (without a root: of those given) to the data."""
     statement: str
     """All of this in words."""
+    within: str
+    """The tokens between which roots count, in words."""
+    root: float | None
+    """The root to report: of those that count the one nearest the data."""
     slopes: tuple[float, ...] = ()
     """d (L_scratch - L_upcycled) / d ln tokens in nats at each root: a loss error of e moves it by about e / slope."""
+    before: tuple[float, ...] = ()
+    after: tuple[float, ...] = ()
+    """Roots of the central estimate too far below and above the data to count."""
 
     def ahead(self, tokens: float) -> Ahead:
         """Who is ahead at this number of tokens, by the central estimate."""
-        passed = sum(root < tokens for root in self.roots)
+        passed = sum(root < tokens for root in (*self.before, *self.roots, *self.after)) - len(self.before)
         return self.below if passed % 2 == 0 else OTHER[self.below]
 
 
@@ -148,17 +162,17 @@ class ApproximateDStar:
     curvature: float
     n1: Array
     d_star: Array
-    """First roots that it was fitted to."""
+    """Reported roots that it was fitted to."""
 
 
 def refit_equation_2(three: ThreeLaws, low: float = 1e9, high: float = 1e11, points: int = 41) -> ApproximateDStar:
-    """Equation 2's form fitted to ln D* (first roots, central estimate) at sizes from low to high, by least squares.
+    """Equation 2's form fitted to ln D* (reported roots, central estimate) at sizes from low to high, by least squares.
 
     Sizes without a root are left out; the numbers are NaN where fewer than three have one.
     """
     central = three.without_draws()
     sizes = np.geomspace(low, high, points)
-    found = [(n1, threshold.roots[0]) for n1 in sizes if (threshold := d_star(central, n1)).roots]
+    found = [(n1, root) for n1 in sizes if (root := d_star(central, n1).root) is not None]
     n1, tokens = np.array(found).reshape(-1, 2).T
     if len(n1) < 3:
         return ApproximateDStar(np.nan, np.nan, np.nan, n1, tokens)
@@ -174,22 +188,61 @@ def _gap_d2(three: ThreeLaws, n1: float, d1: float, extra: float) -> Gap:
     return Gap(three, lambda D2: {"D": D2 + extra, "N1": n1}, lambda D2: {"D1": d1, "D2": D2, "N1": n1})
 
 
+@dataclass(frozen=True)
+class _Window:
+    """Where roots count, and which of them is reported."""
+
+    frame: tuple[float, float] | None
+
+    @property
+    def low(self) -> float:
+        return LOW if self.frame is None else max(self.frame[0] / NEAR, LOW)
+
+    @property
+    def high(self) -> float:
+        return HIGH if self.frame is None else min(self.frame[1] * NEAR, HIGH)
+
+    @property
+    def words(self) -> str:
+        return RANGE if self.frame is None else f"{short_count(self.low)} to {short_count(self.high)}"
+
+    def counted(self, roots: tuple[float, ...]) -> tuple[float, ...]:
+        return tuple(root for root in roots if self.low <= root <= self.high)
+
+    def reported(self, counted: tuple[float, ...]) -> float | None:
+        """The root nearest the frame; of several within it, and without a frame, the first."""
+        if not counted or self.frame is None:
+            return counted[0] if counted else None
+        low, high = self.frame
+        return min(counted, key=lambda root: max(low / root, root / high, 1.0))
+
+
 def _threshold(criterion: str, symbol: str, opening: str, gap: Gap) -> Threshold:
     found = all_roots(gap.on_grid, gap.at_rows, np.log(LOW), np.log(HIGH))
-    in_tokens = [tuple(float(np.exp(root)) for root in roots) for roots in found]
-    roots, draws = in_tokens[0], tuple(in_tokens[1:])
-    below: Ahead = "upcycle" if gap.on_grid(np.array([np.log(LOW)]))[0, 0] > 0 else "scratch"
-    firsts = [each[0] for each in draws if each]
-    band = central_95(firsts) if firsts else None
+    window = _Window(gap.three.tokens)
+    everywhere, *in_draws = (tuple(float(np.exp(root)) for root in roots) for roots in found)
+    roots, draws = window.counted(everywhere), tuple(map(window.counted, in_draws))
+    before = tuple(root for root in everywhere if root < window.low)
+    after = tuple(root for root in everywhere if root > window.high)
+    at_low: Ahead = "upcycle" if gap.on_grid(np.array([np.log(LOW)]))[0, 0] > 0 else "scratch"
+    below = at_low if len(before) % 2 == 0 else OTHER[at_low]
+    reported = [root for each in draws if (root := window.reported(each)) is not None]
+    band = central_95(reported) if reported else None
     shares = _shares(draws)
-    outside = _outside(gap, roots)
+    root = window.reported(roots)
+    outside = _outside(gap, root)
+    which = "first" if window.frame is None else "reported"
     sentences = (
-        _who(symbol, opening, roots, below),
-        *_uncertainty(symbol, shares, band, len(draws)),
-        *_far(gap, outside, bool(roots)),
+        _who(symbol, opening, roots, below, window),
+        *_far_roots(before, after),
+        *_uncertainty(f"{which} {symbol}", shares, band, len(draws)),
+        *_far(gap, outside, "" if root is None else f"{which} root"),
     )
-    slopes = tuple(gap.slope(float(root)) for root in found[0])
-    return Threshold(criterion, roots, below, draws, shares, band, outside, "; ".join(sentences) + ".", slopes)
+    slopes = tuple(gap.slope(float(np.log(each))) for each in roots)
+    statement = "; ".join(sentences) + "."
+    return Threshold(
+        criterion, roots, below, draws, shares, band, outside, statement, window.words, root, slopes, before, after
+    )
 
 
 def _shares(draws: tuple[tuple[float, ...], ...]) -> dict[str, float]:
@@ -200,10 +253,10 @@ def _shares(draws: tuple[tuple[float, ...], ...]) -> dict[str, float]:
     return {name: float(which.mean()) for name, which in shares.items()}
 
 
-def _outside(gap: Gap, roots: tuple[float, ...]) -> dict[str, float]:
+def _outside(gap: Gap, root: float | None) -> dict[str, float]:
     moe, upcycled = gap.three.need("moe"), gap.three.upcycled
-    if roots:
-        at = np.array(roots[0])
+    if root is not None:
+        at = np.array(root)
         return widest(moe.outside(**gap.scratch(at)), upcycled.outside(**gap.upcycled(at)))
     ends = np.array([LOW, HIGH])  # without a root only what does not vary has a distance
     given = {**gap.scratch(ends), **gap.upcycled(ends)}
@@ -211,16 +264,28 @@ def _outside(gap: Gap, roots: tuple[float, ...]) -> dict[str, float]:
     return widest(moe.outside(**fixed), upcycled.outside(**fixed))
 
 
-def _who(symbol: str, opening: str, roots: tuple[float, ...], below: Ahead) -> str:
+def _who(symbol: str, opening: str, roots: tuple[float, ...], below: Ahead, window: _Window) -> str:
+    where = f"{window.words} tokens"
+    if window.frame is not None:
+        where += f", a factor of {NEAR:g} about the data"
     if not roots:
-        return f"{opening}, {WORDS[below]} is ahead everywhere from {RANGE} tokens: no root there"
+        return f"{opening}, {WORDS[below]} is ahead everywhere from {where}: no root there"
     parts, ahead = [f"{WORDS[below]} is ahead below {symbol} = {short_count(roots[0])} tokens"], below
     for k, root in enumerate(roots):
         ahead = OTHER[ahead]
         until = f"from there to {short_count(roots[k + 1])}" if k + 1 < len(roots) else f"above {short_count(root)}"
         parts.append(f"{WORDS[ahead]} {until}")
     count = {1: "one root", 2: "two roots"}.get(len(roots), f"{len(roots)} roots")
-    return f"{opening}, {', '.join(parts)} ({count} in {RANGE} tokens)"
+    return f"{opening}, {', '.join(parts)} ({count} in {where})"
+
+
+def _far_roots(before: tuple[float, ...], after: tuple[float, ...]) -> tuple[str, ...]:
+    """Roots that do not count, by name."""
+    far = [short_count(root) for root in (*before, *after)]
+    if not far:
+        return ()
+    verb = "roots lie" if len(far) > 1 else "root lies"
+    return (f"{len(far)} more {verb} too far outside the data to count, at {' and '.join(far)} tokens",)
 
 
 def _uncertainty(
@@ -234,12 +299,12 @@ def _uncertainty(
         return (of_roots,)
     among = " among the draws that have one" if shares["none"] > 0 else ""
     ends = f"{short_count(band[0])} to {short_count(band[1])}"
-    return (f"95 % of the first {symbol}{among} lie in {ends} tokens", of_roots)
+    return (f"95 % of the {symbol}{among} lie in {ends} tokens", of_roots)
 
 
-def _far(gap: Gap, outside: Mapping[str, float], at_root: bool) -> tuple[str, ...]:
+def _far(gap: Gap, outside: Mapping[str, float], root: str) -> tuple[str, ...]:
     far = [f"{name} by a factor of {np.exp(distance):.3g}" for name, distance in outside.items() if distance > 0]
-    where = "the first root lies" if at_root else "what is given lies"
+    where = f"the {root} lies" if root else "what is given lies"
     words = f"{where} outside the data in {', '.join(far)}" if far else f"{where} within the data's range"
     laws = {"the law from scratch": gap.three.need("moe"), "the upcycled law": gap.three.upcycled}
     blind = [name for name, curve in laws.items() if not curve.depends_on_size]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -119,6 +119,9 @@ class Law:
     """Huber's delta on residuals of the log response; infinite: least squares."""
     source: Source | None = None
     """For a law of another law's parameters: which; its input is what the other was fitted by."""
+    decides: Literal["scratch", "upcycled"] | None = None
+    """Whose losses it predicts where decisions compare training from scratch with upcycling; None: they do not use it.
+    A law that says `scratch` takes D (and N), one that says `upcycled` takes D1 and D2 (and N1)."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -232,20 +235,7 @@ class Law:
             return [{key: value for key, value in term.items() if key != drop} for term in terms(**inputs)]
 
         kept = tuple(p for p in self.parameters if p.name != drop)
-        return Law(
-            name,
-            label,
-            formula,
-            tex,
-            self.inputs,
-            kept,
-            fewer,
-            (),
-            self.response,
-            self.response_unit,
-            self.line,
-            self.delta,
-        )
+        return replace(self, name=name, label=label, formula=formula, tex=tex, parameters=kept, terms=fewer, derived=())
 
 
 def _log(value: float) -> float:

@@ -15,7 +15,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from upcycle.decisions.curves import ThreeLaws
-from upcycle.decisions.thresholds import d_star, equation_2
+from upcycle.decisions.thresholds import Threshold, d_star, equation_2
 from upcycle.errors import UserError
 from upcycle.laws.forms import get_law
 from upcycle.laws.losses import law_columns
@@ -36,9 +36,10 @@ def figure_1(inputs: Inputs) -> Figure:
 
     Left: held-out loss over sparsity P = N_total / N2 and active parameters N2, Equation 11 as colour and contours,
     the losses fitted as discs of the same colours. Right: D* of Equation 13 against the dense model's size N1, solved
-    numerically (solid; dotted: a second root, beyond which upcycling is ahead again), with the band of 95 % of the
+    numerically (solid; dotted: another root, at which the two change places again), with the band of 95 % of the
     draws that have a root; dashed, the curve that the paper prints (Equation 2). Below it, the share of draws
-    without a root, for which one way is ahead at any number of tokens. Grey: sizes and tokens beyond the data.
+    without a root, for which one way is ahead at any number of tokens. Roots more than a factor of 10 outside the
+    tokens of the data do not count. Grey: sizes and tokens beyond the data.
 
     Raises `UserError` when there is no fit for either panel.
     """
@@ -109,8 +110,8 @@ def _d_star_by_size(figure: SubFigure, three: ThreeLaws) -> None:
     bottom.axvspan(low / 1.1, high * 1.1, color="white", zorder=0)
     handles: list[Line2D | Patch] = []
     lines = []
-    for number, line, label in ((0, "-", "$D^*$ (Equation 13)"), (1, ":", "its second root")):
-        roots = np.array([each.roots[number] if len(each.roots) > number else np.nan for each in found])
+    for number, line, label in ((0, "-", "$D^*$ (Equation 13)"), (1, ":", "another root")):
+        roots = np.array([_root(each, number) for each in found])
         look: dict[str, Any] = {"color": style.FIT, "linestyle": line, "marker": "os"[number] if alone else ""}
         shown = top.plot(sizes, roots, label=label, gid=f"root {number + 1}", **look)
         if number == 0 or np.isfinite(roots).any():
@@ -135,6 +136,14 @@ def _d_star_by_size(figure: SubFigure, three: ThreeLaws) -> None:
     figure.legend(handles=handles, loc="outside upper center", ncols=2, columnspacing=1.5)
     bottom.set(ylim=(0, 100), yticks=(0, 50, 100))
     bottom.set_ylabel("no $D^*$\n(% of draws)")
+
+
+def _root(threshold: Threshold, number: int) -> float:
+    """The reported root (0) or another one (1), the next above it before those below; NaN where there is none."""
+    if threshold.root is None:
+        return np.nan
+    place = threshold.roots.index(threshold.root)
+    return (*threshold.roots[place:], *threshold.roots[:place], np.nan)[number]
 
 
 def _name_sides(axes: Axes, three: ThreeLaws, lines: Sequence[tuple[Array, Array]], sizes: Array, band: Array) -> None:

@@ -58,7 +58,8 @@ def _row(fit: FitResult) -> dict[str, float]:
 
 def _extrapolated(entries: dict[str, Any]) -> float | None:
     """Error at the largest D2, from a fit to the others."""
-    return next((entry["rms"] for key, entry in entries.items() if key.startswith("D2") and "rms" in entry), None)
+    found: float | None = entries.get("D2", {}).get("rms")
+    return found
 
 
 def _number(value: float | None) -> float:

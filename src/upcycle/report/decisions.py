@@ -8,16 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from upcycle.decisions.allocation import UpcycledBands, upcycled_bands
-from upcycle.decisions.curves import ThreeLaws, central_95, from_fits
-from upcycle.decisions.thresholds import OTHER, WORDS, Ahead, Threshold, d_star, threshold_d2, threshold_flops
+from upcycle.decisions.curves import ThreeLaws, from_fits
+from upcycle.decisions.thresholds import NEAR, OTHER, WORDS, Threshold, d_star, threshold_d2, threshold_flops
 from upcycle.errors import UserError
 from upcycle.paper.inputs import Inputs
 from upcycle.paper.render import number
 from upcycle.paper.three_laws import with_few_draws
 from upcycle.study.spec import short_count
 
-FAR = 100.0
-"""A crossing more than this factor beyond the data's tokens is no answer, and is left out."""
 WITHIN = "within"
 """Of what lies within the data."""
 
@@ -40,22 +38,9 @@ def decisions(inputs: Inputs) -> dict[str, Any] | None:
         "sentences": _sentences(three, rows[-1]),
         "columns": _columns(three),
         "rows": [_cells(row) for row in rows],
-        "far": f"{FAR:g}",
+        "far": f"{NEAR:g}",
         "notes": list(three.notes),
     }
-
-
-@dataclass(frozen=True)
-class _Crossing:
-    """A threshold's roots near the data, of the central estimate and of the draws."""
-
-    roots: tuple[float, ...]
-    below: Ahead
-    band: tuple[float, float] | None
-    none: float
-    """Share of the draws without a root near the data; NaN without draws."""
-    outside: Mapping[str, float]
-    """Distance of the first root to the data in natural logarithms; empty without one."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +49,9 @@ class _Row:
 
     size: float
     d1: float
-    equal: _Crossing
-    sunk: _Crossing
-    paid: _Crossing
+    equal: Threshold
+    sunk: Threshold
+    paid: Threshold
     optimum: UpcycledBands | None
 
 
@@ -84,24 +69,10 @@ def _row(three: ThreeLaws, size: float, d1: float) -> _Row:
     return _Row(
         size,
         d1,
-        equal=_near(three, d_star(three, size)),
-        sunk=_near(three, threshold_d2(three, size, d1)),
-        paid=_near(three, threshold_flops(three, size, d1, sunk=False)),
+        equal=d_star(three, size),
+        sunk=threshold_d2(three, size, d1),
+        paid=threshold_flops(three, size, d1, sunk=False),
         optimum=upcycled_bands(three, d1, size) if three.upcycled.depends_on_size else None,
-    )
-
-
-def _near(three: ThreeLaws, threshold: Threshold) -> _Crossing:
-    low, high = three.upcycled.box["D2"]
-    low, high = low / FAR, high * FAR
-    roots, *draws = (tuple(root for root in each if low < root < high) for each in (threshold.roots, *threshold.draws))
-    firsts = [each[0] for each in draws if each]
-    return _Crossing(
-        roots,
-        threshold.ahead(low),
-        central_95(firsts) if firsts else None,
-        1 - len(firsts) / len(draws) if draws else math.nan,
-        threshold.outside if roots and roots[0] == threshold.roots[0] else {},
     )
 
 
@@ -120,12 +91,12 @@ def _cells(row: _Row) -> list[str]:
     return cells
 
 
-def _cell(crossing: _Crossing) -> str:
+def _cell(crossing: Threshold) -> str:
     """The first root with its band, and who is ahead below it where that is not upcycling; or who always is."""
-    if not crossing.roots:
+    if crossing.root is None:
         return f"none: {WORDS[crossing.below]}"
-    above = ", upcycling above" if crossing.below == "scratch" else ""
-    return f"{short_count(crossing.roots[0])}{_band(crossing.band)}{above}"
+    above = ", upcycling above" if crossing.ahead(crossing.root) == "scratch" else ""
+    return f"{short_count(crossing.root)}{_band(crossing.band)}{above}"
 
 
 def _sentences(three: ThreeLaws, row: _Row) -> list[str]:
@@ -139,25 +110,27 @@ def _sentences(three: ThreeLaws, row: _Row) -> list[str]:
     if row.optimum is not None:
         found.append(_optimum_words(row.optimum))
     crossings = {"D*": row.equal, "D2, dense cost sunk": row.sunk, "D2, dense cost paid": row.paid}
-    far = [f"{name} ({_far(each.outside)})" for name, each in crossings.items() if _far(each.outside) != WITHIN]
+    found_at = {name: _far(each.outside) for name, each in crossings.items() if each.root is not None}
+    far = [f"{name} ({words})" for name, words in found_at.items() if words != WITHIN]
     if far:
         found.append(f"Outside the data, and so less sure than the intervals say: {'; '.join(far)}.")
-    elif any(each.roots for each in crossings.values()):
+    elif found_at:
         found.append("These crossings lie within the range of the data.")
     return found
 
 
-def _who(symbol: str, crossing: _Crossing) -> str:
+def _who(symbol: str, crossing: Threshold) -> str:
     """Who is ahead where, in words, with the share of the draws that see it otherwise."""
-    below, roots = WORDS[crossing.below], crossing.roots
-    if not roots:
-        agree = "" if math.isnan(crossing.none) else f" (no crossing in {crossing.none:.0%} of the draws either)"
-        return f"{below} is ahead at every {symbol} near the data{agree}"
-    words = f"{below} is ahead below {symbol} = {short_count(roots[0])}{_band(crossing.band)} tokens, "
-    words += f"{WORDS[OTHER[crossing.below]]} above"
-    if len(roots) > 1:
-        words += f" and until {short_count(roots[1])}"
-    return words + (f" (no crossing in {crossing.none:.0%} of the draws)" if crossing.none > 0 else "")
+    none = crossing.shares.get("none", 0.0)
+    if crossing.root is None:
+        agree = f" (no crossing in {none:.0%} of the draws either)" if crossing.draws else ""
+        return f"{WORDS[crossing.below]} is ahead at every {symbol} near the data{agree}"
+    below = crossing.ahead(crossing.root)
+    words = f"{WORDS[below]} is ahead below {symbol} = {short_count(crossing.root)}{_band(crossing.band)} tokens, "
+    words += f"{WORDS[OTHER[below]]} above"
+    if higher := [root for root in crossing.roots if root > crossing.root]:
+        words += f" and until {short_count(higher[0])}"
+    return words + (f" (no crossing in {none:.0%} of the draws)" if none > 0 else "")
 
 
 def _optimum_words(optimum: UpcycledBands) -> str:

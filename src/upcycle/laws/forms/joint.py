@@ -55,6 +55,7 @@ def joint() -> Law:
         formula="L = A D1^-alpha1 D2^(-alpha2 + alpha3 ln D1) + B N1^-beta + E",
         tex=r"$L = A\,D_1^{-\alpha_1} D_2^{-\alpha_2 + \alpha_3 \ln D_1} + B\,N_1^{-\beta} + E$",
         inputs=("D1", "D2", "N1"),
+        decides="upcycled",
         parameters=(
             scale("A", "scaling factor of the tokens", "nats at D1 = D2 = 1 token"),
             exponent("alpha1", "exponent of D1 at D2 = 1 token"),
@@ -102,6 +103,7 @@ def joint_offset() -> Law:
         formula="L = A D1^-alpha1 (1 + D2/D0)^(-alpha2 + alpha3 ln D1) + B N1^-beta + E",
         tex=r"$L = A\,D_1^{-\alpha_1}(1 + D_2/D_0)^{-\alpha_2 + \alpha_3 \ln D_1} + B\,N_1^{-\beta} + E$",
         inputs=("D1", "D2", "N1"),
+        decides="upcycled",
         parameters=(
             scale("A", "scaling factor of the tokens", "nats at D1 = 1 token, D2 = 0"),
             exponent("alpha1", "exponent of D1 at D2 = 0"),

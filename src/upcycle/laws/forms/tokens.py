@@ -56,6 +56,7 @@ def chinchilla() -> Law:
         formula="L = A D^-alpha + B N^-beta + E",
         tex=r"$L = A\,D^{-\alpha} + B\,N^{-\beta} + E$",
         inputs=("D", "N"),
+        decides="scratch",
         parameters=(
             scale("A", "loss that more data would save", "nats at D = 1 token"),
             exponent("alpha", "exponent of D"),
@@ -107,6 +108,7 @@ def power_in_tokens() -> Law:
         formula="L = A D^-alpha + E",
         tex=r"$L = A\,D^{-\alpha} + E$",
         inputs=("D",),
+        decides="scratch",
         parameters=(
             scale("A", "scaling factor", "nats at D = 1 token"),
             exponent("alpha", "exponent of D", starts=(0.02, 0.1, 0.3, 0.6, 1.2, 2.0)),
@@ -130,6 +132,7 @@ def multiplicative_limit() -> Law:
         formula="L = A D1^-alpha1 D2^(-alpha2 + alpha3 ln D1) + E",
         tex=r"$L = A\,D_1^{-\alpha_1} D_2^{-\alpha_2 + \alpha_3 \ln D_1} + E$",
         inputs=("D1", "D2"),
+        decides="upcycled",
         parameters=(
             scale("A", "scaling factor", "nats at D1 = D2 = 1 token"),
             exponent("alpha1", "exponent of D1 at D2 = 1 token"),
@@ -182,6 +185,7 @@ def multiplicative() -> Law:
         formula="L = A D1^-alpha1 (1 + D2)^(-alpha2 + alpha3 ln D1) + E",
         tex=r"$L = A\,D_1^{-\alpha_1}(1 + D_2)^{-\alpha_2 + \alpha_3 \ln D_1} + E$",
         inputs=("D1", "D2"),
+        decides="upcycled",
         parameters=(
             scale("A", "scaling factor", "nats at D1 = 1 token, D2 = 0"),
             exponent("alpha1", "exponent of D1 at D2 = 0"),
@@ -230,6 +234,7 @@ def multiplicative_offset() -> Law:
         formula="L = A D1^-alpha1 (1 + D2/D0)^(-alpha2 + alpha3 ln D1) + E",
         tex=r"$L = A\,D_1^{-\alpha_1}(1 + D_2/D_0)^{-\alpha_2 + \alpha_3 \ln D_1} + E$",
         inputs=("D1", "D2"),
+        decides="upcycled",
         parameters=(
             scale("A", "scaling factor", "nats at D1 = 1 token, D2 = 0"),
             exponent("alpha1", "exponent of D1 at D2 = 0"),
@@ -276,6 +281,7 @@ def additive() -> Law:
         formula="L = A D1^-alpha1 + F (1 + D2)^(-alpha2 + alpha3 ln D1) + E",
         tex=r"$L = A\,D_1^{-\alpha_1} + F\,(1 + D_2)^{-\alpha_2 + \alpha_3 \ln D_1} + E$",
         inputs=("D1", "D2"),
+        decides="upcycled",
         parameters=(
             scale("A", "loss that more dense training would save", "nats at D1 = 1 token"),
             exponent("alpha1", "exponent of D1"),
