@@ -9,4 +9,4 @@ rule tokenize:
     message:
         "Tokenise {wildcards.tokens}"
     shell:
-        "upcycle tokenize {wildcards.tokens} 2> {log}"
+        "exec upcycle tokenize {wildcards.tokens:q} 2> {log:q}"

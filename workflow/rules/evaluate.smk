@@ -13,7 +13,7 @@ rule evaluate:
     message:
         "Evaluate {wildcards.run} on {wildcards.evaluation}"
     shell:
-        "upcycle evaluate {wildcards.run} {params.name} 2> {log}"
+        "exec upcycle evaluate {wildcards.run:q} {params.name:q} 2> {log:q}"
 
 
 if W.study.evaluations:
@@ -29,4 +29,4 @@ if W.study.evaluations:
         message:
             "Gather evaluations on other texts"
         shell:
-            "upcycle evaluations 2> {log}"
+            "exec upcycle evaluations 2> {log:q}"

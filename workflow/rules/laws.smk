@@ -10,7 +10,7 @@ rule losses:
     message:
         "Gather losses"
     shell:
-        "upcycle losses 2> {log}"
+        "exec upcycle losses 2> {log:q}"
 
 
 rule fit:
@@ -25,4 +25,4 @@ rule fit:
     message:
         "Fit {wildcards.fit}"
     shell:
-        "upcycle fit {wildcards.fit} 2> {log}"
+        "exec upcycle fit {wildcards.fit:q} 2> {log:q}"

@@ -19,7 +19,7 @@ rule figure:
     message:
         "Draw {wildcards.figure}"
     shell:
-        "upcycle figure {wildcards.figure} 2> {log}"
+        "exec upcycle figure {wildcards.figure:q} 2> {log:q}"
 
 
 rule table:
@@ -42,7 +42,7 @@ rule table:
     message:
         "Set {wildcards.table}"
     shell:
-        "upcycle table {wildcards.table} 2> {log}"
+        "exec upcycle table {wildcards.table:q} 2> {log:q}"
 
 
 for product_name in [*W.names("figures"), *W.names("tables")]:

@@ -2,17 +2,20 @@
 import sys
 from pathlib import Path
 
-from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 
 from upcycle.errors import UserError
 from upcycle.study.catalogue import find
+from upcycle.workflow.failures import Failures
 from upcycle.workflow.invocation import open_workflow
 from upcycle.workflow.paths import RESULTS, evaluation_path, metrics_path
 
+logger.addHandler(Failures())
 try:
     W = open_workflow(config, Path.cwd(), workflow.cores)
 except UserError as error:
-    raise WorkflowError(str(error)) from None
+    print(f"snakemake: {error}", file=sys.stderr)
+    sys.exit(2)  # a WorkflowError's last line would be where it was raised
 
 
 FRESH = W.will_be_made()

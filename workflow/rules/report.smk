@@ -11,4 +11,4 @@ if "report" in W.products:
         message:
             "Write the report"
         shell:
-            "upcycle report 2> {log}"
+            "exec upcycle report 2> {log:q}"

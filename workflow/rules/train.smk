@@ -15,7 +15,7 @@ rule pretrain_dense:
     message:
         "Train {wildcards.run}"
     shell:
-        "upcycle train {wildcards.run} 2> {log}"
+        "exec upcycle train {wildcards.run:q} 2> {log:q}"
 
 
 use rule pretrain_dense as pretrain_moe with:
