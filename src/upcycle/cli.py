@@ -266,6 +266,7 @@ def run_verb(args: argparse.Namespace) -> None:
         run_without_runs(args)
         return
     from upcycle.workflow.invocation import PLAN_VARIABLE, read_workflow
+    from upcycle.workflow.needs import check_needs
     from upcycle.workflow.texts import check_texts
 
     workflow = read_workflow(args.study, Path.cwd())
@@ -274,7 +275,8 @@ def run_verb(args: argparse.Namespace) -> None:
     if args.verb == "plan":
         from upcycle.plan_view import show_plan
 
-        print(show_plan(workflow, as_json=args.json, every_run=args.all))
+        print(show_plan(workflow, as_json=args.json, every_run=args.all), flush=True)
+        check_needs(workflow)  # last: what a study costs is of interest before its text is there
     elif args.verb == "status":
         from upcycle.status import show_status
 

@@ -279,6 +279,7 @@ def test_the_papers_study_plans_with_the_slurm_profile(tmp_path):
     checkout = make_checkout(tmp_path / "checkout")
     shutil.copytree(REPOSITORY / "config", checkout.root / "config")
     (checkout.root / "slurm").symlink_to("profiles/slurm")
+    write_stand_ins(checkout.root / "data")
     jobs = checkout.jobs("--profile", "slurm")
     plan = subprocess.run(
         [SNAKEMAKE.with_name("upcycle"), "plan", "--study", "paper", "--json"],
@@ -286,6 +287,18 @@ def test_the_papers_study_plans_with_the_slurm_profile(tmp_path):
     )  # fmt: skip
     runs = json.loads(plan.stdout)["total"]["runs"]
     assert sum(jobs[rule] for rule in ("pretrain_dense", "pretrain_moe", "upcycle", "decay")) == runs == 957
+
+
+def write_stand_ins(data: Path) -> None:
+    """Files where the paper's study looks for its corpora and tokenizers, so that it can be planned."""
+    for dataset, ending in (("slimpajama-cc", "jsonl.zst"), ("japanese-cc", "jsonl.zst"), ("stack", "parquet")):
+        for part in ("train", "validation"):
+            (data / dataset / part).mkdir(parents=True)
+            (data / dataset / part / f"0.{ending}").touch()
+    for name, size in (("llama", 32_000), ("japanese", 102_400)):
+        vocab = {"</s>": 0} | {f"piece{number}": number for number in range(1, size)}
+        (data / f"{name}-tokenizer").mkdir()
+        (data / f"{name}-tokenizer" / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocab}}))
 
 
 def wait_for(condition, what: str, seconds: float = 120) -> None:

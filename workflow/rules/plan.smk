@@ -8,17 +8,25 @@ from upcycle.errors import UserError
 from upcycle.study.catalogue import find
 from upcycle.workflow.failures import Failures
 from upcycle.workflow.invocation import open_workflow
+from upcycle.workflow.needs import check_parent, check_source, tokens_to_make
 from upcycle.workflow.paths import RESULTS, evaluation_path, metrics_path
 
 logger.addHandler(Failures())
-try:
-    W = open_workflow(config, Path.cwd(), workflow.cores)
-except UserError as error:
-    print(f"snakemake: {error}", file=sys.stderr)
-    sys.exit(2)  # a WorkflowError's last line would be where it was raised
 
+
+def checked(function, *arguments):
+    """What the function returns; bad input ends Snakemake with one line. (An exception's last line is where it was raised.)"""
+    try:
+        return function(*arguments)
+    except UserError as error:
+        print(f"snakemake: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+W = checked(open_workflow, config, Path.cwd(), workflow.cores)
 
 FRESH = W.will_be_made()
+TO_TOKENIZE = tokens_to_make(W)
 EVALUATIONS = {
     (run, Path(path).stem): name
     for name, pairs in W.evaluations().items()
@@ -49,7 +57,8 @@ def everything():
 
 
 def run_parent(wildcards):
-    """The finished run that this one starts from."""
+    """The finished run that this one starts from; its checkpoint must be there if it is not still to be trained."""
+    checked(check_parent, W, wildcards.run)
     return [
         source(path, metrics_path(wildcards.run)) for path in W.parent_of(wildcards.run)
     ]
@@ -61,7 +70,9 @@ def run_tokens(wildcards):
 
 
 def tokenizer_source(wildcards):
-    """The token set whose tokenizer this one borrows, if it does."""
+    """The token set whose tokenizer this one borrows, if it does; text and tokenizer must be there."""
+    if wildcards.tokens in TO_TOKENIZE:
+        checked(check_source, W, W.token_sets()[wildcards.tokens])
     return [ancient(path) for path in W.tokenizer_source(wildcards.tokens)]
 
 

@@ -12,12 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from upcycle.data.vocabulary import END_OF_TEXT, KNOWN_ENDS
 from upcycle.errors import UserError
 
-END_OF_TEXT = "<|endoftext|>"
-"""Written after every document; piece 0 of the tokenizers that are trained here."""
-KNOWN_ENDS = (END_OF_TEXT, "</s>", "<eos>", "<|end_of_text|>")
-"""Names of the end-of-text piece in other tokenizers, in the order in which they are looked for."""
 BYTES = 256
 CHARACTERS_PER_PIECE = 4_000
 """A tokenizer of V pieces is trained on the first 4,000 V characters of the shuffled documents."""

@@ -36,9 +36,9 @@ def tokenize(workflow: Workflow, name: str) -> None:
     local = workflow.study.datasets.get(recipe.dataset)
     options: dict[str, Any] = {}
     if local is not None:
-        options = {"files": local_files(local.files, recipe.dataset), "text_key": local.text, "version": recipe.version}
-        if local.heldout_files:
-            options["heldout_files"] = local_files(local.heldout_files, recipe.dataset)
+        options = {"text_key": local.text, "version": recipe.version}
+        for kind in ("files", "heldout_files"):
+            options[kind] = local_files(getattr(local, kind), f"datasets.{recipe.dataset}.{kind}")
     manifest = make(
         recipe.dataset,
         RESULTS / "tokens" / name,

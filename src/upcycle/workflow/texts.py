@@ -11,8 +11,8 @@ from upcycle.workflow.dag import Workflow
 from upcycle.workflow.paths import RESULTS
 
 
-def local_files(patterns: list[str], dataset: str) -> list[Path]:
-    """Files that glob patterns name, sorted.
+def local_files(patterns: list[str], key: str) -> list[Path]:
+    """Files that the glob patterns under a key of the study name, sorted.
 
     Raises `UserError` for a pattern that matches nothing.
     """
@@ -20,7 +20,7 @@ def local_files(patterns: list[str], dataset: str) -> list[Path]:
     for pattern in patterns:
         matches = _matches(pattern)
         if not matches:
-            raise UserError(f"datasets.{dataset}.files: nothing matches `{pattern}` (from {Path.cwd()})")
+            raise UserError(f"{key}: nothing matches `{pattern}` in {Path.cwd()}; put the files there, or name theirs")
         found += matches
     return found
 
@@ -33,7 +33,7 @@ def _matches(pattern: str) -> list[Path]:
 def check_texts(workflow: Workflow) -> None:
     """Raise `UserError` for a user's file that changed since a token set was made of it (`check_unchanged`).
 
-    Token sets that are still to be made are passed over: the job that makes one looks for its files.
+    Token sets that are still to be made are passed over: `needs` looks for their files.
     """
     for name, recipe in workflow.token_sets().items():
         local = workflow.study.datasets.get(recipe.dataset)

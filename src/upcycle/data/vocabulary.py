@@ -1,0 +1,37 @@
+"""A tokenizer.json as data: whether it can be what a study says, before it is used. Standard library only."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from upcycle.errors import UserError
+
+END_OF_TEXT = "<|endoftext|>"
+"""Written after every document; piece 0 of the tokenizers that are trained here."""
+KNOWN_ENDS = (END_OF_TEXT, "</s>", "<eos>", "<|end_of_text|>")
+"""Names of the end-of-text piece in other tokenizers, in the order in which they are looked for."""
+
+
+def check_tokenizer(path: Path, vocab_size: int) -> None:
+    """UserError if a file is missing, is no tokenizer.json, or has not `vocab_size` pieces with an end of text."""
+    try:
+        pieces = _pieces(json.loads(path.read_bytes()))
+    except FileNotFoundError:
+        raise UserError(f"tokenizer {path}: no such file; give `bpe`, or the path of a tokenizer.json") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise UserError(f"{path}: not a tokenizer.json, which has its pieces under `model.vocab`") from None
+    if len(pieces) != vocab_size:
+        raise UserError(f"{path} has {len(pieces)} pieces, but vocab_size is {vocab_size}: make them equal")
+    if not pieces.intersection(KNOWN_ENDS):
+        raise UserError(f"{path} has no end-of-text piece: one of {', '.join(KNOWN_ENDS)} is needed")
+
+
+def _pieces(content: Any) -> set[str]:
+    """All pieces: of the model, by piece or as [piece, score], and those added to it."""
+    vocab, added = content["model"]["vocab"], content.get("added_tokens") or []
+    pieces = set(vocab) if isinstance(vocab, dict) else {piece for piece, _ in vocab}
+    return pieces | {token["content"] for token in added}

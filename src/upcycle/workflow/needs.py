@@ -1,0 +1,80 @@
+"""What must be there before anything starts: text and tokenizers of token sets to be made, checkpoints to start from.
+
+Only what unfinished work needs: a finished study is read, and drawn again, on a machine without text and tokens.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from upcycle.data.local import check_files
+from upcycle.data.vocabulary import check_tokenizer
+from upcycle.errors import UserError
+from upcycle.manifest import read_manifest
+from upcycle.study.recorded import has_begun, is_finished
+from upcycle.workflow.dag import TokenRecipe, Workflow
+from upcycle.workflow.paths import RESULTS, evaluation_tokens_id, tokens_path
+from upcycle.workflow.texts import local_files
+
+
+def check_needs(workflow: Workflow) -> None:
+    """Raise `UserError` for the first thing that unfinished work needs and that is not there, counting the others."""
+    sets = workflow.token_sets()
+    checks: list[Callable[[], None]] = [
+        partial(check_source, workflow, sets[name]) for name in tokens_to_make(workflow)
+    ]
+    checks += [partial(check_parent, workflow, run_id) for run_id in workflow.plan.runs]
+    problems: dict[str, None] = {}
+    for check in checks:
+        try:
+            check()
+        except UserError as error:
+            problems[str(error)] = None
+    if problems:
+        first, more = next(iter(problems)), len(problems) - 1
+        raise UserError(first + (f" (and {more} more {'is' if more == 1 else 'are'} missing or wrong)" if more else ""))
+
+
+def tokens_to_make(workflow: Workflow) -> list[str]:
+    """Token sets that are not there and that an unfinished run or evaluation reads."""
+    runs, evaluations = workflow.plan.runs, workflow.study.evaluations
+    needed = {run.data.tokens_id: None for run_id, run in runs.items() if not is_finished(RESULTS / "runs" / run_id)}
+    for name, pairs in workflow.evaluations().items():
+        for run_id, path in pairs:
+            if path in workflow.stale_evaluations:
+                run = runs[run_id]
+                needed |= {run.data.tokens_id: None, evaluation_tokens_id(run, evaluations[name]): None}
+    return [name for name in needed if not Path(tokens_path(name)).exists()]
+
+
+def check_source(workflow: Workflow, recipe: TokenRecipe) -> None:
+    """Raise `UserError` naming the key and the file where text or tokenizer of a token set cannot be what is wanted."""
+    local = workflow.study.datasets.get(recipe.dataset)
+    for kind in ("files", "heldout_files") if local else ():
+        key = f"datasets.{recipe.dataset}.{kind}"
+        for path in check_files(local_files(getattr(local, kind), key)):
+            if not os.access(path, os.R_OK):
+                raise UserError(f"{key}: {path} cannot be read; allow it, or name another file")
+    if recipe.tokenizer != "bpe" and recipe.borrowed_from is None:
+        check_tokenizer(Path(recipe.tokenizer), recipe.vocab_size)
+
+
+def check_parent(workflow: Workflow, run_id: str) -> None:
+    """Raise `UserError` naming the file if a run that has not begun cannot start from its finished parent."""
+    run = workflow.plan.runs[run_id]
+    parent = RESULTS / "runs" / str(run.parent)
+    if run.parent is None or has_begun(RESULTS / "runs" / run_id) or not is_finished(parent):
+        return
+    files = read_manifest(parent)["files"]
+    for name in ("weights.safetensors", *(["state.safetensors"] if run.init == "continue" else [])):
+        path = parent / name
+        found = path.stat().st_size if path.exists() else None
+        if name not in files or found != files[name]["bytes"]:
+            how = "is missing" if found is None else f"has {found:,} bytes, which is not what was written"
+            raise UserError(
+                f"{path} {how}, and {run_id} starts from it; restore it from a copy, or train that run again: "
+                f"`upcycle train {run.parent} --fresh`"
+            )
