@@ -46,6 +46,8 @@ def here(tmp_path):
     tmp_path.joinpath("empty.json").write_text("{}")
     tmp_path.joinpath("binary.json").write_bytes(b"\xff\xfe")
     tmp_path.joinpath("damaged/additive.json").write_text("[]")
+    for name in ("words", "heldout", "other"):
+        tmp_path.joinpath(f"{name}.jsonl").touch()
     return tmp_path
 
 

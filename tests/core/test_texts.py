@@ -16,7 +16,10 @@ def test_patterns_name_files_sorted_in_the_home_folder_and_below(
     (tmp_path / "texts" / "more").mkdir(parents=True)
     for name in ("b.txt", "a.txt", "more/c.txt"):
         (tmp_path / "texts" / name).touch()
-    assert local_files(["~/texts/*.txt"], "mine") == [tmp_path / "texts" / "a.txt", tmp_path / "texts" / "b.txt"]
-    assert local_files(["texts/**/c.txt"], "mine") == [Path("texts/more/c.txt")]
+    assert local_files(["~/texts/*.txt"], "datasets.mine.files") == [
+        tmp_path / "texts" / "a.txt",
+        tmp_path / "texts" / "b.txt",
+    ]
+    assert local_files(["texts/**/c.txt"], "datasets.mine.files") == [Path("texts/more/c.txt")]
     with pytest.raises(UserError, match=r"datasets\.mine\.files: nothing matches `~/none\*`"):
-        local_files(["~/none*"], "mine")
+        local_files(["~/none*"], "datasets.mine.files")

@@ -46,13 +46,13 @@ class Study:
             "sweeps": {"dense": {"kind": "dense", "model": "tiny", "steps": steps}},
         }
         Path("config.yaml").write_text(yaml.safe_dump(config))
-        return read_workflow({"study": "default"}, Path.cwd())
+        return read_workflow(None, Path.cwd())
 
     def finish(self, workflow: Workflow) -> list[RunSpec]:
         """Train all that is not finished, parents first; the runs that this finished."""
         new = [run for run in workflow.plan.runs.values() if not (folder_of(run) / "metrics.json").exists()]
         for run in new:
-            train(workflow, run.id, study="default")
+            train(workflow, run.id)
         return new
 
 
@@ -92,9 +92,9 @@ def test_a_trunk_goes_on_through_a_change_of_its_estimate(
     """Stopped within its second segment: that is finished, each step is in one curve, and the bits are the same."""
     before = study.plan(15)
     first, second, *_ = before.plan.runs.values()
-    train(before, first.id, study="default")
+    train(before, first.id)
     with preempted_at(22):
-        train(before, second.id, study="default")
+        train(before, second.id)
     after = study.plan(longest)
     study.finish(after)
     runs = list(after.plan.runs.values())
@@ -117,7 +117,7 @@ def test_a_beginning_that_left_no_state_is_cut_anew(
     """Killed before its first state, then planned shorter: it starts at the new cut, with rows of that start only."""
     long = study.plan(100).plan.runs
     run = next(iter(long.values()))
-    train(study.plan(100), run.id, study="default")
+    train(study.plan(100), run.id)
     for path in folder_of(run).iterdir():  # as a kill leaves it
         if path.name not in ("spec.json", "metrics.jsonl", "lease"):
             path.unlink()

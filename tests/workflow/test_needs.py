@@ -30,7 +30,7 @@ def plan(checkout: Checkout, *words: str) -> subprocess.CompletedProcess[str]:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the test study and its files, where nothing was trained."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "config.yaml").write_text(CONFIG.read_text())
+    (tmp_path / "config.yaml").write_text(CONFIG.read_text().replace("study: test", "study: default"))
     for name in ("words", "heldout", "other"):
         (tmp_path / f"{name}.jsonl").write_text('{"text": "a"}\n')
     return tmp_path

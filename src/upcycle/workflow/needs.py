@@ -59,7 +59,7 @@ def check_source(workflow: Workflow, recipe: TokenRecipe) -> None:
             if not os.access(path, os.R_OK):
                 raise UserError(f"{key}: {path} cannot be read; allow it, or name another file")
     if recipe.tokenizer != "bpe" and recipe.borrowed_from is None:
-        check_tokenizer(Path(recipe.tokenizer), recipe.vocab_size)
+        check_tokenizer(Path(recipe.tokenizer).expanduser(), recipe.vocab_size)
 
 
 def check_parent(workflow: Workflow, run_id: str) -> None:
