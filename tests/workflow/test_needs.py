@@ -111,6 +111,11 @@ def test_a_tokenizer_that_is_missing_or_none_is_named(folder, content, expected)
     assert needs(data={"tokenizer": "t.json"}).startswith(expected)
 
 
+def test_a_vocabulary_has_room_for_the_bytes(folder):
+    assert needs(data={"vocab_size": 256}).startswith("vocab_size 256: a byte-level tokenizer needs at least 257")
+    assert needs(data={"vocab_size": 257}) == ""
+
+
 def test_pieces_are_counted_as_the_library_counts_them(folder):
     """Those added to a model's own once, also where they name one of them; and a unigram model's [piece, score]."""
     added = [{"content": "</s>"}, {"content": "<pad>"}]

@@ -12,22 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from upcycle.data.vocabulary import END_OF_TEXT, KNOWN_ENDS
+from upcycle.data.vocabulary import END_OF_TEXT, KNOWN_ENDS, check_vocab_size
 from upcycle.errors import UserError
 
-BYTES = 256
 CHARACTERS_PER_PIECE = 4_000
 """A tokenizer of V pieces is trained on the first 4,000 V characters of the shuffled documents."""
 _BATCH = 256
 """Documents encoded at once: few enough that their encodings stay small."""
-
-
-def check_vocab_size(vocab_size: int) -> None:
-    """UserError if the vocabulary has no room for the 256 bytes and the end of text."""
-    if vocab_size < BYTES + 1:
-        raise UserError(
-            f"vocab_size {vocab_size}: a byte-level tokenizer needs at least {BYTES + 1} (256 bytes and {END_OF_TEXT})"
-        )
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:

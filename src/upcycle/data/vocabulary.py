@@ -1,4 +1,4 @@
-"""A tokenizer.json as data: whether it can be what a study says, before it is used. Standard library only."""
+"""Whether a vocabulary can be what a study says, before its tokenizer is trained or used. Standard library only."""
 
 from __future__ import annotations
 
@@ -12,6 +12,15 @@ END_OF_TEXT = "<|endoftext|>"
 """Written after every document; piece 0 of the tokenizers that are trained here."""
 KNOWN_ENDS = (END_OF_TEXT, "</s>", "<eos>", "<|end_of_text|>")
 """Names of the end-of-text piece in other tokenizers, in the order in which they are looked for."""
+BYTES = 256
+
+
+def check_vocab_size(vocab_size: int) -> None:
+    """UserError if the vocabulary has no room for the 256 bytes and the end of text."""
+    if vocab_size < BYTES + 1:
+        raise UserError(
+            f"vocab_size {vocab_size}: a byte-level tokenizer needs at least {BYTES + 1} (256 bytes and {END_OF_TEXT})"
+        )
 
 
 def check_tokenizer(path: Path, vocab_size: int) -> None:

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from upcycle.data.local import check_files
-from upcycle.data.vocabulary import check_tokenizer
+from upcycle.data.vocabulary import check_tokenizer, check_vocab_size
 from upcycle.errors import UserError
 from upcycle.manifest import read_manifest
 from upcycle.study.recorded import has_begun, is_finished
@@ -58,7 +58,11 @@ def check_source(workflow: Workflow, recipe: TokenRecipe) -> None:
         for path in check_files(local_files(getattr(local, kind), key)):
             if not os.access(path, os.R_OK):
                 raise UserError(f"{key}: {path} cannot be read; allow it, or name another file")
-    if recipe.tokenizer != "bpe" and recipe.borrowed_from is None:
+    if recipe.borrowed_from is not None:
+        return
+    if recipe.tokenizer == "bpe":
+        check_vocab_size(recipe.vocab_size)
+    else:
         check_tokenizer(Path(recipe.tokenizer).expanduser(), recipe.vocab_size)
 
 
