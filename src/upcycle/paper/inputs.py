@@ -8,11 +8,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from pydantic import ValidationError
 
 from upcycle.errors import UserError, nearest
 from upcycle.files import read_record
+from upcycle.laws.compare import ErrorRatio, LackOfFit, error_ratio, lack_of_fit
 from upcycle.laws.losses import read_losses
 from upcycle.laws.result import FitResult, read_fit
 from upcycle.laws.validate import SeedNoise, seed_noise
@@ -238,6 +240,27 @@ class Inputs:
                 f"the fit of `{fit.law}` is of runs that losses.csv does not have ({missing[0]}, ...): fit again"
             )
         return rows.loc[fit.ids].reset_index(drop=True)
+
+    def error_ratio(self, fit: FitResult, reference: FitResult) -> ErrorRatio | None:
+        """Leave-one-out error of a fit over that of another fit to the same losses; None where one has none.
+
+        Groups of the bootstrap are the rows of equal D1.
+        """
+        if fit.loo_residuals_log is None or reference.loo_residuals_log is None or set(fit.ids) != set(reference.ids):
+            return None
+        rows = self.rows_of(fit)
+        place = {run_id: index for index, run_id in enumerate(reference.ids)}
+        against_N = np.array(reference.loo_residuals_log)[[place[run_id] for run_id in fit.ids]]
+        loss_N = rows["loss"].to_numpy(float)
+        error_N = loss_N * np.expm1(np.array(fit.loo_residuals_log))
+        return error_ratio(error_N, loss_N * np.expm1(against_N), rows["D1"].tolist())
+
+    def lack_of_fit(self, fit: FitResult) -> LackOfFit | None:
+        """Test of a fit's residuals against the noise between seeds; None where that was not measured."""
+        if self.noise is None or fit.by is not None:
+            return None
+        residual_N = self.rows_of(fit)["loss"].to_numpy(float) * np.expm1(np.array(fit.residuals_log))
+        return lack_of_fit(residual_N, int(fit.certificate["parameters"]), self.noise)
 
     def _same_mixture(self, grid: Grid) -> pd.Series:
         rows = self.losses

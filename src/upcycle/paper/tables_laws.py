@@ -16,10 +16,13 @@ def laws(inputs: Inputs, sweep: str | None = None) -> pd.DataFrame:
     """Laws of the same losses compared.
 
     Error in nats with which each law predicts losses that it was not fitted to: one left out at a time; all of one D1
-    or of one D2 left out together (the worse of the two); those of the largest D2 from the smaller ones. AIC is given
-    as the difference to the lowest. The last column is the probability of as large an interaction if there were none
-    (by bootstrap). Lower is better everywhere but in the last column, where low means that the interaction is there.
-    A column `warning`, where there is one, names what to know before trusting the numbers: the report has it in full.
+    or of one D2 left out together (the worse of the two); those of the largest D2 from the smaller ones. The ratio is
+    that of the first error to the reference law's, with 95 % intervals of a paired bootstrap over points and over whole
+    rows of D1: an interval that holds 1 does not tell the two laws apart. AIC is the difference to the lowest. F
+    compares the residuals' mean square with the variance between seeds, with its degrees of freedom; a small p of fit
+    rejects the law. The p of no interaction is the probability of as large an interaction if there were none (by
+    bootstrap). A column `warning`, where there is one, names what to know before trusting the numbers: the report has
+    it in full.
 
     Raises `UserError` when no law is fitted to the sweep.
     """
@@ -32,7 +35,14 @@ def laws(inputs: Inputs, sweep: str | None = None) -> pd.DataFrame:
     }
     if not found:
         raise UserError(f"no law is fitted to all runs of sweep `{grid.sweep}`: add one under `fits` in the study")
-    rows = {name.replace("_", " "): _row(fit) for name, fit in found.items()}
+    reference = next(
+        (name for name, fit in found.items() if fit.law == "multiplicative" and fit.loo_residuals_log is not None),
+        min(found, key=lambda name: _number(found[name].loo_rms)),
+    )
+    rows = {
+        name.replace("_", " "): _row(fit) | _against(inputs, fit, found[reference], reference)
+        for name, fit in found.items()
+    }
     frame = pd.DataFrame.from_dict(rows, orient="index").sort_values("leave one out")
     lowest = frame["AIC"].min()
     frame["AIC"] = [value - lowest for value in frame["AIC"]]
@@ -43,7 +53,27 @@ def laws(inputs: Inputs, sweep: str | None = None) -> pd.DataFrame:
     return frame
 
 
-def _row(fit: FitResult) -> dict[str, float]:
+def _against(inputs: Inputs, fit: FitResult, reference: FitResult, name: str) -> dict[str, Any]:
+    """The ratio of errors to the reference law's, and the test of lack of fit; NaN where they cannot be computed."""
+    ratio = inputs.error_ratio(fit, reference)
+    low, high = ratio.by_points if ratio else (math.nan, math.nan)
+    first, last = (ratio.by_groups if ratio else None) or (math.nan, math.nan)
+    test = inputs.lack_of_fit(fit)
+    heading, rows = f"ratio to {name.replace('_', ' ')}", "ratio, rows drawn"
+    return {
+        heading: ratio.ratio if ratio else math.nan,
+        f"{heading} low": low,
+        f"{heading} high": high,
+        rows: ratio.ratio if ratio else math.nan,
+        f"{rows} low": first,
+        f"{rows} high": last,
+        "F of fit": test.F if test else math.nan,
+        "degrees of freedom": f"{test.freedom[0]}, {test.freedom[1]}" if test else "",
+        "p of fit": test.p if test else math.nan,
+    }
+
+
+def _row(fit: FitResult) -> dict[str, Any]:
     folds = [entry["rms"] for entry in fit.certificate.get("folds", {}).values() if "rms" in entry]
     interaction = fit.certificate.get("interaction", {})
     return {
