@@ -345,6 +345,8 @@ def _run_job(request: dict[str, Any], descriptors: list[int], server: int) -> No
     for standard, descriptor in enumerate(descriptors):
         os.dup2(descriptor, standard)
         os.close(descriptor)
+    # The server's own streams were made for the file that it logs to, which can seek; the client's may be a pipe.
+    sys.stdout, sys.stderr = (open(standard, "w", buffering=1, closefd=False) for standard in (1, 2))  # noqa: SIM115
     os.environ.clear()
     os.environ.update(request["environment"])
     os.environ.pop(upcycle.cli.FORK_VARIABLE, None)  # or the job would ask for a fork again
