@@ -7,13 +7,14 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup sweep test soak lint format lock contract-gpu gpu-smoke clean
+.PHONY: help setup sweep test soak soak-ends lint format lock contract-gpu gpu-smoke clean
 
 help:
 	@echo "make setup   virtual environment .venv with the upcycle command (2 to 10 minutes; torch is the bulk of it)"
 	@echo "make sweep   setup, then the small real sweep and its report (about 10 minutes on two idle cores)"
 	@echo "make test    setup, then linters, types and every test (about 20 minutes on two cores)"
 	@echo "make soak    200 SIGKILLs at random moments of training, result in docs/soak.md (about 10 minutes)"
+	@echo "make soak-ends   300 runs by two tensor-parallel processes whose threads are held up, to their end (about an hour)"
 	@echo "make lint    linters and types alone"
 	@echo "make contract-gpu   the wrappers of GPU libraries against those libraries' own source (10 MB; needs no GPU)"
 	@echo "make gpu-smoke      on a machine with a GPU: versions, kernels, gpu tests, speed, in one file"
@@ -63,6 +64,10 @@ gpu-smoke: setup
 
 soak: setup
 	$(BIN)/python tests/train/soak.py --kills 200 --out docs/soak.md
+
+# Needs gcc.
+soak-ends: setup
+	$(BIN)/python tests/train/soak.py --ends 300 --slow-workers
 
 format: setup
 	$(BIN)/ruff check --fix .

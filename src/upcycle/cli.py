@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 
 from upcycle import __version__
 from upcycle.errors import UserError, nearest
+from upcycle.leave import leave
 
 FORK_VARIABLE = "UPCYCLE_FORK_SERVER"
 NO_SUCH = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
@@ -313,5 +314,12 @@ def run_without_runs(args: argparse.Namespace) -> None:
     run(args)
 
 
-if __name__ == "__main__":
+def start() -> None:
+    """The process `upcycle`. One of several that train a run leaves at once (upcycle.leave)."""
+    if "RANK" in os.environ:
+        leave(main)
     sys.exit(main())
+
+
+if __name__ == "__main__":
+    start()

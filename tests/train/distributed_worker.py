@@ -17,10 +17,12 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import save_file
 
 from upcycle.errors import UserError
 from upcycle.model.parallel import full_state, local
+from upcycle.model.transformer import Transformer
 from upcycle.study.execution import Execution
 from upcycle.study.spec import RunSpec
 from upcycle.train.distributed import Group, start_group
@@ -67,11 +69,14 @@ def gradients(job: dict[str, Any], group: Group) -> None:
                 module.register_forward_pre_hook(
                     lambda module, _, leaf=leaf, whole=whole: dtypes.update({whole: str(getattr(module, leaf).dtype)})
                 )
+    with trainee.saver:
+        backends = [dist.get_backend(each) for each in dist.distributed_c10d._world.pg_map]
     sums = accumulate(trainee, run_batch(run, trainee.tokens, 0))
     loss, balance = group.sum(torch.stack([sums.loss, sums.balance])).tolist()
     parameters = dict(trainee.model.named_parameters())
     found = full_state({name: weight.grad for name, weight in parameters.items()}, keep=group.is_first)
     notes = {
+        "backends": backends,
         "loss": loss,
         "balance": balance,
         "dtypes": dtypes,
@@ -100,14 +105,30 @@ def curve_that_takes(n_row: int | None) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def loss_that_is_nan_at(step: int | None) -> Iterator[None]:
+    """Make the last process's loss of this step NaN; None: of no step."""
+    forward, count = Transformer.forward, 0
+    last = int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1
+
+    def counted(model: Transformer, *arguments: torch.Tensor, **named: bool) -> Any:
+        nonlocal count
+        count += model.training
+        output = forward(model, *arguments, **named)
+        return output._replace(loss=output.loss * torch.nan) if last and model.training and count == step else output
+
+    with patch.object(Transformer, "forward", counted):
+        yield
+
+
 def exit_code(end: BaseException) -> Any:
     return end.code if isinstance(end, SystemExit) else getattr(end, "exit_code", 2)
 
 
 def training(job: dict[str, Any]) -> None:
     """A whole run by `train`. With `stop_at` the LAST process gets SIGTERM in that step; with `without_tokens` the
-    ranks named find no data; with `rows_that_fit` the disk takes no more of the curve. Whatever ends it early is
-    written to `end-RANK.txt`."""
+    ranks named find no data; with `rows_that_fit` the disk takes no more of the curve; with `nan_at` the last process's
+    loss of that step is NaN. Whatever ends it early is written to `end-RANK.txt`."""
     run, execution = RunSpec.model_validate(job["run"]), Execution.model_validate(job["execution"])
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     folder, logger = Path(job["folder"]), logging.getLogger("upcycle.train.loop")
@@ -115,7 +136,7 @@ def training(job: dict[str, Any]) -> None:
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:
-        with curve_that_takes(job.get("rows_that_fit")):
+        with curve_that_takes(job.get("rows_that_fit")), loss_that_is_nan_at(job.get("nan_at")):
             train(
                 run,
                 run_dir=folder,

@@ -165,6 +165,7 @@ def main(scenarios: str, size: int, folder: Path) -> int:
 
     import upcycle.train.saving
     import upcycle.train.sharded  # noqa: F401
+    from upcycle.train.distributed import GLOO
 
     children = []
     for rank in range(size):
@@ -173,7 +174,7 @@ def main(scenarios: str, size: int, folder: Path) -> int:
             try:
                 torch.set_num_threads(1)
                 store = f"file://{folder}/rendezvous-{scenarios}-{size}"
-                torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=size)
+                torch.distributed.init_process_group(GLOO, init_method=store, rank=rank, world_size=size)
                 for scenario in scenarios.split(","):
                     globals()[f"scenario_{scenario}"](folder)
                     torch.distributed.barrier()

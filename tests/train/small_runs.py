@@ -62,8 +62,8 @@ def small_run(**changes: Any) -> RunSpec:
     return RunSpec.model_validate(fields | changes)
 
 
-def upcycled_run(parent: RunSpec, **changes: Any) -> RunSpec:
-    """A copy-upcycled run of `parent`."""
+def upcycled_run(parent: RunSpec, /, **changes: Any) -> RunSpec:
+    """A copy-upcycled run of `parent`, or what `changes` make of it."""
     start = {"moe": MOE, "origin": "upcycle:copy", "dense_parent": parent.id, "parent": parent.id}
     return small_run(**start | {"dense_tokens": parent.tokens} | changes)
 

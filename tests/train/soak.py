@@ -3,6 +3,10 @@
 `python tests/train/soak.py [--kills 200] [--out docs/soak.md]` (`make soak`) does it at length; test_soak.py, briefly.
 Four in five kills hit runs of one process, the others runs of two (FSDP2 over gloo, states by DCP), of which both are
 killed at once or one alone, and whose undisturbed run is one of two processes too.
+
+`python tests/train/soak.py --ends 300 [--slow-workers]` (`make soak-ends`) kills nothing: it trains an upcycled decay
+300 times by two tensor-parallel processes, and each must end by itself, with the same bits. With `--slow-workers`
+gloo's threads are held up where they once corrupted the heap (slow_workers.c, which gcc compiles).
 """
 
 from __future__ import annotations
@@ -38,15 +42,20 @@ ATTEMPTS = 6
 ALONE = EXECUTION.model_copy(update={"save_seconds": 1e-6})
 """A state after every step: a good part of a run's time is then spent with a save under way."""
 TOGETHER = ALONE.model_copy(update={"devices": 2})
+TENSOR = TOGETHER.model_copy(update={"tensor_parallel": 2})
+N_DECAY_STEPS = 3
 
 
 def runs() -> dict[str, RunSpec]:
-    """A dense run, a mixture from scratch, and one upcycled from the dense run."""
+    """A dense run, a mixture from scratch, one upcycled from the dense run, and its decay."""
     dense = small_run(end_step=N_STEPS)
+    upcycled = upcycled_run(dense, end_step=N_STEPS)
+    last = {"start_step": N_STEPS, "end_step": N_STEPS + N_DECAY_STEPS, "parent": upcycled.id}
     return {
         "dense": dense,
         "moe": small_run(end_step=N_STEPS, moe=MOE),
-        "upcycled": upcycled_run(dense, end_step=N_STEPS),
+        "upcycled": upcycled,
+        "decay": upcycled_run(dense, role="decay", **last),
     }
 
 
@@ -62,7 +71,7 @@ class Soak:
     def reference(self, kind: str, execution: Execution) -> Path:
         """Folder of the undisturbed run by as many processes; made once."""
         run = runs()[kind]
-        folder = self.folder / f"reference{execution.devices}" / run.id
+        folder = self.folder / f"reference{execution.devices}-{execution.tensor_parallel}" / run.id
         if not folder.exists():
             undisturbed = execution.model_copy(update={"save_seconds": 60.0})
             self._start(kind, folder, undisturbed)
@@ -79,11 +88,22 @@ class Soak:
         assert not (folder / "resume").exists()
         return phases
 
+    def end(self, number: int) -> None:
+        """Train the decay by two tensor-parallel processes: both exit 0, with the bits of the first such run."""
+        reference = self.reference("decay", TENSOR)
+        folder = self.folder / f"end{number}" / reference.name
+        self._start("decay", folder, TENSOR)
+        codes = self.spawner.exit_codes()
+        assert codes == [0, 0], f"ended with {codes} unasked in {folder}"
+        assert tensors_sha256(folder) == tensors_sha256(reference), f"other bits in {folder}"
+        shutil.rmtree(folder.parent)
+
     def _start(self, kind: str, folder: Path, execution: Execution) -> list[int]:
-        """Start one of the runs in a folder; pids by rank. An upcycled run's parent is the undisturbed dense one."""
+        """Start one of the runs in a folder; pids by rank. Its parent is an undisturbed run of one process."""
         run = runs()[kind]
         folder.mkdir(parents=True, exist_ok=True)
-        parent = self.reference("dense", ALONE) if run.parent else None
+        kinds = {each.id: kind for kind, each in runs().items()}
+        parent = self.reference(kinds[run.parent], ALONE) if run.parent else None
         return self.spawner.start_all(run, folder, self.tokens_dir, execution, parent)
 
     def _kill_until_finished(self, kind: str, folder: Path, execution: Execution) -> Counter[str]:
@@ -179,8 +199,13 @@ def main() -> None:
     arguments.add_argument("--kills", type=int, default=200)
     arguments.add_argument("--seed", type=int, default=0)
     arguments.add_argument("--out", type=Path, help="Markdown file to write")
+    arguments.add_argument("--ends", type=int, help="kill nothing: so many runs must end by themselves")
+    arguments.add_argument("--slow-workers", action="store_true", help="hold gloo's threads up (with --ends)")
     options = arguments.parse_args()
     torch.set_num_threads(1)
+    if options.ends is not None:
+        run_to_their_end(options.ends, slow_workers=options.slow_workers)
+        return
     begun = time.monotonic()
     kills: dict[tuple[str, int], Counter[str]] = {}
     finished: Counter[tuple[str, int]] = Counter()
@@ -204,6 +229,31 @@ def main() -> None:
     print(text)
     if options.out:
         options.out.write_text(text)
+
+
+def run_to_their_end(count: int, *, slow_workers: bool) -> None:
+    """Train the decay `count` times, undisturbed but for threads that are held up, and print how it went."""
+    begun = time.monotonic()
+    folder = Path(tempfile.mkdtemp(prefix="soak-"))
+    (folder / "tokens").mkdir()
+    print(f"runs, and what they said, in {folder}: removed in the end if all is well", file=sys.stderr)
+    if slow_workers:
+        library = folder / "slow_workers.so"
+        source = Path(__file__).with_name("slow_workers.c")
+        subprocess.run(["gcc", "-O1", "-fno-builtin", "-shared", "-fPIC", "-o", library, source], check=True)
+        os.environ |= {"LD_PRELOAD": str(library), "SLOW_US": "5000"}  # inherited by the processes that train
+    with (folder / "log").open("w") as log, contextlib.closing(Spawner(stderr=log)) as spawner:
+        soak = Soak(spawner, write_tokens(folder / "tokens"), folder, random.Random(0))
+        for number in range(1, count + 1):
+            soak.end(number)
+            if number % 10 == 0:
+                print(f"{number} clean ends, {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
+    shutil.rmtree(folder)
+    print(
+        f"{count} clean ends of an upcycled decay by two tensor-parallel processes, the same bits each time"
+        f"{', workers held up' if slow_workers else ''}: commit {commit()}, torch {torch.__version__}, "
+        f"{time.monotonic() - begun:.0f} s"
+    )
 
 
 def report(

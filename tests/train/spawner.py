@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
+from upcycle.leave import leave
 from upcycle.study.execution import Execution
 from upcycle.study.spec import RunSpec
 
@@ -112,14 +113,7 @@ def fork_job(request: dict[str, Any], rank: int, size: int, port: int) -> int:
     if size > 1:
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         os.environ.update({name: str(value) for name, value in place.items()})
-    try:
-        run_job(request)
-    except SystemExit as exit_:
-        os._exit(exit_.code)  # type: ignore[arg-type]
-    except BaseException:  # noqa: BLE001 (as the interpreter does)
-        sys.excepthook(*sys.exc_info())
-        os._exit(1)
-    os._exit(0)
+    leave(lambda: run_job(request))
 
 
 def wait_for_all(

@@ -30,8 +30,9 @@ execution: {{device: cpu, log_steps: 1, devices: 2, save_seconds: 3600}}
 models: {{small: {{n_layer: 2, d_model: 16, n_head: 2, batch: 4, lr: 2e-2, lr_moe: 2e-2, warmup_steps: 4}}}}
 sweeps: {{dense: {{kind: dense, model: small, tokens: [12e3]}}}}
 """
-SLOW_SAVES = """
-import os, time
+SITE = """
+import atexit, os, time
+atexit.register(lambda: open(os.environ["DESK"] + "/torn-down-" + os.environ.get("RANK", "launcher"), "w").close())
 def fsync(descriptor, fsync=os.fsync):
     if os.path.exists(os.environ["SLOW_SAVES"]) and "/resume/" in os.readlink(f"/proc/self/fd/{descriptor}"):
         time.sleep(600)
@@ -56,25 +57,26 @@ class Desk:
         (folder / "results" / "tokens" / small_run().data.tokens_id).symlink_to(tokens_dir)
         (folder / "config.yaml").write_text(STUDY)
         (folder / "code").mkdir()
-        (folder / "code" / "sitecustomize.py").write_text(SLOW_SAVES)
+        (folder / "code" / "sitecustomize.py").write_text(SITE)
         data = {"dataset": "walk", "vocab_size": VOCABULARY, "repeat": True}
         self.run: RunSpec = small_run(end_step=100_000, data=data)
         (folder / "run.json").write_text(self.run.model_dump_json())
         self.run_dir = folder / "results" / "runs" / self.run.id
         self.slow_saves = folder / "slow"
 
-    def launch(self, **variables: str) -> subprocess.Popen[str]:
+    def launch(self, spec: str = "run.json", **variables: str) -> subprocess.Popen[str]:
         """Start the command, with `variables` in its environment."""
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join([str(self.folder / "code"), os.environ.get("PYTHONPATH", "")]),
             "SLOW_SAVES": str(self.slow_saves),
+            "DESK": str(self.folder),
         }
-        command = [sys.executable, "-m", "upcycle.cli", "train", "run.json"]
+        command = [sys.executable, "-m", "upcycle.cli", "train", spec]
         launcher = subprocess.Popen(
             command,
             cwd=self.folder,
             env=environment | variables,
-            stdout=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -157,6 +159,19 @@ def test_a_second_launch_is_refused_and_a_signal_to_one_worker_stops_all(desk: D
     assert "after step" in message
     assert len(desk.states()) == 1
     assert desk.rows()[-1] == int(desk.states()[0][5:14]), "the rows end where the state does"
+
+
+def test_workers_leave_without_a_teardown_once_their_run_is_whole(desk: Desk) -> None:
+    """A run to its end: the result is there, the first worker's line is printed, and what is registered to be done at
+    exit is done by the launcher alone. (In the test before, workers were stopped.)"""
+    run = small_run()
+    (desk.folder / "short.json").write_text(run.model_dump_json())
+    launcher = desk.launch("short.json")
+    said, warned = launcher.communicate(timeout=300)
+    assert launcher.returncode == 0, warned
+    assert f"{run.id}: held-out loss" in said
+    assert (desk.folder / "results" / "runs" / run.id / "metrics.json").exists()
+    assert [path.name for path in desk.folder.glob("torn-down-*")] == ["torn-down-launcher"]
 
 
 def test_the_stated_time_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:

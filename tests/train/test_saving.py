@@ -5,9 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -15,6 +18,7 @@ from small_runs import EXECUTION, small_run, tensors_sha256, train_in
 
 from upcycle.errors import UserError
 from upcycle.train.checkpoint import safetensors_parts
+from upcycle.train.evaluate import sequence_losses
 from upcycle.train.preemption import Preempted, TrainingError
 from upcycle.train.rolling import load_rolling, save_rolling
 from upcycle.train.saving import Saver
@@ -158,6 +162,27 @@ def test_saving_changes_no_bit_and_its_two_times_are_recorded(
     times = [json.loads((folder / "metrics.json").read_text()) for folder in (always, never)]
     assert [each["save_background_seconds"] for each in times] == [run.end_step, 1]
     assert times[0]["save_seconds"] > 0
+
+
+def test_the_last_evaluation_begins_when_the_last_state_is_published(
+    tokens_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A save that takes its time is waited for: what a kill or stop costs from then on is the evaluation alone."""
+    run, states = small_run(), []
+
+    def slowly(folder: Path, *state: Any) -> Path:
+        time.sleep(0.3)
+        return save_rolling(folder, *state)
+
+    def watched(*arguments: Any) -> np.ndarray:
+        states.append(sorted(path.name[:14] for path in (tmp_path / run.id / "resume").iterdir()))
+        return sequence_losses(*arguments)
+
+    monkeypatch.setattr("upcycle.train.saving.rolling.save_rolling", slowly)
+    monkeypatch.setattr("upcycle.train.finish.sequence_losses", watched)
+    train_in(tmp_path, tokens_dir, run)
+    assert states == [["step-000000012"]]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("save of")]
 
 
 def test_a_kept_state_outlives_the_folder_being_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

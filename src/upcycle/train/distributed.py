@@ -4,7 +4,7 @@ Launched by torchrun (not by `srun` alone, which sets none of this) or by `upcyc
 its place in the environment (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT). They form a mesh of data x
 tensor: consecutive ranks are tensor neighbours, which share each matrix; a data rank computes a share of every batch. A
 run of one process has no process group, and every method here is then the identity. gloo carries CPU runs, NCCL CUDA
-ones (gloo what lives on the host). No NCCL path has been run by us.
+ones (gloo what lives on the host), gloo with one worker thread a group (`GLOO`). No NCCL path has been run by us.
 """
 
 from __future__ import annotations
@@ -38,6 +38,30 @@ TIMEOUT = timedelta(minutes=10)
 """Longest wait for all to join, and in one collective over all: a stuck process ends the others with an error, not a
 hang. Groups of some of them (the mesh's, under tensor parallelism) have torch's default: gloo 30 minutes, NCCL 10. A
 process that is gone ends the others sooner under gloo, by its lost connections."""
+
+GLOO = "gloo_one_worker"
+"""Backend of every group on the host, in place of "gloo"."""
+
+
+def _gloo_with_one_worker(store: dist.Store, rank: int, size: int, timeout: timedelta) -> dist.ProcessGroupGloo:
+    """gloo, its collectives completed by one thread a group, in the order in which they were issued.
+
+    torch's own groups have two such threads. Both note the name of the collective that they completed in one
+    std::string, without a lock (`ProcessGroupGloo::runLoop`, torch 2.13). A name of 16 characters or more is on the
+    heap, as ALLGATHER_COALESCED is, by which DTensor gathers. A thread that loses its core there goes on to write into
+    memory that the other has freed: "malloc(): unaligned tcache chunk detected" at a later allocation (docs/log.md).
+    """
+    options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]  # torch's stub lacks it
+    interfaces = [name for name in os.environ.get("GLOO_SOCKET_IFNAME", "").split(",") if name]
+    options._devices = [dist.ProcessGroupGloo.create_device(interface=name) for name in interfaces] or [
+        dist.ProcessGroupGloo.create_default_device()
+    ]
+    options._threads = 1
+    options._timeout = timeout
+    return dist.ProcessGroupGloo(store, rank, size, options)
+
+
+dist.Backend.register_backend(GLOO, _gloo_with_one_worker, devices=["cpu"])
 
 
 @dataclass(frozen=True)
@@ -192,7 +216,7 @@ def start_group(execution: Execution) -> Iterator[Group]:
     store, rank, _ = next(dist.rendezvous("env://", timeout=TIMEOUT))
     # A second group in one process must not find the addresses of the first in torchrun's store, which outlives it.
     store = dist.PrefixStore(f"upcycle-{next(_starts)}", store)
-    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+    backend = f"cpu:{GLOO},cuda:nccl" if cuda else GLOO
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
     try:
         shape = (size // execution.tensor_parallel, execution.tensor_parallel)

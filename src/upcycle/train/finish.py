@@ -44,9 +44,14 @@ def save(trainee: Trainee, metrics: MetricsLog) -> None:
 
 
 def finish(trainee: Trainee, metrics: MetricsLog, stop: StopRequest) -> None:
-    """Whole held-out loss, weights, a trunk's optimizer state for its children, manifest; metrics.json last."""
-    save(trainee, metrics)  # a stop or kill during the evaluation costs the evaluation only
+    """A last rolling state, whole held-out loss, weights, a trunk's optimizer state for its children, manifest.
+
+    metrics.json comes last.
+    """
     run = trainee.run
+    save(trainee, metrics)
+    with trainee.clock.phase("save"):
+        trainee.saver.wait()  # published: from here a stop or kill costs the evaluation only
     sequences = heldout(trainee.tokens, run)
     with trainee.clock.phase("evaluate"):
         batches = stop.watch(batches_of(sequences, trainee.eval_batch), trainee.group.any)
@@ -56,8 +61,6 @@ def finish(trainee: Trainee, metrics: MetricsLog, stop: StopRequest) -> None:
         if not any("heldout" in row and row["step"] == trainee.step for row in metrics.rows()):
             metrics.append(heldout_row(trainee, losses[spread(len(losses), SUBSET_TOKENS // run.model.context)]))
         metrics.sync()
-    with trainee.clock.phase("save"):
-        trainee.saver.wait()
     tensors = {checkpoint.WEIGHTS: trainee.whole(trainee.model.state_dict())}
     if run.role == "trunk":
         tensors[checkpoint.STATE] = trainee.whole(optimizer_tensors(trainee.model, trainee.optimizer))

@@ -36,6 +36,7 @@ from typing import Any, NoReturn
 
 import upcycle.cli
 from upcycle.errors import UserError
+from upcycle.leave import leave
 from upcycle.train.preemption import TrainingError
 
 IDLE_SECONDS = 60.0
@@ -352,27 +353,7 @@ def _run_job(request: dict[str, Any], descriptors: list[int], server: int) -> No
     os.environ.pop(upcycle.cli.FORK_VARIABLE, None)  # or the job would ask for a fork again
     os.chdir(request["folder"])
     sys.argv = ["upcycle", *request["argv"]]
-    code = _exit_code_of_main(request["argv"])
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-
-
-def _exit_code_of_main(argv: list[str]) -> int:
-    """What the interpreter would make of `sys.exit(main(argv))`."""
-    try:
-        result: object = upcycle.cli.main(argv)
-    except SystemExit as exit_:
-        result = exit_.code
-    except KeyboardInterrupt:
-        return 130
-    except BaseException:  # noqa: BLE001 (the interpreter prints any exception and exits 1; so does this)
-        sys.excepthook(*sys.exc_info())
-        return 1
-    if isinstance(result, str):
-        print(result, file=sys.stderr)
-        return 1
-    return int(result) if isinstance(result, int) else 0
+    leave(lambda: upcycle.cli.main(request["argv"]))
 
 
 if __name__ == "__main__":

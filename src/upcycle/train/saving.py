@@ -26,6 +26,7 @@ from torch import Tensor
 
 from upcycle.model.stacks import own
 from upcycle.train import rolling
+from upcycle.train.distributed import GLOO
 from upcycle.train.preemption import Preempted
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ class Saver:
     def __enter__(self) -> Saver:
         if dist.is_initialized() and dist.get_world_size() > 1:
             # Apart from the training's collectives, beside which it meets.
-            self._processes = dist.new_group(backend="gloo", timeout=TIMEOUT)
+            self._processes = dist.new_group(backend=GLOO, timeout=TIMEOUT)
             import upcycle.train.sharded  # noqa: F401 (half a second, now rather than when asked to stop)
         return self
 
