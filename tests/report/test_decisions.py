@@ -1,17 +1,15 @@
 """The section that says what to do shows the thresholds of the study's own laws, in words and in a table."""
 
 import dataclasses
-from pathlib import Path
 
-import jinja2
 import pytest
 import table_two
 
-import upcycle.report
 from upcycle.decisions.allocation import upcycled_bands
 from upcycle.decisions.thresholds import NEAR, d_star, threshold_d2
 from upcycle.paper.three_laws import three_laws
 from upcycle.report.decisions import decisions
+from upcycle.report.page import environment
 from upcycle.study.spec import short_count
 
 
@@ -26,12 +24,7 @@ def section(study):
 
 
 def html(content):
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(upcycle.report.__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    return environment.get_template("decisions.html.j2").render(decisions=content)
+    return environment().get_template("decisions.html.j2").render(decisions=content)
 
 
 def test_the_table_holds_the_thresholds_of_every_size_fitted(study, section):
@@ -63,19 +56,20 @@ def test_the_sentences_are_of_the_largest_size(study, section):
     words = " ".join(section["sentences"])
     assert f"upcycling is ahead below D2 = {short_count(sunk.roots[0])} [" in section["sentences"][0]
     assert "73.8B tokens" in section["sentences"][0]
-    assert "gets the dense model's FLOPs too: training from scratch is ahead at every D2 near the data" in words
+    assert "if training from scratch also gets the FLOPs that the dense model cost, training from scratch is" in words
+    assert "Both hold: the first takes the dense model as given, the second pays for it." in section["sentences"][0]
     none = d_star(three, table_two.SIZES[-1]).shares["none"]
     assert none > 0
-    assert f"no crossing in {none:.0%} of the draws" in section["sentences"][2]
+    assert f"no crossing in {none:.0%} of the draws" in section["sentences"][1]
     assert "These crossings lie within the range of the data." in words
 
 
 def test_the_page_shows_table_sentences_and_caveats(section):
     page = html(section)
     assert page.count("<tr>") == 1 + len(table_two.SIZES)
-    assert "the dense model&#39;s FLOPs" in page
+    assert "the FLOPs that the dense model cost" in page
     assert f"more than {NEAR:g} times" in page
-    assert "Laws used: upcycled of fit `joint`, from scratch of fit `scratch`." in page
+    assert "<li>Laws used: upcycled of fit <code>joint</code>, from scratch of fit <code>scratch</code>.</li>" in page
 
 
 def test_a_missing_fit_is_named_in_one_sentence(study):
@@ -92,7 +86,8 @@ def test_one_size_has_no_compute_optimum_and_says_how_far_it_is():
     content = decisions(table_two.one_size())
     assert "compute-optimal D2" not in content["columns"]
     words = " ".join(content["sentences"])
-    assert "Outside the data, and so less sure than the intervals say: D* (D ×1.4" in words
+    assert "D* lies a factor of 1.4 outside the data; " in words
+    assert "trust such a crossing less than its interval suggests" in words
     assert "[" not in words  # no draws, no intervals
 
 

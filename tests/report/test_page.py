@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from upcycle.errors import UserError
+from upcycle.paper.comparisons import clear_difference, leads
 from upcycle.report import laws, losses, sections
 from upcycle.report.findings import findings, headline
 from upcycle.report.page import render, write_report
@@ -113,7 +114,9 @@ def test_the_headline_is_one_line_with_the_winner_of_table_1(study):
     text = headline(study[0])
     assert "\n" not in text
     assert text.startswith("Of the paper's four laws the multiplicative law with interaction fits best")
-    assert "upcycling beats training the same mixture from scratch" in text
+    assert (
+        "Against the same mixture trained from scratch on the tokens that upcycling adds (D2), upcycling wins" in text
+    )
 
 
 def test_the_headline_follows_the_fits_not_the_paper(study):
@@ -151,12 +154,56 @@ def test_laws_with_too_few_points_do_not_win(study):
     assert "fits best" not in findings(dataclasses.replace(inputs, fits={**inputs.fits, **blind}))[0].sentence
 
 
+def counts(text):
+    """Points at which upcycling wins, loses and is undecided, and all of them, of one comparison in words."""
+    total = int(re.search(r"(?:of|each of the) (\d+) points", text)[1])
+    if "each of" in text:
+        return {re.search(r"(wins|loses|is undecided) at each", text)[1]: total}, total
+    return {kind: int(n) for kind, n in re.findall(r"(wins|loses|is undecided) at (\d+)", text)}, total
+
+
+def test_ahead_behind_and_undecided_exclude_each_other(study):
+    """The three kinds sum to the number of points; a lead within the noise is not counted as one."""
+    inputs, _ = study
+    worse = with_losses(inputs, lambda row: row.loss - 0.3 if row.lineage == "moe" and row.D >= 2_000_000 else row.loss)
+    bound = clear_difference(inputs.noise)
+    for each in (inputs, worse):
+        found = next(f for f in findings(each) if "tokens that upcycling adds" in f.sentence)
+        for part, both in zip(found.sentence.split("; against"), (False, True), strict=True):
+            kinds, total = counts(part)
+            nats = [lead.nats for lead in leads(each, each.grid(), dense_tokens_count=both)]
+            assert total == len(nats) == sum(kinds.values())
+            assert kinds.get("wins", 0) == sum(value > bound for value in nats)
+            assert kinds.get("loses", 0) == sum(value < -bound for value in nats)
+        assert found.verdict == ("part" if "is undecided" in found.sentence else "clear")
+
+
+def test_both_accounts_in_tokens_are_one_sentence(study):
+    """Upcycling may win on the tokens that it adds and lose on all tokens: one sentence says both."""
+    inputs, _ = study
+    (found,) = (f for f in findings(inputs) if "from scratch on" in f.sentence)
+    assert re.match(
+        r"Against the same mixture .* \(D2\), upcycling .*; against one .* \(D1 \+ D2\), it .*\.$", found.sentence
+    )
+    assert "an account in FLOPs that pays for the dense model lies between these two" in found.detail
+
+
 def test_losing_to_scratch_is_said_with_the_budget_where_it_flips(study):
     inputs, _ = study
     worse = with_losses(inputs, lambda row: row.loss - 0.3 if row.lineage == "moe" and row.D >= 2_000_000 else row.loss)
-    found = next(f for f in findings(worse) if "tokens that it adds" in f.sentence)
-    assert re.match(r"At \d+ of 25 points upcycling beats .* at \d+ it loses", found.sentence)
+    found = next(f for f in findings(worse) if "tokens that upcycling adds" in f.sentence)
+    assert re.search(r"wins at \d+ of 25 points[, ].* loses at \d+", found.sentence)
     assert "Training from scratch overtakes between D2 = 1.05M and 2.1M at D1 = 262k" in found.detail
+
+
+def test_a_difference_within_the_noise_settles_nothing(study):
+    inputs, _ = study
+    scratch = inputs.baseline(inputs.grid(), "moe").groupby("D")["loss"].mean()
+    even = with_losses(inputs, lambda row: scratch[row.D] + 0.001 * row.seed if row.lineage == "up" else row.loss)
+    (found,) = (f for f in findings(even) if "from scratch on" in f.sentence)
+    assert "upcycling is undecided at each of the 25 points" in found.sentence
+    assert "catch up" not in found.detail
+    assert "overtakes" not in found.detail
 
 
 @pytest.mark.parametrize(
@@ -186,7 +233,7 @@ def test_a_warning_of_a_fit_is_on_its_card_and_among_the_limits(study, without_e
         for n, f in inputs.fits.items()
     }
     page = render(dataclasses.replace(inputs, fits=fits), without_evaluations)
-    assert page.count(f"<b>Warning:</b> {sentence}.") == 2
+    assert page.count(f"<b>Warning:</b> L{sentence[1:]}.") == 2
     assert re.search(rf"<li>Fits (multiplicative, additive|additive, multiplicative): {re.escape(sentence)}\.", page)
 
 
@@ -194,6 +241,7 @@ def test_without_repeated_seeds_noise_is_called_unknown(study, without_evaluatio
     inputs, background = study[0], without_evaluations
     single = dataclasses.replace(inputs, losses=inputs.losses[inputs.losses["seed"] == 0])
     assert any("noise of a loss was not measured" in f.sentence for f in findings(single))
+    assert next(f for f in findings(single) if "from scratch on" in f.sentence).verdict == "open"
     assert "small differences may be chance" in render(single, background)
 
 
@@ -206,7 +254,7 @@ def test_without_training_from_scratch_nothing_is_compared(study, without_evalua
 
 def test_a_report_without_fits_still_shows_the_losses(study):
     inputs, background = study
-    assert "At each of the 25 points" in headline(dataclasses.replace(inputs, fits={}))
+    assert "upcycling wins at" in headline(dataclasses.replace(inputs, fits={}))
     assert "3.0" in render(dataclasses.replace(inputs, fits={}), background)
 
 

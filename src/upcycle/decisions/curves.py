@@ -276,6 +276,10 @@ def read_three_laws(folder: Path) -> ThreeLaws:
     return from_fits({path.stem: read_fit(path) for path in paths}, f"fits in {folder}")
 
 
+PLURALS = {"dense": "dense models", "moe": "MoEs from scratch", "upcycled": "upcycled models"}
+"""What each of the three laws is of, in words."""
+
+
 def from_fits(fits: Mapping[str, FitResult], source: str) -> ThreeLaws:
     """The three laws among fits by name.
 
@@ -289,7 +293,11 @@ def from_fits(fits: Mapping[str, FitResult], source: str) -> ThreeLaws:
     curves = {lineage: _curve(fit) for lineage, fit in found.items() if fit is not None}
     counts = {lineage: curve.n_draws for lineage, curve in curves.items()}
     fewest = min(counts.values())
-    notes = [f"{lineage}: {fit.statement}" for lineage, fit in found.items() if fit and not fit.identifiable]
+    notes = [
+        f"The law of {PLURALS[lineage]} is {fit.statement}."
+        for lineage, fit in found.items()
+        if fit and not fit.identifiable
+    ]
     if any(fit.simulated for fit in found.values() if fit):
         notes.append("Fitted to simulated losses.")
     if fewest == 0 < max(counts.values()):

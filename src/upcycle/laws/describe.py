@@ -239,7 +239,7 @@ def doubts(fitted: Fitted) -> list[str]:
     n, p = len(prepared.target_N), len(prepared.slots)
     reasons = []
     if n < p + 1:
-        reasons.append(f"{n} points for {p} parameters, at least {p + 1} are needed")
+        reasons.append(f"{n} {'point' if n == 1 else 'points'} for {p} parameters, at least {p + 1} are needed")
     if prepared.confounded:
         reasons.append(f"the inputs of these points cannot tell {', '.join(prepared.confounded)} apart")
     if not optimum.converged:

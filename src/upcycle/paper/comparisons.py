@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 from scipy.stats import t as student_t
 
@@ -19,6 +22,19 @@ class Lead:
     D2: int
     nats: float
     """Loss from scratch minus loss of the upcycled model; positive: upcycling is ahead."""
+
+
+Standing = Literal["ahead", "undecided", "behind"]
+
+
+def standing(lead: Lead, bound: float) -> Standing:
+    """How upcycling stands at a point: ahead or behind by more than `bound` nats, or undecided. Never two of them."""
+    return "ahead" if lead.nats > bound else "behind" if lead.nats < -bound else "undecided"
+
+
+def tally(found: Iterable[Lead], bound: float) -> Counter[Standing]:
+    """Points by how upcycling stands there; they sum to the number of points."""
+    return Counter(standing(lead, bound) for lead in found)
 
 
 def leads(inputs: Inputs, grid: Grid, *, dense_tokens_count: bool = False) -> list[Lead]:

@@ -47,6 +47,11 @@ def signed(value: float, decimals: int = 3) -> str:
     return f"{value:+.{decimals}f}".replace("-", "−")
 
 
+def plural(count: int, noun: str) -> str:
+    """`1 point`, `2 points`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def to_markdown(frame: pd.DataFrame) -> str:
     """A GitHub-style table, padded so that it also reads as plain text."""
     header, rows = cells(frame)

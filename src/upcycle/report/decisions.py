@@ -8,14 +8,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from upcycle.decisions.allocation import UpcycledBands, upcycled_bands
-from upcycle.decisions.curves import ThreeLaws, from_fits
+from upcycle.decisions.curves import PLURALS, ThreeLaws, from_fits
 from upcycle.decisions.thresholds import NEAR, OTHER, WORDS, Threshold, d_star, threshold_d2, threshold_flops
 from upcycle.errors import UserError
+from upcycle.laws.result import FitResult
 from upcycle.paper.inputs import Inputs
 from upcycle.paper.render import number
 from upcycle.paper.three_laws import with_few_draws
 from upcycle.study.spec import short_count
 
+SETTLED = 0.95
+"""Share of the draws without a crossing from which on there is none."""
 WITHIN = "within"
 """Of what lies within the data."""
 
@@ -31,7 +34,9 @@ def decisions(inputs: Inputs) -> dict[str, Any] | None:
         three = with_few_draws(from_fits(inputs.fits, "this study"))
         three.need("moe")
     except UserError as error:
-        return {"missing": f"These fits do not tell up to how many tokens upcycling pays: {error}."}
+        return {"missing": f"These fits do not tell up to how many tokens upcycling pays: {error}"}
+    if few := _too_few(inputs, three):
+        return {"missing": f"No law tells up to how many tokens upcycling pays. {few}"}
     rows = [_row(three, size, d1) for size, d1 in _fitted(inputs, three)]
     return {
         "missing": "",
@@ -41,6 +46,18 @@ def decisions(inputs: Inputs) -> dict[str, Any] | None:
         "far": f"{NEAR:g}",
         "notes": list(three.notes),
     }
+
+
+def _too_few(inputs: Inputs, three: ThreeLaws) -> str:
+    """Which law has fewer points than it takes to predict one left out, in words; nothing if none of those used has."""
+    singles = [fit for fit in inputs.fits.values() if fit.by is None]
+    grouped = [fit for fit in inputs.fits.values() if fit.by == "lineage"]
+    groups = [FitResult.from_json(group) for fit in grouped for group in fit.groups or []]
+    for curve, lineage in ((three.upcycled, "up"), (three.need("moe"), "moe")):
+        fits = [fit for fit in (*singles, *groups) if fit.law == curve.law.name and fit.lineage in (None, lineage)]
+        if fits and all(fit.loo_rms is None for fit in fits):
+            return f"The law of {PLURALS['upcycled' if lineage == 'up' else lineage]} is {fits[0].statement}"
+    return ""
 
 
 @dataclass(frozen=True)
@@ -101,20 +118,25 @@ def _cell(crossing: Threshold) -> str:
 
 def _sentences(three: ThreeLaws, row: _Row) -> list[str]:
     """Short sentences on the largest size fitted, the most useful first."""
+    sunk, paid = _who("D2", row.sunk), _who("D2", row.paid)
     found = [
         f"Given a dense model of {short_count(row.size)} parameters that has seen {short_count(row.d1)} tokens, and D2 "
-        f"tokens to train the mixture ({three.n_expert} experts, top-{three.top_k}) on: {_who('D2', row.sunk)}.",
-        f"If training from scratch gets the dense model's FLOPs too: {_who('D2', row.paid)}.",
-        f"With as many tokens of the mixture as the dense model has seen, D1 = D2: {_who('D*', row.equal)}.",
+        f"tokens to train the mixture ({three.n_expert} experts, top-{three.top_k}) on, {sunk}; if training from "
+        f"scratch also gets the FLOPs that the dense model cost, {paid}."
+        + (" Both hold: the first takes the dense model as given, the second pays for it." if sunk != paid else ""),
+        f"With as many tokens of the mixture as the dense model has seen, D1 = D2, {_who('D*', row.equal)}.",
     ]
     if row.optimum is not None:
         found.append(_optimum_words(row.optimum))
-    crossings = {"D*": row.equal, "D2, dense cost sunk": row.sunk, "D2, dense cost paid": row.paid}
-    found_at = {name: _far(each.outside) for name, each in crossings.items() if each.root is not None}
-    far = [f"{name} ({words})" for name, words in found_at.items() if words != WITHIN]
-    if far:
-        found.append(f"Outside the data, and so less sure than the intervals say: {'; '.join(far)}.")
-    elif found_at:
+    crossings = {"D*": row.equal, "D2 with the dense cost sunk": row.sunk, "D2 with the dense cost paid": row.paid}
+    present = {name: each for name, each in crossings.items() if each.root is not None}
+    far = {name: max(each.outside.values(), default=0.0) for name, each in present.items()}
+    beyond = [
+        f"{name} lies a factor of {number(math.exp(far[name]), 2)} outside the data" for name in far if far[name] > 0
+    ]
+    if beyond:
+        found.append(f"{'; '.join(beyond)}: trust such a crossing less than its interval suggests.")
+    elif present:
         found.append("These crossings lie within the range of the data.")
     return found
 
@@ -123,8 +145,12 @@ def _who(symbol: str, crossing: Threshold) -> str:
     """Who is ahead where, in words, with the share of the draws that see it otherwise."""
     none = crossing.shares.get("none", 0.0)
     if crossing.root is None:
-        agree = f" (no crossing in {none:.0%} of the draws either)" if crossing.draws else ""
-        return f"{WORDS[crossing.below]} is ahead at every {symbol} near the data{agree}"
+        agree = (
+            f" by the central estimate (not settled: {1 - none:.0%} of the draws have a crossing)"
+            if none < 0.95
+            else ""
+        )
+        return f"{WORDS[crossing.below]} is ahead at every {symbol} near the data{agree if crossing.draws else ''}"
     below = crossing.ahead(crossing.root)
     words = f"{WORDS[below]} is ahead below {symbol} = {short_count(crossing.root)}{_band(crossing.band)} tokens, "
     words += f"{WORDS[OTHER[below]]} above"

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Literal
 
 from upcycle.laws.result import FitResult
 from upcycle.laws.validate import SeedNoise
-from upcycle.paper.comparisons import Lead, clear_difference, leads
+from upcycle.paper.comparisons import Lead, Standing, clear_difference, leads, standing, tally
 from upcycle.paper.inputs import Grid, Inputs
-from upcycle.paper.render import number, signed
+from upcycle.paper.render import number, plural, signed
 from upcycle.paper.tables_data import LAWS, law_errors
 from upcycle.study.spec import short_count
 
-Verdict = Literal["clear", "open", "against"]
+Verdict = Literal["clear", "part", "open", "against"]
 SAME = 1.1
 """Errors of two laws within this factor are called equal."""
 EXPLAINED = 1.5
@@ -29,7 +30,7 @@ class Finding:
     sentence: str
     detail: str
     verdict: Verdict = "clear"
-    """Whether the losses settle it: `clear`, `open`, or `against` what the paper found."""
+    """Whether the losses settle it: `clear`, in `part` (at some points), `open`, or `against` what the paper found."""
 
 
 def headline(inputs: Inputs, sweep: str | None = None) -> str:
@@ -48,7 +49,6 @@ def findings(inputs: Inputs, sweep: str | None = None) -> list[Finding]:
         _against_scratch(inputs, grid, noise),
         _offset(inputs, grid, noise),
         _interaction(inputs, grid),
-        _dense_tokens_too(inputs, grid, noise),
         _noise(noise, grid),
     ]
     return [finding for finding in found if finding is not None]
@@ -97,72 +97,88 @@ def _gain(errors: dict[str, float], family: str) -> str:
 
 
 def _against_scratch(inputs: Inputs, grid: Grid, noise: SeedNoise | None) -> Finding | None:
-    found = leads(inputs, grid)
-    if not found:
+    """Upcycling against the same mixture from scratch, by the tokens of the mixture and by all tokens, in one sentence.
+
+    The two can point to different winners, since only the second counts the dense model's tokens.
+    """
+    bound = clear_difference(noise) if noise else 0.0
+    added, both = leads(inputs, grid), leads(inputs, grid, dense_tokens_count=True)
+    if not added and not both:
         return None
-    rival = "training the same mixture from scratch on the tokens that it adds (D2)"
-    sentence, verdict = _lead_sentence(found, noise, rival)
-    detail = _extremes(found)
-    if flips := _flips(found):
-        detail += " " + flips
-    elif all(lead.nats > 0 for lead in found):
-        detail += " Nowhere in the grid did training from scratch catch up."
-    return Finding(sentence, detail, verdict)
+    parts: list[str] = []
+    details: list[str] = []
+    for found, rival, tokens in (
+        (added, "the tokens that upcycling adds (D2)", "D2"),
+        (both, "all the tokens, the dense model's included (D1 + D2)", "D1 + D2"),
+    ):
+        if found:
+            parts.append(f"against {'one' if parts else 'the same mixture'} trained from scratch on {rival}, ")
+            parts[-1] += f"{'it' if len(parts) > 1 else 'upcycling'} {_stands(tally(found, bound))}"
+            details.append(_extremes(found, f"training from scratch on {tokens} tokens"))
+    details.insert(1, _along_d2(added, bound))
+    kinds = tally([*added, *both], bound)
+    if kinds["undecided"] and noise:
+        details.append(f"Undecided: the difference is within what seeds alone give ({number(bound, 2)} nats).")
+    if noise is None:
+        details.append("No point was trained with two seeds, so some of these differences may be chance.")
+    if both:
+        details.append(
+            "A dense token costs fewer FLOPs than a token of the mixture: an account in FLOPs that pays for the dense "
+            "model lies between these two."
+            if added
+            else "A dense token costs fewer FLOPs than a token of the mixture, so this is an account in tokens alone."
+        )
+    decided = kinds["ahead"] + kinds["behind"]
+    verdict: Verdict = "open" if noise is None or not decided else "part" if kinds["undecided"] else "clear"
+    sentence = "; ".join(parts) + "."
+    return Finding(sentence[0].upper() + sentence[1:], " ".join(filter(None, details)), verdict)
 
 
-def _dense_tokens_too(inputs: Inputs, grid: Grid, noise: SeedNoise | None) -> Finding | None:
-    found = leads(inputs, grid, dense_tokens_count=True)
-    if not found:
-        return None
-    rival = "training the same mixture from scratch on all the tokens, the dense model's included (D1 + D2)"
-    sentence, verdict = _lead_sentence(found, noise, rival)
-    detail = (
-        f"Measured where the grid holds a model trained from scratch on D1 + D2 tokens. {_extremes(found)} A dense "
-        "token costs less compute than a token of the mixture, so this is an account in tokens, not in FLOPs."
-    )
-    return Finding(sentence, detail, verdict)
+_VERBS: dict[Standing, str] = {"ahead": "wins", "behind": "loses", "undecided": "is undecided"}
 
 
-def _extremes(found: list[Lead]) -> str:
+def _stands(kinds: Counter[Standing]) -> str:
+    """`wins at 22 of 25 points and is undecided at 3`: what upcycling does, each point counted once."""
+    n, present = kinds.total(), [kind for kind in _VERBS if kinds[kind]]
+    if len(present) == 1:
+        return f"{_VERBS[present[0]]} at {f'each of the {n} points' if n > 1 else 'the one point'}"
+    first, *rest = (f"{_VERBS[kind]} at {kinds[kind]}" for kind in present)
+    return _and([f"{first} of {n} points", *rest])
+
+
+def _and(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def _extremes(found: list[Lead], rival: str) -> str:
     least, most = min(found, key=lambda lead: lead.nats), max(found, key=lambda lead: lead.nats)
     places = [f"D1 = {short_count(lead.D1)}, D2 = {short_count(lead.D2)}" for lead in (least, most)]
-    return f"Upcycling's lead runs from {signed(least.nats)} nats at {places[0]} to {signed(most.nats)} at {places[1]}."
+    if least == most:
+        return f"The lead of upcycling over {rival} is {signed(least.nats)} nats at {places[0]}."
+    return (
+        f"The lead of upcycling over {rival} runs from {signed(least.nats)} nats at {places[0]} "
+        f"to {signed(most.nats)} at {places[1]}."
+    )
 
 
-def _lead_sentence(found: list[Lead], noise: SeedNoise | None, rival: str) -> tuple[str, Verdict]:
-    """Who is ahead at how many points, and whether by more than the seeds' noise."""
-    n, ahead = len(found), sum(lead.nats > 0 for lead in found)
-    at = f"each of the {n} points" if n > 1 else "the one point"
-    if ahead == n:
-        sentence = f"At {at} upcycling beats {rival}"
-    elif ahead == 0:
-        sentence = f"At {at} upcycling loses to {rival}"
-    else:
-        sentence = f"At {ahead} of {n} points upcycling beats {rival}, at {n - ahead} it loses"
-    if noise is None:
-        return sentence + ".", "open"
-    bound = clear_difference(noise)
-    unclear = sum(abs(lead.nats) <= bound for lead in found)
-    if unclear == 0:
-        sentence += f", always by more than seeds explain ({number(bound, 2)} nats)."
-    elif unclear < n:
-        sentence += f"; at {unclear} the difference is within what seeds alone give ({number(bound, 2)} nats)."
-    else:
-        sentence += f", nowhere by more than seeds alone give ({number(bound, 2)} nats)."
-    return sentence, "open" if unclear == n else "clear"
-
-
-def _flips(found: list[Lead]) -> str:
-    """Between which D2 training from scratch overtakes, for each D1 where it does."""
-    places = []
+def _along_d2(found: list[Lead], bound: float) -> str:
+    """From which D2 on the lead is no longer clear, and between which D2 training from scratch overtakes, by D1."""
+    overtaken, faded = [], []
     for D1 in sorted({lead.D1 for lead in found}):
         line = sorted((lead for lead in found if lead.D1 == D1), key=lambda lead: lead.D2)
-        places += [
-            f"between D2 = {short_count(before.D2)} and {short_count(after.D2)} at D1 = {short_count(D1)}"
-            for before, after in pairwise(line)
-            if before.nats > 0 >= after.nats
-        ]
-    return f"Training from scratch overtakes {'; '.join(places)}." if places else ""
+        at = f"at D1 = {short_count(D1)}"
+        ahead = [lead for lead in line if standing(lead, bound) == "ahead"]
+        later = [lead for lead in line if ahead and lead.D2 > ahead[-1].D2]
+        behind = [lead for lead in later if standing(lead, bound) == "behind"]
+        if behind:
+            overtaken.append(f"between D2 = {short_count(ahead[-1].D2)} and {short_count(behind[0].D2)} {at}")
+        elif later:
+            faded.append(f"from D2 = {short_count(later[0].D2)} on {at}")
+    sentences = [f"Training from scratch overtakes {'; '.join(overtaken)}."] if overtaken else []
+    sentences += [f"The lead is no longer clear {'; '.join(faded)}."] if faded else []
+    if len(found) > 1 and tally(found, bound)["ahead"] == len(found):
+        sentences.append("Nowhere in the grid did training from scratch catch up.")
+    return " ".join(sentences)
 
 
 def _offset(inputs: Inputs, grid: Grid, noise: SeedNoise | None) -> Finding | None:
@@ -203,12 +219,10 @@ def _interaction(inputs: Inputs, grid: Grid) -> Finding | None:
     value = f"α3 = {number(fit.values['alpha3'])}"
     low, high = fit.intervals.get("alpha3", [None, None])
     if low is None or high is None:
-        return Finding(unsettled, f"{value}, without an interval. {fit.statement}", "open")
-    first, last = (exponent(fit, D1) for D1 in (grid.D1[0], grid.D1[-1]))
-    detail = (
-        f"{value}, 95 % interval {number(low)} to {number(high)}: the exponent of D2 goes from {number(first)} at "
-        f"D1 = {short_count(grid.D1[0])} to {number(last)} at D1 = {short_count(grid.D1[-1])}."
-    )
+        return Finding(unsettled, f"{value}, without an interval: the law is {fit.statement}.", "open")
+    first, last = (f"{number(exponent(fit, D1))} at D1 = {short_count(D1)}" for D1 in (grid.D1[0], grid.D1[-1]))
+    goes = f"is {first}" if len(grid.D1) == 1 else f"goes from {first} to {last}"
+    detail = f"{value}, 95 % interval {number(low)} to {number(high)}: the exponent of D2 {goes}."
     if not fit.identifiable:
         detail += f" The law as a whole is {fit.statement}."
     if low <= 0 <= high:
@@ -230,12 +244,14 @@ def _noise(noise: SeedNoise | None, grid: Grid) -> Finding:
             "Small differences may be chance. The standard errors shown are of the held-out text alone.",
             "open",
         )
-    spread = grid.rows["loss"].max() - grid.rows["loss"].min()
+    spread = float(grid.rows["loss"].max() - grid.rows["loss"].min())
+    span = ""
+    if len(grid.rows) > 1:
+        span = f"The upcycled losses span {spread:.2f} nats, {number(spread / noise.deviation, 2)} times that. "
     return Finding(
         f"The same run with another seed ends {number(noise.deviation, 2)} nats away (standard deviation).",
-        f"Measured at {noise.points} points, {noise.freedom} degrees of freedom. The upcycled losses span {spread:.2f} "
-        f"nats, {spread / noise.deviation:,.0f} times that; two single losses differ clearly if more than "
-        f"{number(clear_difference(noise), 2)} nats apart.",
+        f"Measured at {plural(noise.points, 'point')} with {plural(noise.freedom, 'degree')} of freedom. {span}Two "
+        f"single losses differ clearly if they are more than {number(clear_difference(noise), 2)} nats apart.",
     )
 
 

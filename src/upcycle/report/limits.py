@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from upcycle.paper.inputs import Grid, Inputs
+from upcycle.paper.render import plural
 from upcycle.study.spec import short_count
 
 PAPER_SMALLEST_N1 = 14_745_600
@@ -24,8 +26,7 @@ def limits(inputs: Inputs, grid: Grid, texts: list[dict[str, Any]]) -> list[str]
         _short_runs(inputs, grid),
         _repetition(grid, texts),
         "" if inputs.noise else "No run was repeated with another seed: small differences may be chance.",
-        f"Every prediction outside D1 = {short_count(grid.D1[0])} to {short_count(grid.D1[-1])} and D2 = "
-        f"{short_count(grid.D2[0])} to {short_count(grid.D2[-1])} is extrapolation; so is every floor E.",
+        f"Every prediction outside D1 = {span(grid.D1)} and D2 = {span(grid.D2)} extrapolates, as does every floor E.",
         "The held-out text comes from the same sources as the training text, and losses in nats per token depend on "
         "the tokenizer: they do not compare with losses of other studies.",
     ]
@@ -40,6 +41,12 @@ def _warnings(inputs: Inputs) -> dict[str, str]:
         for sentence in fit.warnings.values():
             fits.setdefault(sentence, []).append(name.replace("_", " "))
     return {sentence: f"Fit{'s' if len(names) > 1 else ''} {', '.join(names)}" for sentence, names in fits.items()}
+
+
+def span(tokens: Sequence[int]) -> str:
+    """Ascending token counts as a range, or the only one."""
+    low, high = short_count(tokens[0]), short_count(tokens[-1])
+    return low if low == high else f"{low} to {high}"
 
 
 def _size(grid: Grid) -> str:
@@ -58,8 +65,8 @@ def _sizes(inputs: Inputs) -> str:
     if sizes > 2:
         return ""
     return (
-        f"Upcycled models of {'one size' if sizes == 1 else 'two sizes'} say nothing reliable about how the loss "
-        "depends on the model's size, nor from how many tokens on training from scratch wins (the paper's D*)."
+        f"Upcycled models of {'one size' if sizes == 1 else 'two sizes'} say nothing reliable about how the loss and "
+        "the paper's D* (the tokens from which on training from scratch wins) depend on the model's size."
     )
 
 
@@ -77,8 +84,8 @@ def _short_runs(inputs: Inputs, grid: Grid) -> str:
     if short == 0:
         return ""
     return (
-        f"{short} of the {len(steps)} upcycled runs have fewer than {SHORT_RUN} steps (the shortest {min(steps)}): so "
-        "early, a loss falls faster than a power law, which bends every fit that includes it."
+        f"{short} of {plural(len(steps), 'upcycled run')} took fewer than {SHORT_RUN} steps (the least {min(steps)}). "
+        "So early, a loss falls faster than a power law, which bends every fit that includes it."
     )
 
 

@@ -51,7 +51,8 @@ def grid_tables(inputs: Inputs, grid: Grid) -> dict[str, Any]:
         "mixture": f"{grid.model}, {grid.shape[0]} experts, {grid.shape[1]} active",
         "columns": [short_count(column) for column in columns],
         "rows": body,
-        "seeds": len(grid.rows) != len(grid.D1) * len(grid.D2) or inputs.losses["seed"].nunique() > 1,
+        "seeds": any(len(group) > 1 for _, cells in rows for group in cells.values()),
+        "scratch": len(rows) > len(grid.D1),
         "error": (float(errors.min()), float(errors.max())),
         "lead": _lead_table(inputs, grid),
         "lead_columns": [short_count(D2) for D2 in grid.D2],
@@ -77,7 +78,7 @@ def _lead_table(inputs: Inputs, grid: Grid) -> list[tuple[str, list[Cell]]]:
     if not found:
         return []
     bound = clear_difference(inputs.noise) if inputs.noise else math.nan
-    largest = max(abs(value) for value in found.values())
+    largest = max(abs(value) for value in found.values()) or 1.0
 
     def cell(D1: int, D2: int) -> Cell:
         if (D1, D2) not in found:

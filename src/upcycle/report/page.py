@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup, escape
 
 from upcycle.errors import UserError
 from upcycle.files import write_atomic
 from upcycle.paper.inputs import Inputs
-from upcycle.paper.render import number, to_html
+from upcycle.paper.render import number, plural, to_html
 from upcycle.report import laws, losses, sections
 from upcycle.report.background import Background, read_csv
 from upcycle.report.decisions import decisions
-from upcycle.report.findings import findings, headline
+from upcycle.report.findings import Verdict, findings, headline
 from upcycle.report.limits import limits
 from upcycle.study import catalogue
 
@@ -24,6 +25,14 @@ __all__ = ["Background", "headline", "write_report"]
 
 LONG = 60
 """Characters of a cell from which a table is one of words: folded, its cells wrapped."""
+
+MARKS: dict[Verdict, str] = {
+    "clear": "● settled by these losses",
+    "part": "◐ settled at some points only",
+    "open": "○ not settled",
+    "against": "◆ settled, and other than in the paper that this sweep follows",
+}
+"""What the marks of findings mean; page.css draws them."""
 
 
 def write_report(inputs: Inputs, background: Background, path: Path) -> None:
@@ -35,36 +44,54 @@ def write_report(inputs: Inputs, background: Background, path: Path) -> None:
     write_atomic(path, page)
 
 
-def render(inputs: Inputs, background: Background) -> str:
-    """The page's HTML; the same inputs give the same text."""
-    environment = jinja2.Environment(
+def environment() -> jinja2.Environment:
+    """The templates and their filters."""
+    found = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "duration": sections.duration, "count": sections.count}
+    found.filters |= {"number": number, "plural": plural, "words": words}
+    found.filters |= {"duration": sections.duration, "count": sections.count}
+    return found
+
+
+def words(sentence: str) -> Markup:
+    """A sentence of a message as HTML: it begins and ends as a sentence does, and what is in backticks is code."""
+    text = f"{sentence[:1].upper()}{sentence[1:]}{'' if sentence.endswith(('.', '?', '!')) else '.'}"
+    parts = [escape(part) for part in text.split("`")]
+    return Markup("").join(Markup("<code>{}</code>").format(part) if i % 2 else part for i, part in enumerate(parts))
+
+
+def render(inputs: Inputs, background: Background) -> str:
+    """The page's HTML; the same inputs give the same text."""
     grid = inputs.grid()
     texts = sections.texts(inputs, background)
-    return environment.get_template("page.html.j2").render(
-        title=background.title or "Upcycling dense models into mixtures of experts",
-        simulated=inputs.simulated,
-        findings=findings(inputs),
-        scope=sections.scope(inputs, background, grid),
-        run=sections.what_was_run(inputs, background),
-        losses=losses.grid_tables(inputs, grid),
-        models=losses.every_model(inputs),
-        evaluations=losses.evaluations(inputs, background),
-        figures=[_figure(name, background) for name in background.figures],
-        tables=[_table(name, background) for name in background.tables],
-        laws=laws.cards(inputs),
-        decisions=decisions(inputs),
-        receipts=sections.receipts(inputs),
-        texts=texts,
-        limits=limits(inputs, grid, texts),
-        command=background.command,
-        study=background.study,
+    return (
+        environment()
+        .get_template("page.html.j2")
+        .render(
+            title=background.title or "Upcycling dense models into mixtures of experts",
+            simulated=inputs.simulated,
+            findings=findings(inputs),
+            marks=MARKS,
+            scope=sections.scope(inputs, background, grid),
+            run=sections.what_was_run(inputs, background),
+            losses=losses.grid_tables(inputs, grid),
+            models=losses.every_model(inputs),
+            evaluations=losses.evaluations(inputs, background),
+            figures=[_figure(name, background) for name in background.figures],
+            tables=[_table(name, background) for name in background.tables],
+            laws=laws.cards(inputs),
+            decisions=decisions(inputs),
+            receipts=sections.receipts(inputs),
+            texts=texts,
+            limits=limits(inputs, grid, texts),
+            command=background.command,
+            study=background.study,
+        )
     )
 
 

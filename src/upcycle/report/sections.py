@@ -10,6 +10,7 @@ from typing import Any
 from upcycle.paper.inputs import Grid, Inputs
 from upcycle.paper.render import number
 from upcycle.report.background import Background
+from upcycle.report.limits import span
 from upcycle.study.spec import short_count
 
 
@@ -25,7 +26,7 @@ def scope(inputs: Inputs, background: Background, grid: Grid) -> dict[str, Any]:
         "N1": short_count(first["N1"]),
         "N_total": short_count(first["N_total"]),
         "mixture": f"{grid.shape[0]} experts, {grid.shape[1]} active",
-        "budgets": f"{short_count(min(grid.D1 + grid.D2))} to {short_count(max(grid.D1 + grid.D2))}",
+        "budgets": span(sorted([*grid.D1, *grid.D2])),
         "seeds": int(inputs.losses["seed"].nunique()),
     }
 
@@ -79,24 +80,16 @@ def all_runs(inputs: Inputs) -> list[str]:
 def _sweep(inputs: Inputs, name: str) -> dict[str, Any]:
     rows = inputs.in_sweep(name)
     words = {"dense": "dense", "moe": "MoE from scratch", "up": "upcycled"}
-    low, high = int(rows["D"].min()), int(rows["D"].max())
     return {
         "name": name,
         "kinds": ", ".join(words[kind] for kind in rows["lineage"].unique()),
         "models": ", ".join(sorted({f"{row.model} {row.moe}".strip() for row in rows.itertuples()})),
         "finished": len(rows),
         "planned": len(inputs.sweeps.get(name, ())) or len(rows),
-        "D1": _range(rows.loc[rows["lineage"] == "up", "D1"]),
-        "D": short_count(low) if low == high else f"{short_count(low)} to {short_count(high)}",
+        "D1": span(upcycled) if (upcycled := sorted(rows.loc[rows["lineage"] == "up", "D1"])) else "",
+        "D": span(sorted(rows["D"])),
         "seeds": ", ".join(str(seed) for seed in sorted(rows["seed"].unique())),
     }
-
-
-def _range(tokens: Any) -> str:
-    if not len(tokens):
-        return ""
-    low, high = int(tokens.min()), int(tokens.max())
-    return short_count(low) if low == high else f"{short_count(low)} to {short_count(high)}"
 
 
 def _moment(iso: str) -> str:
