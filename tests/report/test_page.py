@@ -119,11 +119,28 @@ def test_the_headline_is_one_line_with_the_winner_of_table_1(study):
     )
 
 
+def with_errors(fit, rms, residuals):
+    return dataclasses.replace(fit, loo_rms=rms, loo_residuals_log=residuals)
+
+
+def test_a_ratio_of_errors_that_so_few_points_do_not_settle_is_open(study):
+    """The best law by 1.2 times, all of it from one point: no other draw of points need say so."""
+    inputs, _ = study
+    fits = {name: with_errors(fit, 0.012, [0.01] * 24 + [0.05]) for name, fit in inputs.fits.items() if fit.by is None}
+    fits["multiplicative"] = with_errors(inputs.fits["multiplicative"], 0.010, [0.01] * 25)
+    finding = findings(dataclasses.replace(inputs, fits={**inputs.fits, **fits}))[0]
+    assert finding.verdict == "open"
+    assert finding.sentence.endswith("which so few points do not settle.")
+    assert "95 % interval 1 to" in finding.detail
+    assert "by drawing whole rows of D1" in finding.detail
+    assert re.search(r"The best law is (not )?rejected.* \(F\(20, 6\) = ", finding.detail)
+
+
 def test_the_headline_follows_the_fits_not_the_paper(study):
     inputs, _ = study
     swapped = {
-        "multiplicative": dataclasses.replace(inputs.fits["multiplicative"], loo_rms=0.5),
-        "additive": dataclasses.replace(inputs.fits["additive"], loo_rms=0.004),
+        "multiplicative": with_errors(inputs.fits["multiplicative"], 0.5, [0.1] * 25),
+        "additive": with_errors(inputs.fits["additive"], 0.004, [1e-4] * 25),
     }
     finding = findings(dataclasses.replace(inputs, fits={**inputs.fits, **swapped}))[0]
     assert "the additive law with interaction fits best" in finding.sentence

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from upcycle.laws.compare import ErrorRatio
 from upcycle.laws.result import FitResult
 from upcycle.laws.validate import SeedNoise
 from upcycle.paper.comparisons import Lead, Standing, clear_difference, leads, standing, tally
@@ -19,8 +20,8 @@ from upcycle.study.spec import short_count
 Verdict = Literal["clear", "part", "open", "against"]
 SAME = 1.1
 """Errors of two laws within this factor are called equal."""
-EXPLAINED = 1.5
-"""An error of at most this many standard deviations of the seeds' noise leaves little to explain."""
+REJECTED = 0.05
+"""Probability of the residuals under the noise of seeds below which a law is called rejected."""
 
 
 @dataclass(frozen=True)
@@ -60,14 +61,9 @@ def _best_law(inputs: Inputs, grid: Grid, noise: SeedNoise | None) -> Finding | 
         return None
     best, second = sorted(errors, key=lambda law: errors[law])[:2]
     factor = errors[second] / errors[best]
-    details = [_gain(errors, family) for family in ("multiplicative", "additive")]
-    if noise is not None:
-        share = errors[best] / noise.deviation
-        details.append(
-            f"The best law's error is {number(share, 2)} times the spread that seeds alone give "
-            f"({number(noise.deviation, 2)} nats): "
-            + ("little is left to explain." if share < EXPLAINED else "it does not explain everything.")
-        )
+    sure = inputs.error_ratio(inputs.fit(grid, second), inputs.fit(grid, best))
+    details = [_gain(inputs, grid, errors, family) for family in ("multiplicative", "additive")]
+    details.append(_lack_of_fit(inputs, inputs.fit(grid, best), "The best law", noise))
     detail = " ".join(filter(None, details))
     if factor < SAME:
         return Finding(
@@ -76,24 +72,47 @@ def _best_law(inputs: Inputs, grid: Grid, noise: SeedNoise | None) -> Finding | 
             detail,
             "open",
         )
+    settled = sure is not None and sure.clear
     sentence = (
         f"Of the paper's {_count(len(errors))} laws the {LAWS[best]} fits best: leaving one loss out, it predicts it "
-        f"to {number(errors[best], 2)} nats, {number(factor, 2)} times closer than the next (the {LAWS[second]})."
+        f"to {number(errors[best], 2)} nats, {number(factor, 3)} times closer than the next (the {LAWS[second]})"
+        + ("." if settled else ", which so few points do not settle.")
     )
-    return Finding(sentence, detail, "clear" if best == "multiplicative" else "against")
+    detail = f"That factor: {_interval(sure)}. {detail}" if sure else detail
+    return Finding(sentence, detail, "open" if not settled else "clear" if best == "multiplicative" else "against")
 
 
-def _gain(errors: dict[str, float], family: str) -> str:
+def _gain(inputs: Inputs, grid: Grid, errors: dict[str, float], family: str) -> str:
     """What interaction does to the error of a family of laws, in words; nothing where one of the two is not fitted."""
     plain = f"{family}_no_interaction"
     if family not in errors or plain not in errors:
         return ""
     ratio = errors[plain] / errors[family]
+    sure = inputs.error_ratio(inputs.fit(grid, plain), inputs.fit(grid, family))
+    interval = f" ({_interval(sure)} of the factor without over with)" if sure else ""
     if ratio >= SAME:
-        return f"Interaction makes the {family} law's error {number(ratio, 2)} times smaller."
+        return f"Interaction makes the {family} law's error {number(ratio, 3)} times smaller{interval}."
     if ratio <= 1 / SAME:
-        return f"Interaction makes the {family} law's error {number(1 / ratio, 2)} times larger."
-    return f"Interaction makes no difference to the {family} law's error."
+        return f"Interaction makes the {family} law's error {number(1 / ratio, 3)} times larger{interval}."
+    return f"Interaction makes no difference to the {family} law's error{interval}."
+
+
+def _interval(ratio: ErrorRatio) -> str:
+    """The 95 % intervals of a ratio of errors."""
+    points = f"95 % interval {number(ratio.by_points[0])} to {number(ratio.by_points[1])} by drawing points"
+    if ratio.by_groups is None:
+        return points
+    return f"{points}, {number(ratio.by_groups[0])} to {number(ratio.by_groups[1])} by drawing whole rows of D1"
+
+
+def _lack_of_fit(inputs: Inputs, fit: FitResult, what: str, noise: SeedNoise | None) -> str:
+    """Whether a law misses the losses by more than seeds do, in words; nothing where that cannot be told."""
+    test = inputs.lack_of_fit(fit)
+    if test is None or noise is None:
+        return ""
+    numbers = f"F({test.freedom[0]}, {test.freedom[1]}) = {number(test.F)}, p = {number(test.p, 2)}"
+    verdict = "is rejected: it misses the losses by more than" if test.p < REJECTED else "is not rejected by"
+    return f"{what} {verdict} the noise of seeds, {number(noise.deviation, 2)} nats ({numbers})."
 
 
 def _against_scratch(inputs: Inputs, grid: Grid, noise: SeedNoise | None) -> Finding | None:
@@ -194,14 +213,15 @@ def _offset(inputs: Inputs, grid: Grid, noise: SeedNoise | None) -> Finding | No
         f"more: D0 = {short_count(offset.values['D0'])} tokens. Its AIC is "
         f"{signed(offset.certificate['aic'] - plain.certificate['aic'], 0)} against the law without."
     )
-    if noise is not None:
-        share = offset.loo_rms / noise.deviation
-        detail += f" Its leave-one-out error is {number(share, 2)} times the spread that seeds alone give."
+    sure = inputs.error_ratio(plain, offset)
+    detail += f" The factor: {_interval(sure)}." if sure else ""
+    detail = f"{detail} {_lack_of_fit(inputs, offset, 'The law with the offset', noise)}".strip()
     if ratio >= SAME:
         return Finding(
             f"With an offset in D2, which the paper's laws lack, the multiplicative law predicts a left-out loss to "
             f"{number(offset.loo_rms, 2)} nats, {number(ratio, 2)} times closer.",
             detail,
+            "clear" if sure is not None and sure.clear else "open",
         )
     return Finding(
         f"An offset in D2, which the paper's laws lack, makes the multiplicative law no better: leave-one-out errors "
