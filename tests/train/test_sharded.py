@@ -98,7 +98,7 @@ def test_a_pruner_killed_half_way_leaves_no_state_behind(copied: Path, monkeypat
     """A folder is renamed before its files go, and swept away by the next start."""
     monkeypatch.setattr("upcycle.train.rolling.KEPT", 1)
     with monkeypatch.context() as patch:
-        patch.setattr("upcycle.train.rolling.shutil.rmtree", lambda _: None)
+        patch.setattr("upcycle.train.rolling.remove", lambda _: None)
         prune(copied / "resume")
     left = sorted(path.name for path in (copied / "resume").iterdir())
     assert left[0].startswith("step-000000002")
