@@ -7,6 +7,7 @@ from collections import defaultdict
 from dataclasses import asdict
 from typing import Any
 
+from upcycle.errors import UserError
 from upcycle.files import read_record
 from upcycle.study.columns import value_text
 from upcycle.study.counting import count_parameters, flops_6nd, flops_per_token
@@ -102,8 +103,10 @@ def measured_speeds(workflow: Workflow) -> dict[str, float]:
         path = RESULTS / "runs" / run_id / "metrics.json"
         if path.exists():
             metrics = read_record(path)
-            tokens[shape_key(run)] += metrics["segment_tokens"]
-            seconds[shape_key(run)] += metrics["train_seconds"]
+            for total, name in ((tokens, "segment_tokens"), (seconds, "train_seconds")):
+                if not isinstance(metrics[name], int | float):
+                    raise UserError(f"{path} is damaged: {name} is no number; `upcycle train {run_id}` restores it")
+                total[shape_key(run)] += metrics[name]
     return {key: tokens[key] / seconds[key] for key in tokens if seconds[key] > 0}
 
 

@@ -123,5 +123,5 @@ def test_a_plan_names_metrics_that_state_no_speed(
     path = RESULTS / "runs" / run_id / "metrics.json"
     path.parent.mkdir(parents=True)
     path.write_text(content)
-    with pytest.raises(UserError, match=f"{run_id}/metrics.json is damaged: .*`upcycle train {run_id}` restores it"):
+    with pytest.raises(UserError, match=f"{run_id}/metrics.json is damaged: "):
         describe_plan(workflow)
