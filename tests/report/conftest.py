@@ -34,7 +34,8 @@ def study(tmp_path_factory):
     results = tmp_path_factory.mktemp("study")
     inputs = simulated_sweep.read_inputs(results, simulated_sweep.write_results(results))
     draw("figure3", inputs, results / "figures" / "figure3")
-    write_table("table1", inputs, results / "tables" / "table1")
+    for name in ("table1", "laws"):
+        write_table(name, inputs, results / "tables" / name)
     (results / "timing.json").write_text(json.dumps({"invocations": [TIMING]}))
     rows = ["id,evaluation,loss,loss_se,heldout_tokens"]
     rows += [f"{row.id},web,{row.loss + 0.5!r},0.02,65536" for row in inputs.losses.itertuples()]
@@ -45,6 +46,6 @@ def study(tmp_path_factory):
         tokens=results / "tokens",
         title="A test",
         figures=("figure3",),
-        tables=("table1",),
+        tables=("table1", "laws"),
     )
     return inputs, background

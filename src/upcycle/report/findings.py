@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,10 +18,8 @@ from upcycle.paper.tables_data import LAWS, law_errors
 from upcycle.study.spec import short_count
 
 Verdict = Literal["clear", "part", "open", "against"]
-SAME = 1.1
-"""Errors of two laws within this factor are called equal."""
 REJECTED = 0.05
-"""Probability of the residuals under the noise of seeds below which a law is called rejected."""
+"""A law whose lack of fit is less probable than this is rejected."""
 
 
 @dataclass(frozen=True)
@@ -46,73 +44,71 @@ def findings(inputs: Inputs, sweep: str | None = None) -> list[Finding]:
     grid = inputs.grid(sweep)
     noise = inputs.noise
     found = [
-        _best_law(inputs, grid, noise),
+        _best_law(inputs, grid),
         _against_scratch(inputs, grid, noise),
-        _offset(inputs, grid, noise),
+        _offset(inputs, grid),
         _interaction(inputs, grid),
         _noise(noise, grid),
     ]
     return [finding for finding in found if finding is not None]
 
 
-def _best_law(inputs: Inputs, grid: Grid, noise: SeedNoise | None) -> Finding | None:
+def _best_law(inputs: Inputs, grid: Grid) -> Finding | None:
     errors = {law: error for law, error in law_errors(inputs, grid).items() if math.isfinite(error)}
     if len(errors) < 2:
         return None
     best, second = sorted(errors, key=lambda law: errors[law])[:2]
-    factor = errors[second] / errors[best]
-    sure = inputs.error_ratio(inputs.fit(grid, second), inputs.fit(grid, best))
-    details = [_gain(inputs, grid, errors, family) for family in ("multiplicative", "additive")]
-    details.append(_lack_of_fit(inputs, inputs.fit(grid, best), "The best law", noise))
-    detail = " ".join(filter(None, details))
-    if factor < SAME:
+    fits = {law: inputs.fit(grid, law) for law in errors}
+    ratio = inputs.error_ratio(fits[second], fits[best])
+    families = [name for name in ("multiplicative", "additive") if {best, second} != {name, f"{name}_no_interaction"}]
+    gains = [_gain(inputs, fits, family) for family in families]
+    against = f"The second error over the first is {_ratio(ratio)}." if ratio else ""
+    detail = " ".join(filter(None, [against, *gains, _misfit(inputs, fits[best], LAWS[best])]))
+    if ratio is None or not ratio.clear:
         return Finding(
-            f"The losses do not choose between the {LAWS[best]} and the {LAWS[second]}: "
-            f"leave-one-out errors of {number(errors[best])} and {number(errors[second])} nats.",
+            f"The losses do not tell the {LAWS[best]} from the {LAWS[second]}: leave-one-out errors of "
+            f"{number(errors[best], 2)} and {number(errors[second], 2)} nats.",
             detail,
             "open",
         )
-    settled = sure is not None and sure.clear
     sentence = (
         f"Of the paper's {_count(len(errors))} laws the {LAWS[best]} fits best: leaving one loss out, it predicts it "
-        f"to {number(errors[best], 2)} nats, {number(factor, 3)} times closer than the next (the {LAWS[second]})"
-        + ("." if settled else ", which so few points do not settle.")
+        f"to {number(errors[best], 2)} nats, and the next, the {LAWS[second]}, to {number(errors[second], 2)}."
     )
-    detail = f"That factor: {_interval(sure)}. {detail}" if sure else detail
-    return Finding(sentence, detail, "open" if not settled else "clear" if best == "multiplicative" else "against")
+    return Finding(sentence, detail, "clear" if best == "multiplicative" else "against")
 
 
-def _gain(inputs: Inputs, grid: Grid, errors: dict[str, float], family: str) -> str:
+def _ratio(ratio: ErrorRatio) -> str:
+    """`1.3 (95 % interval 0.84 to 1.6 over points, 1.1 to 1.5 over rows of D1)`."""
+    points = "95 % interval {} to {} over points".format(*(number(end) for end in ratio.by_points))
+    rows = ", {} to {} over rows of D1".format(*(number(end) for end in ratio.by_groups)) if ratio.by_groups else ""
+    return f"{number(ratio.ratio)} ({points}{rows})"
+
+
+def _gain(inputs: Inputs, fits: Mapping[str, FitResult], family: str) -> str:
     """What interaction does to the error of a family of laws, in words; nothing where one of the two is not fitted."""
     plain = f"{family}_no_interaction"
-    if family not in errors or plain not in errors:
+    if family not in fits or plain not in fits:
         return ""
-    ratio = errors[plain] / errors[family]
-    sure = inputs.error_ratio(inputs.fit(grid, plain), inputs.fit(grid, family))
-    interval = f" ({_interval(sure)} of the factor without over with)" if sure else ""
-    if ratio >= SAME:
-        return f"Interaction makes the {family} law's error {number(ratio, 3)} times smaller{interval}."
-    if ratio <= 1 / SAME:
-        return f"Interaction makes the {family} law's error {number(1 / ratio, 3)} times larger{interval}."
-    return f"Interaction makes no difference to the {family} law's error{interval}."
+    ratio, inverse = inputs.error_ratio(fits[plain], fits[family]), inputs.error_ratio(fits[family], fits[plain])
+    if ratio is None or inverse is None:
+        return ""
+    shown = f"the error without over that with it is {_ratio(ratio)}"
+    if ratio.clear or inverse.clear:
+        return f"Interaction makes the {family} law {'better' if ratio.clear else 'worse'}: {shown}."
+    return f"Whether interaction makes the {family} law better is not settled: {shown}."
 
 
-def _interval(ratio: ErrorRatio) -> str:
-    """The 95 % intervals of a ratio of errors."""
-    points = f"95 % interval {number(ratio.by_points[0])} to {number(ratio.by_points[1])} by drawing points"
-    if ratio.by_groups is None:
-        return points
-    return f"{points}, {number(ratio.by_groups[0])} to {number(ratio.by_groups[1])} by drawing whole rows of D1"
-
-
-def _lack_of_fit(inputs: Inputs, fit: FitResult, what: str, noise: SeedNoise | None) -> str:
-    """Whether a law misses the losses by more than seeds do, in words; nothing where that cannot be told."""
+def _misfit(inputs: Inputs, fit: FitResult, name: str) -> str:
+    """Whether the noise of seeds explains what the law misses, in words; nothing where that noise is unknown."""
     test = inputs.lack_of_fit(fit)
-    if test is None or noise is None:
+    if test is None:
         return ""
-    numbers = f"F({test.freedom[0]}, {test.freedom[1]}) = {number(test.F)}, p = {number(test.p, 2)}"
-    verdict = "is rejected: it misses the losses by more than" if test.p < REJECTED else "is not rejected by"
-    return f"{what} {verdict} the noise of seeds, {number(noise.deviation, 2)} nats ({numbers})."
+    rejected = "more than seeds explain, so the law is rejected" if test.p < REJECTED else "no more than seeds explain"
+    return (
+        f"What the {name} misses is {rejected} (lack of fit: F = {number(test.F)} with {test.freedom[0]} and "
+        f"{test.freedom[1]} degrees of freedom, p = {number(test.p, 2)})."
+    )
 
 
 def _against_scratch(inputs: Inputs, grid: Grid, noise: SeedNoise | None) -> Finding | None:
@@ -200,35 +196,27 @@ def _along_d2(found: list[Lead], bound: float) -> str:
     return " ".join(sentences)
 
 
-def _offset(inputs: Inputs, grid: Grid, noise: SeedNoise | None) -> Finding | None:
-    """What an offset in D2, which the paper's laws have not, does to the multiplicative law."""
+def _offset(inputs: Inputs, grid: Grid) -> Finding | None:
+    """What an offset in D2, which the paper's laws do not have, does to the multiplicative law."""
     plain, offset = (inputs.fit_or_none(grid, law) for law in ("multiplicative", "multiplicative_offset"))
-    if plain is None or offset is None or set(plain.ids) != set(offset.ids):
+    if plain is None or offset is None or plain.loo_rms is None or offset.loo_rms is None:
         return None
-    if plain.loo_rms is None or offset.loo_rms is None:
+    ratio = inputs.error_ratio(plain, offset)
+    if ratio is None:
         return None
-    ratio = plain.loo_rms / offset.loo_rms
+    difference = offset.certificate["aic"] - plain.certificate["aic"]
     detail = (
-        f"The law with (1 + D2/D0) in place of (1 + D2) ends in the dense model's loss at D2 = 0 and has one parameter "
-        f"more: D0 = {short_count(offset.values['D0'])} tokens. Its AIC is "
-        f"{signed(offset.certificate['aic'] - plain.certificate['aic'], 0)} against the law without."
+        f"The law with (1 + D2/D0) in place of (1 + D2) equals the dense law at D2 = 0 and has one parameter more: "
+        f"D0 = {short_count(offset.values['D0'])} tokens. Its AIC is {number(abs(difference), 2)} "
+        f"{'lower' if difference < 0 else 'higher'} than without. {_misfit(inputs, offset, 'law with the offset')}"
     )
-    sure = inputs.error_ratio(plain, offset)
-    detail += f" The factor: {_interval(sure)}." if sure else ""
-    detail = f"{detail} {_lack_of_fit(inputs, offset, 'The law with the offset', noise)}".strip()
-    if ratio >= SAME:
-        return Finding(
-            f"With an offset in D2, which the paper's laws lack, the multiplicative law predicts a left-out loss to "
-            f"{number(offset.loo_rms, 2)} nats, {number(ratio, 2)} times closer.",
-            detail,
-            "clear" if sure is not None and sure.clear else "open",
-        )
-    return Finding(
-        f"An offset in D2, which the paper's laws lack, makes the multiplicative law no better: leave-one-out errors "
-        f"of {number(offset.loo_rms)} nats with it and {number(plain.loo_rms)} without.",
-        detail,
-        "open",
-    )
+    errors = f"leave-one-out errors of {number(offset.loo_rms, 2)} nats with it and {number(plain.loo_rms, 2)} without"
+    detail = f"The error without over that with it is {_ratio(ratio)}. {detail.strip()}"
+    if not ratio.clear:
+        sentence = "Whether an offset in D2, which the paper's laws lack, helps the multiplicative law is not settled"
+        return Finding(f"{sentence}: {errors}.", detail, "open")
+    sentence = "With an offset in D2, which the paper's laws lack, the multiplicative law predicts better"
+    return Finding(f"{sentence}: {errors}.", detail)
 
 
 def _interaction(inputs: Inputs, grid: Grid) -> Finding | None:
@@ -245,11 +233,16 @@ def _interaction(inputs: Inputs, grid: Grid) -> Finding | None:
     detail = f"{value}, 95 % interval {number(low)} to {number(high)}: the exponent of D2 {goes}."
     if not fit.identifiable:
         detail += f" The law as a whole is {fit.statement}."
+    test = inputs.lack_of_fit(fit)
+    rejected = test is not None and test.p < REJECTED
+    if rejected:
+        detail += " The noise of seeds rejects this law (lack of fit), so the interval holds only as far as it does."
     if low <= 0 <= high:
         return Finding(unsettled, detail, "open")
-    if low > 0:
-        return Finding("The longer the dense model was trained, the more slowly its upcycled model improves.", detail)
-    return Finding("The longer the dense model was trained, the faster its upcycled model improves.", detail, "against")
+    verdict: Verdict = "open" if rejected else "clear" if low > 0 else "against"
+    how = "the more slowly" if low > 0 else "the faster"
+    given = "By the multiplicative law, the" if rejected else "The"
+    return Finding(f"{given} longer the dense model was trained, {how} its upcycled model improves.", detail, verdict)
 
 
 def exponent(fit: FitResult, D1: float) -> float:
