@@ -304,9 +304,11 @@ def test_jobs_that_note_at_once_lose_no_note_for_good(made: Path, hashed: list[t
         thread.start()
     for thread in running:
         thread.join()
+    for each in jobs:  # one after the other, as at their next saves: whatever the race took away is noted again
+        each.remember()
     hashed.clear()
     read_all(made, "train")
-    assert len(hashed) <= 4
+    assert hashed == []
 
 
 def test_a_set_that_cannot_be_written_is_used_all_the_same(
