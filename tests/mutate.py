@@ -48,10 +48,14 @@ MUTATIONS = [
         ('if self.role == "trunk":', 'if self.role == "decay":'),
         ("hexdigest()[:10]", "hexdigest()[:9]"),
         ("return math.sqrt(2 / (5 * d_model))", "return math.sqrt(2 / (4 * d_model))"),
-        ("scale = 1 / math.sqrt(2 * self.n_layer)", "scale = 1 / math.sqrt(self.n_layer)"),
         ("return self.end_step * self.tokens_per_step", "return (self.end_step - 1) * self.tokens_per_step"),
         ("(self.end_step - self.start_step) * self.tokens_per_step", "self.end_step * self.tokens_per_step"),
         ("return self.optim.batch * self.model.context", "return self.optim.batch * (self.model.context + 1)"),
+    ),
+    *of(
+        "study/spec.py",
+        "model/test_transformer.py",
+        ("scale = 1 / math.sqrt(2 * self.n_layer)", "scale = 1 / math.sqrt(self.n_layer)"),
     ),
     *of(
         "study/sweep.py",
