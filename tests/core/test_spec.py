@@ -72,6 +72,11 @@ def test_a_trunk_point_is_named_by_recipe_and_end_alone():
     assert early.id.startswith("decay-dense-")
 
 
+def test_a_run_counts_all_its_tokens_and_a_segment_its_own():
+    decay = run(role="decay", start_step=80, parent="trunk")
+    assert (decay.tokens, decay.segment_tokens) == (100 * 8 * 256, 20 * 8 * 256)
+
+
 def test_token_sets_of_different_text_have_different_folders():
     recipe = {"dataset": "english", "vocab_size": 1024}
     assert DataSpec(**recipe, decontaminate=True).tokens_id == DataSpec(**recipe).tokens_id == "english-1-bpe1024"
