@@ -196,3 +196,19 @@ def test_ids_of_the_committed_studies_stay(path, ids, tmp_path):
     """The first model of a sweep of every kind: finished runs of these names are not trained anew."""
     plan = build_plan(load_study(REPOSITORY / path), tmp_path)
     assert {name: plan.sweeps[name][0] for name in ids} == ids
+
+
+def test_a_decay_takes_the_nearest_number_of_whole_steps():
+    """A tenth of 96 steps is 9.6, of 94 is 9.4."""
+    spans = [(run.start_step, run.end_step) for run in runs(DENSE | {"steps": [94, 96]})]
+    assert spans == [(85, 94), (86, 96)]
+
+
+def test_a_seed_draws_weights_and_the_order_of_the_data():
+    found = runs(DENSE | {"steps": 100, "seed": [0, 3]}, data={"dataset": "english", "vocab_size": 1024, "seed": 5})
+    assert [(run.seed, run.data.seed) for run in found] == [(0, 5), (3, 8)]
+
+
+def test_equal_points_are_one():
+    """Two axes that meet: 25,600 tokens are 100 steps of one sequence of 256, given twice."""
+    assert len(runs(DENSE | {"tokens": [TOKENS, TOKENS + 1]})) == 1

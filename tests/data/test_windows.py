@@ -54,3 +54,9 @@ def test_the_mixing_function_is_splitmix64() -> None:
     with np.errstate(over="ignore"):
         states = np.uint64(1234567) + np.arange(3, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     assert mix64(states).tolist() == [6457827717110365317, 3203168211198807973, 9817491932198370423]
+
+
+def test_a_passage_that_holds_only_the_last_word_of_a_shared_window_goes_too():
+    windows = Windows(size=3)
+    forbidden = windows.collect(["one two three"])
+    assert windows.without("zero one two|three four|five six", forbidden, "|") == ("five six", 2)

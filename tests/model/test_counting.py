@@ -6,8 +6,16 @@ import pytest
 import torch
 
 from upcycle.model.transformer import Transformer
-from upcycle.study.counting import ParameterCounts, count_parameters
-from upcycle.study.spec import ModelSpec, MoESpec
+from upcycle.study.counting import (
+    ParameterCounts,
+    count_parameters,
+    flops_6nd,
+    flops_per_token,
+    n1,
+    n2,
+    n_total,
+)
+from upcycle.study.spec import DataSpec, ModelSpec, MoESpec, OptimSpec, RunSpec, ScheduleSpec
 
 TABLE_3 = {
     "15M": (9, 320, 4, 14_751_680, 92_189_120),
@@ -59,3 +67,28 @@ def test_built_modules_have_table_3s_non_embedding_counts_exactly(name: str) -> 
     model = ModelSpec(n_layer=n_layer, d_model=d_model, n_head=n_head, vocab_size=32_000, context=1024)
     assert built_counts(model, None).non_embedding == dense
     assert built_counts(model, EIGHT_TOP_2).non_embedding == total
+
+
+def test_sizes_of_the_laws_are_equations_4_to_6():
+    model = ModelSpec(n_layer=3, d_model=32, n_head=2, vocab_size=100, context=64)
+    moe = MoESpec(n_expert=8, top_k=2)
+    assert n1(model) == 16 * 3 * 32**2
+    assert n2(model, moe) == (4 + 12 * 2) * 3 * 32**2
+    assert n_total(model, moe) == (4 + 12 * 8) * 3 * 32**2
+
+
+def test_flops_of_a_token_are_six_a_weight_and_half_the_context_of_attention():
+    """24 d^2 a layer, forward and backward, for the matrices of attention, 72 d^2 for those of SwiGLU, 6 d V for the head,
+    and 12 d times the mean number of keys, context / 2, a layer."""
+    L, d, V, context = 3, 32, 100, 64
+    model = ModelSpec(n_layer=L, d_model=d, n_head=2, vocab_size=V, context=context)
+    assert flops_per_token(model) == L * (24 * d**2 + 72 * d**2 + 12 * d * context / 2) + 6 * d * V
+
+
+def test_6nd_counts_the_tokens_of_the_segment():
+    model = ModelSpec(n_layer=3, d_model=32, n_head=2, vocab_size=100, context=64)
+    run = RunSpec(
+        model=model, data=DataSpec(dataset="english", vocab_size=100), optim=OptimSpec(lr=1e-3, batch=4),
+        schedule=ScheduleSpec(), role="decay", start_step=90, end_step=100, parent="trunk",
+    )  # fmt: skip
+    assert flops_6nd(run) == 6 * count_parameters(model).active * 10 * 4 * 64
