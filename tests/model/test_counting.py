@@ -78,8 +78,7 @@ def test_sizes_of_the_laws_are_equations_4_to_6():
 
 
 def test_flops_of_a_token_are_six_a_weight_and_half_the_context_of_attention():
-    """24 d^2 a layer, forward and backward, for the matrices of attention, 72 d^2 for those of SwiGLU, 6 d V for the head,
-    and 12 d times the mean number of keys, context / 2, a layer."""
+    """A layer: 24 d^2 for attention's matrices, 72 d^2 for SwiGLU's, 12 d a key; 6 d V for the head."""
     L, d, V, context = 3, 32, 100, 64
     model = ModelSpec(n_layer=L, d_model=d, n_head=2, vocab_size=V, context=context)
     assert flops_per_token(model) == L * (24 * d**2 + 72 * d**2 + 12 * d * context / 2) + 6 * d * V
