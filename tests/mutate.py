@@ -74,7 +74,7 @@ MUTATIONS = [
         PLAN,
         ('recipe["schedule"].pop("floor")', 'recipe["schedule"].get("floor")'),
         ("range(start + longest, point.end_step, longest)", "range(start + longest + 1, point.end_step, longest)"),
-        ("if earlier < step), default=0)", "if earlier <= step), default=0)"),
+        ("for earlier in (*points, *begun)", "for earlier in points"),
         ("sorted(branches)", "sorted(branches)[:-1]"),
     ),
     *of(

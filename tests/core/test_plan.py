@@ -193,3 +193,15 @@ def test_the_papers_study_is_planned(tmp_path):
     largest = max((plan.runs[run_id] for run_id in plan.sweeps["dense"]), key=lambda run: run.tokens)
     assert largest.tokens == 73_819_750_400  # 70,400 iterations x 1,024 sequences x 1,024 tokens
     assert all(entry.n_dense and entry.n_total_8 for entry in paper.models.values())
+
+
+def test_decays_to_other_floors_branch_off_one_trunk(tmp_path):
+    """A trunk runs at constant learning rate, so the later branch point continues from the earlier one."""
+    sweeps = {
+        "low": {"kind": "dense", "model": "tiny", "steps": 100, "set": {"schedule.floor": 0.0}},
+        "high": {"kind": "dense", "model": "tiny", "steps": 200, "set": {"schedule.floor": 0.2}},
+    }
+    plan = build_plan(study(sweeps), tmp_path)
+    trunks = sorted((run for run in plan.runs.values() if run.role == "trunk"), key=lambda run: run.end_step)
+    assert [run.end_step for run in trunks] == [90, 180]
+    assert trunks[1].parent == trunks[0].id
