@@ -1,5 +1,7 @@
 """The learning rate at the edges of warm-up, trunk, decay and cosine."""
 
+import math
+
 import pytest
 from small_runs import small_run
 
@@ -32,6 +34,7 @@ def test_a_decay_falls_evenly_and_its_last_update_uses_the_floor() -> None:
 def test_cosine_starts_at_the_maximum_after_warm_up_and_ends_at_the_floor() -> None:
     run = small_run(role="full", end_step=104, schedule={"kind": "cosine", "warmup_steps": 4, "floor": 0.2})
     assert learning_rate(run, 3) == LR
+    assert learning_rate(run, 4) == pytest.approx((1 - 0.8 * math.sin(math.pi / 200) ** 2) * LR, rel=1e-12)
     assert learning_rate(run, 53) == pytest.approx(0.6 * LR)  # half way: midway between 1 and 0.2
     assert learning_rate(run, 103) == pytest.approx(0.2 * LR, rel=1e-12)
 

@@ -1,4 +1,4 @@
-"""Options of execution that change speed and memory, not what a step computes."""
+"""One update: what it descends on, and options of execution that change its speed and memory alone."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from small_runs import EXECUTION, MOE, small_run
 from torch import Tensor
 
 from upcycle.study.spec import RunSpec
+from upcycle.train.preemption import TrainingError
 from upcycle.train.record import Clock
 from upcycle.train.start import prepare
-from upcycle.train.step import accumulate
+from upcycle.train.step import Sums, Wishes, accumulate, update
 from upcycle.train.trainee import run_batch
 
 
@@ -26,6 +27,69 @@ def first_gradients(run: RunSpec, folder: Path, tokens_dir: Path, **execution: A
     accumulate(trainee, run_batch(run, trainee.tokens, 0))
     gradients = {name: weight.grad for name, weight in trainee.model.named_parameters()}
     return {name: gradient for name, gradient in gradients.items() if gradient is not None}
+
+
+def test_an_update_descends_on_the_loss_and_the_balance_loss_by_its_coefficient(
+    tokens_dir: Path, tmp_path: Path
+) -> None:
+    """Gradients of loss + aux_coef x balance over the whole batch, by autograd; in micro-batches to rounding, and what
+    they add up to."""
+    run = small_run(moe=MOE | {"aux_coef": 0.3})
+    (tmp_path / "one").mkdir()
+    trainee = prepare(
+        run,
+        run_dir=tmp_path / "one",
+        tokens_dir=tokens_dir,
+        parent_dir=None,
+        execution=EXECUTION.model_copy(update={"layers": "composed"}),
+        clock=Clock(),
+    )
+    batch = run_batch(run, trainee.tokens, 0)
+    ids = torch.from_numpy(batch)
+    output = trainee.model(ids[:, :-1], ids[:, 1:])
+    parameters = dict(trainee.model.named_parameters())
+    wanted = torch.autograd.grad(output.loss + 0.3 * output.balance, list(parameters.values()))
+    for micro_batch in (None, 2):
+        trainee.execution = trainee.execution.model_copy(update={"micro_batch": micro_batch})
+        trainee.optimizer.zero_grad()
+        sums = accumulate(trainee, batch)
+        for (name, parameter), gradient in zip(parameters.items(), wanted, strict=True):
+            assert parameter.grad is not None
+            assert torch.linalg.vector_norm(parameter.grad - gradient) <= 1e-6 * torch.linalg.vector_norm(gradient), (
+                name
+            )
+        assert sums.loss.item() == pytest.approx(output.loss.item(), rel=1e-6)
+        assert sums.balance.item() == pytest.approx(output.balance.item(), rel=1e-6)
+        assert sums.stats is not None
+        assert torch.allclose(sums.stats.load_LE, output.stats.load_LE)
+        assert torch.allclose(sums.stats.entropy_L, output.stats.entropy_L)
+
+
+def test_an_update_has_the_learning_rate_of_its_step(tokens_dir: Path, tmp_path: Path) -> None:
+    """The first of four of a warm-up takes a quarter of the maximum."""
+    trainee = prepare(
+        small_run(), run_dir=tmp_path, tokens_dir=tokens_dir, parent_dir=None, execution=EXECUTION, clock=Clock()
+    )
+    done, _ = update(trainee, Wishes())
+    assert done.lr == pytest.approx(2e-2 / 4)
+    assert {group["lr"] for group in trainee.optimizer.param_groups} == {done.lr}
+
+
+@pytest.mark.parametrize(("loss", "norm"), [(math.nan, 1.0), (math.inf, 1.0), (1.0, math.nan), (1.0, math.inf)])
+def test_nothing_changes_where_the_loss_or_the_gradient_is_not_finite(
+    loss: float, norm: float, tokens_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainee = prepare(
+        small_run(), run_dir=tmp_path, tokens_dir=tokens_dir, parent_dir=None, execution=EXECUTION, clock=Clock()
+    )
+    before = {name: weight.clone() for name, weight in trainee.model.state_dict().items()}
+    sums = Sums(torch.tensor(loss), torch.tensor(0.0), None)
+    monkeypatch.setattr("upcycle.train.step.accumulate", lambda *_: sums)
+    monkeypatch.setattr("upcycle.train.step.clip_gradients", lambda *_: norm)
+    with pytest.raises(TrainingError, match=f"step 1: loss {loss}, gradient norm {norm}"):
+        update(trainee, Wishes())
+    for name, weight in trainee.model.state_dict().items():
+        assert torch.equal(weight, before[name]), name
 
 
 @pytest.mark.parametrize("layers", ["composed", "auto"])
