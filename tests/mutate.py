@@ -102,6 +102,7 @@ MUTATIONS = [
         ("(step + 1 - run.start_step)", "(step - run.start_step)"),
         ("return 1 - (1 - floor)", "return 1 - 1"),
         ("0.5 * (1 + math.cos(math.pi * progress))", "0.5 * (1 - math.cos(math.pi * progress))"),
+        ("step >= run.schedule.warmup_steps", "step > run.schedule.warmup_steps"),
     ),
     *of(
         "train/optim.py",
@@ -114,7 +115,11 @@ MUTATIONS = [
         "train/step.py",
         "train/test_step.py train/test_golden.py",
         ("output.loss + aux_coef * output.balance", "output.loss"),
+        ("output.loss + aux_coef * output.balance", "output.loss + output.balance"),
         ("loss += output.loss.detach() * share", "loss += output.loss.detach()"),
+        ("learning_rate(run, trainee.step)", "learning_rate(run, trainee.step + 1)"),
+        ("math.isfinite(loss) and math.isfinite(grad_norm)", "math.isfinite(grad_norm)"),
+        ("math.isfinite(loss) and math.isfinite(grad_norm)", "math.isfinite(loss)"),
     ),
     *of(
         "model/moe.py",
