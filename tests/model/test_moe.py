@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -187,6 +189,20 @@ def test_load_counts_the_slots_each_expert_computes() -> None:
     _, routing = layer(random(4, 8, 16))
     assert rows[0].sum() == 4 * 8 * 2
     torch.testing.assert_close(routing.load_E, rows[0] / 64)
+
+
+def test_the_routers_entropy_is_that_of_its_probabilities_in_nats() -> None:
+    """ln E where all experts are equally likely; of any other router the mean over tokens of -sum p ln p."""
+    model = ModelSpec(n_layer=1, d_model=16, n_head=1, vocab_size=8, context=8)
+    layer = MoE(model, MoESpec(n_expert=4, top_k=2, balance_group=2), Kernels(experts=loop))
+    for weight in layer.parameters():
+        weight.data = torch.zeros_like(weight)
+    x = random(2, 8, 16)
+    assert layer(x)[1].entropy.item() == pytest.approx(math.log(4))
+    layer.router.weight.data = random(4, 16, seed=1)
+    probs_TE = (x.flatten(0, 1) @ layer.router.weight.T).softmax(-1)
+    expected = -(probs_TE * probs_TE.log()).sum(-1).mean().item()
+    assert layer(x)[1].entropy.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_permutations_have_the_gradient_of_what_they_compute() -> None:
