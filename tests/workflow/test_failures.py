@@ -73,7 +73,7 @@ def test_a_fit_that_fails(finished, tmp_path):
     ("number", "server"), [(signal.SIGKILL, "true"), (signal.SIGKILL, "false"), (signal.SIGTERM, "false")], ids=str
 )
 def test_a_run_that_is_killed_or_preempted(checkout, number, server):
-    """The last line says so, and that the same command goes on; so does the log of one that could not."""
+    """The last line reports it, and that the same command resumes; so does the log of one that could not."""
     checkout.edit("config.yaml", "steps: [20, 40, 80]", "steps: 100000")
     checkout.edit("config.yaml", "dense_steps: [20, 80]", "dense_steps: 100000")
     checkout.edit("config.yaml", "fork_server: true, save_seconds: 3600", f"fork_server: {server}, save_seconds: 0.2")

@@ -1,6 +1,6 @@
 """Which kernels computed a loss, and a warning where a fit mixes losses of different ones.
 
-Kernels change rounding only, so they are no part of a run's id. But rounding flips a route now and then, and from there
+Kernels change rounding only, so a run's id excludes them. But rounding flips a route now and then, and from there
 on a mixture is another sample: results/reference has the size of it.
 """
 

@@ -32,7 +32,7 @@ _TYPES: dict[str, Any] = {"str": str, "bool": StrictBool, "Positive": Positive}
 
 @dataclass(frozen=True)
 class Item:
-    """A figure or a table: where it is and what is said of it."""
+    """A figure or a table: where it is, its title and its caption."""
 
     name: str
     """Name of the target: `figure4`, `table1`, `overview`."""
