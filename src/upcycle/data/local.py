@@ -65,7 +65,7 @@ def _chunks(file: BinaryIO, size: int = CHUNK) -> Iterator[bytes]:
 def _pieces(path: Path, chunks: Iterable[AnyStr], mark: AnyStr, name: str) -> Iterator[AnyStr]:
     """What lies between marks, which no two chunks share; no more than LONGEST of a piece is ever held.
 
-    `name` says what a piece is in the UserError for one that is longer.
+    `name` is the word for a piece in the UserError about one that is longer.
     """
     parts, size, number = list[AnyStr](), 0, 1
     for chunk in chunks:

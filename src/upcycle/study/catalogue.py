@@ -138,7 +138,7 @@ def _returned(node: ast.FunctionDef) -> str:
 def _type(annotation: str) -> Any:
     """The type that an option's annotation names, for pydantic to check.
 
-    Raises `ValueError` for one that is not built of `_TYPES`.
+    Raises `ValueError` for an annotation that names any other type than `_TYPES`.
     """
 
     def read(node: ast.expr) -> Any:
