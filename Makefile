@@ -63,11 +63,11 @@ gpu-smoke: setup
 	$(BIN)/python benchmarks/gpu_smoke.py
 
 soak: setup
-	$(BIN)/python tests/train/soak.py --kills 200 --out docs/soak.md
+	$(BIN)/python tests/support/soak.py --kills 200 --out docs/soak.md
 
 # Needs gcc.
 soak-ends: setup
-	$(BIN)/python tests/train/soak.py --ends 300 --slow-workers
+	$(BIN)/python tests/support/soak.py --ends 300 --slow-workers
 
 format: setup
 	$(BIN)/ruff check --fix .

@@ -22,12 +22,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.stats import chi2
 
+from upcycle.laws.certificate.likelihood import log_likelihood
+from upcycle.laws.certificate.profile import PROFILED, calibrated_threshold, threshold
+from upcycle.laws.certificate.validate import (
+    bootstrap,
+    bootstrap_pairs,
+    intervals_by_name,
+    leave_one_out,
+    residual_pool,
+)
 from upcycle.laws.forms import LAWS
-from upcycle.laws.likelihood import log_likelihood
-from upcycle.laws.prepare import Prepared, prepare, start_grid
-from upcycle.laws.profile import PROFILED, calibrated_threshold, threshold
-from upcycle.laws.search import FRESH, Optimum, Refits, refit, search
-from upcycle.laws.validate import bootstrap, bootstrap_pairs, intervals_by_name, leave_one_out, residual_pool
+from upcycle.laws.solver.prepare import Prepared, prepare, start_grid
+from upcycle.laws.solver.search import FRESH, Optimum, Refits, refit, search
 
 TOKENS = 0.577e9 * 2.0 ** np.arange(5)
 SIZES = np.array([1.47e7, 4.4e7, 9.8e7, 2.3e8, 5.2e8, 1.086e9])

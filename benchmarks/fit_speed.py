@@ -20,11 +20,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.optimize import minimize
 
+from upcycle.laws.certificate.validate import bootstrap, leave_one_out
 from upcycle.laws.forms import LAWS
-from upcycle.laws.prepare import Prepared, prepare, start_grid
-from upcycle.laws.search import refit, search
-from upcycle.laws.solve import huber
-from upcycle.laws.validate import bootstrap, leave_one_out
+from upcycle.laws.solver.prepare import Prepared, prepare, start_grid
+from upcycle.laws.solver.search import refit, search
+from upcycle.laws.solver.solve import huber
 
 NAMES = ("multiplicative", "multiplicative_no_interaction", "additive", "additive_no_interaction")
 MIXTURES = {

@@ -18,8 +18,8 @@ from statistics import median
 
 import torch
 
-from upcycle.train.checkpoint import digest, safetensors_parts, write_parts
-from upcycle.train.saving import Saver
+from upcycle.train.states.checkpoint import digest, safetensors_parts, write_parts
+from upcycle.train.states.saving import Saver
 
 ROUNDS = 12
 PARAMETERS = 8_700_000

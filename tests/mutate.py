@@ -161,13 +161,13 @@ MUTATIONS = [
         ("text.lower()", "text"),
     ),
     *of(
-        "laws/losses.py",
+        "laws/tables/losses.py",
         "laws/test_losses.py",
         ('rows["D1"].where(rows["lineage"] == "up"', 'rows["D1"].where(rows["lineage"] != "up"'),
         ('rows["D"].where(rows["lineage"] != "dense", 0)', 'rows["D"]'),
     ),
     *of(
-        "laws/solve.py",
+        "laws/solver/solve.py",
         "laws/test_solve.py",
         ("inner * (size - 0.5 * inner)", "inner * (size - inner)"),
     ),

@@ -215,13 +215,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(arguments: list[str]) -> int:
     args = parser().parse_args(arguments)
-    from upcycle.train.preemption import EndedByPeer, Preempted, StopRequest, TrainingError
+    from upcycle.train.processes.preemption import EndedByPeer, Preempted, StopRequest, TrainingError
 
     logging.basicConfig(format="%(message)s")
     logging.getLogger("upcycle").setLevel(logging.INFO)
     try:
         if args.verb in ("train", "evaluate") and os.environ.get(FORK_VARIABLE) == "1":
-            from upcycle.train.forkserver import run_via_server
+            from upcycle.train.processes.forkserver import run_via_server
 
             return run_via_server(arguments)
         run_verb(args)
@@ -234,7 +234,7 @@ def _main(arguments: list[str]) -> int:
             signal.signal(number, signal.SIG_IGN)
         return last_words(args.verb, stop.exit_code, str(stop))
     except EndedByPeer as end:  # its words for the launcher alone, should the peer be ended before it has left its own
-        from upcycle.train.launch import End, leave_word
+        from upcycle.train.processes.launch import End, leave_word
 
         code = int(str(end.code))
         leave_word(End(code, end.message))
@@ -253,7 +253,7 @@ def _main(arguments: list[str]) -> int:
 
 def last_words(verb: str, code: int, message: str) -> int:
     """Say why a verb ended early: to the reader, or to the launcher, which makes one message of its workers'."""
-    from upcycle.train.launch import End, leave_word
+    from upcycle.train.processes.launch import End, leave_word
 
     if not leave_word(End(code, message)):
         print(f"upcycle {verb}: {message}", file=sys.stderr)
@@ -274,12 +274,12 @@ def run_verb(args: argparse.Namespace) -> None:
     if args.verb in ("plan", "tokenize", "train", "evaluate") and PLAN_VARIABLE not in os.environ:
         check_texts(workflow)  # jobs of a running invocation: done when it started
     if args.verb == "plan":
-        from upcycle.plan_view import show_plan
+        from upcycle.views.plan_view import show_plan
 
         print(show_plan(workflow, as_json=args.json, every_run=args.all), flush=True)
         check_needs(workflow)  # last: what a study costs is of interest before its text is there
     elif args.verb == "status":
-        from upcycle.status import show_status
+        from upcycle.views.status import show_status
 
         print(show_status(workflow, as_json=args.json, every_run=args.all))
     elif args.verb in ("tokenize", "train", "evaluate"):
@@ -304,13 +304,13 @@ def run_without_runs(args: argparse.Namespace) -> None:
     if args.verb == "fit":
         from upcycle.laws.own_losses import run
     elif args.verb == "advise":
-        from upcycle.decisions.advice import run
+        from upcycle.decisions.advice.advice import run
     elif args.verb == "design":
-        from upcycle.decisions.design import run
+        from upcycle.decisions.design.design import run
     elif args.verb == "audit":
-        from upcycle.paper.audit import run
+        from upcycle.audit.audit import run
     else:
-        from upcycle.paper.simulate import run
+        from upcycle.workflow.simulate import run
     run(args)
 
 

@@ -11,7 +11,7 @@ import yaml
 
 from upcycle import __version__
 from upcycle.cli import main, parser
-from upcycle.laws.losses import COLUMNS
+from upcycle.laws.tables.losses import COLUMNS
 
 VERBS = list(next(action for action in parser()._actions if action.dest == "verb").choices)
 REPOSITORY = Path(__file__).parents[2]

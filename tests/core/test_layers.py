@@ -57,5 +57,5 @@ def test_a_layer_imports_downwards_only(layer, names, forbidden):
 
 def test_the_fork_servers_client_starts_light():
     """The client of a training job imports neither pydantic nor numpy, let alone torch."""
-    loaded = loaded_by(["upcycle.cli", "upcycle.train.forkserver"])
+    loaded = loaded_by(["upcycle.cli", "upcycle.train.processes.forkserver"])
     assert not loaded & {"torch", "numpy", "pydantic", "yaml"}

@@ -18,8 +18,8 @@ from upcycle.data.batches import batch, heldout_batches
 from upcycle.data.provenance import FORMAT, fingerprint, manifest_bytes, read_token_manifest
 from upcycle.data.shards import ShardWriter, token_dtype
 from upcycle.data.tokens import TokenSet, tokenize
+from upcycle.data.verified import VERIFIED
 from upcycle.errors import UserError
-from upcycle.verified import VERIFIED
 
 BLOCK = 256
 WAY_OUT = r"restore the file, or `upcycle tokenize \w+` makes the same tokens"
@@ -317,7 +317,7 @@ def test_a_set_that_cannot_be_written_is_used_all_the_same(
     def refuse(*_: object) -> None:
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr("upcycle.verified.write_atomic", refuse)
+    monkeypatch.setattr("upcycle.data.verified.write_atomic", refuse)
     tokens = TokenSet(made)
     assert len(tokens.train[:]) == 5000
     tokens.remember()

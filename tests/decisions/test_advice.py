@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 from upcycle.cli import main
-from upcycle.decisions.advice import PAPER_ERROR, SHARES_OF_D1, advise
-from upcycle.decisions.answer import DENSE, DENSE_ON, SCRATCH, SCRATCH_D1, SCRATCH_PAID, UPCYCLED, Advice
+from upcycle.decisions.advice.advice import PAPER_ERROR, SHARES_OF_D1, advise
+from upcycle.decisions.advice.answer import DENSE, DENSE_ON, SCRATCH, SCRATCH_D1, SCRATCH_PAID, UPCYCLED, Advice
+from upcycle.decisions.advice.expectations import Expected, compare, distances, tokens_to_reach, verdict_of
+from upcycle.decisions.advice.rules import rules_of_thumb
+from upcycle.decisions.advice.settling import LEAST_TOKENS_PER_PARAMETER, settling_run
 from upcycle.decisions.curves import Curve, ThreeLaws, published
-from upcycle.decisions.expectations import Expected, compare, distances, tokens_to_reach, verdict_of
 from upcycle.decisions.quantities import quantity
-from upcycle.decisions.rules import rules_of_thumb
-from upcycle.decisions.settling import LEAST_TOKENS_PER_PARAMETER, settling_run
 from upcycle.errors import UserError
 from upcycle.laws.fit import fit
 from upcycle.laws.forms import get_law

@@ -9,12 +9,12 @@ import pytest
 
 from upcycle.cli import main, parser
 from upcycle.decisions.curves import Curve, published
-from upcycle.decisions.design import as_data, design, from_arguments, parse_fix, with_values
-from upcycle.decisions.design_candidates import linearise, rank, spread
-from upcycle.decisions.design_grid import PAPER_BUDGETS, PAPER_N1, from_grids, from_study, parse_numbers
-from upcycle.decisions.design_model import extended, set_up
-from upcycle.decisions.design_simulation import simulate
-from upcycle.decisions.design_words import in_words
+from upcycle.decisions.design.candidates import linearise, rank, spread
+from upcycle.decisions.design.design import as_data, design, from_arguments, parse_fix, with_values
+from upcycle.decisions.design.grid import PAPER_BUDGETS, PAPER_N1, from_grids, from_study, parse_numbers
+from upcycle.decisions.design.model import extended, set_up
+from upcycle.decisions.design.simulation import simulate
+from upcycle.decisions.design.words import in_words
 from upcycle.errors import UserError
 from upcycle.laws.forms import get_law
 from upcycle.study.plan import build_plan

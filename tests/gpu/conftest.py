@@ -8,14 +8,10 @@ runs them all on a GPU and writes what came of it.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "train"))  # small_runs, distributed_worker
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

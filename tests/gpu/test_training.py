@@ -21,8 +21,8 @@ from upcycle.model.transformer import Transformer, init_weights
 from upcycle.study.execution import Execution
 from upcycle.study.spec import ModelSpec, MoESpec, OptimSpec
 from upcycle.train import evaluate, start
-from upcycle.train.distributed import Group
 from upcycle.train.optim import build_optimizer
+from upcycle.train.processes.distributed import Group
 
 MODEL = ModelSpec(n_layer=2, d_model=280, n_head=4, vocab_size=256, context=64, d_mlp=320)
 MOE = MoESpec(n_expert=4, top_k=2, balance_group=4)

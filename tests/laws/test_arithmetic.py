@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from upcycle.errors import UserError
-from upcycle.laws.arithmetic import evaluate, truths
+from upcycle.laws.tables.arithmetic import evaluate, truths
 from upcycle.study.expressions import parse
 
 COLUMNS = {

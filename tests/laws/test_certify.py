@@ -8,14 +8,10 @@ import pytest
 from law_data import TRUTH, simulated
 
 from upcycle.errors import UserError
-from upcycle.laws import describe, profile, validate
-from upcycle.laws import search as search_module
-from upcycle.laws.certify import certify
-from upcycle.laws.fit import fit
-from upcycle.laws.forms import LAWS
-from upcycle.laws.prepare import Prepared, prepare
-from upcycle.laws.search import Optimum, Refits, refit, search
-from upcycle.laws.validate import (
+from upcycle.laws import describe
+from upcycle.laws.certificate import profile, validate
+from upcycle.laws.certificate.certify import certify
+from upcycle.laws.certificate.validate import (
     MANY,
     bootstrap,
     bootstrap_noise,
@@ -24,6 +20,11 @@ from upcycle.laws.validate import (
     leave_one_out,
     root_mean_squares,
 )
+from upcycle.laws.fit import fit
+from upcycle.laws.forms import LAWS
+from upcycle.laws.solver import search as search_module
+from upcycle.laws.solver.prepare import Prepared, prepare
+from upcycle.laws.solver.search import Optimum, Refits, refit, search
 
 
 def fitted(name: str, data: dict[str, np.ndarray], **fixed: float) -> tuple[Prepared, Optimum]:

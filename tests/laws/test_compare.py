@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from scipy.stats import f as fisher
 
+from upcycle.laws.certificate.validate import SeedNoise
 from upcycle.laws.compare import error_ratio, lack_of_fit
 from upcycle.laws.fit import run_fit
 from upcycle.laws.result import read_fit
-from upcycle.laws.validate import SeedNoise
 from upcycle.paper.inputs import Inputs
 
 REFERENCE = Path(__file__).parents[2] / "results" / "reference" / "default-2026-11-22" / "losses.csv"

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from law_data import TRUTH, inputs_of
 
+from upcycle.laws.certificate.likelihood import log_likelihood
+from upcycle.laws.certificate.profile import threshold
+from upcycle.laws.certificate.validate import bootstrap, intervals_by_name, leave_one_out
 from upcycle.laws.forms import LAWS
-from upcycle.laws.likelihood import log_likelihood
-from upcycle.laws.prepare import Prepared, prepare
-from upcycle.laws.profile import threshold
-from upcycle.laws.search import FRESH, Optimum, refit
+from upcycle.laws.solver.prepare import Prepared, prepare
+from upcycle.laws.solver.search import FRESH, Optimum, refit
 from upcycle.laws.terms import Array
-from upcycle.laws.validate import bootstrap, intervals_by_name, leave_one_out
 
 LOSS_LAWS = [name for name in LAWS if LAWS[name].response == "loss"]
 DRAWS = 80

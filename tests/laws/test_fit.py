@@ -179,9 +179,9 @@ def test_a_fixed_parameter_stays_and_the_others_are_refitted() -> None:
 
 def test_every_leave_one_out_refit_is_optimal() -> None:
     """No refit of the trial is improved by a full search of its own."""
-    from upcycle.laws.prepare import prepare
-    from upcycle.laws.search import search
-    from upcycle.laws.validate import leave_one_out
+    from upcycle.laws.certificate.validate import leave_one_out
+    from upcycle.laws.solver.prepare import prepare
+    from upcycle.laws.solver.search import search
 
     law, data = LAWS["additive"], trial()
     prepared = prepare(law, data, {})

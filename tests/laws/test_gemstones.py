@@ -15,9 +15,9 @@ import pytest
 from upcycle.cli import main
 from upcycle.laws.forms import LAWS
 from upcycle.laws.own_losses import select
-from upcycle.laws.prepare import prepare
-from upcycle.laws.search import search
-from upcycle.laws.solve import huber
+from upcycle.laws.solver.prepare import prepare
+from upcycle.laws.solver.search import search
+from upcycle.laws.solver.solve import huber
 
 FOLDER = Path(os.environ.get("UPCYCLE_GEMSTONES", ""))
 pytestmark = pytest.mark.skipif(

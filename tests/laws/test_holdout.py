@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from law_data import TRUTH, simulated
 
+from upcycle.laws.certificate.holdout import HeldOut, extrapolation, folds, grouping
 from upcycle.laws.forms import LAWS
-from upcycle.laws.holdout import HeldOut, extrapolation, folds, grouping
-from upcycle.laws.prepare import Prepared, prepare
-from upcycle.laws.search import Optimum, search
+from upcycle.laws.solver.prepare import Prepared, prepare
+from upcycle.laws.solver.search import Optimum, search
 
 
 def fitted(name: str, data: dict[str, np.ndarray], **fixed: float) -> tuple[Prepared, Optimum]:

@@ -6,12 +6,12 @@ from law_data import simulated, sweep
 from numpy.typing import NDArray
 from scipy.optimize import differential_evolution, minimize
 
+from upcycle.laws.certificate.validate import leave_one_out
 from upcycle.laws.fit import fit
 from upcycle.laws.forms import LAWS
 from upcycle.laws.grouped import fit_by
-from upcycle.laws.prepare import Prepared, prepare, start_grid
-from upcycle.laws.search import search, starts
-from upcycle.laws.validate import leave_one_out
+from upcycle.laws.solver.prepare import Prepared, prepare, start_grid
+from upcycle.laws.solver.search import search, starts
 
 SIX = (
     "multiplicative",

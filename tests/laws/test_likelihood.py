@@ -10,13 +10,13 @@ from scipy.integrate import quad
 from scipy.optimize import minimize_scalar
 from scipy.stats import norm, t
 
+from upcycle.laws.certificate.likelihood import best_scale, criteria, log_likelihood, log_partition
+from upcycle.laws.certificate.profile import Profile, calibrated_threshold, interaction_test, profile, threshold
+from upcycle.laws.certificate.validate import leave_one_out, residual_pool
 from upcycle.laws.forms import LAWS
-from upcycle.laws.likelihood import best_scale, criteria, log_likelihood, log_partition
-from upcycle.laws.prepare import Prepared, prepare
-from upcycle.laws.profile import Profile, calibrated_threshold, interaction_test, profile, threshold
-from upcycle.laws.search import Optimum, search
-from upcycle.laws.solve import huber
-from upcycle.laws.validate import leave_one_out, residual_pool
+from upcycle.laws.solver.prepare import Prepared, prepare
+from upcycle.laws.solver.search import Optimum, search
+from upcycle.laws.solver.solve import huber
 
 
 def fitted(name: str, noise: float, seed: int = 0, **fixed: float) -> tuple[Prepared, Optimum]:

@@ -10,7 +10,7 @@ import pytest
 from upcycle.errors import UserError
 from upcycle.laws.fit import run_fit
 from upcycle.laws.forms import LAWS
-from upcycle.laws.losses import collect, law_columns, read_losses, select, write_losses
+from upcycle.laws.tables.losses import collect, law_columns, read_losses, select, write_losses
 from upcycle.study.columns import COLUMNS, columns_markdown
 from upcycle.study.counting import count_parameters
 from upcycle.study.spec import DataSpec, ModelSpec, MoESpec, OptimSpec, RunSpec, ScheduleSpec

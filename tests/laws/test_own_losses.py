@@ -17,7 +17,7 @@ from upcycle.laws import own_losses
 from upcycle.laws.fit import fit, run_fit
 from upcycle.laws.forms import LAWS, get_law
 from upcycle.laws.result import read_fit
-from upcycle.laws.solve import huber
+from upcycle.laws.solver.solve import huber
 
 REPOSITORY = Path(__file__).parents[2]
 REFERENCE = next((REPOSITORY / "results" / "reference").glob("default-*")) / "losses.csv"

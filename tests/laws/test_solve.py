@@ -8,9 +8,9 @@ from law_data import simulated, trial
 from reference import huber_sum, scipy_fit
 
 from upcycle.laws.forms import LAWS
-from upcycle.laws.prepare import prepare, start_grid
-from upcycle.laws.search import search
-from upcycle.laws.solve import huber, minimise
+from upcycle.laws.solver.prepare import prepare, start_grid
+from upcycle.laws.solver.search import search
+from upcycle.laws.solver.solve import huber, minimise
 
 LOSS_LAWS = [name for name, law in LAWS.items() if law.response == "loss"]
 

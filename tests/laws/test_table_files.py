@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from upcycle.errors import UserError
-from upcycle.laws.table_files import read_table
+from upcycle.laws.tables.table_files import read_table
 
 RNG = np.random.default_rng(5)
 NUMBERS = {"N": RNG.uniform(1e6, 1e9, 7), "loss": RNG.uniform(2, 4, 7)}

@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 from law_data import simulated
 
+from upcycle.laws.certificate.validate import seed_noise
 from upcycle.laws.fit import fit
 from upcycle.laws.forms import LAWS
-from upcycle.laws.validate import seed_noise
 from upcycle.study.columns import EQUAL_SETTINGS
 
 

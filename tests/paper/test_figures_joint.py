@@ -10,7 +10,7 @@ import pytest
 from upcycle.errors import UserError
 from upcycle.laws.fit import fit as fit_law
 from upcycle.laws.forms import get_law
-from upcycle.laws.losses import law_columns
+from upcycle.laws.tables.losses import law_columns
 from upcycle.paper import style
 from upcycle.paper.predictions import extrapolated, largest_size, most_tokens, predicted
 from upcycle.study import catalogue

@@ -2,15 +2,12 @@
 
 import json
 import os
-import sys
-from pathlib import Path
 
 import pytest
 
 # Fits solve many tiny systems: threads of the linear algebra only get in each other's way.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "paper"))
 import simulated_sweep
 
 from upcycle.paper.draw import draw, write_table

@@ -19,7 +19,7 @@ from small_runs import EXECUTION, small_run, tensors_sha256, train_in, upcycled_
 from upcycle.errors import UserError
 from upcycle.manifest import DamagedError, read_manifest
 from upcycle.study.spec import RunSpec
-from upcycle.train.rolling import load_rolling, save_rolling
+from upcycle.train.states.rolling import load_rolling, save_rolling
 
 Damage = Callable[[Path], None]
 

@@ -14,11 +14,11 @@ import torch
 from corruptions import corrupt
 from small_runs import small_run, tensors_sha256, train_in, upcycled_run
 
-from upcycle.laws.losses import collect
+from upcycle.laws.tables.losses import collect
 from upcycle.manifest import METRICS, DamagedError, read_manifest
 from upcycle.study.spec import RunSpec
-from upcycle.train.checkpoint import read_spec, read_tensors, save_finished, verify_finished
-from upcycle.train.rolling import load_rolling, save_rolling
+from upcycle.train.states.checkpoint import read_spec, read_tensors, save_finished, verify_finished
+from upcycle.train.states.rolling import load_rolling, save_rolling
 
 DRAWS = 120
 

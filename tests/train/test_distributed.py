@@ -37,12 +37,12 @@ from upcycle.errors import UserError
 from upcycle.model.stacks import stacked
 from upcycle.study.execution import Execution
 from upcycle.study.spec import RunSpec
-from upcycle.train.distributed import GLOO, Group, start_group
+from upcycle.train.processes.distributed import GLOO, Group, start_group
 
 N_STEPS = 20
 U32, U16 = 2.0**-24, 2.0**-8
 LOSS_BOUND = 1e-6
-WORKER = Path(__file__).parent / "distributed_worker.py"
+WORKER = Path(__file__).parents[1] / "support" / "distributed_worker.py"
 ROWS_THAT_FIT = (0, 8, N_STEPS + 2)
 """Of a run of 20 steps: then comes the first held-out loss, an update, or the last held-out loss."""
 COMPOSED = EXECUTION.model_copy(update={"layers": "composed"})

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from small_runs import EXECUTION, MOE, rows_of, small_run, tensors_sha256, train_in, upcycled_run
 
 from upcycle.study.spec import RunSpec
-from upcycle.train.preemption import Preempted
+from upcycle.train.processes.preemption import Preempted
 from upcycle.train.record import Clock
 from upcycle.train.start import prepare
 from upcycle.train.step import accumulate

@@ -22,8 +22,8 @@ from small_runs import VOCABULARY, rows_of, small_run, tensors_sha256, train_in
 
 import upcycle
 from upcycle.study.spec import RunSpec
-from upcycle.train import forkserver
-from upcycle.train.preemption import TrainingError
+from upcycle.train.processes import forkserver
+from upcycle.train.processes.preemption import TrainingError
 
 STUDY = f"""
 study: default
@@ -170,7 +170,7 @@ def test_a_request_without_descriptors_is_none() -> None:
 
 SERVER = """
 import os, signal, socket, sys
-from upcycle.train import forkserver
+from upcycle.train.processes import forkserver
 
 forkserver.REQUEST_SECONDS = float(sys.argv[2])
 forkserver._run_job = lambda request, *_: signal.pause() if request["argv"] == ["wait"] else os._exit(7)
@@ -256,7 +256,7 @@ def test_a_signal_right_behind_a_request_reaches_its_job() -> None:
 
 EARLY = """
 import os, signal, socket, sys
-from upcycle.train import forkserver
+from upcycle.train.processes import forkserver
 client, server = socket.socketpair()
 forkserver._connect = lambda: client
 send_fds = socket.send_fds
@@ -382,5 +382,5 @@ def test_a_folder_open_to_others_is_refused(desk: Desk) -> None:
 
 def test_the_client_is_light() -> None:
     """It imports neither torch nor pydantic nor numpy."""
-    code = "import sys, upcycle.train.forkserver; print({'torch', 'pydantic', 'numpy'} & set(sys.modules))"
+    code = "import sys, upcycle.train.processes.forkserver; print({'torch', 'pydantic', 'numpy'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"

@@ -12,9 +12,9 @@ from small_runs import EXECUTION, small_run, tensors_sha256, train_in
 
 from upcycle.errors import UserError
 from upcycle.manifest import DamagedError
-from upcycle.status import read_state
 from upcycle.study.recorded import recorded_spec
-from upcycle.train.rolling import states_in
+from upcycle.train.states.rolling import states_in
+from upcycle.views.status import read_state
 
 RUN = small_run(end_step=6)
 OFTEN = EXECUTION.model_copy(update={"save_seconds": 1e-6})

@@ -176,7 +176,7 @@ def measure(name: str, root: Path) -> int:
     (folder / "tokens").symlink_to(root / "tokens")
     allocator = ALLOCATOR if name != "recomputed-dense" else {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("memory_job.py")), str(folder)],
+        [sys.executable, str(Path(__file__).parents[1] / "support" / "memory_job.py"), str(folder)],
         env=os.environ | allocator | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

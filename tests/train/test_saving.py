@@ -17,11 +17,11 @@ import torch
 from small_runs import EXECUTION, small_run, tensors_sha256, train_in
 
 from upcycle.errors import UserError
-from upcycle.train.checkpoint import safetensors_parts
 from upcycle.train.evaluate import sequence_losses
-from upcycle.train.preemption import Preempted, TrainingError
-from upcycle.train.rolling import load_rolling, save_rolling
-from upcycle.train.saving import Saver
+from upcycle.train.processes.preemption import Preempted, TrainingError
+from upcycle.train.states.checkpoint import safetensors_parts
+from upcycle.train.states.rolling import load_rolling, save_rolling
+from upcycle.train.states.saving import Saver
 
 NOTES = {"id": "dense-x"}
 
@@ -154,7 +154,7 @@ def test_saving_changes_no_bit_and_its_two_times_are_recorded(
 ) -> None:
     """A state after every step against none before the end; each save takes a second by its own clock."""
     ticks = itertools.count()
-    monkeypatch.setattr("upcycle.train.saving.time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
+    monkeypatch.setattr("upcycle.train.states.saving.time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
     run = small_run()
     always = train_in(tmp_path / "always", tokens_dir, run, EXECUTION.model_copy(update={"save_seconds": 1e-6}))
     never = train_in(tmp_path / "never", tokens_dir, run)
@@ -178,7 +178,7 @@ def test_the_last_evaluation_begins_when_the_last_state_is_published(
         states.append(sorted(path.name[:14] for path in (tmp_path / run.id / "resume").iterdir()))
         return sequence_losses(*arguments)
 
-    monkeypatch.setattr("upcycle.train.saving.rolling.save_rolling", slowly)
+    monkeypatch.setattr("upcycle.train.states.saving.rolling.save_rolling", slowly)
     monkeypatch.setattr("upcycle.train.finish.sequence_losses", watched)
     train_in(tmp_path, tokens_dir, run)
     assert states == [["step-000000012"]]
@@ -188,7 +188,7 @@ def test_the_last_evaluation_begins_when_the_last_state_is_published(
 def test_a_kept_state_outlives_the_folder_being_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The new `resume` folder itself is made durable before a state is published in it."""
     synced: list[Path] = []
-    monkeypatch.setattr("upcycle.train.rolling.sync_folder", synced.append)
+    monkeypatch.setattr("upcycle.train.states.rolling.sync_folder", synced.append)
     save_rolling(tmp_path / "resume", 1, {"model.w": torch.ones(4)}, NOTES)
     save_rolling(tmp_path / "resume", 2, {"model.w": torch.ones(4)}, NOTES)
     assert synced == [tmp_path]

@@ -15,13 +15,13 @@ from corruptions import corrupt
 from sharded_processes import NOTES, whole
 
 from upcycle.manifest import DamagedError
-from upcycle.train.rolling import clear_temporaries, load_rolling, prune, save_rolling
+from upcycle.train.states.rolling import clear_temporaries, load_rolling, prune, save_rolling
 
 DRAWS = 120
 
 
 def run_processes(scenarios: str, size: int, folder: Path) -> None:
-    script = Path(__file__).parent / "sharded_processes.py"
+    script = Path(__file__).parents[1] / "support" / "sharded_processes.py"
     done = subprocess.run(
         [sys.executable, script, scenarios, str(size), folder], capture_output=True, text=True, check=False, timeout=120
     )
@@ -96,9 +96,9 @@ def test_states_of_both_kinds_are_kept_and_pruned_by_step(copied: Path) -> None:
 
 def test_a_pruner_killed_half_way_leaves_no_state_behind(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder is renamed before its files go, and swept away by the next start."""
-    monkeypatch.setattr("upcycle.train.rolling.KEPT", 1)
+    monkeypatch.setattr("upcycle.train.states.rolling.KEPT", 1)
     with monkeypatch.context() as patch:
-        patch.setattr("upcycle.train.rolling.remove", lambda _: None)
+        patch.setattr("upcycle.train.states.rolling.remove", lambda _: None)
         prune(copied / "resume")
     left = sorted(path.name for path in (copied / "resume").iterdir())
     assert left[0].startswith("step-000000002")

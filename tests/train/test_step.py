@@ -12,7 +12,7 @@ from small_runs import EXECUTION, MOE, small_run
 from torch import Tensor
 
 from upcycle.study.spec import RunSpec
-from upcycle.train.preemption import TrainingError
+from upcycle.train.processes.preemption import TrainingError
 from upcycle.train.record import Clock
 from upcycle.train.start import prepare
 from upcycle.train.step import Sums, Wishes, accumulate, update

@@ -21,9 +21,9 @@ from test_exactness import preempt_at
 from upcycle.errors import UserError
 from upcycle.model.transformer import Transformer
 from upcycle.study.spec import RunSpec
-from upcycle.train.lease import lease
-from upcycle.train.preemption import Preempted, StopRequest, TrainingError
+from upcycle.train.processes.preemption import Preempted, StopRequest, TrainingError
 from upcycle.train.record import MetricsLog
+from upcycle.train.states.lease import lease
 
 SAVE_ALWAYS = EXECUTION.model_copy(update={"save_seconds": 1e-6})
 
@@ -94,7 +94,7 @@ def test_a_file_system_without_locks_is_refused_naming_folder_and_mend(
     def without(*_: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("upcycle.train.lease.fcntl.flock", without)
+    monkeypatch.setattr("upcycle.train.states.lease.fcntl.flock", without)
     with pytest.raises(UserError, match=f"{tmp_path}: its file system has no locks .*-o flock"), lease(tmp_path):
         pass
 

@@ -14,7 +14,7 @@ from test_exactness import preempt_at
 from upcycle.study.counting import flops_per_token
 from upcycle.train import trainee, utilisation
 from upcycle.train.record import Clock
-from upcycle.train.rolling import load_rolling
+from upcycle.train.states.rolling import load_rolling
 
 
 @pytest.mark.parametrize("moe", [None, MOE])

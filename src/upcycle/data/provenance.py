@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from upcycle.data.sources import sha256_file
+from upcycle.data.verified import note, read_notes, recall, write_notes
 from upcycle.errors import UserError
 from upcycle.manifest import json_bytes, sealed, unsealed
-from upcycle.verified import note, read_notes, recall, write_notes
 
 MANIFEST = "manifest.json"
 FORMAT = 2

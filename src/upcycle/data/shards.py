@@ -17,8 +17,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from upcycle.data.verified import note, recall
 from upcycle.errors import UserError
-from upcycle.verified import note, recall
 
 SHARD_TOKENS = 2**30
 """Default largest shard: 2 GB of uint16."""

@@ -25,10 +25,10 @@ from upcycle.data.provenance import (
 from upcycle.data.shards import BLOCK_TOKENS, SHARD_TOKENS, Shard, ShardedTokens, ShardWriter, token_dtype
 from upcycle.data.sources import DEFAULT_CACHE, sha256_file
 from upcycle.data.tokenizer import encode_documents, end_of_text, load_tokenizer, threads, train_bpe
+from upcycle.data.verified import VERIFIED, read_notes, write_notes
 from upcycle.data.vocabulary import check_vocab_size
 from upcycle.errors import UserError
 from upcycle.files import write_atomic
-from upcycle.verified import VERIFIED, read_notes, write_notes
 
 TOKENIZER = "tokenizer.json"
 ATTEMPTS = 5

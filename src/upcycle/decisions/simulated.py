@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from upcycle.decisions.curves import published
 from upcycle.errors import UserError
 from upcycle.laws.forms import get_law
-from upcycle.laws.losses import law_columns
+from upcycle.laws.tables.losses import law_columns
 from upcycle.laws.terms import Array
 
 JOINT_MIXTURE = (8, 2)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import f as fisher
 
+from upcycle.laws.certificate.validate import SeedNoise
 from upcycle.laws.terms import Array
-from upcycle.laws.validate import SeedNoise
 
 DRAWS = 10_000
 

@@ -12,13 +12,8 @@ import numpy as np
 
 import upcycle
 from upcycle.errors import UserError
-from upcycle.laws.certify import certify
-from upcycle.laws.law import Law, Parameter
-from upcycle.laws.prepare import Prepared
-from upcycle.laws.result import FitResult
-from upcycle.laws.search import Optimum, refit, search
-from upcycle.laws.terms import Array
-from upcycle.laws.validate import (
+from upcycle.laws.certificate.certify import certify
+from upcycle.laws.certificate.validate import (
     LeaveOneOut,
     bootstrap,
     condition_number,
@@ -28,6 +23,11 @@ from upcycle.laws.validate import (
     root_mean_squares,
     slot_name,
 )
+from upcycle.laws.law import Law, Parameter
+from upcycle.laws.result import FitResult
+from upcycle.laws.solver.prepare import Prepared
+from upcycle.laws.solver.search import Optimum, refit, search
+from upcycle.laws.terms import Array
 
 CONDITION_LIMIT = 1e10
 """Condition number of the Gauss-Newton matrix beyond which its inverse is mostly rounding."""

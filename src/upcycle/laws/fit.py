@@ -15,17 +15,17 @@ import numpy as np
 import pandas as pd
 
 from upcycle.errors import UserError
+from upcycle.laws.certificate.validate import seed_noise
 from upcycle.laws.context import with_context
 from upcycle.laws.describe import BOOTSTRAP, Selection, describe, solve
 from upcycle.laws.forms import get_law
 from upcycle.laws.grouped import fit_by
 from upcycle.laws.law import Law
-from upcycle.laws.losses import law_columns, read_losses, selection_words
-from upcycle.laws.losses import select as select_rows
-from upcycle.laws.mixed_kernels import warned
-from upcycle.laws.prepare import prepare
 from upcycle.laws.result import FitResult, write_fit
-from upcycle.laws.validate import seed_noise
+from upcycle.laws.solver.prepare import prepare
+from upcycle.laws.tables.losses import law_columns, read_losses, selection_words
+from upcycle.laws.tables.losses import select as select_rows
+from upcycle.laws.tables.mixed_kernels import warned
 
 DRAWS = 200
 COMPARED = ("law", "loo_rms", "loo_rms_log", "rms", "n", "identifiable", "statement")

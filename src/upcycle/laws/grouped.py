@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from upcycle.errors import UserError
+from upcycle.laws.certificate.validate import LeaveOneOut, root_mean_squares
 from upcycle.laws.describe import (
     BOOTSTRAP,
     Fitted,
@@ -28,10 +29,9 @@ from upcycle.laws.describe import (
 )
 from upcycle.laws.forms import LAWS
 from upcycle.laws.law import Law
-from upcycle.laws.prepare import prepare
 from upcycle.laws.result import FitResult
+from upcycle.laws.solver.prepare import prepare
 from upcycle.laws.terms import Array
-from upcycle.laws.validate import LeaveOneOut, root_mean_squares
 
 
 def fit_by(

@@ -14,16 +14,16 @@ import numpy as np
 import pandas as pd
 
 from upcycle.errors import UserError
-from upcycle.laws.arithmetic import evaluate, numbers, truths
 from upcycle.laws.context import with_context
 from upcycle.laws.fit import fit
 from upcycle.laws.forms import LAWS, get_law
 from upcycle.laws.grouped import fit_by
 from upcycle.laws.law import Law
-from upcycle.laws.losses import DERIVED
-from upcycle.laws.mixed_kernels import warned
 from upcycle.laws.result import FitResult, read_fit, write_fit
-from upcycle.laws.table_files import Cells, Table, read_table
+from upcycle.laws.tables.arithmetic import evaluate, numbers, truths
+from upcycle.laws.tables.losses import DERIVED
+from upcycle.laws.tables.mixed_kernels import warned
+from upcycle.laws.tables.table_files import Cells, Table, read_table
 from upcycle.study.columns import COLUMNS, LINEAGES
 from upcycle.study.expressions import Expression, of_columns, parse
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 from scipy.stats import t as student_t
 
-from upcycle.laws.validate import SeedNoise
+from upcycle.laws.certificate.validate import SeedNoise
 from upcycle.paper.inputs import Grid, Inputs
 
 

@@ -18,8 +18,8 @@ from upcycle.decisions.curves import ThreeLaws
 from upcycle.decisions.thresholds import Threshold, d_star, equation_2
 from upcycle.errors import UserError
 from upcycle.laws.forms import get_law
-from upcycle.laws.losses import law_columns
 from upcycle.laws.result import FitResult
+from upcycle.laws.tables.losses import law_columns
 from upcycle.laws.terms import Array
 from upcycle.paper import style
 from upcycle.paper.inputs import Inputs

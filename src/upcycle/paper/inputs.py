@@ -14,10 +14,10 @@ from pydantic import ValidationError
 
 from upcycle.errors import UserError, nearest
 from upcycle.files import read_record
+from upcycle.laws.certificate.validate import SeedNoise, seed_noise
 from upcycle.laws.compare import ErrorRatio, LackOfFit, error_ratio, lack_of_fit
-from upcycle.laws.losses import read_losses
 from upcycle.laws.result import FitResult, read_fit
-from upcycle.laws.validate import SeedNoise, seed_noise
+from upcycle.laws.tables.losses import read_losses
 from upcycle.manifest import check_listed, check_metrics
 from upcycle.study.columns import GRID_SETTINGS
 from upcycle.study.spec import RunSpec

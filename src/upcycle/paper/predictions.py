@@ -11,10 +11,10 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from upcycle.laws.forms import get_law
-from upcycle.laws.losses import law_columns
-from upcycle.laws.prepare import prepare
 from upcycle.laws.result import FitResult
-from upcycle.laws.search import search
+from upcycle.laws.solver.prepare import prepare
+from upcycle.laws.solver.search import search
+from upcycle.laws.tables.losses import law_columns
 from upcycle.laws.terms import Array
 from upcycle.paper import style
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from upcycle.paper.audit import collect, flat, frame, trivial
+from upcycle.audit.audit import collect, flat, frame, trivial
 
 
 def audit(everything: bool = False) -> pd.DataFrame:

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from upcycle.laws.certificate.validate import SeedNoise
 from upcycle.laws.compare import ErrorRatio
 from upcycle.laws.result import FitResult
-from upcycle.laws.validate import SeedNoise
 from upcycle.paper.comparisons import Lead, Standing, clear_difference, leads, standing, tally
 from upcycle.paper.inputs import Grid, Inputs
 from upcycle.paper.render import number, plural, signed

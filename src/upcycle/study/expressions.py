@@ -2,7 +2,7 @@
 
 A Python expression, of which only what is listed here is understood: no attribute, no call but of `FUNCTIONS`, no name
 that is not a column. This module parses it and checks it against the kinds of the columns, without their values, so
-that a study's `where` is refused before anything starts. `upcycle.laws.arithmetic` evaluates what passed.
+that a study's `where` is refused before anything starts. `upcycle.laws.tables.arithmetic` evaluates what passed.
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ def check(expression: Expression, kinds: Mapping[str, Kind]) -> ValueKind:
     """What an expression is, over columns of these kinds.
 
     Raises `UserError` for an unknown column or function, for words where numbers are needed, for arithmetic on
-    constants that has no finite result, and for anything else that `upcycle.laws.arithmetic` could not evaluate.
+    constants that has no finite result, and for anything else that `upcycle.laws.tables.arithmetic` could not evaluate.
     """
     try:
         return _Checker(expression.named, kinds).value(expression.tree)

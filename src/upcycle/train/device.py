@@ -11,7 +11,7 @@ import torch
 from upcycle.errors import UserError
 from upcycle.study.execution import Execution
 from upcycle.study.spec import RunSpec
-from upcycle.train.preemption import TrainingError
+from upcycle.train.processes.preemption import TrainingError
 
 
 def use_device(execution: Execution) -> torch.device:

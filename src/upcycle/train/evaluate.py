@@ -22,9 +22,9 @@ from upcycle.model.kernels import choose_kernels
 from upcycle.model.transformer import Transformer
 from upcycle.study.execution import Execution
 from upcycle.study.spec import RunSpec
-from upcycle.train.checkpoint import WEIGHTS, read_manifest, read_spec, read_tensors
 from upcycle.train.device import precision, use_device
-from upcycle.train.distributed import Group
+from upcycle.train.processes.distributed import Group
+from upcycle.train.states.checkpoint import WEIGHTS, read_manifest, read_spec, read_tensors
 
 SUBSET_TOKENS = 8192
 """Tokens of the fixed subset that the training curve's held-out losses are taken over."""

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 
 from upcycle.study.counting import flops_6nd, flops_per_token
-from upcycle.train import checkpoint
 from upcycle.train.evaluate import SUBSET_TOKENS, batches_of, heldout, mean_and_error, sequence_losses, spread
 from upcycle.train.optim import optimizer_tensors
-from upcycle.train.preemption import StopRequest
+from upcycle.train.processes.preemption import StopRequest
 from upcycle.train.record import MetricsLog, hardware, now, software
 from upcycle.train.rows import heldout_row
+from upcycle.train.states import checkpoint
 from upcycle.train.trainee import Trainee
 from upcycle.train.utilisation import utilisation
 

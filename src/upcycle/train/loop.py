@@ -15,15 +15,15 @@ from pathlib import Path
 from upcycle.manifest import MANIFEST, METRICS, DamagedError
 from upcycle.study.execution import Execution
 from upcycle.study.spec import RunSpec
-from upcycle.train import checkpoint, rolling
 from upcycle.train.device import out_of_memory_is_named
-from upcycle.train.distributed import Group, start_group
 from upcycle.train.finish import finish, save
-from upcycle.train.lease import lease
-from upcycle.train.preemption import Preempted, StopRequest
+from upcycle.train.processes.distributed import Group, start_group
+from upcycle.train.processes.preemption import Preempted, StopRequest
 from upcycle.train.record import Clock, MetricsLog, process_seconds
 from upcycle.train.rows import Pace, append_heldout, is_log_spaced, update_row
 from upcycle.train.start import prepare
+from upcycle.train.states import checkpoint, rolling
+from upcycle.train.states.lease import lease
 from upcycle.train.step import Wishes, update
 from upcycle.train.trainee import Trainee
 from upcycle.train.utilisation import job_rate

@@ -19,7 +19,7 @@ import torch
 
 import upcycle
 from upcycle.manifest import MEND, DamagedError, read_file
-from upcycle.train.checkpoint import disk_full_is_named, write_bytes
+from upcycle.train.states.checkpoint import disk_full_is_named, write_bytes
 
 
 class MetricsLog:

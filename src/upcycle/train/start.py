@@ -14,13 +14,13 @@ from upcycle.model.kernels import choose_kernels
 from upcycle.model.transformer import initial_weight
 from upcycle.study.execution import Execution
 from upcycle.study.spec import RunSpec
-from upcycle.train import checkpoint, rolling
 from upcycle.train.device import use_device
-from upcycle.train.distributed import Group
 from upcycle.train.evaluate import heldout
 from upcycle.train.optim import build_optimizer, empty_moments, restore_optimizer
+from upcycle.train.processes.distributed import Group
 from upcycle.train.receipt import measure_upcycling
 from upcycle.train.record import Clock, MetricsLog
+from upcycle.train.states import checkpoint, rolling
 from upcycle.train.trainee import Trainee, build_model, give, use_execution
 
 log = logging.getLogger(__name__)

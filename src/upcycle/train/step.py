@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from upcycle.model.transformer import RouterStats
-from upcycle.train import checkpoint
 from upcycle.train.device import precision
 from upcycle.train.optim import clip_gradients, local_square_sums, scale_gradients, set_learning_rate
-from upcycle.train.preemption import TrainingError
+from upcycle.train.processes.preemption import TrainingError
 from upcycle.train.rows import Update
 from upcycle.train.schedule import learning_rate
+from upcycle.train.states import checkpoint
 from upcycle.train.trainee import Trainee, run_batch
 
 

@@ -17,9 +17,9 @@ from upcycle.model.kernels import Kernels
 from upcycle.model.transformer import Transformer
 from upcycle.study.execution import Execution
 from upcycle.study.spec import MoESpec, RunSpec
-from upcycle.train.distributed import Group
+from upcycle.train.processes.distributed import Group
 from upcycle.train.record import Clock
-from upcycle.train.saving import Saver
+from upcycle.train.states.saving import Saver
 
 
 @dataclass

@@ -249,13 +249,13 @@ def list_products(workflow: Workflow) -> dict[str, Product]:
 
     runs = [metrics_path(run_id) for run_id in plan.runs]
     rows = {run_id: [sweeps, plan.names[run_id]] for run_id, sweeps in plan.membership().items()}
-    losses_code = fingerprint("upcycle.laws.losses")
+    losses_code = fingerprint("upcycle.laws.tables.losses")
     add("losses", ["losses.csv"], workflow.finished(), losses_code, rows, of=[])
     evaluations = {name: evaluation.model_dump() for name, evaluation in study.evaluations.items()}
     if evaluations:
         files = workflow.evaluation_files()
         add("evaluations", ["evaluations.csv"], files, losses_code, evaluations, files, of=[])
-    fit_code = fingerprint("upcycle.laws.fit", "upcycle.laws.forms", "upcycle.laws.losses")
+    fit_code = fingerprint("upcycle.laws.fit", "upcycle.laws.forms", "upcycle.laws.tables.losses")
     for name, fit in study.fits.items():
         add(f"fits/{name}", [f"fits/{name}.json"], [], fit_code, fit.model_dump(), of=["losses"])
     fits = [name for name in products if name.startswith("fits/")]

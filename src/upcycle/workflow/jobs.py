@@ -71,7 +71,7 @@ def train_spec(path: Path, workflow: Workflow, *, fresh: bool = False) -> None:
 
 def _train(workflow: Workflow, run: RunSpec, name: str, *, fresh: bool) -> None:
     """Train as one process, as one of several (a worker, which RANK tells), or as several that are started here."""
-    from upcycle.train import launch
+    from upcycle.train.processes import launch
 
     execution = workflow.study.execution_of(run)
     if launch.is_worker():

@@ -72,7 +72,7 @@ def _no_product(workflow: Workflow, verb: str, name: str | None) -> str:
 
 def make_losses(workflow: Workflow, out: Path) -> None:
     """losses.csv: one row a finished model."""
-    from upcycle.laws.losses import collect, write_losses
+    from upcycle.laws.tables.losses import collect, write_losses
 
     plan = workflow.plan
     runs = [RESULTS / "runs" / run_id for run_id in plan.finished_models]

@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from upcycle.data.verified import note, read_notes, recall, write_notes
 from upcycle.files import write_atomic
 from upcycle.manifest import METRICS
 from upcycle.study.spec import canonical_json
-from upcycle.verified import note, read_notes, recall, write_notes
 
 PLACE_AND_TIME = frozenset(
     ("started", "finished", "resumed", "tokens_per_second", "gemm_flops_per_second", "mfu", "hardware", "software")
@@ -26,7 +26,7 @@ PLACE_AND_TIME = frozenset(
 
 
 class Digests:
-    """SHA-256 of files, each computed once and noted in one folder (`upcycle.verified`).
+    """SHA-256 of files, each computed once and noted in one folder (`upcycle.data.verified`).
 
     Of a run's metrics.json only what bears on losses counts: a run trained again with the same loss is no change.
     """

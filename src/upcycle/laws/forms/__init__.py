@@ -5,6 +5,6 @@ A law is found by its function's name (`LAWS`). `tokens`: Equations 1, 3, 7 to 1
 """
 
 from upcycle.laws.forms import configuration, joint, tokens
-from upcycle.laws.forms.registry import LAWS, get_law, register
+from upcycle.laws.registry import LAWS, get_law, register
 
 __all__ = ["LAWS", "configuration", "get_law", "joint", "register", "tokens"]

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from numpy import log, log1p
 
-from upcycle.laws.forms.registry import FLOOR, Term, exponent, register, scale
 from upcycle.laws.law import Law, Parameter
+from upcycle.laws.registry import FLOOR, Term, exponent, register, scale
 from upcycle.laws.terms import Array
 
 INTERACTION_OF_P = Parameter(

@@ -9,9 +9,9 @@ from dataclasses import replace
 
 from numpy import log, log1p
 
-from upcycle.laws.forms.registry import FLOOR, INTERACTION, OFFSET, Term, exponent, register, scale
 from upcycle.laws.forms.tokens import EXPONENT_OF_D2
 from upcycle.laws.law import Law, Shifted
+from upcycle.laws.registry import FLOOR, INTERACTION, OFFSET, Term, exponent, register, scale
 from upcycle.laws.terms import Array
 
 _OF_N1 = (

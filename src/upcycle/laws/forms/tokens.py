@@ -11,8 +11,8 @@ from dataclasses import replace
 
 from numpy import log, log1p
 
-from upcycle.laws.forms.registry import FLOOR, INTERACTION, OFFSET, Term, exponent, register, scale
 from upcycle.laws.law import Box, Derived, Law, Parameter, Shifted, Source
+from upcycle.laws.registry import FLOOR, INTERACTION, OFFSET, Term, exponent, register, scale
 from upcycle.laws.terms import Array
 
 

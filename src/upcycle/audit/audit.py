@@ -1,0 +1,188 @@
+"""`upcycle audit`: every number of the paper that can be recomputed, and whether it holds.
+
+Items are in the modules `upcycle.audit.items.*`, one a topic; the verdicts are those of `upcycle.audit.verdict`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from upcycle.audit.items import allocation, cost, laws, models, tables, thresholds, training
+from upcycle.audit.verdict import VERDICTS, Evidence, Item
+from upcycle.files import write_atomic
+
+TOPICS = {
+    "Models and mixtures": models.items,
+    "Training": training.items,
+    "Cost": cost.items,
+    "Tables of results": tables.items,
+    "Laws": laws.items,
+    "Threshold D*": thresholds.items,
+    "Allocation of compute": allocation.items,
+}
+"""Every topic's items, in the order in which they are shown."""
+
+PAGE = """# The paper's numbers, recomputed
+
+Written by `upcycle audit --all --out docs`. Every number of Liew, Kato, Takase, *Scaling Laws for Upcycling
+Mixture-of-Experts Language Models* (ICML 2025) that can be recomputed is, from this project's own counts, settings and
+laws, and so is what the text says of them.
+
+{summary}
+
+- **reproduced**: equal to all printed digits, or the statement holds.
+- **within rounding**: at most half a unit of the last printed digit away, or rounding of the printed inputs allows it.
+- **slip**: neither; the remark says what is wrong and what is right.
+- **cannot be recomputed without the losses**: needs measured losses, trained models or the corpus.
+- **not printed, follows**: the paper does not print it, but it follows from what it prints.
+
+Units: D in tokens, N in non-embedding parameters, losses in nats, natural logarithms. B is a billion.
+"""
+
+
+def collect(evidence: Evidence | None = None) -> dict[str, list[Item]]:
+    """All items by topic.
+
+    Raises `UserError` where config/paper.yaml is not at hand.
+    """
+    evidence = evidence or Evidence.read()
+    return {topic: list(items(evidence)) for topic, items in TOPICS.items()}
+
+
+def flat(topics: dict[str, list[Item]]) -> list[Item]:
+    """The items of all topics."""
+    return [item for items in topics.values() for item in items]
+
+
+def counts(items: Iterable[Item]) -> dict[str, int]:
+    """Items by verdict, in the order of `VERDICTS`."""
+    found = Counter(item.verdict for item in items)
+    return {verdict: found[verdict] for verdict in VERDICTS}
+
+
+def summary(items: Sequence[Item]) -> str:
+    """One line: how many items there are of each verdict."""
+    *printed, (_, following) = counts(items).items()
+    slips = ("slip", "slips")
+    parts = [f"{count} {slips[count != 1] if verdict == 'slip' else verdict}" for verdict, count in printed]
+    cells = sum(item.count for item in items if item.verdict != VERDICTS[-1])
+    return (
+        f"{sum(count for _, count in printed)} items, {cells} printed numbers and statements: {', '.join(parts)}. "
+        f"{following} more that are not printed follow from them."
+    )
+
+
+def frame(items: Sequence[Item]) -> pd.DataFrame:
+    """The items as a table of text, one row each."""
+    rows = [
+        {
+            "printed": item.printed,
+            "recomputed": item.recomputed,
+            "verdict": item.verdict,
+            "from": item.source,
+            "remark": item.remark,
+        }
+        for item in items
+    ]
+    return pd.DataFrame(rows, index=pd.Index([item.label for item in items], name="where"))
+
+
+def trivial(item: Item) -> bool:
+    """Whether an item simply holds, or cannot be looked at, or is only a consequence."""
+    return item.verdict not in ("within rounding", "slip")
+
+
+def as_json(topics: dict[str, list[Item]]) -> str:
+    """Strict JSON: counts by verdict, and every item at full precision."""
+    data = {
+        "summary": summary(flat(topics)),
+        "counts": counts(flat(topics)),
+        "items": [{"topic": topic, **_record(item)} for topic, items in topics.items() for item in items],
+    }
+    return json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
+
+
+def page(topics: dict[str, list[Item]], *, everything: bool = True) -> str:
+    """The audit as Markdown: what does not simply hold, then (`everything`) every item, a table a topic."""
+    parts = [PAGE.format(summary=summary(flat(topics)))]
+    doubtful = [item for item in flat(topics) if not trivial(item)]
+    parts.append(f"## What does not simply hold\n\n{_markdown(frame(doubtful))}")
+    for topic, items in topics.items() if everything else ():
+        parts.append(f"## {topic}\n\n{_markdown(frame(items))}")
+    return "\n".join(parts)
+
+
+def run(args: argparse.Namespace) -> None:
+    """`upcycle audit`: print the items that do not simply hold (`--all`: every one), and the counts.
+
+    `--json` prints strict JSON of all of them; `--out FOLDER` also writes audit.csv and audit.md.
+    """
+    if args.out is not None:
+        args.out.mkdir(parents=True, exist_ok=True)
+    topics = collect()
+    items = flat(topics)
+    if args.out is not None:
+        write(topics, args.out, everything=args.all)
+    if args.json:
+        print(as_json(topics))
+        return
+    for topic, found in topics.items():
+        chosen = [item for item in found if args.all or not trivial(item)]
+        if chosen:
+            print(f"{topic}\n" + "\n".join(_lines(item) for item in chosen) + "\n")
+    print(summary(items))
+
+
+def write(topics: dict[str, list[Item]], folder: Path, *, everything: bool = True) -> None:
+    """audit.csv (every item) and audit.md (every one, or those that do not simply hold)."""
+    table = frame(flat(topics))
+    table.insert(0, "topic", [topic for topic, items in topics.items() for _ in items])
+    write_atomic(folder / "audit.csv", table.to_csv(lineterminator="\n"))
+    write_atomic(folder / "audit.md", page(topics, everything=everything))
+
+
+def _lines(item: Item) -> str:
+    """An item as two or three indented lines."""
+    printed = f"printed {item.printed}; " if item.printed else ""
+    source = f" ({item.source})" if item.source else ""
+    text = f"  {item.verdict.upper()}  {item.label}\n    {printed}recomputed {item.recomputed}{source}"
+    return text + (f"\n    {item.remark}" if item.remark else "")
+
+
+def _record(item: Item) -> dict[str, Any]:
+    """An item as JSON holds it: numbers that do not exist are null."""
+    finite = {name: value if abs(value) < float("inf") else None for name, value in item.values.items()}
+    return {
+        "label": item.label,
+        "printed": item.printed,
+        "from": item.source,
+        "recomputed": item.recomputed,
+        "values": finite,
+        "allowed": list(item.allowed) if item.allowed else None,
+        "verdict": item.verdict,
+        "remark": item.remark,
+        "count": item.count,
+    }
+
+
+def _markdown(table: pd.DataFrame) -> str:
+    """A Markdown table without padding, which rows of remarks would make mostly blanks."""
+    header = [str(table.index.name), *table.columns]
+    rows = [
+        header,
+        ["---"] * len(header),
+        *([label, *row] for label, row in zip(table.index, table.values, strict=True)),
+    ]
+    return "".join("| " + " | ".join(map(_cell, row)) + " |\n" for row in rows)
+
+
+def _cell(text: str) -> str:
+    """Text that may stand in a cell of a Markdown table."""
+    return text.replace("|", "\\|").replace("*", "\\*")

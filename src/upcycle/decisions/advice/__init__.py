@@ -1,0 +1,1 @@
+"""`upcycle advise`: upcycle or train from scratch."""

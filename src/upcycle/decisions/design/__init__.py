@@ -1,0 +1,1 @@
+"""`upcycle design`: what a planned sweep would tell."""

@@ -1,0 +1,328 @@
+"""`upcycle design`: what a planned sweep would tell, before it is trained.
+
+Simulates the sweep under a law and a noise, refits, and reports the expected intervals of every parameter and of D*,
+what is not identifiable, and which further runs shrink the band of D* most per FLOP.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from upcycle.decisions.curves import Curve, ThreeLaws, published, read_three_laws
+from upcycle.decisions.design.candidates import Candidate, Linearised, largest, linearise, rank, spread
+from upcycle.decisions.design.grid import (
+    PAPER_BUDGETS,
+    PAPER_N1,
+    PlannedSweep,
+    from_grids,
+    from_study,
+    parse_numbers,
+)
+from upcycle.decisions.design.model import Setting, extended, set_up
+from upcycle.decisions.design.simulation import Simulated, doubts, simulate
+from upcycle.decisions.quantities import quantity
+from upcycle.decisions.thresholds import Threshold
+from upcycle.errors import UserError
+from upcycle.laws.certificate.validate import seed_noise
+from upcycle.laws.forms import get_law
+from upcycle.laws.tables.losses import read_losses
+from upcycle.workflow.invocation import read_workflow
+
+SHOWN = 5
+"""Further runs that are listed."""
+PAPER_GRID = "no grid given: the paper's 5 x 5 budgets of its 0.1B model"
+
+
+@dataclass(frozen=True)
+class Verified:
+    """A further run, simulated."""
+
+    candidate: Candidate
+    threshold: Threshold
+    error: float
+    """Standard error of the target over the simulations with it."""
+
+
+@dataclass(frozen=True)
+class Design:
+    """All that `upcycle design` answers."""
+
+    setting: Setting
+    source: str
+    """Where the truth is from."""
+    noise_words: str
+    simulated: Simulated
+    threshold: Threshold | None
+    linearised: Linearised | None
+    """None where D* cannot be had."""
+    ranked: tuple[Candidate, ...]
+    """The best further runs per FLOP."""
+    largest: Candidate | None
+    """Of further runs that cost little beside the sweep, the one that helps most."""
+    error: float | None
+    """Standard error of the target over the simulations."""
+    verified: tuple[Verified, ...]
+    """The best per FLOP and the largest, simulated with the same noise in the other runs."""
+
+
+def design(
+    sweep: PlannedSweep,
+    three: ThreeLaws,
+    noise: float,
+    *,
+    law: str | None = None,
+    fix: Mapping[str, float | None] | None = None,
+    at_n1: float | None = None,
+    simulations: int = 400,
+    seed: int = 0,
+    noise_words: str = "given",
+) -> Design:
+    """Simulate a planned sweep, look at D*, rank further runs, and simulate again with the best (see `set_up`).
+
+    Raises `UserError` for laws, parameters, noise or counts that cannot be.
+    """
+    setting = set_up(sweep, three, law=law, fix=fix, at_n1=at_n1)
+    simulated = simulate(setting, noise, simulations=simulations, seed=seed)
+    threshold = simulated.threshold()
+    if threshold is None:
+        return Design(setting, three.source, noise_words, simulated, None, None, (), None, None, ())
+    linearised = linearise(setting, noise, threshold)
+    if not linearised.determined:
+        setting = replace(setting, no_d_star="its runs do not determine both laws where D* is asked for")
+        undetermined = replace(simulated, setting=setting)
+        return Design(setting, three.source, noise_words, undetermined, None, None, (), None, None, ())
+    candidates: list[Candidate] = []
+    if math.isfinite(linearised.error()):
+        candidates = [candidate for candidate in rank(linearised) if candidate.gain_per_flop > 0]
+    best = largest(candidates, sweep.flops)
+    verified = []
+    for candidate in [*candidates[:1], *([best] if best is not None and best is not candidates[0] else [])]:
+        again = simulate(extended(setting, candidate.added), noise, simulations=simulations, seed=seed)
+        found = again.threshold()
+        assert found is not None
+        verified.append(Verified(candidate, found, spread(again, linearised.target)))
+    return Design(
+        setting,
+        three.source,
+        noise_words,
+        simulated,
+        threshold,
+        linearised,
+        tuple(candidates[:SHOWN]),
+        best,
+        spread(simulated, linearised.target),
+        tuple(verified),
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """The verb: print the answer in words and tables, or with --json as data."""
+    from upcycle.decisions.design.words import in_words
+
+    answer = from_arguments(args)
+    print(json.dumps(as_data(answer), indent=1, allow_nan=False) if args.json else in_words(answer))
+
+
+def from_arguments(args: argparse.Namespace) -> Design:
+    """The answer to a command line.
+
+    Raises `UserError` naming the option that is wrong and the mend.
+    """
+    three = read_three_laws(args.fits) if args.fits else published(draws=0)
+    three = with_values(three, args.law, parse_fix(args.values or "", "--values"))
+    sweep, notes = _sweep(args, three)
+    noise, noise_words = _noise(args)
+    return design(
+        replace(sweep, notes=(*sweep.notes, *notes)),
+        three.without_draws(),
+        noise,
+        law=args.law,
+        fix=parse_fix(args.fix),
+        at_n1=quantity(args.at_n1, "--at-n1") if args.at_n1 else None,
+        simulations=args.simulations,
+        seed=args.seed,
+        noise_words=noise_words,
+    )
+
+
+def with_values(three: ThreeLaws, law: str | None, values: Mapping[str, float | None]) -> ThreeLaws:
+    """The truth with other values of the upcycled law; of another law (`law`) than the truth's, all are needed.
+
+    Raises `UserError` for parameters that the law does not have, or lacks.
+    """
+    if not values:
+        return three
+    form = get_law(law) if law else three.upcycled.law
+    for name, value in values.items():
+        form.parameter(name)
+        if value is None:
+            raise UserError(f"--values: `{name}` needs a value, e.g. {name}=0.1")
+    known = three.upcycled.values if form.name == three.upcycled.law.name else {}
+    whole = {name: value for name, value in {**known, **values}.items() if value is not None}
+    words = ", ".join(f"{name} = {value:g}" for name, value in values.items())
+    return replace(
+        three.without_draws(),
+        upcycled=Curve(form, whole, None, three.upcycled.box),
+        source=f"{three.source}, upcycled models by law `{form.name}` with {words}",
+    )
+
+
+def parse_fix(text: str, option: str = "--fix") -> dict[str, float | None]:
+    """Parameters to hold: `E=0.165,beta=0.1`; a name alone is held at the truth (None).
+
+    Raises `UserError` for a value that is no number.
+    """
+    fix: dict[str, float | None] = {}
+    for part in filter(None, (piece.strip() for piece in text.split(","))):
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        try:
+            fix[name] = float(value) if equals else None
+        except ValueError:
+            raise UserError(f"{option}: `{part}` is neither NAME nor NAME=VALUE, e.g. E=0.165") from None
+        if equals and not math.isfinite(float(value)):
+            raise UserError(f"{option}: `{part}` must be finite")
+    return fix
+
+
+def _sweep(args: argparse.Namespace, three: ThreeLaws) -> tuple[PlannedSweep, list[str]]:
+    """The runs that are planned."""
+    grids = {"--d1": args.d1, "--d2": args.d2, "--n1": args.n1}
+    given = [option for option, text in grids.items() if text]
+    if args.sweep:
+        if given:
+            raise UserError(f"--sweep has a grid of its own: leave out {', '.join(given)}")
+        workflow = read_workflow(args.study, Path.cwd())
+        sweep, notes = from_study(workflow.study, workflow.plan, args.sweep), []
+        if (sweep.n_expert, sweep.top_k) != (three.n_expert, three.top_k):
+            mixtures = (
+                f"{three.n_expert} experts, top-{three.top_k}; the sweep's have {sweep.n_expert}, top-{sweep.top_k}"
+            )
+            notes.append(f"The truth is of mixtures of {mixtures}: its numbers are a guess for them.")
+        return sweep, notes
+    if given and len(given) < len(grids):
+        raise UserError(
+            f"a grid needs --d1, --d2 and --n1 (or --sweep); add {', '.join(sorted(set(grids) - set(given)))}"
+        )
+    numbers = [
+        parse_numbers(text or otherwise, option)
+        for (option, text), otherwise in zip(grids.items(), (PAPER_BUDGETS, PAPER_BUDGETS, str(PAPER_N1)), strict=True)
+    ]
+    sweep = from_grids(*numbers, n_expert=three.n_expert, top_k=three.top_k)
+    return sweep, [] if given else [f"There was {PAPER_GRID}."]
+
+
+def _noise(args: argparse.Namespace) -> tuple[float, str]:
+    """Standard deviation of a loss in nats, and where it is from."""
+    if args.noise is not None:
+        return quantity(args.noise, "--noise"), "given"
+    path = read_workflow(args.study, Path.cwd()).out / "losses.csv"
+    mend = "give --noise, e.g. 0.003"
+    try:
+        measured = seed_noise(read_losses(path))
+    except UserError as error:
+        raise UserError(f"no noise measured: {error}; or {mend}") from None
+    if measured is None:
+        raise UserError(f"{path}: no run was repeated with another seed, so no noise is measured; {mend}")
+    return measured.deviation, (
+        f"measured in {path}: {measured.points} settings repeated with other seeds, {measured.freedom} degrees of "
+        f"freedom, so within {100 / math.sqrt(2 * measured.freedom):.0f} %"
+    )
+
+
+def as_data(answer: Design) -> dict[str, Any]:
+    """The answer as JSON data; what is not finite is null."""
+    setting, simulated = answer.setting, answer.simulated
+    sides = setting.sides()
+    interaction = simulated.interaction()
+    data = {
+        "planned": {
+            "words": setting.sweep.words,
+            "runs": {name: len(side.loss_N) for name, side in sides.items()},
+            "flops_6nd": setting.sweep.flops,
+        },
+        "truth": answer.source,
+        "noise": {"value": simulated.noise, "unit": "nats", "source": answer.noise_words},
+        "simulations": simulated.simulations,
+        "converged": simulated.converged,
+        "laws": {name: side.law.name for name, side in sides.items()},
+        "parameters": {
+            name: {
+                parameter: {
+                    "truth": expected.truth,
+                    "unit": sides[name].law.parameter(parameter).unit,
+                    "median": None if expected.undetermined else expected.median,
+                    "interval": None if expected.undetermined else list(expected.interval),
+                    "relative_deviation": None if expected.undetermined else expected.relative,
+                    "held": expected.held or None,
+                    "identifiable": not expected.doubt,
+                    "doubt": expected.doubt or None,
+                }
+                for parameter, expected in side.items()
+            }
+            for name, side in simulated.parameters.items()
+        },
+        "alpha3": None if interaction is None else asdict(interaction),
+        "d_star": _threshold_data(answer.threshold) | {"n1": setting.n1} if answer.threshold else None,
+        "no_d_star": setting.no_d_star or None,
+        "not_identifiable": [
+            {"of": name, "parameters": list(names), "why": why} for name, names, why in doubts(simulated)
+        ],
+        "further_runs": _further(answer),
+        "notes": list(setting.notes),
+    }
+    return dict(_finite(data))
+
+
+def _threshold_data(threshold: Threshold) -> dict[str, Any]:
+    return {
+        "roots": list(threshold.roots),
+        "interval": None if threshold.band is None else list(threshold.band),
+        "shares": dict(threshold.shares),
+        "unit": "tokens",
+    }
+
+
+def _further(answer: Design) -> dict[str, Any] | None:
+    if answer.linearised is None:
+        return None
+
+    def one(candidate: Candidate) -> dict[str, Any]:
+        share = candidate.flops / answer.setting.sweep.flops
+        return {
+            "run": candidate.words,
+            "flops_6nd": candidate.flops,
+            "share_of_sweep": share,
+            "standard_error": candidate.error,
+            "reduction_per_flop": candidate.gain_per_flop,
+        }
+
+    return {
+        "target": answer.linearised.target.what,
+        "standard_error": answer.linearised.error(),
+        "per_flop": [one(candidate) for candidate in answer.ranked],
+        "largest": one(answer.largest) if answer.largest else None,
+        "simulated_standard_error": answer.error,
+        "simulated": [
+            one(each.candidate) | {"simulated_standard_error": each.error, "d_star": _threshold_data(each.threshold)}
+            for each in answer.verified
+        ],
+    }
+
+
+def _finite(value: Any) -> Any:
+    """The same with null for numbers that JSON cannot hold."""
+    if isinstance(value, Mapping):
+        return {str(name): _finite(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if isinstance(value, (float, np.floating)):
+        return float(value) if math.isfinite(value) else None
+    return value

@@ -1,0 +1,1 @@
+"""Prepared problems, the local solver and the global search."""

@@ -1,0 +1,1 @@
+"""States of a run on disk: checkpoints, rolling and sharded states, leases."""

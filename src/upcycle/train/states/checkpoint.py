@@ -1,0 +1,316 @@
+"""What a finished run leaves on disk: files that are whole or absent, hashed, verified when read, never pickled.
+
+`weights.safetensors` (and `state.safetensors` for a trunk point, whose children continue from it), the specification
+and the curve are described by `manifest.json`, which keeps the metrics and vouches for itself (`upcycle.manifest`).
+What an unfinished run leaves is in `rolling`.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import safetensors.torch
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from torch import Tensor
+
+from upcycle.manifest import (
+    MANIFEST,
+    MEND,
+    METRICS,
+    DamagedError,
+    check_bytes,
+    check_listed,
+    json_bytes,
+    read_file,
+    read_manifest,
+    sealed,
+)
+from upcycle.study.spec import RunSpec
+from upcycle.study.study import describe_error
+from upcycle.train.processes.preemption import TrainingError
+from upcycle.train.states.lease import LEASE
+
+log = logging.getLogger(__name__)
+
+WEIGHTS = "weights.safetensors"
+STATE = "state.safetensors"
+SPEC = "spec.json"
+CURVE = "metrics.jsonl"
+RECEIPT = "receipt.json"
+RESUME = "resume"
+TEMPORARY = ".tmp"
+
+
+# Files that are whole or absent
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file so that `path` is, at any moment, the old content or the new one, also after a power cut.
+
+    Raises TrainingError with the mend when the disk is full; what was at `path` is untouched then.
+    """
+    with replacing(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that takes the place of `path` when the `with` ends, durable and whole; as `write_bytes`."""
+    temporary = path.with_name(path.name + TEMPORARY)
+    with disk_full_is_named(path):
+        try:
+            with temporary.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except IsADirectoryError:
+            temporary.unlink(missing_ok=True)
+            raise DamagedError(f"{path}: a folder is in the place of this file; move it away") from None
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+
+@contextmanager
+def disk_full_is_named(path: Path) -> Iterator[None]:
+    """Turn a full disk (or an exhausted quota) into a TrainingError that says which file and what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise disk_is_full(path) from error
+        raise
+
+
+def disk_is_full(path: Path) -> TrainingError:
+    """The error that says so, with the mend."""
+    return TrainingError(
+        f"{path}: the disk is full. The last saved state is intact: free some space and give the same command again"
+    )
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in this folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """As `write_bytes`, readable JSON; refuses NaN and infinity."""
+    write_bytes(path, json_bytes(value))
+
+
+def file_entry(data: bytes) -> dict[str, Any]:
+    """Size and SHA-256, as a manifest's `files` keep them."""
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+# Tensors as a safetensors file
+
+Part = bytes | memoryview
+DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64", torch.int64: "I64"}
+
+
+def safetensors_parts(
+    tensors: Mapping[str, Tensor], notes: Mapping[str, str] | None = None
+) -> list[bytes | memoryview]:
+    """A safetensors file in parts, byte for byte what `safetensors.torch.save` makes, without a second copy in memory.
+
+    The parts are the header and views of the tensors, so hashing and writing them releases the interpreter's lock: a
+    training thread computes on while another thread saves. Tensors elsewhere than in CPU memory are copied there.
+    """
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header: dict[str, Any] = {"__metadata__": dict(notes)} if notes else {}
+    parts: list[Part] = []
+    end = 0
+    for name in order:
+        tensor = tensors[name].detach().cpu().contiguous()
+        begin, end = end, end + tensor.nbytes
+        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+        parts.append(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    text += b" " * (-len(text) % 8)
+    return [len(text).to_bytes(8, "little") + text, *parts]
+
+
+def digest(parts: Iterable[Part]) -> str:
+    """SHA-256 of the parts in a row."""
+    running = hashlib.sha256()
+    for part in parts:
+        running.update(part)
+    return running.hexdigest()
+
+
+def write_parts(path: Path, parts: Iterable[Part]) -> None:
+    """As `write_bytes`, of the parts in a row."""
+    with replacing(path) as file:
+        for part in parts:
+            file.write(part)
+
+
+def with_present_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors by the names of today: a router was a bare parameter once, `blocks.i.moe.router`, in results kept since.
+
+    For weights, and for moments and rolling states, whose names end in a weight's name.
+    """
+    return {present_name(name): tensor for name, tensor in tensors.items()}
+
+
+def present_name(name: str) -> str:
+    """As `with_present_names`, of one."""
+    return name + ".weight" if name.endswith(".moe.router") else name
+
+
+# Finished runs
+
+
+def save_finished(
+    run_dir: Path,
+    *,
+    run_id: str,
+    step: int,
+    tokens_fingerprint: str,
+    tokenizer_sha256: str,
+    tensors: dict[str, dict[str, Tensor]],
+    metrics: dict[str, Any],
+) -> None:
+    """Write the tensor files, `manifest.json`, and last `metrics.json`; then drop the rolling states.
+
+    `tensors` maps file names to their content. The manifest describes them and what the run wrote before, durably by
+    now: specification, curve, receipt. It keeps the metrics too: a workflow that runs a job again
+    removes its declared output, `metrics.json`, first, and it is then restored without training (`verify_finished`).
+    """
+    files = {}
+    for name, content in tensors.items():
+        parts = safetensors_parts(content)
+        write_parts(run_dir / name, parts)
+        files[name] = {"bytes": sum(len(part) for part in parts), "sha256": digest(parts)}
+    for name in (SPEC, CURVE, RECEIPT):
+        if (run_dir / name).exists():
+            files[name] = file_entry((run_dir / name).read_bytes())
+    manifest = {
+        "id": run_id,
+        "step": step,
+        "tokens_fingerprint": tokens_fingerprint,
+        "tokenizer_sha256": tokenizer_sha256,
+        "files": files,
+        "metrics": metrics,
+    }
+    write_json(run_dir / MANIFEST, sealed(manifest))
+    write_json(run_dir / METRICS, metrics)
+    shutil.rmtree(run_dir / RESUME, ignore_errors=True)
+
+
+def read_tensors(run_dir: Path, name: str) -> dict[str, Tensor]:
+    """Tensors of a finished run's file, from bytes that have its manifest's size and SHA-256. DamagedError if not."""
+    files = read_manifest(run_dir)["files"]
+    if name not in files:
+        raise DamagedError(f"{run_dir / name}: not among the files of {MANIFEST} ({', '.join(files)})")
+    data = _read_verified(run_dir / name, files[name])
+    try:
+        return with_present_names(safetensors.torch.load(data))
+    except SafetensorError as error:
+        raise DamagedError(f"{run_dir / name}: not a safetensors file ({error}); {MEND}") from None
+
+
+def _read_verified(path: Path, expected: dict[str, Any]) -> bytes:
+    data = read_file(path)
+    if data is None:
+        raise DamagedError(f"{path}: missing, though {MANIFEST} lists it; {MEND}")
+    check_bytes(path, data, expected)
+    return data
+
+
+def verify_finished(run_dir: Path, run_id: str) -> bool:
+    """Whether the run is finished: False if it never was; DamagedError if it was and its files no longer hold.
+
+    Restores `metrics.json` from the manifest if it was removed or damaged, and says so; drops rolling states left by a
+    late kill.
+    """
+    if not (run_dir / MANIFEST).exists():
+        if (run_dir / METRICS).exists():
+            raise DamagedError(f"{run_dir / METRICS}: there without {MANIFEST}; {MEND}")
+        return False
+    manifest = read_manifest(run_dir)
+    if manifest["id"] != run_id:
+        raise DamagedError(f"{run_dir / MANIFEST}: of run {manifest['id']}, not of {run_id}; move {run_dir} away")
+    for name, expected in manifest["files"].items():
+        _read_verified(run_dir / name, expected)
+    _restore_metrics(run_dir / METRICS, manifest["metrics"])
+    shutil.rmtree(run_dir / RESUME, ignore_errors=True)
+    return True
+
+
+def _restore_metrics(path: Path, metrics: dict[str, Any]) -> None:
+    """Write metrics.json anew unless it is, byte for byte, what `save_finished` writes."""
+    found = read_file(path)
+    if found == json_bytes(metrics):
+        return
+    log.warning("%s %s; restored from %s", path, "was missing" if found is None else "was damaged", MANIFEST)
+    write_json(path, metrics)
+
+
+def remove_results(run_dir: Path) -> None:
+    """Make a run's folder as if it had never been trained; the lease stays. Call under it."""
+    for path in run_dir.iterdir():
+        if path.name != LEASE:
+            remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link (not what it leads to) or a folder and all that is in it."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+# The specification beside its results
+
+
+def write_spec(run_dir: Path, run: RunSpec) -> None:
+    """Write `spec.json`: the specification and its id. DamagedError if the folder already belongs to another run."""
+    path = run_dir / SPEC
+    if path.exists() and (found := read_spec(run_dir).id) != run.id:
+        raise DamagedError(f"{path}: of run {found}, not of {run.id}; move {run_dir} away")
+    write_json(path, {"id": run.id, **run.model_dump(mode="json")})
+
+
+def read_spec(run_dir: Path) -> RunSpec:
+    """Specification of the run in a folder.
+
+    Raises DamagedError if it is missing, does not make the id that it states, or is not what a finished run's manifest
+    describes (which also covers what the id leaves out, and which manifests of versions before leave out).
+    """
+    path = run_dir / SPEC
+    data = read_file(path)
+    if data is None:
+        raise DamagedError(f"{path}: missing, so {run_dir} is not a run's folder")
+    try:
+        fields = json.loads(data)
+        stated = fields.pop("id")
+        run = RunSpec.model_validate(fields)
+    except ValidationError as error:
+        raise DamagedError(f"{path}: not a run's specification ({describe_error(error)}); {MEND}") from None
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise DamagedError(f"{path}: not a run's specification ({error}); {MEND}") from None
+    if run.id != stated:
+        raise DamagedError(f"{path}: makes the id {run.id} but states {stated}: edited by hand, or of another version")
+    check_listed(path)
+    return run

@@ -1,0 +1,210 @@
+"""Rolling states: where an unfinished run stands, so that the same command goes on after a stop, a kill or a power cut.
+
+One process writes ONE file (weights, AdamW moments, notes), several write a folder (`sharded`). Either has its step and
+a SHA-256 in its name, so that a single rename publishes it and a damaged one convicts itself, and either is read by any
+number of processes. The last two are kept in `resume/`. A damaged one is set aside when the run goes on from an older
+one, so that it takes no good one's place; the next save removes it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from torch import Tensor
+
+from upcycle.manifest import DamagedError
+from upcycle.train.states.checkpoint import (
+    RESUME,
+    TEMPORARY,
+    digest,
+    present_name,
+    remove,
+    safetensors_parts,
+    sync_folder,
+    write_parts,
+)
+
+log = logging.getLogger(__name__)
+
+NAME = re.compile(r"step-(\d{9})-([0-9a-f]{64})(\.safetensors)?")
+KEPT = 2
+DAMAGED = ".damaged"
+"""End of the name of a state that was set aside."""
+
+
+@dataclass(frozen=True)
+class RollingState:
+    """A valid state on disk, after `step` updates."""
+
+    path: Path
+    step: int
+    notes: dict[str, Any]
+    """JSON-able: `id` of the run, `tokens_fingerprint`, `clock`."""
+
+    def fill(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy the state into `model.<name>`, `exp_avg.<name>`, `exp_avg_sq.<name>`, in place.
+
+        Shapes may differ from the saved ones where the elements and their order do not ((3D, D) and (3, D, D)).
+        Raises DamagedError naming the file if it holds other tensors than these.
+        """
+        if self.path.is_dir():
+            from upcycle.train import sharded  # its imports take half a second
+
+            sharded.fill(self.path, tensors)
+            return
+        with safetensors.safe_open(self.path, framework="pt") as file, torch.no_grad():
+            saved = {present_name(name): name for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+            check_names(self.path, saved, tensors)
+            for name, tensor in tensors.items():
+                _fill_part(tensor, file.get_tensor(saved[name]).view(tensor.shape))
+
+
+def _fill_part(tensor: Tensor, whole: Tensor) -> None:
+    """Copy a whole tensor, or the part of it that this process holds (DTensor)."""
+    if not hasattr(tensor, "placements"):
+        tensor.copy_(whole)
+        return
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(tensor, DTensor)
+    part = distribute_tensor(whole.to(tensor.device), tensor.device_mesh, tensor.placements, src_data_rank=None)
+    tensor.to_local().copy_(part.to_local())
+
+
+def save_rolling(folder: Path, step: int, tensors: Mapping[str, Tensor], notes: dict[str, Any]) -> Path:
+    """Publish a one-file state in `folder` (`resume/`), then remove all but it and the one before."""
+    make_folder(folder)
+    parts = safetensors_parts(tensors, {"notes": json.dumps(notes | {"step": step}, allow_nan=False)})
+    path = folder / f"step-{step:09d}-{digest(parts)}.safetensors"
+    write_parts(path, parts)
+    prune(folder)
+    return path
+
+
+def load_rolling(folder: Path, run_id: str) -> RollingState | None:
+    """Newest valid rolling state of this run, or None if there is no state at all. Call under the lease.
+
+    Damaged ones that are newer are named and set aside (`DAMAGED`). Raises DamagedError if all are damaged, so that
+    nothing begins anew where hours of work may be saved by a look at the disk, and if a valid one belongs to another
+    run, which is no accident of writing.
+    """
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise DamagedError(f"{folder}: not a folder; move it away, or begin anew with --fresh")
+    damaged: list[Path] = []
+    for path in states_in(folder):
+        try:
+            state = _verified(path)
+        except DamagedError as damage:
+            log.warning("%s; passed over", damage)
+            damaged.append(path)
+            continue
+        if state.notes["id"] != run_id:
+            raise DamagedError(f"{path}: state of run {state.notes['id']}, not of {run_id}; move {folder} away")
+        _put_aside(damaged)
+        return state
+    found = [*damaged, *_set_aside(folder)]
+    if found:
+        raise DamagedError(
+            f"{folder}: no state in it is valid ({', '.join(path.name for path in found)}); "
+            "restore one from a copy, or begin anew with --fresh"
+        )
+    return None
+
+
+def states_in(folder: Path) -> list[Path]:
+    """Rolling states of either kind, valid or not, newest step first; not those set aside."""
+    return sorted((path for path in folder.glob("step-*") if NAME.fullmatch(path.name)), reverse=True)
+
+
+def _put_aside(damaged: list[Path]) -> None:
+    """Take damaged states out of those that count."""
+    for path in damaged:
+        aside = path.with_name(path.name + DAMAGED)
+        if aside.exists():  # the run came by its step twice, and was killed before it removed the first
+            _remove(aside)
+        path.rename(aside)
+        log.warning("%s: set aside until the next state is saved, as %s", path, aside.name)
+
+
+def _set_aside(folder: Path) -> list[Path]:
+    """States that were found damaged when the run last went on."""
+    return sorted(folder.glob(f"step-*{DAMAGED}"))
+
+
+def make_folder(folder: Path) -> None:
+    """Make `resume/` durably, so that a power cut cannot take a published state with its folder."""
+    if not folder.exists():
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
+
+
+def prune(folder: Path) -> None:
+    """Remove all rolling states but the newest, two in all, and those set aside: a new good one makes up for them."""
+    for path in [*states_in(folder)[KEPT:], *_set_aside(folder)]:
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    remove(path.rename(path.with_name(path.name + TEMPORARY)))  # out of sight first: a state half removed is none
+
+
+def clear_temporaries(run_dir: Path) -> None:
+    """Remove what a killed writer left half written. Call under the lease."""
+    for folder in (run_dir, run_dir / RESUME):
+        for path in folder.glob(f"*{TEMPORARY}"):
+            remove(path)
+
+
+def _verified(path: Path) -> RollingState:
+    """The state at a path; DamagedError naming the file that is not what was written."""
+    named = NAME.fullmatch(path.name)
+    assert named is not None
+    if path.is_dir():
+        from upcycle.train.states import sharded
+
+        manifest = sharded.verify(path, named[2])
+        step, notes = manifest["step"], manifest["notes"]
+    else:
+        notes = _verified_notes(path, named[2])
+        step = notes.pop("step", int(named[1]))  # versions before stated it in the name alone, which has to do
+    if step != int(named[1]):
+        raise DamagedError(f"{path}: damaged, renamed: it was saved after step {step}")
+    return RollingState(path, step, notes)
+
+
+def _verified_notes(path: Path, sha256: str) -> dict[str, Any]:
+    """The notes of a one-file state that can be read and has this SHA-256, else DamagedError."""
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+            size = file.tell()
+        if found != sha256:
+            raise DamagedError(f"{path}: damaged, {size:,} bytes do not have the SHA-256 of its name")
+        with safetensors.safe_open(path, framework="pt") as file:
+            notes: dict[str, Any] = json.loads(file.metadata()["notes"])
+    except OSError as error:
+        raise DamagedError(f"{path}: damaged, it cannot be read ({error.strerror or error})") from None
+    except safetensors.SafetensorError as error:  # a file of another kind, under a name that its hash makes
+        raise DamagedError(f"{path}: damaged, no rolling state ({error})") from None
+    return notes
+
+
+def check_names(path: Path, saved: Mapping[str, object], wanted: Mapping[str, object]) -> None:
+    """DamagedError naming a tensor that a state has and the run has not, or the other way round."""
+    surplus, missing = sorted(saved.keys() - wanted.keys()), sorted(wanted.keys() - saved.keys())
+    if surplus or missing:
+        words = [f"`{name}` too many" for name in surplus[:1]] + [f"no `{name}`" for name in missing[:1]]
+        raise DamagedError(
+            f"{path}: holds other tensors than this run: {', '.join(words)}; go on with the version that saved it, or "
+            "begin anew with --fresh"
+        )

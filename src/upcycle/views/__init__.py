@@ -1,0 +1,1 @@
+"""What `upcycle plan` and `upcycle status` print."""

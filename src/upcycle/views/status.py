@@ -1,0 +1,332 @@
+"""What `upcycle status` shows: the state of every run of a study while jobs run, their speed, and what is left.
+
+Layer 0, and it only reads: it never takes a lease, which a starting job might find taken. Whether a run's lease is
+held is read from the kernel's table of locks (/proc/locks: its owner's pid on its file), which knows the processes of
+this machine only. Of an owner on another one nothing is known but what it signed and when it last wrote: a job that
+ends by itself wipes its signature; one that was killed leaves it, and is `silent` once nothing was written for long.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from upcycle.errors import UserError
+from upcycle.manifest import read_manifest
+from upcycle.study.recorded import is_finished, saved_step
+from upcycle.study.spec import RunSpec, short_count
+from upcycle.views.plan_view import describe_run, duration, shape_key
+from upcycle.workflow.dag import Workflow
+from upcycle.workflow.paths import RESULTS
+
+TAIL_BYTES = 1 << 18
+"""Read from the end of a curve: some tens of rows of the widest mixture."""
+SILENT_SECONDS = 900
+SILENT_ROWS = 10
+"""A run is silent after SILENT_SECONDS without a sign, and no sooner than SILENT_ROWS rows would have taken."""
+STATES = ("running", "silent", "damaged", "stopped", "not started", "finished")
+"""In the order in which a person wants to see them."""
+PACE = ("tokens_per_second", "step_seconds", "data_seconds", "mfu")
+
+Locks = set[tuple[int, int]]
+
+
+def describe_status(workflow: Workflow) -> dict[str, Any]:
+    """The state of every run as data, totals by sweep and in all. Times in seconds.
+
+    `seconds_left` of a run is its steps left at its present pace, or at that of runs of its shape, or as planned; of
+    the study, that of its unfinished runs over the number running now (at least 1), and no less than their longest
+    chain of parents takes.
+    """
+    locks = held_locks()
+    found = {run_id: read_state(RESULTS / "runs" / run_id, run, locks) for run_id, run in workflow.plan.runs.items()}
+    speeds = _speeds(workflow, found)
+    overhead = _overhead(found)
+    for run_id, state in found.items():
+        planned = describe_run(workflow, run_id, speeds)
+        state["sweeps"] = planned["sweeps"]
+        state["seconds_left"] = _seconds_left(state, planned["seconds"]) + overhead * (state["state"] != "finished")
+    runs = list(found.values())
+    sweeps = {name: totals([found[run_id] for run_id in workflow.plan.members(name)]) for name in workflow.plan.sweeps}
+    total = totals(runs)
+    chain = _longest_chain(workflow, found)
+    side_by_side = max(total["running"], 1)
+    total |= {
+        "side_by_side": side_by_side,
+        "longest_chain_seconds": chain,
+        "seconds_left": max(total["job_seconds_left"] / side_by_side, chain),
+    }
+    return {"study": workflow.plan.study, "runs": runs, "sweeps": sweeps, "total": total}
+
+
+# One run
+
+
+def read_state(run_dir: Path, run: RunSpec, locks: Locks | None) -> dict[str, Any]:
+    """State, place, pace and owner of one run, from its folder as it is at this moment."""
+    state: dict[str, Any] = {
+        "id": run.id,
+        "state": "not started",
+        "note": "",
+        "step": run.start_step,
+        "start_step": run.start_step,
+        "end_step": run.end_step,
+        "saved_step": None,
+        "loss": None,
+        "heldout": None,
+        **dict.fromkeys(PACE),
+        "row_age": None,
+        "owner": None,
+    }
+    if is_finished(run_dir):
+        return state | _finished(run_dir, run)
+    if not (run_dir / "spec.json").exists():
+        return state
+    rows = last_rows(run_dir / "metrics.jsonl")
+    updates = [row for row in rows if "loss" in row]
+    heldout = [row["heldout"] for row in rows if "heldout" in row]
+    if updates:
+        state |= {key: updates[-1].get(key) for key in ("step", "loss", *PACE)}
+    state["heldout"] = heldout[-1] if heldout else None
+    state["row_age"] = age(run_dir / "metrics.jsonl")
+    state["saved_step"] = saved = saved_step(run_dir)
+    owner = read_owner(run_dir / "lease")
+    held = owner is not None and holds(owner, run_dir / "lease", locks)
+    if owner is None or held is False:
+        note = "nothing saved: begins anew" if saved is None else f"goes on from step {saved}"
+        if (run_dir / "manifest.json").exists():
+            note = "was finished, but metrics.json is gone: training it again restores that"
+        return state | {"state": "stopped", "note": note}
+    state |= {"state": "running", "owner": owner}
+    signs = [age(run_dir / name) for name in ("metrics.jsonl", "resume", "lease")]
+    quiet = min((seconds for seconds in signs if seconds is not None), default=0.0)
+    if quiet > max(SILENT_SECONDS, SILENT_ROWS * _seconds_a_row(updates)):
+        doubt = "it runs, but may hang" if held else f"look whether it still runs on {owner['host']}"
+        state |= {"state": "silent", "note": f"nothing written for {duration(quiet)}: {doubt}"}
+    return state
+
+
+def _finished(run_dir: Path, run: RunSpec) -> dict[str, Any]:
+    """State of a run whose metrics.json is there: its files by presence and size (hashes are checked on loading)."""
+    try:
+        metrics = json.loads((run_dir / "metrics.json").read_bytes())
+        fields = {key: metrics.get(key) for key in PACE}
+        fields |= {"loss": metrics["train_loss_last"], "heldout": metrics["loss"]}
+        fields["_times"] = (metrics["train_seconds"], metrics["wall_seconds"])
+        sizes = {name: entry["bytes"] for name, entry in read_manifest(run_dir)["files"].items()}
+        wrong = [name for name, size in sizes.items() if (run_dir / name).stat().st_size != size]
+        if wrong:
+            raise UserError(f"{wrong[0]} has not the size that it was written with")
+    except UserError as error:
+        return {"state": "damaged", "note": str(error)}
+    except OSError as error:
+        return {"state": "damaged", "note": f"{Path(str(error.filename)).name}: {error.strerror}"}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {"state": "damaged", "note": "metrics.json is not what training writes"}
+    return fields | {"state": "finished", "step": run.end_step}
+
+
+def last_rows(curve: Path) -> list[dict[str, Any]]:
+    """Whole rows at the end of a curve; its last line may be half written, the first one read half cut off."""
+    try:
+        with curve.open("rb") as file:
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(0, end - TAIL_BYTES))
+            lines = file.read().split(b"\n")
+    except OSError:  # none yet, or none that can be read, which the next attempt at the run says
+        return []
+    rows = []
+    for line in lines[:-1] if end <= TAIL_BYTES else lines[1:-1]:
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue  # a torn line that a kill left in the middle is cut off when the run is resumed
+        if isinstance(row, dict) and "step" in row:
+            rows.append(row)
+    return rows
+
+
+def _seconds_a_row(updates: list[dict[str, Any]]) -> float:
+    """Seconds between the last two rows of updates, by their steps; 0 while there are not two."""
+    if len(updates) < 2:
+        return 0.0
+    return float((updates[-1]["step"] - updates[-2]["step"]) * (updates[-1].get("step_seconds") or 0.0))
+
+
+def age(path: Path) -> float | None:
+    """Seconds since a file or folder changed; None where there is none."""
+    try:
+        return max(0.0, time.time() - path.stat().st_mtime)
+    except OSError:
+        return None
+
+
+# Whose lease is it
+
+
+def held_locks() -> Locks | None:
+    """(pid, inode) of every flock held on this machine; None where the kernel has no such table."""
+    try:
+        lines = Path("/proc/locks").read_text().splitlines()
+    except FileNotFoundError:
+        return None
+    # `7: FLOCK  ADVISORY  WRITE 4711 fe:00:2171094 0 EOF`; a waiting one has `->` in its second field.
+    fields = [line.split() for line in lines]
+    return {(int(field[4]), int(field[5].rpartition(":")[2])) for field in fields if field[1] == "FLOCK"}
+
+
+def read_owner(lease: Path) -> dict[str, Any] | None:
+    """Who signed a lease last: host, pid, since. None for a lease that was given back, or is just being signed."""
+    try:
+        owner = json.loads(lease.read_bytes())
+        return {"host": str(owner["host"]), "pid": int(owner["pid"]), "since": str(owner["since"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def holds(owner: dict[str, Any], lease: Path, locks: Locks | None) -> bool | None:
+    """Whether the owner still holds its lease; None for one on another machine, of which nothing is known here."""
+    if owner["host"] != socket.gethostname():
+        return None
+    if locks is not None:
+        return (owner["pid"], lease.stat().st_ino) in locks
+    try:  # no table of locks (not Linux): the process is there, if no other one has got its pid since
+        os.kill(owner["pid"], 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+# What is left
+
+
+def _speeds(workflow: Workflow, found: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """Tokens per second by shape: of finished runs, all their tokens over all their seconds; else of the running."""
+    tokens: dict[str, float] = defaultdict(float)
+    seconds: dict[str, float] = defaultdict(float)
+    now: dict[str, float] = {}
+    for run_id, state in found.items():
+        run = workflow.plan.runs[run_id]
+        if "_times" in state:
+            tokens[shape_key(run)] += run.segment_tokens
+            seconds[shape_key(run)] += state["_times"][0]
+        elif state["tokens_per_second"]:
+            now[shape_key(run)] = state["tokens_per_second"]
+    return now | {key: tokens[key] / seconds[key] for key in tokens if seconds[key] > 0}
+
+
+def _overhead(found: dict[str, dict[str, Any]]) -> float:
+    """Seconds of a job beside training, on average of the finished: start-up, evaluation, saving."""
+    beside = [wall - train for train, wall in (state.pop("_times") for state in found.values() if "_times" in state)]
+    return sum(beside) / len(beside) if beside else 0.0
+
+
+def _seconds_left(state: dict[str, Any], planned_seconds: float) -> float:
+    """Of training: from the last saved step for a run that is not running."""
+    if state["state"] == "finished":
+        return 0.0
+    at = state["step"] if state["state"] == "running" else state["saved_step"] or state["start_step"]
+    steps = state["end_step"] - at
+    if state["step_seconds"]:
+        return float(steps * state["step_seconds"])
+    return planned_seconds * steps / (state["end_step"] - state["start_step"])
+
+
+def _longest_chain(workflow: Workflow, found: dict[str, dict[str, Any]]) -> float:
+    """Seconds of the chain of parents and children that takes longest: no number of machines is faster."""
+    until: dict[str, float] = {}
+    for run_id in workflow.plan.runs:  # parents first
+        before = max((until.get(parent, 0.0) for parent in workflow.plan.needs(run_id)), default=0.0)
+        until[run_id] = before + found[run_id]["seconds_left"]
+    return max(until.values(), default=0.0)
+
+
+def totals(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """How many runs are in each state, how many steps are done, and the seconds left of one job after another."""
+    total: dict[str, Any] = {"runs": len(runs)}
+    total |= {state: sum(run["state"] == state for run in runs) for state in STATES}
+    total["job_seconds_left"] = sum(run["seconds_left"] for run in runs)
+    return total
+
+
+# For a person
+
+
+def show_status(workflow: Workflow, *, as_json: bool, every_run: bool) -> str:
+    """The state of a study as tables, or as JSON."""
+    status = describe_status(workflow)
+    if as_json:
+        return json.dumps(status, indent=1)
+    total = status["total"]
+    counts = ", ".join(f"{total[state]} {state}" for state in ("finished", *STATES[:-1]) if total[state])
+    lines = [f"study {status['study']}: {total['runs']} runs: {counts}", ""]
+    shown = [run for run in status["runs"] if every_run or run["state"] not in ("finished", "not started")]
+    if shown:
+        lines += [*_table_of_runs(sorted(shown, key=lambda run: STATES.index(run["state"]))), ""]
+    lines += _table_of_sweeps(status["sweeps"] | {"all (runs shared)": total})
+    lines.append("")
+    if total["job_seconds_left"]:
+        lines.append(
+            f"About {duration(total['seconds_left'])} left with {total['side_by_side']} at a time (the longest chain "
+            f"of runs alone: {duration(total['longest_chain_seconds'])}), fits and figures not counted."
+        )
+    if total["damaged"]:
+        lines.append(
+            "Damaged runs: `upcycle train RUN` restores metrics.json or names the damaged file; "
+            "--fresh trains it again."
+        )
+    if total["stopped"]:
+        lines.append(f"Why a run stopped: {RESULTS}/logs/train/RUN.log. Snakemake, or `upcycle train RUN`, goes on.")
+    if not every_run:
+        lines.append("Every run: --all. As data: --json.")
+    return "\n".join(lines)
+
+
+def _table_of_runs(runs: list[dict[str, Any]]) -> list[str]:
+    width = max(len(run["id"]) for run in runs)
+    header = (
+        f"{'run':<{width}}  {'state':<11}{'steps':>13}{'loss':>8}{'held-out':>9}{'tokens/s':>9}{'step time':>10}"
+        f"{'data time':>10}{'MFU':>6}{'last row':>9}{'left':>8}  "
+    )
+    lines = [header.rstrip()]
+    for run in runs:
+        owner, left = run["owner"], "" if run["state"] == "finished" else duration(run["seconds_left"])
+        where = f"pid {owner['pid']} on {owner['host']}" if owner else ""
+        steps = f"{run['step']}/{run['end_step']}"
+        cells = (
+            f"{run['id']:<{width}}  {run['state']:<11}{steps:>13}{_cell(run['loss'], '.3f'):>8}"
+            f"{_cell(run['heldout'], '.3f'):>9}{_count(run['tokens_per_second']):>9}{_time(run['step_seconds']):>10}"
+            f"{_time(run['data_seconds']):>10}{_cell(run['mfu'], '.0%'):>6}{_time(run['row_age']):>9}{left:>8}  "
+        )
+        lines.append((cells + "; ".join(filter(None, (where, run["note"])))).rstrip())
+    return lines
+
+
+def _table_of_sweeps(sweeps: dict[str, dict[str, Any]]) -> list[str]:
+    shown = [state for state in ("finished", *STATES[:-1]) if any(total[state] for total in sweeps.values())]
+    lines = [f"{'sweep':<24}{'runs':>6}{''.join(f'{state:>13}' for state in shown)}{'job time left':>15}"]
+    for name, total in sweeps.items():
+        counts = "".join(f"{total[state] or '':>13}" for state in shown)
+        lines.append(f"{name:<24}{total['runs']:>6}{counts}{duration(total['job_seconds_left']):>15}")
+    return lines
+
+
+def _cell(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def _count(value: float | None) -> str:
+    return "" if value is None else short_count(value)
+
+
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    return duration(seconds) if seconds >= 10 else f"{seconds:.1f} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"

@@ -1,0 +1,140 @@
+"""`upcycle simulate`: losses of a study drawn from laws, with its fits, figures and tables, all marked as simulated."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+
+import pandas as pd
+
+from upcycle import __version__
+from upcycle.decisions.simulated import World, paper_world, simulate
+from upcycle.errors import UserError
+from upcycle.files import write_atomic
+from upcycle.laws.tables.losses import ordered, write_losses
+from upcycle.paper.draw import draw, write_table
+from upcycle.paper.inputs import Inputs
+from upcycle.study.columns import COLUMNS, described
+from upcycle.study.plan import Plan
+from upcycle.workflow import make
+from upcycle.workflow.dag import Workflow
+from upcycle.workflow.invocation import JOB_ENVIRONMENT, read_workflow
+from upcycle.workflow.paths import RESULTS
+
+log = logging.getLogger(__name__)
+
+FROM_RUN_FOLDERS = ("figure3",)
+"""Figures of curves along the training, which only trained runs have."""
+
+
+def run(args: argparse.Namespace) -> None:
+    """`upcycle simulate --study NAME [--noise NATS] [--seed N] [--out FOLDER]`.
+
+    Raises `UserError` for an unknown study, a noise that is no number, or a model that no simulated law describes.
+    """
+    try:
+        noise = float(args.noise)
+    except ValueError:
+        raise UserError(
+            f"--noise {args.noise} is not a number: give a standard deviation in nats, such as 0.003"
+        ) from None
+    workflow = read_workflow(args.study, Path.cwd())
+    out = args.out or RESULTS / "simulated" / workflow.study.study
+    for variable, value in JOB_ENVIRONMENT.items():
+        os.environ.setdefault(variable, value)
+    simulate_study(
+        replace(workflow, out=out), paper_world(), noise=noise, seed=args.seed, processes=os.cpu_count() or 1
+    )
+
+
+def simulate_study(workflow: Workflow, world: World, *, noise: float, seed: int, processes: int = 1) -> None:
+    """Write losses.csv, fits, figures, tables and README.md of a simulated study into the workflow's folder.
+
+    Fits are made `processes` at a time.
+    """
+    study, out = workflow.study, workflow.out
+    losses = simulate(planned_losses(workflow.plan), world, noise=noise, seed=seed)
+    write_losses(losses, out / "losses.csv")
+    log.info("%s: %d simulated losses", out / "losses.csv", len(losses))
+    _make_fits(workflow, processes)
+    inputs = simulated_inputs(workflow)
+    skipped = []
+    for name, options in study.figures.items():
+        if name in FROM_RUN_FOLDERS:
+            skipped.append(f"{name} is not drawn: it shows curves along the training, which only trained runs have.")
+            log.info("%s", skipped[-1])
+            continue
+        log.info("%s", draw(name, inputs, out / "figures" / name, **options)[0])
+    for name, options in study.tables.items():
+        log.info("%s", write_table(name, inputs, out / "tables" / name, **options)[0])
+    write_atomic(out / "README.md", _readme(study.study, losses, world, noise, seed, skipped))
+    log.info("%s says how all this was simulated", out / "README.md")
+
+
+def _make_fits(workflow: Workflow, processes: int) -> None:
+    paths = {name: workflow.out / "fits" / f"{name}.json" for name in workflow.study.fits}
+    if processes == 1:
+        for name, path in paths.items():
+            make.make_fit(workflow, name, path)
+            log.info("%s", path)
+        return
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        jobs = {path: pool.submit(make.make_fit, workflow, name, path) for name, path in paths.items()}
+        for path, job in jobs.items():
+            job.result()
+            log.info("%s", path)
+
+
+def simulated_inputs(workflow: Workflow) -> Inputs:
+    """What figures and tables read: never a run folder, even where the study has some."""
+    return replace(make.paper_inputs(workflow), runs=workflow.out / "runs", specs=workflow.plan.runs)
+
+
+def planned_losses(plan: Plan) -> pd.DataFrame:
+    """Rows of losses.csv for every finished model that a plan will have; what is measured is missing."""
+    membership = plan.membership()
+    rows = []
+    for run_id in plan.finished_models:
+        model, moe = plan.names.get(run_id, ("", ""))
+        sweeps = ";".join(sorted(membership[run_id]))
+        unknown = {column.name: "" if column.kind == "text" else None for column in COLUMNS}
+        known = {"id": run_id, "sweeps": sweeps, "model": model, "moe": moe, **described(plan.runs[run_id])}
+        rows.append({**unknown, **known, "simulated": 1})
+    return ordered(rows)
+
+
+def _readme(study: str, losses: pd.DataFrame, world: World, noise: float, seed: int, skipped: Sequence[str]) -> str:
+    """What was simulated, from which constants, by which command."""
+    command = f"upcycle simulate --study {study} --noise {noise:g} --seed {seed}"
+    lines = [
+        f"# SIMULATED LOSSES of the study `{study}`",
+        "",
+        f"No model was trained for anything in this folder. The {len(losses)} losses of [losses.csv](losses.csv) are",
+        "drawn from laws; fits, figures and tables are made of them as they would be of measured losses. They show",
+        "that the study's grid, its fits and its figures work together, not what training gives.",
+        "",
+        f"    {command}",
+        "",
+        f"wrote this folder (upcycle {__version__}); losses, fits, figures and tables are equal each time.",
+        "",
+        "## Constants",
+        "",
+        "D, D1, D2 in tokens, sizes in non-embedding parameters, losses in nats, natural logarithms.",
+        "",
+        *(f"- {line}" for line in world.statements()),
+        f"- Noise (ours): Gaussian, standard deviation {noise:g} nats, drawn from the run's id and seed {seed}.",
+        "",
+        "## What is here",
+        "",
+        "- `losses.csv`: with 1 in the column `simulated`; what training would measure beside the loss is empty.",
+        "- `fits/`: each fit says `\"simulated\": true`.",
+        "- `figures/`, `tables/`: SIMULATED LOSSES stands above each that is made of the losses.",
+        *(f"- {line}" for line in skipped),
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"
