@@ -19,7 +19,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from upcycle.data.provenance import fingerprint, manifest_bytes
+from upcycle.data.provenance import manifest_bytes, text_fingerprint
 from upcycle.data.shards import ShardWriter, token_dtype
 from upcycle.study.execution import Execution
 from upcycle.study.spec import RunSpec
@@ -36,7 +36,7 @@ def write_random_tokens(folder: Path, n_train: int, n_heldout: int) -> None:
             writer.add(rng.integers(0, VOCABULARY, count))
         parts[name] = writer.record()
     tokenizer = hashlib.sha256(b"random").hexdigest()
-    manifest = {"fingerprint": fingerprint(tokenizer, parts), "vocab_size": VOCABULARY}
+    manifest = {"fingerprint": text_fingerprint(tokenizer, parts), "vocab_size": VOCABULARY}
     manifest |= {"tokenizer": {"sha256": tokenizer}, "parts": parts}
     (folder / "manifest.json").write_bytes(manifest_bytes(manifest))
 
@@ -76,7 +76,7 @@ def measure(run: RunSpec, folder: Path) -> str:
         patch.object(torch.optim.AdamW, "step", timed(torch.optim.AdamW.step, updates)),
     ):
         execution = Execution(device="cpu")
-        loop.train(run, run_dir=folder / run.id, tokens_dir=folder, parent_dir=None, execution=execution)
+        loop.train_run(run, run_dir=folder / run.id, tokens_dir=folder, parent_dir=None, execution=execution)
     metrics = json.loads((folder / run.id / "metrics.json").read_text())
     total = metrics["train_seconds"] - gradients.pop(0) - updates.pop(0)
     steps = run.end_step - 1

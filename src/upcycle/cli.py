@@ -24,7 +24,8 @@ from upcycle import __version__
 from upcycle.errors import UserError, nearest
 from upcycle.leave import leave
 
-FORK_VARIABLE = "UPCYCLE_FORK_SERVER"
+SERVED = ("torch._dynamo", "upcycle.train.loop", "upcycle.cli")
+"""What a fork server imports before it forks: torch with what an optimizer's first use imports, training, and this."""
 NO_SUCH = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 """Errors of a path that was given; others, such as a full disk, are failures."""
 UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
@@ -220,10 +221,11 @@ def _main(arguments: list[str]) -> int:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("upcycle").setLevel(logging.INFO)
     try:
-        if args.verb in ("train", "evaluate") and os.environ.get(FORK_VARIABLE) == "1":
-            from upcycle.train.processes.forkserver import run_via_server
+        if args.verb in ("train", "evaluate"):
+            from upcycle.train.processes.forkserver import FORK_VARIABLE, run_via_server
 
-            return run_via_server(arguments)
+            if os.environ.get(FORK_VARIABLE) == "1":
+                return run_via_server(arguments, *SERVED)
         run_verb(args)
     except UserError as error:
         return last_words(args.verb, 2, str(error))
@@ -286,13 +288,13 @@ def run_verb(args: argparse.Namespace) -> None:
         from upcycle.workflow import jobs
 
         if args.verb == "tokenize":
-            jobs.tokenize(workflow, args.name)
+            jobs.tokenize_job(workflow, args.name)
         elif args.verb == "train" and args.run.endswith(".json"):
             jobs.train_spec(Path(args.run), workflow, fresh=args.fresh)
         elif args.verb == "train":
-            jobs.train(workflow, args.run, fresh=args.fresh)
+            jobs.train_job(workflow, args.run, fresh=args.fresh)
         else:
-            jobs.evaluate(workflow, args.run, args.evaluation)
+            jobs.evaluate_job(workflow, args.run, args.evaluation)
     else:
         from upcycle.workflow import make
 
@@ -302,16 +304,26 @@ def run_verb(args: argparse.Namespace) -> None:
 def run_without_runs(args: argparse.Namespace) -> None:
     """Verbs that need no trained run."""
     if args.verb == "fit":
-        from upcycle.laws.own_losses import run
+        from upcycle.laws.own_losses import run_own_fit
+
+        run_own_fit(args)
     elif args.verb == "advise":
-        from upcycle.decisions.advice.advice import run
+        from upcycle.decisions.advice.advice import run_advise
+
+        run_advise(args)
     elif args.verb == "design":
-        from upcycle.decisions.design.design import run
+        from upcycle.decisions.design.design import run_design
+        from upcycle.workflow.invocation import read_workflow
+
+        run_design(args, lambda: read_workflow(args.study, Path.cwd()))
     elif args.verb == "audit":
-        from upcycle.audit.audit import run
+        from upcycle.audit.audit import run_audit
+
+        run_audit(args)
     else:
-        from upcycle.workflow.simulate import run
-    run(args)
+        from upcycle.workflow.simulate import run_simulate
+
+        run_simulate(args)
 
 
 def start() -> None:

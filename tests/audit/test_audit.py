@@ -11,8 +11,8 @@ import pytest
 
 from upcycle.audit import printed
 from upcycle.audit import verdict as audit_verdict
-from upcycle.audit.audit import as_json, collect, counts, flat, frame, page, run, summary
-from upcycle.audit.verdict import VERDICTS, Evidence, box, claim, number, reading, settings
+from upcycle.audit.audit import all_items, as_json, collect_items, counts, items_table, page, run_audit, verdict_counts
+from upcycle.audit.verdict import VERDICTS, Evidence, box, claim, number_item, reading, settings
 from upcycle.cli import main
 from upcycle.decisions.published import TABLE_2
 from upcycle.errors import UserError
@@ -25,12 +25,12 @@ FOLLOWS = "not printed, follows"
 
 @pytest.fixture(scope="module")
 def topics():
-    return collect()
+    return collect_items()
 
 
 @pytest.fixture(scope="module")
 def items(topics):
-    found = flat(topics)
+    found = all_items(topics)
     return {item.label: item for item in found}
 
 
@@ -63,12 +63,12 @@ def agrees(value: float, golden: str) -> bool:
     ],
 )
 def test_a_number_is_judged_by_its_digits(text, value, allowed, verdict):
-    assert number("", text, value, "", allowed=allowed).verdict == verdict
+    assert number_item("", text, value, "", allowed=allowed).verdict == verdict
 
 
 def test_a_slip_always_says_what_is_right():
-    assert number("", "4", 7.0, "", suffix="B").remark == "printed 4B, right is 7B"
-    assert number("", "4", 7.0, "", remark="because").remark == "because"
+    assert number_item("", "4", 7.0, "", suffix="B").remark == "printed 4B, right is 7B"
+    assert number_item("", "4", 7.0, "", remark="because").remark == "because"
     assert claim("", "", False, "").remark
 
 
@@ -87,7 +87,7 @@ def test_settings_compare_numbers_as_numbers_and_text_as_text():
 
 
 def test_another_reading_is_no_verdict_on_the_paper():
-    item = reading(number("", "6.14e17", 6.1441e17, ""))
+    item = reading(number_item("", "6.14e17", 6.1441e17, ""))
     assert (item.verdict, item.printed, item.remark) == (FOLLOWS, "", "as printed: 6.14e17")
     assert reading(claim("", "so", False, "")).remark.startswith("not as printed: so")
 
@@ -283,7 +283,7 @@ def test_what_rounding_explains(items):
 
 
 def test_every_table_and_equation_is_accounted_for(topics):
-    text = " ".join(f"{item.label} {item.source}" for item in flat(topics) if item.verdict != FOLLOWS)
+    text = " ".join(f"{item.label} {item.source}" for item in all_items(topics) if item.verdict != FOLLOWS)
     named = set(re.findall(r"(?:Equation|Table|Requirement) \d+", text))
     plural = {f"{kind} {n}" for kind, *both in re.findall(r"(Equation|Table)s (\d+) and (\d+)", text) for n in both}
     expected = {f"Equation {n}" for n in range(1, 20)} | {f"Table {n}" for n in range(1, 9)}
@@ -293,7 +293,7 @@ def test_every_table_and_equation_is_accounted_for(topics):
 
 def test_every_cell_of_the_tables_is_counted(topics):
     cells: dict[str, int] = {}
-    for item in flat(topics):
+    for item in all_items(topics):
         match = re.match(r"(Table \d)", item.label)
         if match and item.verdict != FOLLOWS and "lowest in each" not in item.label:
             cells[match[1]] = cells.get(match[1], 0) + item.count
@@ -311,7 +311,7 @@ def test_every_cell_of_the_tables_is_counted(topics):
 
 
 def test_labels_are_unique(topics):
-    labels = [item.label for item in flat(topics)]
+    labels = [item.label for item in all_items(topics)]
     assert len(labels) == len(set(labels))
 
 
@@ -320,7 +320,7 @@ def test_labels_are_unique(topics):
 
 def test_another_printed_exponent_changes_verdicts(monkeypatch, items):
     monkeypatch.setitem(TABLE_2["upcycled"], "alpha2", "0.095")
-    changed = {item.label: item for item in flat(collect(Evidence.read(draws=50)))}
+    changed = {item.label: item for item in all_items(collect_items(Evidence.read(draws=50)))}
     assert changed["Section 5.2, power of N1 in D2 at D1 = 2T"].verdict == "slip"
     moved = [label for label, item in items.items() if changed[label].values != item.values]
     assert "Figure 1 right, smallest N1 with any D*" in moved
@@ -340,15 +340,15 @@ def test_another_printed_exponent_changes_verdicts(monkeypatch, items):
 def test_another_printed_cell_is_a_slip(monkeypatch, table, row, cell, text, label):
     monkeypatch.setitem(table[row], cell, text)
     evidence = Evidence.read(draws=50)
-    from upcycle.audit.items.models import items as models
-    from upcycle.audit.items.training import items as training
+    from upcycle.audit.items.models import models_items as models
+    from upcycle.audit.items.training import training_items as training
 
     found = {item.label: item.verdict for item in [*models(evidence), *training(evidence)]}
     assert found[label] == "slip"
 
 
 def test_other_tables_of_results_change_what_is_said_of_them(monkeypatch):
-    from upcycle.audit.items.tables import items as tables
+    from upcycle.audit.items.tables import tables_items as tables
 
     monkeypatch.setitem(printed.TABLE_1, "Add.", ("0.0165", "0.0080", "0.0167", "0.0093"))
     monkeypatch.setitem(printed.TABLE_7, "1B", (*printed.TABLE_7["1B"][:-1], "49.97"))
@@ -363,18 +363,18 @@ def test_other_tables_of_results_change_what_is_said_of_them(monkeypatch):
 def test_without_its_repository_the_audit_says_what_it_needs(monkeypatch, tmp_path):
     monkeypatch.setattr(audit_verdict, "STUDY", tmp_path / "paper.yaml")
     with pytest.raises(UserError, match=r"config/paper\.yaml"):
-        collect()
+        collect_items()
 
 
 # The command.
 
 
 def test_the_summary_counts_items(topics):
-    found = flat(topics)
+    found = all_items(topics)
     by_verdict = counts(found)
     assert tuple(by_verdict) == VERDICTS
     assert sum(by_verdict.values()) == len(found)
-    line = summary(found)
+    line = verdict_counts(found)
     assert f"{by_verdict['slip']} slips" in line
     assert line.startswith(f"{len(found) - by_verdict[FOLLOWS]} items, ")
 
@@ -384,8 +384,8 @@ def test_json_is_strict_and_holds_every_item(topics):
         raise AssertionError(f"{name} is not JSON")
 
     data = json.loads(as_json(topics), parse_constant=refuse)
-    assert len(data["items"]) == len(flat(topics))
-    assert data["counts"] == counts(flat(topics))
+    assert len(data["items"]) == len(all_items(topics))
+    assert data["counts"] == counts(all_items(topics))
     assert {item["verdict"] for item in data["items"]} == set(VERDICTS)
     star = next(item for item in data["items"] if item["label"].startswith("Equation 13"))
     assert star["values"]["value"] == pytest.approx(3.0225, abs=5e-5)
@@ -397,25 +397,25 @@ def arguments(**given):
 
 
 def test_the_command_prints_what_does_not_simply_hold(topics, monkeypatch, capsys):
-    monkeypatch.setattr("upcycle.audit.audit.collect", lambda: topics)
-    run(arguments())
+    monkeypatch.setattr("upcycle.audit.audit.collect_items", lambda: topics)
+    run_audit(arguments())
     text = capsys.readouterr().out
     assert all(label in text for label in SLIPS + WITHIN)
     assert "REPRODUCED" not in text
-    assert text.rstrip().endswith(summary(flat(topics)))
-    run(arguments(all=True))
+    assert text.rstrip().endswith(verdict_counts(all_items(topics)))
+    run_audit(arguments(all=True))
     everything = capsys.readouterr().out
-    assert all(item.label in everything for item in flat(topics))
+    assert all(item.label in everything for item in all_items(topics))
 
 
 def test_the_committed_page_is_what_the_command_writes(topics, monkeypatch, tmp_path, capsys):
     """`upcycle audit --all --out docs` writes docs/audit.md and docs/audit.csv."""
-    monkeypatch.setattr("upcycle.audit.audit.collect", lambda: topics)
-    run(arguments(all=True, out=tmp_path))
+    monkeypatch.setattr("upcycle.audit.audit.collect_items", lambda: topics)
+    run_audit(arguments(all=True, out=tmp_path))
     for name in ("audit.md", "audit.csv"):
         assert (tmp_path / name).read_text() == (ROOT / "docs" / name).read_text(), f"docs/{name} is old"
     capsys.readouterr()
-    run(arguments(out=tmp_path))
+    run_audit(arguments(out=tmp_path))
     assert len((tmp_path / "audit.md").read_text()) < len(page(topics))
 
 
@@ -427,8 +427,10 @@ def test_the_command_takes_under_twenty_seconds(capsys):
 
 
 def test_the_table_of_the_report(topics, monkeypatch):
-    monkeypatch.setattr("upcycle.paper.tables_audit.collect", lambda: topics)
+    monkeypatch.setattr("upcycle.paper.tables_audit.collect_items", lambda: topics)
     table = audit()
-    assert list(table.index) == [item.label for item in flat(topics) if item.verdict in ("slip", "within rounding")]
+    assert list(table.index) == [
+        item.label for item in all_items(topics) if item.verdict in ("slip", "within rounding")
+    ]
     assert table.map(lambda cell: isinstance(cell, str)).all().all()
-    assert len(audit(everything=True)) == len(frame(flat(topics)))
+    assert len(audit(everything=True)) == len(items_table(all_items(topics)))

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from upcycle.data.corpus import Corpus, is_heldout, prepare
-from upcycle.data.datasets import Dataset, Source, find_dataset
+from upcycle.data.corpus import Corpus, is_heldout, prepare_corpus
+from upcycle.data.datasets import Dataset, TextSource, find_dataset
 from upcycle.data.windows import shared_windows
 from upcycle.errors import UserError
 
@@ -23,7 +23,7 @@ def dataset(*sources: Sequence[str], fraction: float = 0.2) -> Dataset:
         layout="prose",
         heldout_fraction=fraction,
         sources=tuple(
-            Source(name=f"s{number}", description="", licence="", parse=lambda texts=texts: iter(texts))
+            TextSource(name=f"s{number}", description="", licence="", parse=lambda texts=texts: iter(texts))
             for number, texts in enumerate(sources)
         ),
     )
@@ -50,7 +50,7 @@ def texts(corpus: Corpus, part: str) -> list[str]:
 
 def test_no_thirteen_word_window_is_in_both_parts() -> None:
     raw = documents(400, seed=1, shared=10)
-    corpus = prepare(dataset(raw), NOWHERE)
+    corpus = prepare_corpus(dataset(raw), NOWHERE)
     heldout = set(texts(corpus, "heldout"))
     assert len(list(shared_windows(heldout, set(raw) - heldout))) > 100  # there was something to do
     assert not list(shared_windows(heldout, texts(corpus, "train")))
@@ -61,15 +61,15 @@ def test_no_thirteen_word_window_is_in_both_parts() -> None:
 
 def test_shared_text_stays_where_it_is_asked_for() -> None:
     raw = documents(400, seed=1, shared=10)
-    corpus = prepare(dataset(raw), NOWHERE, decontaminate=False)
-    assert texts(corpus, "heldout") == texts(prepare(dataset(raw), NOWHERE), "heldout")
+    corpus = prepare_corpus(dataset(raw), NOWHERE, decontaminate=False)
+    assert texts(corpus, "heldout") == texts(prepare_corpus(dataset(raw), NOWHERE), "heldout")
     assert len(list(shared_windows(texts(corpus, "heldout"), texts(corpus, "train")))) > 100
     assert set(corpus.removed) == {"empty document", "repeated document", "repeated passage"}
 
 
 def test_held_out_text_stays_as_it_was_and_clean_training_text_too() -> None:
     raw = documents(400, seed=2)
-    corpus = prepare(dataset(raw), NOWHERE)
+    corpus = prepare_corpus(dataset(raw), NOWHERE)
     assert sorted(texts(corpus, "heldout") + texts(corpus, "train")) == sorted(raw)
     assert 40 < len(corpus.heldout) < 120
     assert all(is_heldout(document.digest, 0.2) for document in corpus.heldout)
@@ -77,28 +77,28 @@ def test_held_out_text_stays_as_it_was_and_clean_training_text_too() -> None:
 
 def test_the_split_and_the_order_do_not_depend_on_the_order_of_the_text() -> None:
     a, b = documents(100, seed=3), documents(100, seed=4)
-    one = prepare(dataset(a, b), NOWHERE)
-    other = prepare(dataset(b[::-1], a[::-1]), NOWHERE)
+    one = prepare_corpus(dataset(a, b), NOWHERE)
+    other = prepare_corpus(dataset(b[::-1], a[::-1]), NOWHERE)
     for part in ("train", "heldout"):
         assert texts(one, part) == texts(other, part)
 
 
 def test_sources_are_mixed() -> None:
     first, second = ([f"{name}\n{text}" for text in documents(200, seed)] for name, seed in (("a", 5), ("z", 6)))
-    corpus = prepare(dataset(first, second, fraction=0.1), NOWHERE)
+    corpus = prepare_corpus(dataset(first, second, fraction=0.1), NOWHERE)
     half = [document.source for document in corpus.train[: len(corpus.train) // 2]]
     assert 0.4 < half.count("s0") / len(half) < 0.6
 
 
 def test_a_larger_fraction_only_adds_to_the_held_out_part() -> None:
     raw = documents(200, seed=7)
-    small, large = (set(texts(prepare(dataset(raw), NOWHERE, f), "heldout")) for f in (0.1, 0.3))
+    small, large = (set(texts(prepare_corpus(dataset(raw), NOWHERE, f), "heldout")) for f in (0.1, 0.3))
     assert small < large
 
 
 def test_repeated_and_empty_documents_are_counted_and_gone() -> None:
     raw = documents(20, seed=8)
-    corpus = prepare(dataset([*raw, raw[0], f"  {raw[1]}\r\n", " \n", "\x00", "\t"]), NOWHERE)
+    corpus = prepare_corpus(dataset([*raw, raw[0], f"  {raw[1]}\r\n", " \n", "\x00", "\t"]), NOWHERE)
     assert len(corpus.train) + len(corpus.heldout) == 20
     repeated, empty = corpus.removed["repeated document"], corpus.removed["empty document"]
     assert (repeated.documents, repeated.bytes) == (2, len(raw[0]) + len(raw[1]))
@@ -107,16 +107,16 @@ def test_repeated_and_empty_documents_are_counted_and_gone() -> None:
 
 def test_a_part_that_would_be_empty_is_refused() -> None:
     with pytest.raises(UserError, match=r"2 documents for training and 0 held out with heldout_fraction 1e-09"):
-        prepare(dataset(["a", "b"], fraction=1e-9), NOWHERE)
+        prepare_corpus(dataset(["a", "b"], fraction=1e-9), NOWHERE)
     with pytest.raises(UserError, match="heldout_fraction 2 is not a share"):
-        prepare(dataset(["a"]), NOWHERE, 2)
+        prepare_corpus(dataset(["a"]), NOWHERE, 2)
     with pytest.raises(UserError, match="source 's1' gave no new text"):
-        prepare(dataset(["a", "b"], ["b"]), NOWHERE)
+        prepare_corpus(dataset(["a", "b"], ["b"]), NOWHERE)
 
 
 def test_the_english_default_shares_no_window_across_its_split() -> None:
     """The real default: enough of every source on both sides, and no 13-word window in both."""
-    corpus = prepare(find_dataset("english"), Path(".cache/downloads"))
+    corpus = prepare_corpus(find_dataset("english"), Path(".cache/downloads"))
     size = {part: sum(len(text.encode()) for text in texts(corpus, part)) for part in ("train", "heldout")}
     assert 12_000_000 < size["train"] < 13_000_000
     assert 140_000 < size["heldout"] < 240_000

@@ -15,9 +15,9 @@ import pytest
 
 from upcycle.data import shards
 from upcycle.data.batches import batch, heldout_batches
-from upcycle.data.provenance import FORMAT, fingerprint, manifest_bytes, read_token_manifest
+from upcycle.data.provenance import FORMAT, manifest_bytes, read_token_manifest, text_fingerprint
 from upcycle.data.shards import ShardWriter, token_dtype
-from upcycle.data.tokens import TokenSet, tokenize
+from upcycle.data.tokens import TokenSet, tokenize_corpus
 from upcycle.data.verified import VERIFIED
 from upcycle.errors import UserError
 
@@ -36,7 +36,7 @@ def write(folder: Path, seed: int = 0) -> Path:
                 writer.add(piece)
         parts[part] = writer.record()
     tokenizer = {"sha256": hashlib.sha256(b"").hexdigest()}
-    content = {"fingerprint": fingerprint(tokenizer["sha256"], parts), "vocab_size": 300, "tokenizer": tokenizer}
+    content = {"fingerprint": text_fingerprint(tokenizer["sha256"], parts), "vocab_size": 300, "tokenizer": tokenizer}
     (folder / "manifest.json").write_bytes(manifest_bytes(content | {"parts": parts}))
     return folder
 
@@ -192,7 +192,7 @@ def test_a_manifest_is_what_was_written_to_the_byte(made: Path, tmp_path: Path) 
 def test_a_damaged_tokenizer_is_refused_where_it_is_used(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": f"a b c {n} {n * n}"}) + "\n" for n in range(50)))
     options: dict[str, Any] = {"files": [tmp_path / "a.jsonl"], "vocab_size": 260, "heldout_fraction": 0.3}
-    tokenize("own", tmp_path / "lender", **options)
+    tokenize_corpus("own", tmp_path / "lender", **options)
     path = tmp_path / "lender" / "tokenizer.json"
     pieces = json.loads(path.read_text())
     vocabulary = pieces["model"]["vocab"]
@@ -202,7 +202,7 @@ def test_a_damaged_tokenizer_is_refused_where_it_is_used(tmp_path: Path) -> None
     for use in (
         TokenSet(tmp_path / "lender").tokenizer,
         TokenSet(tmp_path / "lender").verify,
-        lambda: tokenize("own", tmp_path / "borrower", tokenizer_from=tmp_path / "lender", **options),
+        lambda: tokenize_corpus("own", tmp_path / "borrower", tokenizer_from=tmp_path / "lender", **options),
     ):
         with pytest.raises(UserError, match=message):
             use()
@@ -210,7 +210,7 @@ def test_a_damaged_tokenizer_is_refused_where_it_is_used(tmp_path: Path) -> None
     vocabulary["a"] = 5000  # no piece of a model with 260
     path.write_text(json.dumps(pieces))
     with pytest.raises(UserError, match=r"has piece number 5000, but with 260 pieces the last must be 259"):
-        tokenize("own", tmp_path / "o", tokenizer=str(path), **options)
+        tokenize_corpus("own", tmp_path / "o", tokenizer=str(path), **options)
 
 
 # Notes

@@ -10,7 +10,7 @@ import pytest
 
 from upcycle.data import provenance
 from upcycle.data.provenance import check_unchanged, read_token_manifest
-from upcycle.data.tokens import tokenize
+from upcycle.data.tokens import tokenize_corpus
 from upcycle.errors import UserError
 
 
@@ -25,7 +25,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     for name, first in (("a", 0), ("b", 100), ("c", 200)):
         write(Path(f"{name}.jsonl"), first)
-    tokenize("own", Path("set"), vocab_size=260, files=["a.jsonl", "b.jsonl"], heldout_files=["c.jsonl"])
+    tokenize_corpus("own", Path("set"), vocab_size=260, files=["a.jsonl", "b.jsonl"], heldout_files=["c.jsonl"])
     return tmp_path
 
 
@@ -119,7 +119,9 @@ def test_another_column_is_another_text(root: Path) -> None:
 
 def test_a_tokenizer_that_was_given_by_path_is_a_file_of_the_user(root: Path) -> None:
     shutil.copy("set/tokenizer.json", "mine.json")
-    tokenize("own", Path("other"), vocab_size=260, files=["a.jsonl"], heldout_files=["c.jsonl"], tokenizer="mine.json")
+    tokenize_corpus(
+        "own", Path("other"), vocab_size=260, files=["a.jsonl"], heldout_files=["c.jsonl"], tokenizer="mine.json"
+    )
     assert [file["file"] for file in read_token_manifest(Path("other"))["tokenizer"]["files"]] == ["mine.json"]
     now = {"files": [Path("a.jsonl")], "tokenizer": [Path("mine.json")]}
     check_unchanged(Path("other"), now, text_key="text")
@@ -133,16 +135,16 @@ def test_a_tokenizer_that_was_given_by_path_is_a_file_of_the_user(root: Path) ->
 def test_a_file_that_changes_while_it_is_read_makes_no_token_set(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from upcycle.data import tokens
 
-    prepare = tokens.prepare
+    prepare = tokens.prepare_corpus
 
     def slow(*arguments: object, **options: object) -> object:
         corpus = prepare(*arguments, **options)  # type: ignore[arg-type]
         write(Path("a.jsonl"), 0, count=41)
         return corpus
 
-    monkeypatch.setattr(tokens, "prepare", slow)
+    monkeypatch.setattr(tokens, "prepare_corpus", slow)
     with pytest.raises(UserError, match=r"a\.jsonl: changed while it was read; tokenise again once it is whole"):
-        tokenize("own", Path("late"), vocab_size=260, files=["a.jsonl", "b.jsonl"], heldout_files=["c.jsonl"])
+        tokenize_corpus("own", Path("late"), vocab_size=260, files=["a.jsonl", "b.jsonl"], heldout_files=["c.jsonl"])
     with pytest.raises(UserError, match="late is no token set"):
         read_token_manifest(Path("late"))
 

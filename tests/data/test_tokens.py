@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from upcycle.data.provenance import fingerprint
+from upcycle.data.provenance import text_fingerprint
 from upcycle.data.shards import Shard, ShardedTokens, ShardWriter, token_dtype
 from upcycle.data.tokenizer import END_OF_TEXT
-from upcycle.data.tokens import TokenSet, tokenize
+from upcycle.data.tokens import TokenSet, tokenize_corpus
 from upcycle.errors import UserError
 
 VOCAB = 300
@@ -36,7 +36,7 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make(text_file: Path, out_dir: Path, **options: Any) -> dict[str, Any]:
     """A token set of the made-up text."""
     options = {"vocab_size": VOCAB, "heldout_fraction": 0.2, "n_threads": 1} | options
-    return tokenize("made", out_dir, files=[text_file], **options)
+    return tokenize_corpus("made", out_dir, files=[text_file], **options)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def test_the_tokenizer_learns_from_the_training_part_alone(tmp_path: Path) -> No
     """A word that fills the held-out files, and is in no training text, becomes no piece."""
     (tmp_path / "train.txt").write_text("banana bandana " * 500)
     (tmp_path / "heldout.txt").write_text("zyzzyva " * 500)
-    tokenize(
+    tokenize_corpus(
         "t", tmp_path / "o", files=[tmp_path / "train.txt"], heldout_files=[tmp_path / "heldout.txt"], vocab_size=265
     )
     pieces = TokenSet(tmp_path / "o").tokenizer().get_vocab()
@@ -107,8 +107,8 @@ def test_equal_text_gives_equal_tokens_in_any_process_with_any_threads(
     for threads, seed in (("1", "1"), ("2", "2")):
         out = tmp_path / threads
         code = (
-            "import sys; from pathlib import Path; from upcycle.data.tokens import tokenize; "
-            "tokenize('made', Path(sys.argv[1]), files=[sys.argv[2]], vocab_size=300, heldout_fraction=0.2, "
+            "import sys; from pathlib import Path; from upcycle.data.tokens import tokenize_corpus; "
+            "tokenize_corpus('made', Path(sys.argv[1]), files=[sys.argv[2]], vocab_size=300, heldout_fraction=0.2, "
             "n_threads=int(sys.argv[3]))"
         )
         environment = os.environ | {"PYTHONHASHSEED": seed}
@@ -134,8 +134,11 @@ def test_shards_are_one_array_and_do_not_change_the_fingerprint(made: Path, text
 
 def test_the_fingerprint_follows_the_tokenizer_and_both_parts() -> None:
     parts = {"train": {"sha256": "1"}, "heldout": {"sha256": "2"}}
-    changed = [fingerprint("b", parts), *(fingerprint("a", parts | {part: {"sha256": "3"}}) for part in parts)]
-    assert len({fingerprint("a", parts), *changed}) == 4
+    changed = [
+        text_fingerprint("b", parts),
+        *(text_fingerprint("a", parts | {part: {"sha256": "3"}}) for part in parts),
+    ]
+    assert len({text_fingerprint("a", parts), *changed}) == 4
 
 
 def test_shards_made_before_are_gone_when_fewer_are_made(text_file: Path, tmp_path: Path) -> None:
@@ -186,12 +189,12 @@ def test_an_evaluation_set_has_no_training_tokens(made: Path, text_file: Path, t
     assert len(tokens.heldout) > 0
     tokens.verify()
     with pytest.raises(UserError, match=r"'openwebtext-excerpts' is for evaluation only.*give tokenizer_from"):
-        tokenize("openwebtext-excerpts", tmp_path / "none", vocab_size=VOCAB)
+        tokenize_corpus("openwebtext-excerpts", tmp_path / "none", vocab_size=VOCAB)
 
 
 def test_text_that_spells_the_end_of_text_ends_nothing(made: Path, tmp_path: Path) -> None:
     (tmp_path / "trick.txt").write_text(f"abc {END_OF_TEXT} def")
-    tokenize(
+    tokenize_corpus(
         "trick",
         tmp_path / "o",
         files=[tmp_path / "trick.txt"],
@@ -208,12 +211,12 @@ def test_held_out_files_are_the_held_out_part_and_win_over_training_copies(tmp_p
     for name, part in (("train", lines), ("valid", lines[:5])):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in part))
     options: dict[str, Any] = {"files": [tmp_path / "train.jsonl"], "heldout_files": [tmp_path / "valid.jsonl"]}
-    manifest = tokenize("own", tmp_path / "o", vocab_size=270, **options)
+    manifest = tokenize_corpus("own", tmp_path / "o", vocab_size=270, **options)
     assert sorted(documents(tmp_path / "o", "heldout")) == sorted(lines[:5])
     assert sorted(documents(tmp_path / "o", "train")) == sorted(lines[5:])
     assert manifest["removed"]["repeated document"]["documents"] == 5
     with pytest.raises(UserError, match="held-out files of its own: leave heldout_fraction out"):
-        tokenize("own", tmp_path / "p", vocab_size=270, heldout_fraction=0.5, **options)
+        tokenize_corpus("own", tmp_path / "p", vocab_size=270, heldout_fraction=0.5, **options)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import pytest
 from upcycle.cli import main
 from upcycle.decisions.advice.advice import PAPER_ERROR, SHARES_OF_D1, advise
 from upcycle.decisions.advice.answer import DENSE, DENSE_ON, SCRATCH, SCRATCH_D1, SCRATCH_PAID, UPCYCLED, Advice
-from upcycle.decisions.advice.expectations import Expected, compare, distances, tokens_to_reach, verdict_of
+from upcycle.decisions.advice.expectations import Expected, compare_options, distances, tokens_to_reach, verdict_of
 from upcycle.decisions.advice.rules import rules_of_thumb
 from upcycle.decisions.advice.settling import LEAST_TOKENS_PER_PARAMETER, settling_run
 from upcycle.decisions.curves import Curve, ThreeLaws, published
@@ -165,7 +165,7 @@ def sides(laws: ThreeLaws, d2: float) -> tuple[Expected, Expected]:
 
 def test_the_laws_own_error_only_makes_less_sure(laws):
     for d2 in 10 ** np.linspace(8, 11, 13):
-        plain, with_error = (compare(*sides(laws, d2), error) for error in (None, PAPER_ERROR))
+        plain, with_error = (compare_options(*sides(laws, d2), error) for error in (None, PAPER_ERROR))
         assert plain.share_with_error == plain.share_of_draws == with_error.share_of_draws
         assert with_error.ahead in (plain.ahead, "too close to call")
 
@@ -174,7 +174,7 @@ def test_shares_are_those_of_simulated_errors(laws):
     """The closed form of the share against errors drawn for both losses."""
     generator, error = np.random.default_rng(0), 0.02
     up, moe = sides(laws, 9e9)
-    found = compare(up, moe, error)
+    found = compare_options(up, moe, error)
     noise = generator.standard_normal((2, 2000, 200)) * error
     drawn = float(np.mean(up.rows[1:] + noise[0] < moe.rows[1:] + noise[1]))
     assert found.share_with_error == pytest.approx(drawn, abs=0.005)

@@ -9,7 +9,7 @@ from scipy.optimize import minimize_scalar
 from upcycle.decisions.allocation import (
     D_LOW,
     equation_14,
-    minimise,
+    minimise_in_box,
     optimal_scratch,
     optimal_two_stage,
     optimal_upcycled,
@@ -153,7 +153,7 @@ def test_minimise_follows_a_slanted_valley_and_takes_the_lower_of_two() -> None:
     def valley(x):
         return 1 + (x[0] + x[1] - 0.3) ** 2 + 1e-4 * (x[0] - x[1] - 5.7) ** 2
 
-    found, value, at_bound = minimise(valley, np.array([-10.0, -10.0]), np.array([10.0, 10.0]))
+    found, value, at_bound = minimise_in_box(valley, np.array([-10.0, -10.0]), np.array([10.0, 10.0]))
     np.testing.assert_allclose(found, [3.0, -2.7], atol=1e-5)
     assert value == pytest.approx(1, abs=1e-12)
     assert not at_bound.any()
@@ -161,7 +161,7 @@ def test_minimise_follows_a_slanted_valley_and_takes_the_lower_of_two() -> None:
     def double(x):
         return 2 - np.exp(-((x[0] + 6) ** 2)) - 1.1 * np.exp(-((x[0] - 7) ** 2))
 
-    assert minimise(double, np.array([-10.0]), np.array([10.0]))[0] == pytest.approx([7.0], abs=1e-6)
+    assert minimise_in_box(double, np.array([-10.0]), np.array([10.0]))[0] == pytest.approx([7.0], abs=1e-6)
 
 
 def test_three_ways() -> None:

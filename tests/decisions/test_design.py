@@ -9,12 +9,12 @@ import pytest
 
 from upcycle.cli import main, parser
 from upcycle.decisions.curves import Curve, published
-from upcycle.decisions.design.candidates import linearise, rank, spread
+from upcycle.decisions.design.candidates import linearise, rank, simulated_error
 from upcycle.decisions.design.design import as_data, design, from_arguments, parse_fix, with_values
 from upcycle.decisions.design.grid import PAPER_BUDGETS, PAPER_N1, from_grids, from_study, parse_numbers
 from upcycle.decisions.design.model import extended, set_up
-from upcycle.decisions.design.simulation import simulate
-from upcycle.decisions.design.words import in_words
+from upcycle.decisions.design.simulation import simulate_sweeps
+from upcycle.decisions.design.words import design_in_words
 from upcycle.errors import UserError
 from upcycle.laws.forms import get_law
 from upcycle.study.plan import build_plan
@@ -48,7 +48,7 @@ def small():
 )
 def test_alpha3_of_one_5_by_5_sweep_at_01b(noise, fix, low, high, tolerance):
     """The constant B N1^-beta + E is held (E fixed) or fitted as one number (E free), in Equation 1."""
-    simulated = simulate(set_up(AT_01B, UPCYCLED, fix=fix), noise)
+    simulated = simulate_sweeps(set_up(AT_01B, UPCYCLED, fix=fix), noise)
     expected = simulated.parameters["upcycled"]["alpha3"]
     assert expected.interval == pytest.approx((low, high), abs=tolerance)
     assert simulated.converged == 1.0
@@ -57,8 +57,8 @@ def test_alpha3_of_one_5_by_5_sweep_at_01b(noise, fix, low, high, tolerance):
 
 def test_fixing_b_and_beta_too_is_the_same_question():
     """Equation 12 itself with B, beta and E held gives alpha3 as Equation 1 with its constant held."""
-    held = simulate(set_up(AT_01B, UPCYCLED, law="joint", fix={"B": None, "beta": None, "E": None}), 0.003)
-    reduced = simulate(set_up(AT_01B, UPCYCLED, fix={"E": None}), 0.003)
+    held = simulate_sweeps(set_up(AT_01B, UPCYCLED, law="joint", fix={"B": None, "beta": None, "E": None}), 0.003)
+    reduced = simulate_sweeps(set_up(AT_01B, UPCYCLED, fix={"E": None}), 0.003)
     assert held.estimates["upcycled"]["alpha3"] == pytest.approx(reduced.estimates["upcycled"]["alpha3"], abs=1e-9)
     number = set_up(AT_01B, TABLE_2, fix={"E": 0.165}).up.fixed["E"]
     assert number == pytest.approx(8.53 * PAPER_N1**-0.112 + 0.165, rel=1e-12)
@@ -71,7 +71,7 @@ def test_alpha3_has_the_error_of_least_squares_at_small_noise():
     term = 16.3 * np.exp(-0.043 * d1 - 0.085 * d2 + 7.98e-4 * d1 * d2)
     jacobian = term[:, None] * np.stack([np.ones_like(d1), -d1, -d2, d1 * d2], axis=1)
     textbook = noise * np.sqrt(np.linalg.inv(jacobian.T @ jacobian)[3, 3])
-    simulated = simulate(set_up(AT_01B, UPCYCLED, fix={"E": None}), noise, simulations=800)
+    simulated = simulate_sweeps(set_up(AT_01B, UPCYCLED, fix={"E": None}), noise, simulations=800)
     # The standard deviation of 800 draws is known to 2.5 %.
     assert simulated.parameters["upcycled"]["alpha3"].deviation == pytest.approx(textbook, rel=0.07)
 
@@ -80,19 +80,19 @@ def test_alpha3_has_the_error_of_least_squares_at_small_noise():
 def test_linearised_error_of_d_star_is_that_of_simulations(fix):
     setting = set_up(SMALL, TABLE_2, fix=fix)
     assert setting.shared_floor is (not fix)
-    simulated = simulate(setting, 1e-4, simulations=300)
+    simulated = simulate_sweeps(setting, 1e-4, simulations=300)
     threshold = simulated.threshold()
     linearised = linearise(setting, 1e-4, threshold)
     assert threshold.roots[0] == pytest.approx(3.0225e9, rel=1e-4)
     # The standard deviation of 300 draws is known to 4 %.
-    assert spread(simulated, linearised.target) == pytest.approx(linearised.error(), rel=0.1)
+    assert simulated_error(simulated, linearised.target) == pytest.approx(linearised.error(), rel=0.1)
     first = np.log([roots[0] for roots in threshold.draws])
     assert first.std() == pytest.approx(linearised.error(), rel=0.1)
 
 
 def test_a_candidate_is_the_sweep_with_it_linearised_anew(small):
     """Every kind of further run: the quick update equals setting the extended sweep up again."""
-    simulated = simulate(small, 0.001, simulations=40)
+    simulated = simulate_sweeps(small, 0.001, simulations=40)
     threshold = simulated.threshold()
     linearised = linearise(small, 0.001, threshold)
     ranked = rank(linearised)
@@ -110,7 +110,7 @@ def test_a_candidate_is_the_sweep_with_it_linearised_anew(small):
 
 def test_costs_of_candidates(small):
     """6 N1 D dense, 6 x 1.75 N1 D for mixtures, both for an upcycled run whose parent is not planned."""
-    threshold = simulate(small, 0.001, simulations=40).threshold()
+    threshold = simulate_sweeps(small, 0.001, simulations=40).threshold()
     for candidate in rank(linearise(small, 0.001, threshold)):
         flops = sum(6 * run["N1"][0] * run["D"][0] for name, run in candidate.added.items() if name == "dense")
         flops += sum(6 * 1.75 * run["N1"][0] * run["D"][0] for name, run in candidate.added.items() if name == "moe")
@@ -122,13 +122,13 @@ def test_runs_added_meet_the_same_noise_elsewhere(small):
     """A further MoE leaves the dense fits' own noise alone: with E held, their estimates do not move."""
     held = set_up(SMALL, TABLE_2, fix={"E": None})
     grown = extended(held, {"moe": {"D": np.array([5e9]), "N1": np.array([8e8])}})
-    before, after = (simulate(setting, 0.003, simulations=40) for setting in (held, grown))
+    before, after = (simulate_sweeps(setting, 0.003, simulations=40) for setting in (held, grown))
     assert np.array_equal(before.estimates["dense"]["A"], after.estimates["dense"]["A"])
     assert not np.array_equal(before.estimates["moe"]["A"], after.estimates["moe"]["A"])
 
 
 def test_each_fit_takes_the_floor_of_its_own_simulation(small):
-    simulated = simulate(small, 0.003, simulations=40)
+    simulated = simulate_sweeps(small, 0.003, simulations=40)
     floors = [simulated.estimates[lineage]["E"] for lineage in ("dense", "moe", "upcycled")]
     assert np.array_equal(floors[0], floors[1])
     assert np.array_equal(floors[0], floors[2])
@@ -162,12 +162,12 @@ def test_an_offset_at_its_wall_leaves_d_star_but_no_ranking():
     assert answer.simulated.parameters["upcycled"]["D0"].doubt
     assert answer.threshold is not None
     assert answer.ranked == ()
-    assert "not ranked" in in_words(answer)
+    assert "not ranked" in design_in_words(answer)
 
 
 def test_more_noise_more_doubt():
     """At 0.02 nats the floor of a one-size sweep runs into its wall, and is said not to be identifiable."""
-    quiet, loud = (simulate(set_up(AT_01B, UPCYCLED), noise, simulations=100) for noise in (0.0003, 0.02))
+    quiet, loud = (simulate_sweeps(set_up(AT_01B, UPCYCLED), noise, simulations=100) for noise in (0.0003, 0.02))
     assert quiet.parameters["upcycled"]["E"].doubt == ""
     assert "plausible" in loud.parameters["upcycled"]["E"].doubt
 
@@ -194,7 +194,7 @@ def test_fits_without_laws_from_scratch_still_tell_of_alpha3():
 def test_values_of_the_truth_can_be_given():
     """Without interaction half of the estimates lie on either side of 0."""
     three = with_values(UPCYCLED, None, {"alpha3": 0.0})
-    simulated = simulate(set_up(AT_01B, three, fix={"E": None}), 0.001)
+    simulated = simulate_sweeps(set_up(AT_01B, three, fix={"E": None}), 0.001)
     assert (simulated.estimates["upcycled"]["alpha3"] > 0).mean() == pytest.approx(0.5, abs=0.1)
     assert simulated.interaction() is None
 
@@ -260,8 +260,8 @@ def test_no_noise_measured_says_what_to_do(capsys, monkeypatch, tmp_path):
 def test_the_answer_in_words_and_as_data(monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     grid = ["--d1", "0.577e9:9.227e9:5", "--d2", "0.577e9:9.227e9:5", "--n1", "98304000"]
-    answer = from_arguments(parser().parse_args(["design", *grid, "--noise", "0.003", "--fix", "E"]))
-    words, data = in_words(answer), as_data(answer)
+    answer = from_arguments(parser().parse_args(["design", *grid, "--noise", "0.003", "--fix", "E"]), pytest.fail)
+    words, data = design_in_words(answer), as_data(answer)
     assert "One sweep of this size and noise does not settle the sign of alpha3" in words
     assert "one size cannot tell them apart" in words
     low, high = data["parameters"]["upcycled"]["alpha3"]["interval"]

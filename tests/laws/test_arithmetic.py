@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from upcycle.errors import UserError
-from upcycle.laws.tables.arithmetic import evaluate, truths
+from upcycle.laws.tables.arithmetic import evaluate_expression, truths
 from upcycle.study.expressions import parse
 
 COLUMNS = {
@@ -28,7 +28,7 @@ COLUMNS = {
 
 
 def value(text):
-    return evaluate(parse(text, COLUMNS), COLUMNS)
+    return evaluate_expression(parse(text, COLUMNS), COLUMNS)
 
 
 def holds(text):

@@ -11,7 +11,7 @@ from numpy import log
 from reference import scipy_fit
 
 from upcycle.errors import UserError
-from upcycle.laws.fit import compare, fit
+from upcycle.laws.fit import compare_laws, fit
 from upcycle.laws.forms import LAWS
 from upcycle.laws.law import Law
 from upcycle.laws.result import FitResult, predict, read_fit, write_fit
@@ -47,7 +47,7 @@ def test_noisy_data_give_back_the_parameters_within_their_intervals(name: str) -
 
 def test_the_trials_leave_one_out_errors_are_reproduced() -> None:
     """RMS in loss of the 25 measured points: 0.048 with interaction, 0.092 without, 0.156 additive without."""
-    table = compare([LAWS[name] for name in FOUR], trial(), draws=0)
+    table = compare_laws([LAWS[name] for name in FOUR], trial(), draws=0)
     assert table.loc["multiplicative", "loo_rms"] == pytest.approx(0.048, abs=5e-4)
     assert table.loc["multiplicative_no_interaction", "loo_rms"] == pytest.approx(0.092, abs=5e-4)
     assert table.loc["additive_no_interaction", "loo_rms"] == pytest.approx(0.156, abs=5e-4)

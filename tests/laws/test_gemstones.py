@@ -14,7 +14,7 @@ import pytest
 
 from upcycle.cli import main
 from upcycle.laws.forms import LAWS
-from upcycle.laws.own_losses import select
+from upcycle.laws.own_losses import select_inputs
 from upcycle.laws.solver.prepare import prepare
 from upcycle.laws.solver.search import search
 from upcycle.laws.solver.solve import huber
@@ -85,7 +85,7 @@ def test_no_published_objective_is_below_ours(delta, variant):
     """The published parameters on our rows give the published objective, so rows and columns are theirs."""
     path, columns, where, n = table_of(variant)
     law = replace(LAWS["chinchilla"], delta=10.0**-delta)
-    data = select(path, law, columns, where).data
+    data = select_inputs(path, law, columns, where).data
     objective, values = published(delta, variant)
     theirs = float(huber(np.log(law.predict(values, data)) - np.log(data["loss"]), law.delta).sum())
     assert len(data["loss"]) == n

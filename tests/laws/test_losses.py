@@ -10,7 +10,7 @@ import pytest
 from upcycle.errors import UserError
 from upcycle.laws.fit import run_fit
 from upcycle.laws.forms import LAWS
-from upcycle.laws.tables.losses import collect, law_columns, read_losses, select, write_losses
+from upcycle.laws.tables.losses import collect_losses, law_columns, read_losses, select_losses, write_losses
 from upcycle.study.columns import COLUMNS, columns_markdown
 from upcycle.study.counting import count_parameters
 from upcycle.study.spec import DataSpec, ModelSpec, MoESpec, OptimSpec, RunSpec, ScheduleSpec
@@ -76,13 +76,13 @@ def grid(tmp_path: Path) -> Path:
         folders.append(write_run(tmp_path / "runs", run, loss=loss))
     membership = {run.id: ["upcycled", "all"] if run.moe else ["dense"] for run in runs}
     names = {run.id: ("tiny", "8x2" if run.moe else "") for run in runs}
-    write_losses(collect(folders, membership, names), tmp_path / "losses.csv")
+    write_losses(collect_losses(folders, membership, names), tmp_path / "losses.csv")
     return tmp_path / "losses.csv"
 
 
 def test_an_upcycled_runs_row_says_everything(tmp_path: Path) -> None:
     run = run_spec(end_step=200, dense_steps=100, moe=MOE, seed=3)
-    row = collect([write_run(tmp_path, run)], {run.id: ["b", "a"]}, {run.id: ("tiny", "8x2")}).iloc[0].to_dict()
+    row = collect_losses([write_run(tmp_path, run)], {run.id: ["b", "a"]}, {run.id: ("tiny", "8x2")}).iloc[0].to_dict()
     assert row == {
         "id": run.id, "sweeps": "a;b", "model": "tiny", "moe": "8x2", "lineage": "up", "role": "decay",
         "n_layer": 2, "d_model": 64, "n_head": 2, "n_expert": 8, "top_k": 2, "gate": "topk_softmax", "aux_coef": 1e-3,
@@ -101,7 +101,7 @@ def test_an_upcycled_runs_row_says_everything(tmp_path: Path) -> None:
 
 def test_a_dense_run_has_no_second_stage(tmp_path: Path) -> None:
     run = run_spec(end_step=100)
-    row = collect([write_run(tmp_path, run)], {}, {}).iloc[0]
+    row = collect_losses([write_run(tmp_path, run)], {}, {}).iloc[0]
     assert (row["lineage"], row["D"], row["D1"], row["D2"]) == ("dense", 100 * 16 * 256, 0, 0)
     assert (row["n_expert"], row["top_k"], row["gate"], row["method"], row["sweeps"]) == (1, 1, "", "scratch", "")
     assert row["N1"] == row["N2"] == row["N_total"]
@@ -110,8 +110,8 @@ def test_a_dense_run_has_no_second_stage(tmp_path: Path) -> None:
 def test_equal_losses_are_equal_bytes_whatever_the_order_of_runs(tmp_path: Path) -> None:
     runs = [run_spec(end_step=s) for s in (100, 200, 50)] + [run_spec(end_step=100, dense_steps=100, moe=MOE)]
     folders = [write_run(tmp_path / "runs", run, loss=3 + 0.1 / 3) for run in runs]
-    write_losses(collect(folders, {}, {}), tmp_path / "one.csv")
-    write_losses(collect(folders[::-1], {}, {}), tmp_path / "two.csv")
+    write_losses(collect_losses(folders, {}, {}), tmp_path / "one.csv")
+    write_losses(collect_losses(folders[::-1], {}, {}), tmp_path / "two.csv")
     assert (tmp_path / "one.csv").read_bytes() == (tmp_path / "two.csv").read_bytes()
 
 
@@ -137,13 +137,13 @@ def test_rows_are_in_an_order_that_their_content_fixes(tmp_path: Path) -> None:
     assert [run.lineage for run in expected] == ["dense"] * 8 + ["moe"] * 4 + ["up"] * 4
     folders = {run.id: write_run(tmp_path, run) for run in expected}
     for ids in (sorted(folders), sorted(folders, reverse=True)):
-        assert list(collect([folders[i] for i in ids], {}, {})["id"]) == [run.id for run in expected]
+        assert list(collect_losses([folders[i] for i in ids], {}, {})["id"]) == [run.id for run in expected]
 
 
 def test_ablations_are_told_apart(tmp_path: Path) -> None:
     """Three learning rates: no row equals another in every column beside the id."""
     runs = [run_spec(end_step=100, lr=lr) for lr in (1e-3, 2e-3, 4e-3)]
-    table = collect([write_run(tmp_path, run) for run in runs], {}, {})
+    table = collect_losses([write_run(tmp_path, run) for run in runs], {}, {})
     assert not table.drop(columns="id").duplicated().any()
     assert list(table["lr"]) == [1e-3, 2e-3, 4e-3]
 
@@ -156,7 +156,7 @@ def test_kernels_are_those_that_a_run_used(tmp_path: Path) -> None:
         write_run(tmp_path, run_spec(end_step=200), **composed),
         write_run(tmp_path, run_spec(end_step=100, moe=MOE), **composed),
     ]
-    assert list(collect(folders, {}, {})["kernels"]) == [
+    assert list(collect_losses(folders, {}, {})["kernels"]) == [
         "layers=native;native=ab12;torch=2.13.0",
         "attention=sdpa;layers=composed;torch=2.13.0",
         "attention=sdpa;experts=loop;layers=composed;router=torch;torch=2.13.0",
@@ -167,14 +167,14 @@ def test_kernels_are_those_that_a_run_used(tmp_path: Path) -> None:
 def test_metrics_without_kernels_are_damaged(tmp_path: Path, execution: object) -> None:
     folder = write_run(tmp_path, run_spec(end_step=100), execution=execution)
     with pytest.raises(UserError, match=r"metrics\.json is damaged"):
-        collect([folder], {}, {})
+        collect_losses([folder], {}, {})
 
 
 def test_inputs_of_the_unified_law_say_where_tokens_were_seen(tmp_path: Path) -> None:
     """Section E.3: (T1, T2) is (D, 0) for dense training, (0, D) for a MoE from scratch, (D1, D2) for upcycling."""
     step = 16 * 256
     runs = [run_spec(end_step=100), run_spec(end_step=200, moe=MOE), run_spec(end_step=400, dense_steps=50, moe=MOE)]
-    rows = collect([write_run(tmp_path, run) for run in runs], {}, {})
+    rows = collect_losses([write_run(tmp_path, run) for run in runs], {}, {})
     columns = law_columns(rows, ["T1", "T2", "N", "P", "lineage"])
     assert columns["T1"].tolist() == [100 * step, 0, 50 * step]
     assert columns["T2"].tolist() == [0, 200 * step, 400 * step]
@@ -214,21 +214,21 @@ def test_a_missing_or_damaged_file_is_named(tmp_path: Path, name: str, content: 
     if content is not None:
         (folder / name).write_text(content)
     with pytest.raises(UserError, match=message):
-        collect([folder], {}, {})
+        collect_losses([folder], {}, {})
 
 
 @pytest.mark.parametrize("loss", [None, float("nan"), -1.0, "3.2"])
 def test_a_finished_run_without_a_proper_loss_is_named(tmp_path: Path, loss: object) -> None:
     folder = write_run(tmp_path, run_spec(end_step=100), loss=loss)
     with pytest.raises(UserError, match=f"{folder.name}.*loss"):
-        collect([folder], {}, {})
+        collect_losses([folder], {}, {})
 
 
 def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
     folder = write_run(tmp_path, run_spec(end_step=100))
     folder = folder.rename(tmp_path / "decay-dense-other")
     with pytest.raises(UserError, match="name different runs"):
-        collect([folder], {}, {})
+        collect_losses([folder], {}, {})
 
 
 def test_a_table_with_other_columns_is_refused(grid: Path) -> None:
@@ -246,24 +246,24 @@ def test_a_cell_of_the_wrong_type_names_its_column(grid: Path) -> None:
 
 def test_a_selection_is_by_sweep_and_expression(grid: Path) -> None:
     table = read_losses(grid)
-    assert len(select(table)) == 26
-    assert len(select(table, sweep="upcycled")) == 25
-    assert len(select(table, sweep=["dense", "all"])) == 26
-    assert len(select(table, sweep="upcycled", where="D1 > 5e5 and seed == 0")) == 20
-    assert list(select(table, where="lineage == 'dense'")["D1"]) == [0]
+    assert len(select_losses(table)) == 26
+    assert len(select_losses(table, sweep="upcycled")) == 25
+    assert len(select_losses(table, sweep=["dense", "all"])) == 26
+    assert len(select_losses(table, sweep="upcycled", where="D1 > 5e5 and seed == 0")) == 20
+    assert list(select_losses(table, where="lineage == 'dense'")["D1"]) == [0]
 
 
 @pytest.mark.parametrize("where", ["D3 > 1", "D1 >", "D1", "D1 + 1", "lineage > 3", "import os"])
 def test_a_bad_expression_is_quoted(grid: Path, where: str) -> None:
     with pytest.raises(UserError, match=rf"^where: `{re.escape(where)}`"):
-        select(read_losses(grid), where=where)
+        select_losses(read_losses(grid), where=where)
 
 
 def test_an_unknown_sweep_and_an_empty_selection_are_named(grid: Path) -> None:
     with pytest.raises(UserError, match="did you mean `upcycled`"):
-        select(read_losses(grid), sweep="upcycle")
+        select_losses(read_losses(grid), sweep="upcycle")
     with pytest.raises(UserError, match="no finished run in sweep dense where D1 > 0"):
-        select(read_losses(grid), sweep="dense", where="D1 > 0")
+        select_losses(read_losses(grid), sweep="dense", where="D1 > 0")
 
 
 def test_run_fit_goes_from_the_table_to_a_file(grid: Path, tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ DATA = scratch()
 def run(*argv):
     """`upcycle fit` with these arguments; the fit that it wrote, if it did."""
     args = parser().parse_args(["fit", *map(str, argv)])
-    own_losses.run(args)
+    own_losses.run_own_fit(args)
     return read_fit(args.json) if args.json else None
 
 
@@ -174,7 +174,7 @@ def test_every_laws_columns_are_found(tmp_path, law):
     names = (*LAWS[law].inputs, LAWS[law].response)
     table = pd.DataFrame(RNG.uniform(1, 2, (4, len(names))), columns=names).assign(other=1.0)
     table.to_csv(tmp_path / "t.csv", index=False)
-    rows = own_losses.select(tmp_path / "t.csv", LAWS[law], f"{names[0]}=other*{names[0]}", "")
+    rows = own_losses.select_inputs(tmp_path / "t.csv", LAWS[law], f"{names[0]}=other*{names[0]}", "")
     assert list(rows.data) == list(names)
     for name in names:
         np.testing.assert_array_equal(rows.data[name], table[name])

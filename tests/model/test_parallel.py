@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from upcycle.model.kernels import Kernels
-from upcycle.model.parallel import _even_dimension, fill, full_state
-from upcycle.model.stacks import flat, own, stacked
+from upcycle.model.parallel import _even_dimension, fill_parts, full_state
+from upcycle.model.stacks import own, stacked, unstacked
 from upcycle.model.transformer import Transformer, init_weights
 from upcycle.study.spec import ModelSpec, MoESpec
 
@@ -23,7 +23,7 @@ def stacked_state(model: nn.Module) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("moe", [None, MOE])
 def test_sharded_shapes_are_views_of_the_model(moe: MoESpec | None) -> None:
-    """Stacks become a dimension, in the same memory, so that either shape loads the other; `flat` is the inverse."""
+    """Stacks become a dimension, in the same memory, so that either shape loads the other; `unstacked` undoes it."""
     model = Transformer(MODEL, moe, Kernels())
     init_weights(model, seed=0)
     state = stacked_state(model)
@@ -31,7 +31,7 @@ def test_sharded_shapes_are_views_of_the_model(moe: MoESpec | None) -> None:
     w_in = "blocks.1.mlp.w_in" if moe is None else "blocks.1.moe.w_in"
     assert state[w_in].shape == ((2, 64, 16) if moe is None else (3, 2, 64, 16))
     for name, parameter in model.named_parameters():
-        assert flat(name, state[name]).shape == parameter.shape
+        assert unstacked(name, state[name]).shape == parameter.shape
         assert state[name].data_ptr() == parameter.data_ptr()
         assert torch.equal(state[name].flatten(), parameter.detach().flatten()), "the same order of memory"
 
@@ -60,7 +60,7 @@ def test_full_state_and_fill_are_inverse() -> None:
     init_weights(model, seed=2)
     whole = full_state(dict(model.named_parameters()), keep=True)
     with torch.no_grad():
-        fill(dict(copy.named_parameters()), lambda name, shape: whole[name].view(shape))
+        fill_parts(dict(copy.named_parameters()), lambda name, shape: whole[name].view(shape))
     for name, weight in copy.named_parameters():
         assert torch.equal(weight, whole[name]), name
     assert full_state(dict(model.named_parameters()), keep=False) == {}

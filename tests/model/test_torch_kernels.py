@@ -16,7 +16,7 @@ from upcycle.model.torch_kernels import (
     cross_entropy,
     grouped_mm,
     loop,
-    plain,
+    plain_attention,
     rms_norm,
     sdpa,
     sdpa_flash,
@@ -33,7 +33,7 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
 def test_fused_attention_equals_the_plain_one_forward_and_backward(head_dim: int, fused) -> None:
     inputs = [random(2, 3, 17, head_dim, seed=seed).requires_grad_() for seed in range(3)]
     outgoing = random(2, 3, 17, head_dim, seed=3)
-    found, reference = fused(*inputs), plain(*inputs)
+    found, reference = fused(*inputs), plain_attention(*inputs)
     torch.testing.assert_close(found, reference)
     pairs = zip(
         torch.autograd.grad(found, inputs, outgoing), torch.autograd.grad(reference, inputs, outgoing), strict=True

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from upcycle.model.attention import rope_tables, rotate
 from upcycle.model.kernels import choose_kernels
+from upcycle.model.rope import rope_tables, rotate
 from upcycle.model.transformer import Transformer, init_weights, normal
 from upcycle.study.spec import ModelSpec, MoESpec
 

@@ -30,7 +30,7 @@ def drawn(request):
 
 def made(name, inputs, **options):
     with style.context():
-        return catalogue.find(name).load()(inputs, **options)
+        return catalogue.find_item(name).load()(inputs, **options)
 
 
 def test_a_figure_is_written_as_svg_and_pdf_with_equal_bytes_each_time(inputs, tmp_path):

@@ -39,7 +39,7 @@ def few_sizes():
 def figures(study, few_sizes):
     """Every figure once."""
     with style.context():
-        made = {name: catalogue.find(name).load()(study) for name in NAMES}
+        made = {name: catalogue.find_item(name).load()(study) for name in NAMES}
         for figure in made.values():
             figure.draw_without_rendering()
     return made
@@ -47,7 +47,7 @@ def figures(study, few_sizes):
 
 def made(name, inputs, **options):
     with style.context():
-        return catalogue.find(name).load()(inputs, **options)
+        return catalogue.find_item(name).load()(inputs, **options)
 
 
 def marked(axes, gid):
@@ -82,7 +82,7 @@ def test_nothing_is_cut_off_and_no_panels_overlap(name, figures):
 def test_equal_fits_give_equal_bytes(name, study, few_sizes):
     options = {} if name in ("figure1", "figure16") else {"sizes": [1e9]}
     with style.context():
-        figures = [catalogue.find(name).load()(study, **options) for _ in range(2)]
+        figures = [catalogue.find_item(name).load()(study, **options) for _ in range(2)]
         for form in ("svg", "pdf"):
             first, second = (style.encode(figure, form) for figure in figures)
             assert first == second

@@ -12,13 +12,13 @@ from upcycle.laws.fit import fit as fit_law
 from upcycle.laws.forms import get_law
 from upcycle.laws.tables.losses import law_columns
 from upcycle.paper import style
-from upcycle.paper.predictions import extrapolated, largest_size, most_tokens, predicted
+from upcycle.paper.predictions import extrapolated, most_tokens, predicted, rows_of_largest_size
 from upcycle.study import catalogue
 
 
 def made(name, inputs, **options):
     with style.context():
-        return catalogue.find(name, "figure").load()(inputs, **options)
+        return catalogue.find_item(name, "figure").load()(inputs, **options)
 
 
 def markers(axes) -> np.ndarray:
@@ -102,7 +102,7 @@ def test_an_extrapolation_needs_points_to_fit_and_points_to_predict(joint_inputs
     assert extrapolated(fit, rows, nothing) is None
     assert extrapolated(fit, rows, ~nothing) is None
     one_size = rows[rows["N1"] == rows["N1"].max()].reset_index(drop=True)
-    assert not largest_size(one_size).any()
+    assert not rows_of_largest_size(one_size).any()
     one_budget = rows[(rows["D1"] == rows["D1"].min()) & (rows["D2"] == rows["D2"].min())].reset_index(drop=True)
     assert not most_tokens(one_budget).any()
 

@@ -16,7 +16,7 @@ from upcycle.study.spec import RunSpec
 
 
 def made(name, inputs, **options):
-    return catalogue.find(name, "table").load()(inputs, **options)
+    return catalogue.find_item(name, "table").load()(inputs, **options)
 
 
 def lineage_fits(inputs) -> dict[str, FitResult]:

@@ -319,10 +319,3 @@ def test_formulas_become_subscripts_and_superscripts():
     assert "<i>D</i><sub>1</sub><sup>−<i>α</i><sub>1</sub></sup>" in shown
     assert "<sup>−<i>α</i><sub>2</sub> + <i>α</i><sub>3</sub> ln <i>D</i><sub>1</sub></sup>" in shown
     assert laws.symbols("-alpha(D1) = gamma ln D1 + E'").startswith("−<i>α</i>(<i>D</i><sub>1</sub>)")
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(4.21, "4.2 s"), (59.7, "1 min 0 s"), (3725, "1 h 2 min"), (61, "1 min 1 s")]
-)
-def test_durations_read_as_people_say_them(seconds, text):
-    assert sections.duration(seconds) == text

@@ -14,16 +14,16 @@ def test_the_paper_s_items_and_ours_are_found_with_label_title_and_caption():
     assert set(catalogue.figures()) == of_the_paper | {"overview", "residuals", "thresholds"}
     numbered = {"table1", "table2", "table3", "table4", "table5", "table6", "table8"}
     assert set(catalogue.tables()) == numbered | {"laws", "audit"}
-    item = catalogue.find("figure4")
+    item = catalogue.find_item("figure4")
     assert (item.label, item.function, list(item.parameters)) == ("Figure 4", "figure_4", ["sweep", "model"])
     assert item.title.startswith("Loss against D2")
     assert "Equation 10" in item.caption
-    assert catalogue.find("overview").label == ""
+    assert catalogue.find_item("overview").label == ""
 
 
 def test_names_are_found_without_importing_matplotlib_pandas_or_torch():
     code = (
-        "import sys; from upcycle.study import catalogue; catalogue.find('figure3');"
+        "import sys; from upcycle.study import catalogue; catalogue.find_item('figure3');"
         "heavy = {'matplotlib', 'pandas', 'torch', 'numpy', 'scipy'} & set(sys.modules); assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -36,12 +36,12 @@ def test_every_item_loads_what_it_names():
 
 def test_an_unknown_name_is_answered_with_the_nearest():
     with pytest.raises(UserError, match="no figure `figure7`; did you mean `figure"):
-        catalogue.find("figure7", "figure")
+        catalogue.find_item("figure7", "figure")
 
 
 def test_a_table_is_no_figure():
     with pytest.raises(UserError, match="no figure `table1`"):
-        catalogue.find("table1", "figure")
+        catalogue.find_item("table1", "figure")
 
 
 @pytest.mark.parametrize(
@@ -62,13 +62,13 @@ def test_a_table_is_no_figure():
 )
 def test_an_option_that_cannot_be_is_named(name, options, message):
     with pytest.raises(UserError, match=message):
-        catalogue.find(name).read(options)
+        catalogue.find_item(name).read(options)
 
 
 def test_options_are_read_as_the_annotation_says():
     """YAML leaves `1e9` a string."""
-    assert catalogue.find("figure15").read({"sizes": ["1e9", 7]}) == {"sizes": [1e9, 7.0]}
-    assert catalogue.find("figure4").read({"sweep": None, "model": "tiny"}) == {"sweep": None, "model": "tiny"}
+    assert catalogue.find_item("figure15").read({"sizes": ["1e9", 7]}) == {"sizes": [1e9, 7.0]}
+    assert catalogue.find_item("figure4").read({"sweep": None, "model": "tiny"}) == {"sweep": None, "model": "tiny"}
 
 
 def test_every_option_has_a_type_that_a_study_is_checked_for():

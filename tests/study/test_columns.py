@@ -5,7 +5,7 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel
 
-from upcycle.study.columns import COLUMNS, EQUAL_SETTINGS, NAMED, ORDER, SPECIFIED, described, flat
+from upcycle.study.columns import COLUMNS, EQUAL_SETTINGS, NAMED, ORDER, SPECIFIED, described, dotted_fields
 from upcycle.study.spec import RunSpec
 
 DENSE: dict[str, Any] = {
@@ -179,5 +179,5 @@ def test_the_columns_are_one_list():
     assert {column.name for column in NAMED} == {"id", "sweeps", "model", "moe"}
     assert set(EQUAL_SETTINGS) == set(ORDER) - {"seed", "data_seed", "dense_parent", "id"}
     assert {column.field for column in SPECIFIED} - {""} <= set(
-        flat(RunSpec.model_validate(BASES["moe decay"]).model_dump())
+        dotted_fields(RunSpec.model_validate(BASES["moe decay"]).model_dump())
     )

@@ -25,11 +25,11 @@ from upcycle.model.parallel import full_state, local
 from upcycle.model.transformer import Transformer
 from upcycle.study.execution import Execution
 from upcycle.study.spec import RunSpec
-from upcycle.train.loop import train
+from upcycle.train.loop import train_run
 from upcycle.train.processes.distributed import Group, start_group
 from upcycle.train.processes.preemption import EndedByPeer, Preempted, TrainingError
 from upcycle.train.record import Clock, MetricsLog
-from upcycle.train.start import prepare
+from upcycle.train.start import prepare_trainee
 from upcycle.train.step import accumulate
 from upcycle.train.trainee import run_batch
 
@@ -51,7 +51,7 @@ def gradients(job: dict[str, Any], group: Group) -> None:
     run, execution = RunSpec.model_validate(job["run"]), Execution.model_validate(job["execution"])
     folder = Path(job["folder"])
     folder.mkdir(exist_ok=True)
-    trainee = prepare(
+    trainee = prepare_trainee(
         run,
         run_dir=folder,
         tokens_dir=Path(job["tokens"]),
@@ -126,7 +126,7 @@ def exit_code(end: BaseException) -> Any:
 
 
 def training(job: dict[str, Any]) -> None:
-    """A whole run by `train`. With `stop_at` the LAST process gets SIGTERM in that step; with `without_tokens` the
+    """A whole run by `train_run`. With `stop_at` the LAST process gets SIGTERM in that step; with `without_tokens` the
     ranks named find no data; with `rows_that_fit` the disk takes no more of the curve; with `nan_at` the last process's
     loss of that step is NaN. Whatever ends it early is written to `end-RANK.txt`."""
     run, execution = RunSpec.model_validate(job["run"]), Execution.model_validate(job["execution"])
@@ -137,7 +137,7 @@ def training(job: dict[str, Any]) -> None:
     logger.setLevel(logging.INFO)
     try:
         with curve_that_takes(job.get("rows_that_fit")), loss_that_is_nan_at(job.get("nan_at")):
-            train(
+            train_run(
                 run,
                 run_dir=folder,
                 tokens_dir=Path("/nowhere" if rank in job.get("without_tokens", ()) else job["tokens"]),

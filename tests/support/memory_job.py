@@ -13,7 +13,7 @@ import torch._dynamo  # noqa: F401 (the first use of an optimizer imports it)
 
 from upcycle.study.execution import Execution
 from upcycle.study.spec import RunSpec
-from upcycle.train.loop import train
+from upcycle.train.loop import train_run
 
 
 def resident(key: str) -> int:
@@ -28,7 +28,7 @@ def main() -> None:
     run = RunSpec.model_validate_json((folder / "run.json").read_text())
     execution = Execution.model_validate_json((folder / "execution.json").read_text())
     imported = resident("VmRSS")
-    train(run, run_dir=folder / "run", tokens_dir=folder / "tokens", parent_dir=None, execution=execution)
+    train_run(run, run_dir=folder / "run", tokens_dir=folder / "tokens", parent_dir=None, execution=execution)
     print(json.dumps({"peak": resident("VmHWM") - imported}))
 
 

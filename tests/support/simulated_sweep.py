@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from upcycle.laws.fit import run_fit
-from upcycle.laws.tables.losses import collect, write_losses
+from upcycle.laws.tables.losses import collect_losses, write_losses
 from upcycle.paper.inputs import Inputs
 from upcycle.study.counting import flops_6nd, flops_per_token
 from upcycle.study.plan import Plan, build_plan
@@ -175,7 +175,7 @@ def write_results(
     """Everything up to the fits, in a results folder; `changes` replaces sections of the study."""
     plan = plan_of(changes)
     write_runs(plan, results, noise=noise)
-    rows = collect([results / "runs" / run_id for run_id in plan.finished_models], plan.membership(), plan.names)
+    rows = collect_losses([results / "runs" / run_id for run_id in plan.finished_models], plan.membership(), plan.names)
     write_losses(rows.assign(simulated=simulated), results / "losses.csv")
     for name in fits:
         run_fit(

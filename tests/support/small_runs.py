@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from upcycle.data.provenance import fingerprint, manifest_bytes
+from upcycle.data.provenance import manifest_bytes, text_fingerprint
 from upcycle.data.shards import ShardWriter, token_dtype
 from upcycle.study.execution import Execution
 from upcycle.study.spec import RunSpec
-from upcycle.train.loop import train
+from upcycle.train.loop import train_run
 
 VOCABULARY = 64
 EXECUTION = Execution(device="cpu", log_steps=1)
@@ -39,7 +39,7 @@ def write_tokens(
         parts[name] = writer.record()
     tokenizer = hashlib.sha256(pieces).hexdigest()
     manifest = {
-        "fingerprint": fingerprint(tokenizer, parts),
+        "fingerprint": text_fingerprint(tokenizer, parts),
         "vocab_size": VOCABULARY,
         "tokenizer": {"sha256": tokenizer, "files": []},
         "parts": parts,
@@ -71,7 +71,7 @@ def upcycled_run(parent: RunSpec, /, **changes: Any) -> RunSpec:
 def train_in(root: Path, tokens_dir: Path, run: RunSpec, execution: Execution = EXECUTION, **options: Any) -> Path:
     """Train `run` in its folder under `root`, its parent beside it; returns the folder."""
     parent_dir = root / run.parent if run.parent else None
-    train(run, run_dir=root / run.id, tokens_dir=tokens_dir, parent_dir=parent_dir, execution=execution, **options)
+    train_run(run, run_dir=root / run.id, tokens_dir=tokens_dir, parent_dir=parent_dir, execution=execution, **options)
     return root / run.id
 
 

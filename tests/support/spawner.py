@@ -79,11 +79,11 @@ class Spawner:
 
 def run_job(request: dict[str, Any]) -> None:
     """In the forked child: train as the command line would."""
-    from upcycle.train.loop import train
+    from upcycle.train.loop import train_run
 
     folders = {key: value and Path(value) for key, value in request["folders"].items()}
     execution = Execution.model_validate(request["execution"])
-    train(RunSpec.model_validate(request["run"]), execution=execution, **folders)
+    train_run(RunSpec.model_validate(request["run"]), execution=execution, **folders)
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ import torch
 from corruptions import corrupt
 from small_runs import small_run, tensors_sha256, train_in, upcycled_run
 
-from upcycle.laws.tables.losses import collect
+from upcycle.laws.tables.losses import collect_losses
 from upcycle.manifest import METRICS, DamagedError, read_manifest
 from upcycle.study.spec import RunSpec
 from upcycle.train.states.checkpoint import read_spec, read_tensors, save_finished, verify_finished
@@ -96,7 +96,7 @@ def check_metrics_are_restored(whole: Path, folder: Path, *, deleted: bool, capl
     same = not deleted and json_or_none(folder / METRICS) == json_or_none(whole / METRICS)
     if not same:  # bytes that mean the same numbers, a newline more, harm no table
         with pytest.raises(ValueError, match=METRICS):
-            collect([folder], {}, {})
+            collect_losses([folder], {}, {})
     caplog.clear()
     with caplog.at_level(logging.WARNING):
         assert verify_finished(folder, whole.name)

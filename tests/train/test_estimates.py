@@ -15,7 +15,7 @@ from upcycle.study.counting import flops_per_token
 from upcycle.study.spec import ModelSpec, RunSpec
 from upcycle.workflow.dag import Workflow
 from upcycle.workflow.invocation import read_workflow
-from upcycle.workflow.jobs import train
+from upcycle.workflow.jobs import train_job
 from upcycle.workflow.paths import RESULTS
 
 MODEL = {"n_layer": 1, "d_model": 16, "n_head": 2}
@@ -52,7 +52,7 @@ class Study:
         """Train all that is not finished, parents first; the runs that this finished."""
         new = [run for run in workflow.plan.runs.values() if not (folder_of(run) / "metrics.json").exists()]
         for run in new:
-            train(workflow, run.id)
+            train_job(workflow, run.id)
         return new
 
 
@@ -92,9 +92,9 @@ def test_a_trunk_goes_on_through_a_change_of_its_estimate(
     """Stopped within its second segment: that is finished, each step is in one curve, and the bits are the same."""
     before = study.plan(15)
     first, second, *_ = before.plan.runs.values()
-    train(before, first.id)
+    train_job(before, first.id)
     with preempted_at(22):
-        train(before, second.id)
+        train_job(before, second.id)
     after = study.plan(longest)
     study.finish(after)
     runs = list(after.plan.runs.values())
@@ -117,7 +117,7 @@ def test_a_beginning_that_left_no_state_is_cut_anew(
     """Killed before its first state, then planned shorter: it starts at the new cut, with rows of that start only."""
     long = study.plan(100).plan.runs
     run = next(iter(long.values()))
-    train(study.plan(100), run.id)
+    train_job(study.plan(100), run.id)
     for path in folder_of(run).iterdir():  # as a kill leaves it
         if path.name not in ("spec.json", "metrics.jsonl", "lease"):
             path.unlink()

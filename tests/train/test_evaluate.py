@@ -1,4 +1,4 @@
-"""Held-out losses: over the whole set, with their error, the same from the loop and from `evaluate`."""
+"""Held-out losses: over the whole set, with their error, the same from the loop and from `evaluate_run`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from upcycle.data.provenance import manifest_bytes, read_token_manifest
 from upcycle.data.tokens import TokenSet
 from upcycle.errors import UserError
 from upcycle.model.transformer import Transformer
-from upcycle.train.evaluate import evaluate, heldout, spread
+from upcycle.train.evaluate import evaluate_run, heldout, spread_sequences
 from upcycle.train.rows import is_log_spaced
 
 
@@ -44,11 +44,11 @@ def test_loss_is_the_mean_over_all_sequences_with_its_standard_error(
 def test_evaluate_gives_the_loop_s_own_loss_and_bounds_its_work(tokens_dir: Path, tmp_path: Path) -> None:
     run_dir = train_in(tmp_path, tokens_dir, small_run())
     metrics = json.loads((run_dir / "metrics.json").read_text())
-    found = evaluate(run_dir, tokens_dir, EXECUTION)
+    found = evaluate_run(run_dir, tokens_dir, EXECUTION)
     assert {key: found[key] for key in ("id", "loss", "loss_se", "tokens_fingerprint", "heldout_tokens")} == {
         key: metrics[key] for key in ("id", "loss", "loss_se", "tokens_fingerprint", "heldout_tokens")
     }
-    assert evaluate(run_dir, tokens_dir, EXECUTION, max_tokens=10 * 32)["heldout_tokens"] == 10 * 32
+    assert evaluate_run(run_dir, tokens_dir, EXECUTION, max_tokens=10 * 32)["heldout_tokens"] == 10 * 32
 
 
 def test_a_set_of_another_tokenizer_is_refused_naming_both(tokens_dir: Path, tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_a_set_of_another_tokenizer_is_refused_naming_both(tokens_dir: Path, tmp
     manifest["tokenizer"]["sha256"] = foreign
     (other / "manifest.json").write_bytes(manifest_bytes(manifest))
     with pytest.raises(UserError, match=f"{foreign}.*{expected}"):
-        evaluate(run_dir, other, EXECUTION)
+        evaluate_run(run_dir, other, EXECUTION)
 
 
 def test_a_held_out_part_of_one_sequence_is_refused(tmp_path: Path) -> None:
@@ -83,9 +83,9 @@ def test_held_out_rows_are_at_log_spaced_steps_of_any_segment(tokens_dir: Path, 
 
 
 def test_the_subset_is_spread_over_the_whole_set() -> None:
-    assert spread(100, 4).tolist() == [0, 25, 50, 75]
-    assert spread(3, 10).tolist() == [0, 1, 2]
-    assert spread(10, 0).tolist() == [0, 5], "a standard error needs two"
+    assert spread_sequences(100, 4).tolist() == [0, 25, 50, 75]
+    assert spread_sequences(3, 10).tolist() == [0, 1, 2]
+    assert spread_sequences(10, 0).tolist() == [0, 5], "a standard error needs two"
 
 
 def test_metrics_rows_of_a_moe_say_where_tokens_went(tokens_dir: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from small_runs import EXECUTION, MOE, rows_of, small_run, tensors_sha256, train
 from upcycle.study.spec import RunSpec
 from upcycle.train.processes.preemption import Preempted
 from upcycle.train.record import Clock
-from upcycle.train.start import prepare
+from upcycle.train.start import prepare_trainee
 from upcycle.train.step import accumulate
 from upcycle.train.trainee import run_batch
 
@@ -149,7 +149,7 @@ def test_accumulation_changes_rounding_only(moe: dict | None, tokens_dir: Path, 
     for micro_batch in (8, 2, 6):
         execution = EXECUTION.model_copy(update={"micro_batch": micro_batch})
         (tmp_path / str(micro_batch)).mkdir()
-        trainee = prepare(
+        trainee = prepare_trainee(
             run,
             run_dir=tmp_path / str(micro_batch),
             tokens_dir=tokens_dir,

@@ -181,7 +181,7 @@ with socket.socket(socket.AF_UNIX) as listener:
     listener.bind(sys.argv[1])
     listener.listen(64)
     print(flush=True)
-    forkserver._Server(listener, wake).run()
+    forkserver._Server(listener, wake, None).run()
 """
 """A server without torch; its jobs end with 7, but one that is asked to wait for a signal."""
 
@@ -258,7 +258,7 @@ EARLY = """
 import os, signal, socket, sys
 from upcycle.train.processes import forkserver
 client, server = socket.socketpair()
-forkserver._connect = lambda: client
+forkserver._connect = lambda _: client
 send_fds = socket.send_fds
 def send_after_a_signal(*arguments):
     os.kill(os.getpid(), signal.SIGUSR1)
@@ -275,7 +275,7 @@ if os.fork() == 0:
     server.sendall(b"%d\\n" % (signals or server.recv(1))[0])
     os._exit(0)
 server.close()
-sys.exit(forkserver.run_via_server(["train", "x"]))
+sys.exit(forkserver.run_via_server(["train", "x"], "upcycle.cli"))
 """
 
 
@@ -294,9 +294,9 @@ def test_a_client_whose_server_is_gone_fails(monkeypatch: pytest.MonkeyPatch) ->
             server.shutdown(socket.SHUT_WR)
         else:
             server.close()
-        monkeypatch.setattr(forkserver, "_connect", lambda client=client: client)
+        monkeypatch.setattr(forkserver, "_connect", lambda _, client=client: client)
         with server, pytest.raises(TrainingError, match="ended before its job did"):
-            forkserver.run_via_server(["train", "x"])
+            forkserver.run_via_server(["train", "x"], "upcycle.cli")
     for number, handler in handlers.items():
         signal.signal(number, handler)
 

@@ -13,7 +13,7 @@ from small_runs import EXECUTION, small_run, tensors_sha256, train_in
 from upcycle.errors import UserError
 from upcycle.manifest import DamagedError
 from upcycle.study.recorded import recorded_spec
-from upcycle.train.states.rolling import states_in
+from upcycle.train.states.folder import states_in
 from upcycle.views.status import read_state
 
 RUN = small_run(end_step=6)

@@ -188,7 +188,7 @@ def test_the_last_evaluation_begins_when_the_last_state_is_published(
 def test_a_kept_state_outlives_the_folder_being_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The new `resume` folder itself is made durable before a state is published in it."""
     synced: list[Path] = []
-    monkeypatch.setattr("upcycle.train.states.rolling.sync_folder", synced.append)
+    monkeypatch.setattr("upcycle.train.states.folder.sync_folder", synced.append)
     save_rolling(tmp_path / "resume", 1, {"model.w": torch.ones(4)}, NOTES)
     save_rolling(tmp_path / "resume", 2, {"model.w": torch.ones(4)}, NOTES)
     assert synced == [tmp_path]

@@ -15,7 +15,8 @@ from corruptions import corrupt
 from sharded_processes import NOTES, whole
 
 from upcycle.manifest import DamagedError
-from upcycle.train.states.rolling import clear_temporaries, load_rolling, prune, save_rolling
+from upcycle.train.states.folder import clear_temporaries, prune
+from upcycle.train.states.rolling import load_rolling, save_rolling
 
 DRAWS = 120
 
@@ -96,9 +97,9 @@ def test_states_of_both_kinds_are_kept_and_pruned_by_step(copied: Path) -> None:
 
 def test_a_pruner_killed_half_way_leaves_no_state_behind(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder is renamed before its files go, and swept away by the next start."""
-    monkeypatch.setattr("upcycle.train.states.rolling.KEPT", 1)
+    monkeypatch.setattr("upcycle.train.states.folder.KEPT", 1)
     with monkeypatch.context() as patch:
-        patch.setattr("upcycle.train.states.rolling.remove", lambda _: None)
+        patch.setattr("upcycle.train.states.folder.remove", lambda _: None)
         prune(copied / "resume")
     left = sorted(path.name for path in (copied / "resume").iterdir())
     assert left[0].startswith("step-000000002")

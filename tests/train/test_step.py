@@ -14,7 +14,7 @@ from torch import Tensor
 from upcycle.study.spec import RunSpec
 from upcycle.train.processes.preemption import TrainingError
 from upcycle.train.record import Clock
-from upcycle.train.start import prepare
+from upcycle.train.start import prepare_trainee
 from upcycle.train.step import Sums, Wishes, accumulate, update
 from upcycle.train.trainee import run_batch
 
@@ -23,7 +23,9 @@ def first_gradients(run: RunSpec, folder: Path, tokens_dir: Path, **execution: A
     """Gradients of the first update by parameter."""
     folder.mkdir()
     settings = EXECUTION.model_copy(update=execution)
-    trainee = prepare(run, run_dir=folder, tokens_dir=tokens_dir, parent_dir=None, execution=settings, clock=Clock())
+    trainee = prepare_trainee(
+        run, run_dir=folder, tokens_dir=tokens_dir, parent_dir=None, execution=settings, clock=Clock()
+    )
     accumulate(trainee, run_batch(run, trainee.tokens, 0))
     gradients = {name: weight.grad for name, weight in trainee.model.named_parameters()}
     return {name: gradient for name, gradient in gradients.items() if gradient is not None}
@@ -36,7 +38,7 @@ def test_an_update_descends_on_the_loss_and_the_balance_loss_by_its_coefficient(
     they add up to."""
     run = small_run(moe=MOE | {"aux_coef": 0.3})
     (tmp_path / "one").mkdir()
-    trainee = prepare(
+    trainee = prepare_trainee(
         run,
         run_dir=tmp_path / "one",
         tokens_dir=tokens_dir,
@@ -67,7 +69,7 @@ def test_an_update_descends_on_the_loss_and_the_balance_loss_by_its_coefficient(
 
 def test_an_update_has_the_learning_rate_of_its_step(tokens_dir: Path, tmp_path: Path) -> None:
     """The first of four of a warm-up takes a quarter of the maximum."""
-    trainee = prepare(
+    trainee = prepare_trainee(
         small_run(), run_dir=tmp_path, tokens_dir=tokens_dir, parent_dir=None, execution=EXECUTION, clock=Clock()
     )
     done, _ = update(trainee, Wishes())
@@ -79,7 +81,7 @@ def test_an_update_has_the_learning_rate_of_its_step(tokens_dir: Path, tmp_path:
 def test_nothing_changes_where_the_loss_or_the_gradient_is_not_finite(
     loss: float, norm: float, tokens_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainee = prepare(
+    trainee = prepare_trainee(
         small_run(), run_dir=tmp_path, tokens_dir=tokens_dir, parent_dir=None, execution=EXECUTION, clock=Clock()
     )
     before = {name: weight.clone() for name, weight in trainee.model.state_dict().items()}
@@ -113,7 +115,7 @@ def test_recomputing_keeps_less(tokens_dir: Path, tmp_path: Path) -> None:
     kept = []
     for option in ("none", "block"):
         (tmp_path / option).mkdir()
-        trainee = prepare(
+        trainee = prepare_trainee(
             small_run(),
             run_dir=tmp_path / option,
             tokens_dir=tokens_dir,

@@ -19,7 +19,7 @@ from spawner import Spawner
 from upcycle.study.plan import build_plan
 from upcycle.study.spec import RunSpec
 from upcycle.study.study import StudyConfig
-from upcycle.train.loop import train
+from upcycle.train.loop import train_run
 from upcycle.views import status as module
 from upcycle.views.status import describe_status, show_status
 from upcycle.workflow.dag import Workflow
@@ -62,7 +62,7 @@ class Study:
 
     def train(self, run: RunSpec) -> None:
         parent = self.folder_of(run.parent)
-        train(run, run_dir=self.folder(run), tokens_dir=self.tokens_dir, parent_dir=parent, execution=EXECUTION)
+        train_run(run, run_dir=self.folder(run), tokens_dir=self.tokens_dir, parent_dir=parent, execution=EXECUTION)
 
     def start(self, spawner: Spawner, run: RunSpec) -> int:
         """Train in a process of its own, whose helper works in another folder; its pid."""
@@ -203,7 +203,7 @@ def test_an_owner_on_another_machine_counts_until_it_was_silent_for_long(study: 
         os.utime(path, (long_ago, long_ago))
     state = study.state(study.trunk)
     assert state["state"] == "silent"
-    assert state["note"] == "nothing written for 60 min: look whether it still runs on node17"
+    assert state["note"] == "nothing written for 1 h: look whether it still runs on node17"
     assert study.trunk.id in show_status(study.workflow, as_json=False, every_run=False)
 
 

@@ -11,7 +11,7 @@ import simulated_study
 import yaml
 
 from upcycle.cli import main
-from upcycle.decisions.simulated import MIXTURE_EXPONENTS, TOKENS, paper_world, simulate, sparsity
+from upcycle.decisions.simulated import MIXTURE_EXPONENTS, TOKENS, paper_world, simulate_losses, sparsity
 from upcycle.errors import UserError
 from upcycle.laws.tables.losses import read_losses
 from upcycle.paper.tables_joint import table_2
@@ -47,7 +47,7 @@ def planned():
 @pytest.fixture(scope="module")
 def exact(planned, world):
     """The same with losses by law."""
-    return simulate(planned, world, noise=0.0, seed=0)
+    return simulate_losses(planned, world, noise=0.0, seed=0)
 
 
 def test_losses_of_table_2_are_its_laws(exact):
@@ -113,13 +113,13 @@ def test_ablations_make_no_difference(exact):
 
 
 def test_noise_is_gaussian_and_belongs_to_a_run_alone(planned, exact, world):
-    noisy = simulate(planned, world, noise=0.01, seed=3)
+    noisy = simulate_losses(planned, world, noise=0.01, seed=3)
     deviates = (noisy["loss"] - exact["loss"]) / 0.01
     assert abs(deviates.mean()) < 4 / math.sqrt(len(deviates))
     assert deviates.std() == pytest.approx(1, abs=4 / math.sqrt(2 * len(deviates)))
-    part = simulate(planned.iloc[5:9], world, noise=0.01, seed=3)
+    part = simulate_losses(planned.iloc[5:9], world, noise=0.01, seed=3)
     assert part["loss"].tolist() == noisy["loss"].iloc[5:9].tolist()
-    other = simulate(planned, world, noise=0.01, seed=4)
+    other = simulate_losses(planned, world, noise=0.01, seed=4)
     assert abs(np.corrcoef(deviates, other["loss"] - exact["loss"])[0, 1]) < 4 / math.sqrt(len(deviates))
     assert (noisy["simulated"] == 1).all()
 
@@ -127,7 +127,7 @@ def test_noise_is_gaussian_and_belongs_to_a_run_alone(planned, exact, world):
 @pytest.mark.parametrize("noise", [-1e-3, math.nan, math.inf])
 def test_a_noise_that_is_no_deviation_is_refused(planned, world, noise):
     with pytest.raises(UserError, match="a standard deviation in nats"):
-        simulate(planned, world, noise=noise, seed=0)
+        simulate_losses(planned, world, noise=noise, seed=0)
 
 
 def test_a_model_without_a_law_is_named(planned, world):

@@ -5,7 +5,7 @@ from pathlib import Path
 from snakemake.logging import logger
 
 from upcycle.errors import UserError
-from upcycle.study.catalogue import find
+from upcycle.study.catalogue import find_item
 from upcycle.workflow.failures import Failures
 from upcycle.workflow.invocation import open_workflow
 from upcycle.workflow.needs import check_parent, check_source, tokens_to_make
@@ -99,7 +99,7 @@ def product_inputs(name):
 
 def caption(name):
     """Title and caption of a figure or table (its function's docstring), for Snakemake's own report."""
-    item = find(name)
+    item = find_item(name)
     return (
         f"{item.label}. {item.title} {item.caption}"
         if item.label

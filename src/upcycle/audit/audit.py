@@ -15,17 +15,17 @@ from typing import Any
 import pandas as pd
 
 from upcycle.audit.items import allocation, cost, laws, models, tables, thresholds, training
-from upcycle.audit.verdict import VERDICTS, Evidence, Item
+from upcycle.audit.verdict import VERDICTS, AuditItem, Evidence
 from upcycle.files import write_atomic
 
 TOPICS = {
-    "Models and mixtures": models.items,
-    "Training": training.items,
-    "Cost": cost.items,
-    "Tables of results": tables.items,
-    "Laws": laws.items,
-    "Threshold D*": thresholds.items,
-    "Allocation of compute": allocation.items,
+    "Models and mixtures": models.models_items,
+    "Training": training.training_items,
+    "Cost": cost.cost_items,
+    "Tables of results": tables.tables_items,
+    "Laws": laws.laws_items,
+    "Threshold D*": thresholds.thresholds_items,
+    "Allocation of compute": allocation.allocation_items,
 }
 """Every topic's items, in the order in which they are shown."""
 
@@ -47,7 +47,7 @@ Units: D in tokens, N in non-embedding parameters, losses in nats, natural logar
 """
 
 
-def collect(evidence: Evidence | None = None) -> dict[str, list[Item]]:
+def collect_items(evidence: Evidence | None = None) -> dict[str, list[AuditItem]]:
     """All items by topic.
 
     Raises `UserError` where config/paper.yaml is not at hand.
@@ -56,18 +56,18 @@ def collect(evidence: Evidence | None = None) -> dict[str, list[Item]]:
     return {topic: list(items(evidence)) for topic, items in TOPICS.items()}
 
 
-def flat(topics: dict[str, list[Item]]) -> list[Item]:
+def all_items(topics: dict[str, list[AuditItem]]) -> list[AuditItem]:
     """The items of all topics."""
     return [item for items in topics.values() for item in items]
 
 
-def counts(items: Iterable[Item]) -> dict[str, int]:
+def counts(items: Iterable[AuditItem]) -> dict[str, int]:
     """Items by verdict, in the order of `VERDICTS`."""
     found = Counter(item.verdict for item in items)
     return {verdict: found[verdict] for verdict in VERDICTS}
 
 
-def summary(items: Sequence[Item]) -> str:
+def verdict_counts(items: Sequence[AuditItem]) -> str:
     """One line: how many items there are of each verdict."""
     *printed, (_, following) = counts(items).items()
     slips = ("slip", "slips")
@@ -79,7 +79,7 @@ def summary(items: Sequence[Item]) -> str:
     )
 
 
-def frame(items: Sequence[Item]) -> pd.DataFrame:
+def items_table(items: Sequence[AuditItem]) -> pd.DataFrame:
     """The items as a table of text, one row each."""
     rows = [
         {
@@ -94,40 +94,40 @@ def frame(items: Sequence[Item]) -> pd.DataFrame:
     return pd.DataFrame(rows, index=pd.Index([item.label for item in items], name="where"))
 
 
-def trivial(item: Item) -> bool:
+def trivial(item: AuditItem) -> bool:
     """Whether an item simply holds, or cannot be looked at, or is only a consequence."""
     return item.verdict not in ("within rounding", "slip")
 
 
-def as_json(topics: dict[str, list[Item]]) -> str:
+def as_json(topics: dict[str, list[AuditItem]]) -> str:
     """Strict JSON: counts by verdict, and every item at full precision."""
     data = {
-        "summary": summary(flat(topics)),
-        "counts": counts(flat(topics)),
+        "summary": verdict_counts(all_items(topics)),
+        "counts": counts(all_items(topics)),
         "items": [{"topic": topic, **_record(item)} for topic, items in topics.items() for item in items],
     }
     return json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
 
 
-def page(topics: dict[str, list[Item]], *, everything: bool = True) -> str:
+def page(topics: dict[str, list[AuditItem]], *, everything: bool = True) -> str:
     """The audit as Markdown: what does not simply hold, then (`everything`) every item, a table a topic."""
-    parts = [PAGE.format(summary=summary(flat(topics)))]
-    doubtful = [item for item in flat(topics) if not trivial(item)]
-    parts.append(f"## What does not simply hold\n\n{_markdown(frame(doubtful))}")
+    parts = [PAGE.format(summary=verdict_counts(all_items(topics)))]
+    doubtful = [item for item in all_items(topics) if not trivial(item)]
+    parts.append(f"## What does not simply hold\n\n{_markdown(items_table(doubtful))}")
     for topic, items in topics.items() if everything else ():
-        parts.append(f"## {topic}\n\n{_markdown(frame(items))}")
+        parts.append(f"## {topic}\n\n{_markdown(items_table(items))}")
     return "\n".join(parts)
 
 
-def run(args: argparse.Namespace) -> None:
+def run_audit(args: argparse.Namespace) -> None:
     """`upcycle audit`: print the items that do not simply hold (`--all`: every one), and the counts.
 
     `--json` prints strict JSON of all of them; `--out FOLDER` also writes audit.csv and audit.md.
     """
     if args.out is not None:
         args.out.mkdir(parents=True, exist_ok=True)
-    topics = collect()
-    items = flat(topics)
+    topics = collect_items()
+    items = all_items(topics)
     if args.out is not None:
         write(topics, args.out, everything=args.all)
     if args.json:
@@ -137,18 +137,18 @@ def run(args: argparse.Namespace) -> None:
         chosen = [item for item in found if args.all or not trivial(item)]
         if chosen:
             print(f"{topic}\n" + "\n".join(_lines(item) for item in chosen) + "\n")
-    print(summary(items))
+    print(verdict_counts(items))
 
 
-def write(topics: dict[str, list[Item]], folder: Path, *, everything: bool = True) -> None:
+def write(topics: dict[str, list[AuditItem]], folder: Path, *, everything: bool = True) -> None:
     """audit.csv (every item) and audit.md (every one, or those that do not simply hold)."""
-    table = frame(flat(topics))
+    table = items_table(all_items(topics))
     table.insert(0, "topic", [topic for topic, items in topics.items() for _ in items])
     write_atomic(folder / "audit.csv", table.to_csv(lineterminator="\n"))
     write_atomic(folder / "audit.md", page(topics, everything=everything))
 
 
-def _lines(item: Item) -> str:
+def _lines(item: AuditItem) -> str:
     """An item as two or three indented lines."""
     printed = f"printed {item.printed}; " if item.printed else ""
     source = f" ({item.source})" if item.source else ""
@@ -156,7 +156,7 @@ def _lines(item: Item) -> str:
     return text + (f"\n    {item.remark}" if item.remark else "")
 
 
-def _record(item: Item) -> dict[str, Any]:
+def _record(item: AuditItem) -> dict[str, Any]:
     """An item as JSON holds it: numbers that do not exist are null."""
     finite = {name: value if abs(value) < float("inf") else None for name, value in item.values.items()}
     return {

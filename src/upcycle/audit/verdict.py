@@ -40,7 +40,7 @@ STUDY = Path(__file__).resolve().parents[3] / "config" / "paper.yaml"
 
 
 @dataclass(frozen=True)
-class Item:
+class AuditItem:
     """A printed number (or a row of them, or a statement) beside its recomputed value."""
 
     label: str
@@ -90,7 +90,7 @@ class Evidence:
         return d_star(self.three, 1e9)
 
 
-def number(
+def number_item(
     label: str,
     printed: str,
     value: float,
@@ -100,7 +100,7 @@ def number(
     shown: str = "",
     suffix: str = "",
     remark: str = "",
-) -> Item:
+) -> AuditItem:
     """A printed number against its recomputed value, in the same unit (`suffix`).
 
     `shown` is what the paper prints where the digits alone do not tell the rounding, such as "about twice".
@@ -119,9 +119,9 @@ def number(
     if verdict == "slip" and not remark:
         remark = f"printed {printed}{suffix}, right is {close(value, exact)}{suffix}"
     if allowed is not None and verdict != "reproduced":
-        span = f"rounding of the printed inputs allows {plain(allowed[0])} to {plain(allowed[1])}{suffix}"
+        span = f"rounding of the printed inputs allows {plain_number(allowed[0])} to {plain_number(allowed[1])}{suffix}"
         remark = f"{remark}; {span}" if remark else span
-    return Item(
+    return AuditItem(
         label,
         shown or printed + suffix,
         source,
@@ -144,18 +144,18 @@ def claim(
     under_rounding: bool = False,
     remark: str = "",
     count: int = 1,
-) -> Item:
+) -> AuditItem:
     """A printed statement (or several settings at once): whether it holds, or may `under_rounding` of its inputs."""
     verdict: Verdict = "reproduced" if holds else "within rounding" if under_rounding else "slip"
     values = values or {}
     if verdict != "reproduced" and not remark:
         remark = "does not hold for the printed numbers"
-    return Item(label, printed, source, recomputed or listed(values), verdict, remark, values, count=count)
+    return AuditItem(label, printed, source, recomputed or listed(values), verdict, remark, values, count=count)
 
 
 def settings(
     label: str, printed: Mapping[str, str], study: Mapping[str, object], source: str, remark: str = ""
-) -> Item:
+) -> AuditItem:
     """Printed settings against those of the study: cells that are chosen, not computed; one that differs is a slip."""
     differing = {name: study.get(name, "missing") for name, text in printed.items() if not _same(text, study.get(name))}
     found = "the same" if not differing else ", ".join(f"{name} {value}" for name, value in differing.items())
@@ -163,18 +163,18 @@ def settings(
     return claim(label, shown, not differing, source, recomputed=found, remark=remark, count=len(printed))
 
 
-def lost(label: str, printed: str, why: str, count: int = 1) -> Item:
+def lost(label: str, printed: str, why: str, count: int = 1) -> AuditItem:
     """A printed number that only the measured losses (or runs) can give."""
-    return Item(label, printed, "", "–", "cannot be recomputed without the losses", why, count=count)
+    return AuditItem(label, printed, "", "–", "cannot be recomputed without the losses", why, count=count)
 
 
-def follows(label: str, values: Mapping[str, float], source: str, remark: str = "", recomputed: str = "") -> Item:
+def follows(label: str, values: Mapping[str, float], source: str, remark: str = "", recomputed: str = "") -> AuditItem:
     """Numbers that the paper does not print but that follow from those that it does."""
     text = recomputed or listed(values)
-    return Item(label, "", source, text, "not printed, follows", remark, values, count=len(values))
+    return AuditItem(label, "", source, text, "not printed, follows", remark, values, count=len(values))
 
 
-def reading(item: Item) -> Item:
+def reading(item: AuditItem) -> AuditItem:
     """The same number or statement read in another way: what follows, and whether it is then as printed."""
     agrees = {"reproduced": "as printed", "within rounding": "as printed within rounding"}.get(
         item.verdict, "not as printed"
@@ -193,7 +193,7 @@ def box(function: Callable[..., float], *printed: str) -> tuple[float, float]:
     return min(values), max(values)
 
 
-def plain(value: float, digits: int = 4) -> str:
+def plain_number(value: float, digits: int = 4) -> str:
     """A number to some significant digits, as people write it."""
     if not math.isfinite(value):
         return "none" if math.isnan(value) else ("−" if value < 0 else "") + "infinity"
@@ -212,12 +212,12 @@ def close(value: float, printed: Decimal) -> str:
     """A recomputed value with two digits more than were printed; whole numbers in full."""
     if int(printed.as_tuple().exponent) == 0 and float(value).is_integer():
         return f"{int(value):,}".replace("-", "−")
-    return plain(value, len(printed.as_tuple().digits) + 2)
+    return plain_number(value, len(printed.as_tuple().digits) + 2)
 
 
 def listed(values: Mapping[str, float]) -> str:
     """`name value, name value`."""
-    return ", ".join(f"{name} {plain(value)}" for name, value in values.items())
+    return ", ".join(f"{name} {plain_number(value)}" for name, value in values.items())
 
 
 def _meet(allowed: tuple[float, float] | None, low: float, high: float) -> bool:

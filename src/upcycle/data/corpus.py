@@ -49,7 +49,7 @@ class Corpus:
     removed: dict[str, Removed] = field(default_factory=dict)
 
 
-def prepare(
+def prepare_corpus(
     dataset: Dataset, cache_dir: Path, heldout_fraction: float | None = None, *, decontaminate: bool = True
 ) -> Corpus:
     """Fetch, clean, deduplicate and split a data set; `heldout_fraction` overrides the data set's own.

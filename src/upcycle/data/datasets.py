@@ -17,7 +17,7 @@ from upcycle.errors import UserError, nearest
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class TextSource:
     """One origin of text. Exactly one of `package`, `files` and `interpreter` says where it lies."""
 
     name: str
@@ -61,7 +61,7 @@ class Dataset:
     name: str
     version: str
     description: str
-    sources: tuple[Source, ...]
+    sources: tuple[TextSource, ...]
     layout: Literal["prose", "verbatim"]
     """`prose`: blanks within lines mean nothing, and long lines that recur are templates, kept once.
     `verbatim`: blanks matter (code), lines may recur."""
@@ -79,7 +79,7 @@ DATASETS: dict[str, Dataset] = {
             layout="prose",
             heldout_fraction=0.013,
             sources=(
-                Source(
+                TextSource(
                     name="wiki",
                     description="Leads of about 10,000 vital articles of the English Wikipedia",
                     licence="CC BY-SA 4.0 (package: GPL-3.0-or-later)",
@@ -91,7 +91,7 @@ DATASETS: dict[str, Dataset] = {
                         "185348a402030ffcc0f68f2748d894686c2a5db1c7a56d40d02b34e373feb5fa",
                     ),
                 ),
-                Source(
+                TextSource(
                     name="factbook",
                     description="The CIA World Factbook, by country and section",
                     licence="Public domain, work of the US Government (package: MIT)",
@@ -103,7 +103,7 @@ DATASETS: dict[str, Dataset] = {
                         "29184007d1a7a00229576095fb471fb629de4c2e497087c0f5094eb016489a01",
                     ),
                 ),
-                Source(
+                TextSource(
                     name="recipes",
                     description="About 3,100 recipes of the Wikibooks Cookbook",
                     licence="CC BY-SA 4.0 (package: GPL-3.0-or-later)",
@@ -124,7 +124,7 @@ DATASETS: dict[str, Dataset] = {
             layout="prose",
             heldout_fraction=1.0,
             sources=(
-                Source(
+                TextSource(
                     name="openwebtext",
                     description="Excerpts of OpenWebText, as shipped with OpenAI's evals",
                     licence="CC0 (package: MIT)",
@@ -145,7 +145,7 @@ DATASETS: dict[str, Dataset] = {
             layout="verbatim",
             heldout_fraction=0.02,
             sources=(
-                Source(
+                TextSource(
                     name="stdlib",
                     description="Modules of the Python standard library, without tests",
                     licence="PSF License Agreement",
@@ -199,9 +199,9 @@ def local_dataset(
     )
 
 
-def _local_source(name: str, files: Sequence[Path | str], text_key: str, *, heldout: bool) -> Source:
+def _local_source(name: str, files: Sequence[Path | str], text_key: str, *, heldout: bool) -> TextSource:
     paths = tuple(Path(file) for file in files)
-    return Source(
+    return TextSource(
         name=name,
         description="Local files",
         licence="not stated: local files",

@@ -23,7 +23,7 @@ FORMAT = 2
 PARTS = ("train", "heldout")
 
 
-def fingerprint(tokenizer_sha256: str, parts: dict[str, Any]) -> str:
+def text_fingerprint(tokenizer_sha256: str, parts: dict[str, Any]) -> str:
     """SHA-256 over the hashes of the tokenizer and of both parts' token bytes: equal tokens, equal fingerprint."""
     lines = [tokenizer_sha256, *(parts[part]["sha256"] for part in PARTS)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

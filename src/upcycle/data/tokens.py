@@ -12,15 +12,15 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from upcycle.data.corpus import Corpus, Document, prepare
+from upcycle.data.corpus import Corpus, Document, prepare_corpus
 from upcycle.data.datasets import Dataset, find_dataset, local_dataset
 from upcycle.data.provenance import (
     MANIFEST,
     PARTS,
     SourceFile,
-    fingerprint,
     manifest_bytes,
     read_token_manifest,
+    text_fingerprint,
 )
 from upcycle.data.shards import BLOCK_TOKENS, SHARD_TOKENS, Shard, ShardedTokens, ShardWriter, token_dtype
 from upcycle.data.sources import DEFAULT_CACHE, sha256_file
@@ -35,7 +35,7 @@ ATTEMPTS = 5
 """Of noting verified blocks while other jobs note theirs."""
 
 
-def tokenize(
+def tokenize_corpus(
     name: str,
     out_dir: Path,
     *,
@@ -72,7 +72,7 @@ def tokenize(
         if count < 1:
             raise UserError(f"{key} {count} is not at least 1")
     began = time.monotonic()
-    corpus = prepare(dataset, cache_dir, heldout_fraction, decontaminate=decontaminate)
+    corpus = prepare_corpus(dataset, cache_dir, heldout_fraction, decontaminate=decontaminate)
     prepared = time.monotonic()
     with threads(n_threads):
         bpe = chosen or train_bpe((document.text for document in corpus.train), vocab_size)
@@ -162,7 +162,7 @@ def _manifest(
         "dataset": dataset.name,
         "version": dataset.version,
         "description": dataset.description,
-        "fingerprint": fingerprint(tokenizer_sha256, parts),
+        "fingerprint": text_fingerprint(tokenizer_sha256, parts),
         "vocab_size": tokenizer.get_vocab_size(),
         "dtype": token_dtype(tokenizer.get_vocab_size()).name,
         "end_of_text": end_of_text(tokenizer),
@@ -176,7 +176,7 @@ def _manifest(
 
 
 class TokenSet:
-    """A folder that `tokenize` wrote, whose tokens are verified as they are read, by blocks (`shards`).
+    """A folder that `tokenize_corpus` wrote, whose tokens are verified as they are read, by blocks (`shards`).
 
     Opening reads the manifest and looks at the files' sizes. The held-out tokens are hashed by every process that reads
     them; training tokens only if no note says that they were, unchanged since (`remember`).

@@ -25,7 +25,7 @@ CLOSED_FORM = ("joint", "joint_no_interaction")
 
 
 @dataclass(frozen=True)
-class Optimum:
+class OptimalAllocation:
     """The best model of a budget: `d` are the tokens of the stage that the budget pays for."""
 
     n1: float
@@ -124,7 +124,9 @@ def _closed_form(values: Mapping[str, Array], d1: float) -> tuple[Array, Array, 
         return alpha, scale, g, *shares, np.where(exists, beta / alpha, np.nan)
 
 
-def optimal_scratch(values: Mapping[str, float], flops: float, flops_per_parameter_token: float = 6.0) -> Optimum:
+def optimal_scratch(
+    values: Mapping[str, float], flops: float, flops_per_parameter_token: float = 6.0
+) -> OptimalAllocation:
     """The size N1 and tokens D of least loss under Equation 3 with k N1 D = flops, in closed form.
 
     k is 6 for a dense model and 6 active_ratio for a mixture. Raises `UserError` where an exponent is not above 0, so
@@ -144,10 +146,10 @@ def optimal_scratch(values: Mapping[str, float], flops: float, flops_per_paramet
     product = as_positive("flops", flops) / flops_per_parameter_token
     g = (A * alpha / (B * beta)) ** (1 / (alpha + beta))
     d, n1 = g * product ** (beta / (alpha + beta)), product ** (alpha / (alpha + beta)) / g
-    return Optimum(float(n1), float(d), float(A * d**-alpha + B * n1**-beta + values["E"]))
+    return OptimalAllocation(float(n1), float(d), float(A * d**-alpha + B * n1**-beta + values["E"]))
 
 
-def optimal_upcycled(three: ThreeLaws, d1: float, flops: float) -> Optimum:
+def optimal_upcycled(three: ThreeLaws, d1: float, flops: float) -> OptimalAllocation:
     """The size N1 and tokens D2 of least loss with 6 N2 D2 = flops, dense models of d1 tokens being given: any law.
 
     Numerical; equals Equation 14 for Equation 12. Raises `UserError` for a law without model sizes.
@@ -159,9 +161,9 @@ def optimal_upcycled(three: ThreeLaws, d1: float, flops: float) -> Optimum:
         d2_M = np.exp(log_1M[0])
         return curve.loss(D1=d1, D2=d2_M, N1=product / d2_M)
 
-    found, value, at = minimise(loss, np.log([D_LOW]), np.log([D_HIGH]))
+    found, value, at = minimise_in_box(loss, np.log([D_LOW]), np.log([D_HIGH]))
     d2 = float(np.exp(found[0]))
-    return Optimum(product / d2, d2, value, ("D2",) if at[0] else ())
+    return OptimalAllocation(product / d2, d2, value, ("D2",) if at[0] else ())
 
 
 def optimal_two_stage(three: ThreeLaws, flops: float) -> TwoStage:
@@ -178,7 +180,7 @@ def optimal_two_stage(three: ThreeLaws, flops: float) -> TwoStage:
         d1_M, d2_M = np.exp(log_2M)
         return curve.loss(D1=d1_M, D2=d2_M, N1=size(d1_M, d2_M))
 
-    found, value, at = minimise(loss, np.log([D_LOW, D_LOW]), np.log([D_HIGH, D_HIGH]))
+    found, value, at = minimise_in_box(loss, np.log([D_LOW, D_LOW]), np.log([D_HIGH, D_HIGH]))
     d1, d2 = np.exp(found)
     bound = tuple(name for name, there in zip(("D1", "D2"), at, strict=True) if there)
     return TwoStage(float(size(d1, d2)), float(d1), float(d2), value, bound)
@@ -292,7 +294,9 @@ def _with_sizes(three: ThreeLaws) -> Curve:
     return three.upcycled
 
 
-def minimise(loss: Callable[[Array], Array], low_A: Array, high_A: Array) -> tuple[Array, float, NDArray[np.bool_]]:
+def minimise_in_box(
+    loss: Callable[[Array], Array], low_A: Array, high_A: Array
+) -> tuple[Array, float, NDArray[np.bool_]]:
     """The least value of a smooth function of one or two variables in a box, on ever finer grids.
 
     `loss` takes points [A, M] and gives [M]. Returns the point [A], the value, and which variables ended at a bound.

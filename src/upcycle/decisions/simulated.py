@@ -186,7 +186,7 @@ def sparsity(mixture: tuple[int, int]) -> float:
     return (4 + 12 * n_expert) / (4 + 12 * top_k)
 
 
-def simulate(rows: pd.DataFrame, world: World, *, noise: float, seed: int) -> pd.DataFrame:
+def simulate_losses(rows: pd.DataFrame, world: World, *, noise: float, seed: int) -> pd.DataFrame:
     """Rows of a losses.csv with simulated losses: by law, plus Gaussian noise of standard deviation `noise` nats.
 
     The noise of a run depends on its id and `seed` alone, so that a study may grow without changing other losses.

@@ -158,7 +158,7 @@ def describe(fitted: Fitted, selection: Selection, *, interval_method: str) -> F
     values = dict(zip(names, fitted.values_P.tolist(), strict=True)) | dict(prepared.fixed)
     box = box_of(law, prepared.data)
     draws = None if fitted.draws_BP is None else dict(zip(names, fitted.draws_BP.T.tolist(), strict=True))
-    reasons = doubts(fitted)
+    reasons = fit_doubts(fitted)
     rms, rms_log = root_mean_squares(prepared, fitted.residual_N)
     return FitResult(
         law=law.name,
@@ -167,7 +167,7 @@ def describe(fitted: Fitted, selection: Selection, *, interval_method: str) -> F
         tex=law.tex,
         response=law.response,
         identifiable=not reasons,
-        statement=statement(fitted, reasons),
+        statement=verdict_statement(fitted, reasons),
         parameters={p.name: _entry(values[p.name], p.unit, p.meaning) for p in law.parameters},
         fixed=dict(prepared.fixed),
         intervals=_intervals(fitted),
@@ -224,7 +224,7 @@ def certificate(fitted: Fitted) -> dict[str, Any]:
     }
 
 
-def statement(fitted: Fitted, reasons: Sequence[str]) -> str:
+def verdict_statement(fitted: Fitted, reasons: Sequence[str]) -> str:
     """The verdict in words."""
     if reasons:
         return "not identifiable: " + "; ".join(reasons)
@@ -233,7 +233,7 @@ def statement(fitted: Fitted, reasons: Sequence[str]) -> str:
     return f"identifiable: {n} points for {p} parameters; {starts}"
 
 
-def doubts(fitted: Fitted) -> list[str]:
+def fit_doubts(fitted: Fitted) -> list[str]:
     """Why the data do not determine every parameter; empty if they do."""
     prepared, optimum = fitted.prepared, fitted.optimum
     n, p = len(prepared.target_N), len(prepared.slots)

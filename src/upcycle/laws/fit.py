@@ -24,7 +24,7 @@ from upcycle.laws.law import Law
 from upcycle.laws.result import FitResult, write_fit
 from upcycle.laws.solver.prepare import prepare
 from upcycle.laws.tables.losses import law_columns, read_losses, selection_words
-from upcycle.laws.tables.losses import select as select_rows
+from upcycle.laws.tables.losses import select_losses as select_rows
 from upcycle.laws.tables.mixed_kernels import warned
 
 DRAWS = 200
@@ -77,7 +77,7 @@ def fit_floor(data: Mapping[str, Any], *, ids: Sequence[str] | None = None, **ab
     return fit_by(get_law("chinchilla"), data, by="lineage", shared=["E"], ids=ids, draws=DRAWS, **about)
 
 
-def compare(
+def compare_laws(
     laws: Sequence[Law], data: Mapping[str, Any], *, ids: Sequence[str] | None = None, draws: int = DRAWS
 ) -> pd.DataFrame:
     """Leave-one-out RMS of several laws on the same points, a row a law (Table 1 has one such column a mixture)."""

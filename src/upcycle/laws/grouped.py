@@ -22,9 +22,9 @@ from upcycle.laws.describe import (
     box_of,
     certificate,
     describe,
-    doubts,
+    fit_doubts,
     solve,
-    statement,
+    verdict_statement,
     warnings,
 )
 from upcycle.laws.forms import LAWS
@@ -111,20 +111,20 @@ def _group_of(joint: Fitted, group: int, part: Selection, method: str) -> FitRes
     # The joint fit's own numbers, to the last bit: the way through the group's scaling rounds.
     exact = zip((prepared.slots[k].parameter.name for k in columns), joint.values_P[columns].tolist(), strict=True)
     parameters = result.parameters | {name: result.parameters[name] | {"value": value} for name, value in exact}
-    reasons = doubts(joint)
-    return replace(result, parameters=parameters, identifiable=not reasons, statement=statement(joint, reasons))
+    reasons = fit_doubts(joint)
+    return replace(result, parameters=parameters, identifiable=not reasons, statement=verdict_statement(joint, reasons))
 
 
 def _shared_result(joint: Fitted, whole: Selection, like: FitResult, shared: list[str]) -> FitResult:
     """The whole of a joint fit: its shared parameters, errors over all points, its certificate."""
     prepared = joint.prepared
     columns = {slot.parameter.name: k for k, slot in enumerate(prepared.slots) if slot.group is None}
-    reasons = doubts(joint)
+    reasons = fit_doubts(joint)
     rms, rms_log = root_mean_squares(prepared, joint.residual_N)
     return replace(
         like,
         identifiable=not reasons,
-        statement=f"{statement(joint, reasons)} ({', '.join(shared)} shared by all groups)",
+        statement=f"{verdict_statement(joint, reasons)} ({', '.join(shared)} shared by all groups)",
         parameters={name: like.parameters[name] for name in (*columns, *prepared.fixed)},
         intervals={name: like.intervals[name] for name in columns if name in like.intervals},
         derived={},

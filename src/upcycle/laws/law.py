@@ -69,7 +69,7 @@ class Derived:
 
 
 @dataclass(frozen=True)
-class Source:
+class ParameterSource:
     """A response that is another law's parameter times a sign."""
 
     law: str
@@ -78,7 +78,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Design:
+class DesignMatrix:
     """The inputs of a law as coefficients of its internal parameters."""
 
     x_MNP: Array
@@ -117,7 +117,7 @@ class Law:
     """The response itself (not its logarithm) is linear in the parameters."""
     delta: float = 1e-3
     """Huber's delta on residuals of the log response; infinite: least squares."""
-    source: Source | None = None
+    source: ParameterSource | None = None
     """For a law of another law's parameters: which; its input is what the other was fitted by."""
     decides: Literal["scratch", "upcycled"] | None = None
     """Whose losses it predicts where decisions compare training from scratch with upcycling; None: they do not use it.
@@ -143,7 +143,7 @@ class Law:
         """The parameter inside a logarithm, if there is one."""
         return next((parameter for parameter in self.parameters if parameter.kind == "offset"), None)
 
-    def design(self, data: Mapping[str, Array]) -> Design:
+    def design(self, data: Mapping[str, Array]) -> DesignMatrix:
         """Coefficients of the internal parameters at these inputs.
 
         Raises `UserError` for an input that is missing, or outside the law's domain.
@@ -179,7 +179,7 @@ class Law:
             raise UserError(
                 f"law `{self.name}` takes logarithms of its inputs and cannot take {values}: select rows with `where`"
             )
-        return Design(x_MNP, floor_NP, shifted_MNP, z_N)
+        return DesignMatrix(x_MNP, floor_NP, shifted_MNP, z_N)
 
     def _inputs(self, data: Mapping[str, Array]) -> dict[str, Array]:
         for name in self.inputs:

@@ -20,7 +20,7 @@ from upcycle.laws.forms import LAWS, get_law
 from upcycle.laws.grouped import fit_by
 from upcycle.laws.law import Law
 from upcycle.laws.result import FitResult, read_fit, write_fit
-from upcycle.laws.tables.arithmetic import evaluate, numbers, truths
+from upcycle.laws.tables.arithmetic import evaluate_expression, numbers, truths
 from upcycle.laws.tables.losses import DERIVED
 from upcycle.laws.tables.mixed_kernels import warned
 from upcycle.laws.tables.table_files import Cells, Table, read_table
@@ -48,7 +48,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Source:
+class TableSource:
     """Where a table's values come from."""
 
     columns: Table
@@ -71,10 +71,10 @@ class Source:
         return None
 
 
-def run(args: argparse.Namespace) -> None:
+def run_own_fit(args: argparse.Namespace) -> None:
     """Fit, print a summary, and write the fit as JSON where asked to.
 
-    Raises `UserError` for a missing argument, and as `read_table`, `select` and `fit` do.
+    Raises `UserError` for a missing argument, and as `read_table`, `select_inputs` and `fit` do.
     """
     for given in (args.name, args.study and "--study", args.out and "--out"):
         if given:
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> None:
     shared = [name.strip() for name in args.shared.split(",") if name.strip()]
     if shared and args.by is None:
         raise UserError(f"--shared {args.shared} without --by: without groups every parameter is shared")
-    rows = select(args.csv, law, args.columns or "", args.where, by=args.by)
+    rows = select_inputs(args.csv, law, args.columns or "", args.where, by=args.by)
     about: dict[str, Any] = {
         "ids": rows.numbers,
         "fixed": fixed,
@@ -118,7 +118,7 @@ def run(args: argparse.Namespace) -> None:
     result = with_context(result, rows.context)
     if "kernels" in rows.context:
         result = warned(result, rows.context)
-    print(summary(result))
+    print(own_fit_summary(result))
     if args.json is not None:
         try:
             write_fit(result, args.json)
@@ -158,7 +158,7 @@ def read_fixed(text: str) -> tuple[dict[str, float], FitResult | None]:
     return fixed, floor
 
 
-def select(csv: Path, law: Law, columns: str, where: str, *, by: str | None = None) -> Rows:
+def select_inputs(csv: Path, law: Law, columns: str, where: str, *, by: str | None = None) -> Rows:
     """The rows of a file for which `where` holds, as the law's inputs and response.
 
     `columns`: NAME=EXPR, parted by commas and evaluated in order over the file's columns and the names before; `where`
@@ -171,7 +171,7 @@ def select(csv: Path, law: Law, columns: str, where: str, *, by: str | None = No
     for name, text in _assignments(columns):
         try:
             given[name] = parse(text, table)
-            table[name] = _column(evaluate(given[name], table), n)
+            table[name] = _column(evaluate_expression(given[name], table), n)
         except UserError as error:
             raise UserError(f"{csv}: --columns {name}={text}: {error}") from None
     derived = _derive(table, file, law)
@@ -190,7 +190,7 @@ def select(csv: Path, law: Law, columns: str, where: str, *, by: str | None = No
         raise UserError(f"{csv}: no row of {n} is left where {where.strip()}")
     rows = np.flatnonzero(kept)
     table = {name: column[rows] for name, column in table.items()}
-    data = {name: _finite(csv, name, table, Source(file, given), rows) for name in wanted if name != by}
+    data = {name: _finite(csv, name, table, TableSource(file, given), rows) for name in wanted if name != by}
     if by is not None:
         data[by] = _group(csv, by, table, rows)
     if "lineage" in given and not set(table["lineage"]) <= set(LINEAGES):
@@ -254,7 +254,7 @@ def _derive(table: Table, file: Table, law: Law) -> bool:
     return True
 
 
-def _finite(csv: Path, name: str, table: Table, source: Source, rows: Cells) -> Cells:
+def _finite(csv: Path, name: str, table: Table, source: TableSource, rows: Cells) -> Cells:
     """A column as numbers [n]; a `UserError` names the first row that has none, the cell at fault, and the mend."""
     column = np.asarray(numbers(table[name]))
     bad = np.flatnonzero(~np.isfinite(column))
@@ -310,7 +310,7 @@ def _context(table: Table, names: Sequence[str], by: str | None) -> pd.DataFrame
     return pd.DataFrame(frame, index=range(len(next(iter(table.values())))))
 
 
-def summary(result: FitResult) -> str:
+def own_fit_summary(result: FitResult) -> str:
     """A fit to read: law, rows, parameters with intervals, errors, verdict."""
     lines = [f"{result.law} ({result.label}): {result.formula}", f"{result.n} rows of {result.selection}"]
     if result.simulated:

@@ -37,7 +37,7 @@ def scale(name: str, meaning: str, unit: str) -> Parameter:
     return Parameter(name, "scale", unit, meaning, bounds=(1e-6, 1e24), starts=(0.1, 0.3, 0.9))
 
 
-def exponent(name: str, meaning: str, starts: tuple[float, ...] = (0.05, 0.3, 1.0)) -> Parameter:
+def exponent_parameter(name: str, meaning: str, starts: tuple[float, ...] = (0.05, 0.3, 1.0)) -> Parameter:
     """An exponent, signed so that a falling loss has a positive one."""
     return Parameter(name, "exponent", "1", meaning, bounds=(-1.0, 5.0), starts=starts)
 

@@ -1,6 +1,7 @@
 """Attention by flash-attn 2, 3 and 4: thin wrappers in the project's own layout. **Not run by us: there was no GPU.**
 
-Each `*_attention` takes the library's function, so that a test can hand in a recorder; `find` imports it. Libraries
+Each `*_attention` takes the library's function, so that a test can hand in a recorder; `find_library` imports it.
+Libraries
 are called by keyword only (flash-attn 2 and 3 disagree on the argument after v). What was read in their source and
 checked without a GPU is told in docs/cluster.md.
 
@@ -78,7 +79,7 @@ class MissingLibraryError(Exception):
     """A kernel's library is not here, or not as we know it; the message says why."""
 
 
-def find(name: str) -> tuple[Any, str]:
+def find_library(name: str) -> tuple[Any, str]:
     """The module of the library behind a kernel, with the functions wanted in it, and its version.
 
     Raises MissingLibraryError. An unfit library fails on import in its own way (OSError, RuntimeError, AssertionError:

@@ -34,7 +34,7 @@ from upcycle.model.torch_kernels import (
     cross_entropy,
     grouped_mm,
     loop,
-    plain,
+    plain_attention,
     rms_norm,
     sdpa,
     swiglu,
@@ -51,7 +51,7 @@ __all__ = [
     "float32_kernels",
     "grouped_mm",
     "loop",
-    "plain",
+    "plain_attention",
     "rms_norm",
     "sdpa",
     "swiglu",
@@ -63,7 +63,7 @@ log = logging.getLogger(__name__)
 Experts = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 TORCH: dict[str, dict[str, Any]] = {
-    "attention": {"sdpa_flash": torch_kernels.sdpa_flash, "sdpa": sdpa, "plain": plain},
+    "attention": {"sdpa_flash": torch_kernels.sdpa_flash, "sdpa": sdpa, "plain": plain_attention},
     "experts": {"grouped_mm": grouped_mm, "loop": loop},
     "rms_norm": {"torch": rms_norm},
     "cross_entropy": {"plain": cross_entropy, "chunked": torch_kernels.chunked_cross_entropy},
@@ -265,7 +265,7 @@ def _load(op: str, name: str) -> tuple[Any, str]:
     """The kernel and the version of its library. Raises MissingLibraryError."""
     if name in TORCH[op]:
         return TORCH[op][name], str(torch.__version__)
-    library, version = cuda_kernels.find(name)
+    library, version = cuda_kernels.find_library(name)
     cuda_kernels.check_device(name)
     return WRAPPERS[op, name](library), version
 

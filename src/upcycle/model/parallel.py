@@ -32,7 +32,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
-from upcycle.model.stacks import flat, stacked
+from upcycle.model.stacks import stacked, unstacked
 from upcycle.model.transformer import RMSNorm, Transformer
 
 SPLIT = {"wqkv": 1, "wo": 1, "w_in": -2, "w_out": -1}
@@ -42,7 +42,7 @@ SPLIT = {"wqkv": 1, "wo": 1, "w_in": -2, "w_out": -1}
 def parallelize(model: Transformer, mesh: DeviceMesh, *, mixed: bool = False) -> None:
     """Spread a model without values (built on the meta device) over the mesh ("data", "tensor"), in place.
 
-    Follow with `model.to_empty(device=...)` and `fill`, then build the optimizer.
+    Follow with `model.to_empty(device=...)` and `fill_parts`, then build the optimizer.
     """
     for name, parameter in list(model.named_parameters()):
         owner, leaf = model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
@@ -142,20 +142,20 @@ def full_state(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor
     for name, tensor in tensors.items():
         full = tensor.detach()
         if isinstance(full, DTensor):
-            full = flat(name, full.full_tensor())
+            full = unstacked(name, full.full_tensor())
         if keep:
             whole[name] = full.cpu()
     return whole
 
 
-def fill(tensors: Mapping[str, Tensor], source: Callable[[str, torch.Size], Tensor]) -> None:
+def fill_parts(tensors: Mapping[str, Tensor], source: Callable[[str, torch.Size], Tensor]) -> None:
     """Give tensors of a model or optimizer their values; `source(name, shape)` is the whole single-process tensor.
 
     One after another: a process holds its own parts and, for a moment, one whole tensor.
     """
     for name, tensor in tensors.items():
         if isinstance(tensor, DTensor):
-            shape = torch.Size(flat(name, torch.empty(tensor.shape, device="meta")).shape)
+            shape = torch.Size(unstacked(name, torch.empty(tensor.shape, device="meta")).shape)
             whole = stacked(name, source(name, shape)).to(tensor.device)
             part = distribute_tensor(whole, tensor.device_mesh, tensor.placements, src_data_rank=None)
             local(tensor).copy_(part.to_local())

@@ -22,7 +22,7 @@ def stacked(name: str, weight: Tensor) -> Tensor:
     return weight if count is None else weight.unflatten(-2, (count, -1))
 
 
-def flat(name: str, weight: Tensor) -> Tensor:
+def unstacked(name: str, weight: Tensor) -> Tensor:
     """The inverse of `stacked`: the shape in which a single process and the files of finished runs hold it."""
     return weight.flatten(-3, -2) if name.rpartition(".")[2] in STACKS else weight
 

@@ -34,7 +34,7 @@ def sdpa_flash(q_BHSC: Tensor, k_BHSC: Tensor, v_BHSC: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(q_BHSC, k_BHSC, v_BHSC, is_causal=True)
 
 
-def plain(q_BHSC: Tensor, k_BHSC: Tensor, v_BHSC: Tensor) -> Tensor:
+def plain_attention(q_BHSC: Tensor, k_BHSC: Tensor, v_BHSC: Tensor) -> Tensor:
     """Causal softmax attention written out, scores and softmax in float32: the reference."""
     positions, head_dim = q_BHSC.shape[-2:]
     scores_BHSS = q_BHSC.float() @ k_BHSC.float().mT * head_dim**-0.5

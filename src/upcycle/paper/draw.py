@@ -17,7 +17,7 @@ def draw(name: str, inputs: Inputs, out_stem: Path, **options: Any) -> list[Path
 
     Raises `UserError` for an unknown figure or option, or for losses and fits that it needs and are not there.
     """
-    item = catalogue.find(name, "figure")
+    item = catalogue.find_item(name, "figure")
     options = item.read(options)
     with style.context():
         figure = item.load()(inputs, **options)
@@ -32,7 +32,7 @@ def write_table(name: str, inputs: Inputs | None, out_stem: Path, **options: Any
 
     Raises `UserError` as `draw` does.
     """
-    item = catalogue.find(name, "table")
+    item = catalogue.find_item(name, "table")
     options = item.read(options)
     read = [inputs] if item.of_study else []
     frame = item.load()(*read, **options)

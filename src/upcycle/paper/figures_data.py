@@ -132,5 +132,5 @@ def _relation(axes: Axes, fit: FitResult, parameter: str, law: str) -> None:
         if interval and None not in interval:
             axes.vlines(group["D1"], *(sign * bound for bound in interval), color=colour, linewidth=1)
         style.points(axes, [group["D1"]], [value], colour, marker)
-    style.frame(axes, [*points, *get_law(law).predict(values, {"D1": D1})])
+    style.frame_values(axes, [*points, *get_law(law).predict(values, {"D1": D1})])
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0)  # above the panel: bars may fill it

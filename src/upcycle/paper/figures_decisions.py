@@ -25,10 +25,10 @@ from upcycle.paper.three_laws import (
     DASHED,
     OUTSIDE,
     STAR,
-    band_of,
     clear_of,
     count_axis,
     name_region,
+    pointwise_band,
     size_is_inside,
     size_words,
     sizes_of,
@@ -90,7 +90,7 @@ def _loss_against_tokens(axes: Axes, three: ThreeLaws, size: float, D1: Sequence
     if fitted:
         axes.axvspan(*moe.box["D"], color="white", zorder=0)
     if moe.n_draws:
-        low, high = band_of(moe.loss_draws(D=tokens, N1=size))
+        low, high = pointwise_band(moe.loss_draws(D=tokens, N1=size))
         axes.fill_between(tokens, low, high, color=style.SCRATCH, alpha=0.22, linewidth=0)
     scratch = moe.loss(D=tokens, N1=size)
     solid_inside(axes, tokens, scratch, _within(tokens, moe.box["D"]) & fitted, style.SCRATCH, 1.6)
@@ -142,7 +142,7 @@ def figure_16(inputs: Inputs) -> Figure:
         extra = losses - reference
         solid_inside(bottom, flops, extra[0], inside, colour, 1.3, gid=lineage)
         if len(extra) > 1 and lineage != "moe":
-            bottom.fill_between(flops, *band_of(extra[1:]), color=colour, alpha=0.2, linewidth=0)
+            bottom.fill_between(flops, *pointwise_band(extra[1:]), color=colour, alpha=0.2, linewidth=0)
     for axes in (top, bottom):
         axes.set_facecolor(OUTSIDE)
         axes.axvspan(spent.min(), spent.max(), color="white", zorder=0)

@@ -13,7 +13,7 @@ from upcycle.errors import UserError
 from upcycle.laws.forms import get_law
 from upcycle.paper import style
 from upcycle.paper.inputs import Inputs
-from upcycle.paper.predictions import extrapolated, largest_size, most_tokens, predicted, rms, square
+from upcycle.paper.predictions import extrapolated, most_tokens, predicted, rms, rows_of_largest_size, square
 from upcycle.paper.render import number
 from upcycle.study.spec import short_count
 
@@ -37,7 +37,7 @@ def figure_6(inputs: Inputs) -> Figure:
     candidates = [
         ("fitted to all", everything, predicted(fit, rows)),
         ("largest $D_1$ or $D_2$ held out", most_tokens(rows), extrapolated(fit, rows, most_tokens(rows))),
-        ("largest $N_1$ held out", largest_size(rows), extrapolated(fit, rows, largest_size(rows))),
+        ("largest $N_1$ held out", rows_of_largest_size(rows), extrapolated(fit, rows, rows_of_largest_size(rows))),
     ]
     panels = [(title, shown, values) for title, shown, values in candidates if values is not None]
     figure = style.new_figure(max(style.PAGE * len(panels) / 3, style.COLUMN), 4.2, simulated=inputs.simulated)

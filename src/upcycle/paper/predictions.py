@@ -52,7 +52,7 @@ def most_tokens(rows: pd.DataFrame) -> NDArray[np.bool_]:
     return most.to_numpy()
 
 
-def largest_size(rows: pd.DataFrame) -> NDArray[np.bool_]:
+def rows_of_largest_size(rows: pd.DataFrame) -> NDArray[np.bool_]:
     """Rows of the largest size [N]; none where there is one size alone."""
     largest = rows["N1"] == rows["N1"].max()
     return (largest & (rows["N1"].nunique() > 1)).to_numpy()

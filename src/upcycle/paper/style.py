@@ -122,7 +122,7 @@ def number_ticks(axes: Axes) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}".replace("e+0", "e")))
 
 
-def frame(axes: Axes, values: Sequence[float]) -> None:
+def frame_values(axes: Axes, values: Sequence[float]) -> None:
     """Limit the y axis to these values and a little more, so that a long error bar does not squeeze the rest."""
     scale, back = (np.log, np.exp) if axes.get_yscale() == "log" else (np.asarray, np.asarray)
     low, high = scale(min(values)), scale(max(values))

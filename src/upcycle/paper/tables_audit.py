@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from upcycle.audit.audit import collect, flat, frame, trivial
+from upcycle.audit.audit import all_items, collect_items, items_table, trivial
 
 
 def audit(everything: bool = False) -> pd.DataFrame:
@@ -14,5 +14,5 @@ def audit(everything: bool = False) -> pd.DataFrame:
     (within rounding, or a slip) and what is wrong and right. No losses of this study enter. docs/audit.md has the
     others: what holds, what needs the paper's losses, what follows without being printed.
     """
-    items = flat(collect())
-    return frame([item for item in items if everything or not trivial(item)])
+    items = all_items(collect_items())
+    return items_table([item for item in items if everything or not trivial(item)])

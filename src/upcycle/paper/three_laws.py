@@ -50,7 +50,7 @@ def with_few_draws(three: ThreeLaws, draws: int = DRAWS) -> ThreeLaws:
     )
 
 
-def largest_size(three: ThreeLaws) -> float:
+def largest_n1(three: ThreeLaws) -> float:
     """The largest dense size N1 among the upcycled models fitted."""
     return three.upcycled.box["N1"][1]
 
@@ -65,7 +65,7 @@ def sizes_of(three: ThreeLaws, sizes: Sequence[float] | None, defaults: Sequence
     """Sizes N1 to show: those asked for, else the paper's; where the data are far smaller, multiples of the largest."""
     if sizes is not None:
         return list(sizes)
-    largest = largest_size(three)
+    largest = largest_n1(three)
     if one_size(three):
         return [largest]
     if largest * 10 < defaults[0]:
@@ -88,7 +88,7 @@ def tokens_to_show(box: tuple[float, float]) -> list[float]:
     return [low * step**k for k in range(4)]
 
 
-def band_of(draws_BN: Array) -> tuple[Array, Array]:
+def pointwise_band(draws_BN: Array) -> tuple[Array, Array]:
     """The central 95 % of the draws, point by point."""
     low_N, high_N = np.quantile(draws_BN, [0.025, 0.975], axis=0)
     return low_N, high_N

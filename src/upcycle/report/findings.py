@@ -228,7 +228,7 @@ def _interaction(inputs: Inputs, grid: Grid) -> Finding | None:
     low, high = fit.intervals.get("alpha3", [None, None])
     if low is None or high is None:
         return Finding(unsettled, f"{value}, without an interval: the law is {fit.statement}.", "open")
-    first, last = (f"{number(exponent(fit, D1))} at D1 = {short_count(D1)}" for D1 in (grid.D1[0], grid.D1[-1]))
+    first, last = (f"{number(d2_exponent(fit, D1))} at D1 = {short_count(D1)}" for D1 in (grid.D1[0], grid.D1[-1]))
     goes = f"is {first}" if len(grid.D1) == 1 else f"goes from {first} to {last}"
     detail = f"{value}, 95 % interval {number(low)} to {number(high)}: the exponent of D2 {goes}."
     if not fit.identifiable:
@@ -245,7 +245,7 @@ def _interaction(inputs: Inputs, grid: Grid) -> Finding | None:
     return Finding(f"{given} longer the dense model was trained, {how} its upcycled model improves.", detail, verdict)
 
 
-def exponent(fit: FitResult, D1: float) -> float:
+def d2_exponent(fit: FitResult, D1: float) -> float:
     """alpha2 - alpha3 ln D1 of Equation 8: how fast the reducible loss falls with D2."""
     return float(fit.values["alpha2"] - fit.values["alpha3"] * math.log(D1))
 

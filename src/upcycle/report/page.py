@@ -19,6 +19,7 @@ from upcycle.report.decisions import decisions
 from upcycle.report.findings import Verdict, findings, headline
 from upcycle.report.limits import limits
 from upcycle.study import catalogue
+from upcycle.study.values import duration
 
 __all__ = ["Background", "headline", "write_report"]
 
@@ -54,7 +55,7 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     found.filters |= {"number": number, "plural": plural, "words": words}
-    found.filters |= {"duration": sections.duration, "count": sections.count}
+    found.filters |= {"duration": duration, "count": sections.count}
     return found
 
 
@@ -97,7 +98,7 @@ def render(inputs: Inputs, background: Background) -> str:
 
 def _figure(name: str, background: Background) -> dict[str, Any]:
     """A figure of the study: its SVG as a data address, title, caption."""
-    item = catalogue.find(name, "figure")
+    item = catalogue.find_item(name, "figure")
     svg = _product(background.out / "figures" / f"{name}.svg")
     source = "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
     return {"name": name, "label": item.label, "title": item.title, "caption": item.caption, "source": source}
@@ -105,7 +106,7 @@ def _figure(name: str, background: Background) -> dict[str, Any]:
 
 def _table(name: str, background: Background) -> dict[str, Any]:
     """A table of the study as HTML, title, caption."""
-    item = catalogue.find(name, "table")
+    item = catalogue.find_item(name, "table")
     frame = read_csv(background.out / "tables" / f"{name}.csv")
     frame = frame.set_index(frame.columns[0])
     return {

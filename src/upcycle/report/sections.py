@@ -152,16 +152,6 @@ def texts(inputs: Inputs, background: Background) -> list[dict[str, Any]]:
     ]
 
 
-def duration(seconds: float) -> str:
-    """Seconds as people say them: `41 s`, `12 min 5 s`, `3 h 20 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
 def count(number: float) -> str:
     """A count with three digits and a letter."""
     return short_count(number)

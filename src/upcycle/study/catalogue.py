@@ -31,7 +31,7 @@ _TYPES: dict[str, Any] = {"str": str, "bool": StrictBool, "Positive": Positive}
 
 
 @dataclass(frozen=True)
-class Item:
+class CatalogueItem:
     """A figure or a table: where it is, its title and its caption."""
 
     name: str
@@ -74,10 +74,10 @@ class Item:
         return found
 
 
-def catalogue(folder: Path | None = None) -> dict[str, Item]:
+def catalogue(folder: Path | None = None) -> dict[str, CatalogueItem]:
     """All figures and tables of the source files in `folder` (default: `upcycle/paper`), by name."""
     folder = folder or PACKAGE_ROOT / "paper"
-    items: dict[str, Item] = {}
+    items: dict[str, CatalogueItem] = {}
     for path in sorted([*folder.glob("figures_*.py"), *folder.glob("tables_*.py")]):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if not isinstance(node, ast.FunctionDef) or node.name.startswith("_"):
@@ -92,17 +92,17 @@ def catalogue(folder: Path | None = None) -> dict[str, Item]:
     return items
 
 
-def figures() -> dict[str, Item]:
+def figures() -> dict[str, CatalogueItem]:
     """All figures by name."""
     return {name: item for name, item in catalogue().items() if item.kind == "figure"}
 
 
-def tables() -> dict[str, Item]:
+def tables() -> dict[str, CatalogueItem]:
     """All tables by name."""
     return {name: item for name, item in catalogue().items() if item.kind == "table"}
 
 
-def find(name: str, kind: Literal["figure", "table"] | None = None) -> Item:
+def find_item(name: str, kind: Literal["figure", "table"] | None = None) -> CatalogueItem:
     """The figure or table of this name; `UserError` with the nearest valid name if there is none."""
     items = {key: item for key, item in catalogue().items() if kind in (None, item.kind)}
     if name not in items:
@@ -110,13 +110,13 @@ def find(name: str, kind: Literal["figure", "table"] | None = None) -> Item:
     return items[name]
 
 
-def _item(path: Path, node: ast.FunctionDef, kind: Literal["figure", "table"], document: str) -> Item:
+def _item(path: Path, node: ast.FunctionDef, kind: Literal["figure", "table"], document: str) -> CatalogueItem:
     head, *rest = document.split("\n\n")
     head = " ".join(head.split())
     match = _LABEL.match(head)
     arguments = [*node.args.args, *node.args.kwonlyargs]
     annotations = {each.arg: ast.unparse(each.annotation) if each.annotation else "" for each in arguments}
-    return Item(
+    return CatalogueItem(
         name=re.sub(r"^(figure|table)_(?=\d)", r"\1", node.name),
         kind=kind,
         module=f"upcycle.paper.{path.stem}",

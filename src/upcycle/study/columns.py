@@ -176,7 +176,7 @@ def columns_markdown() -> str:
 
 def described(run: RunSpec) -> dict[str, Any]:
     """The columns that follow from a run's specification, `SPECIFIED`; None where there is no number."""
-    fields = flat(run.model_dump(mode="json"))
+    fields = dotted_fields(run.model_dump(mode="json"))
     if run.role == "trunk":
         del fields["schedule.floor"]  # as in RunSpec.identity
     row = {column.name: fields.get(column.field) for column in SPECIFIED if column.field}
@@ -202,15 +202,15 @@ def described(run: RunSpec) -> dict[str, Any]:
 def _other_settings(run: RunSpec) -> str:
     """Fields of a run's identity without a column of their own, as `optim.beta1=0.8;optim.clip=2`."""
     own = {column.field for column in SPECIFIED}
-    others = {path: value for path, value in flat(run.identity()).items() if path not in own}
+    others = {path: value for path, value in dotted_fields(run.identity()).items() if path not in own}
     return ";".join(f"{path}={value_text(others[path])}" for path in sorted(others))
 
 
-def flat(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def dotted_fields(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested fields by dotted path: `{"optim": {"lr": 1}}` as `{"optim.lr": 1}`."""
     found: dict[str, Any] = {}
     for name, value in fields.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+        found |= dotted_fields(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return found
 
 

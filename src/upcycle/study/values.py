@@ -93,3 +93,16 @@ Version = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.]*$", max_lengt
 RunId = Annotated[str, Field(pattern=NAME_PATTERN, max_length=255)]
 PathText = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$", max_length=1000)]
 """A path or glob pattern: any printable text. It is opened, never given to a shell."""
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: `0 s` (for none at all), `< 1 s`, `41 s`, `12 min 5 s`, `3 h 20 min`, `120 h`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s" if whole or not seconds else "< 1 s"
+    if whole >= 360_000:
+        return f"{seconds / 3600:,.0f} h"
+    (large, small), (unit, part) = divmod(whole, 60), ("min", "s")
+    if whole >= 3600:
+        (large, small), (unit, part) = divmod(whole // 60, 60), ("h", "min")
+    return f"{large} {unit} {small} {part}" if small else f"{large} {unit}"

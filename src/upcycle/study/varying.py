@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from upcycle.study.columns import flat
+from upcycle.study.columns import dotted_fields
 from upcycle.study.plan import Plan
 from upcycle.study.spec import RunSpec
 
@@ -49,8 +49,8 @@ def varying_by_run(plan: Plan) -> dict[str, dict[str, Any]]:
 
 def _settings(plan: Plan, run: RunSpec) -> dict[str, Any]:
     """The settings of a run, defaults too, and those of its dense parent, less those that the id shows."""
-    fields = flat(run.model_dump(mode="json"))
+    fields = dotted_fields(run.model_dump(mode="json"))
     if run.dense_parent is not None:
-        parent = flat(plan.runs[run.dense_parent].model_dump(mode="json"))
+        parent = dotted_fields(plan.runs[run.dense_parent].model_dump(mode="json"))
         fields |= {DENSE + path: value for path, value in parent.items()}
     return {path: value for path, value in fields.items() if path.removeprefix(DENSE) not in _IN_ID}

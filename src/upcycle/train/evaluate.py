@@ -30,7 +30,7 @@ SUBSET_TOKENS = 8192
 """Tokens of the fixed subset that the training curve's held-out losses are taken over."""
 
 
-def evaluate(
+def evaluate_run(
     weights_dir: Path, tokens_dir: Path, execution: Execution, *, max_tokens: int | None = None
 ) -> dict[str, Any]:
     """Loss of a finished run on the held-out part of any token set with the run's tokenizer.
@@ -55,7 +55,7 @@ def evaluate(
     model.load_state_dict(read_tensors(weights_dir, WEIGHTS))
     sequences = heldout(tokens, run)
     if max_tokens is not None:
-        sequences = sequences[spread(len(sequences), max_tokens // run.model.context)]
+        sequences = sequences[spread_sequences(len(sequences), max_tokens // run.model.context)]
     losses = sequence_losses(model.to(device), run, batches_of(sequences, execution.eval_batch))
     loss, loss_se = mean_and_error(losses)
     return {
@@ -84,7 +84,7 @@ def heldout(tokens: TokenSet, run: RunSpec) -> np.ndarray:
     return sequences
 
 
-def spread(n_sequences: int, size: int) -> np.ndarray:
+def spread_sequences(n_sequences: int, size: int) -> np.ndarray:
     """Indices of `size` sequences (at least 2; all, if there are fewer), evenly spread over the set."""
     size = min(n_sequences, max(2, size))
     return np.arange(size) * n_sequences // size

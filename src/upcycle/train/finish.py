@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from upcycle.study.counting import flops_6nd, flops_per_token
-from upcycle.train.evaluate import SUBSET_TOKENS, batches_of, heldout, mean_and_error, sequence_losses, spread
+from upcycle.train.evaluate import SUBSET_TOKENS, batches_of, heldout, mean_and_error, sequence_losses, spread_sequences
 from upcycle.train.optim import optimizer_tensors
 from upcycle.train.processes.preemption import StopRequest
 from upcycle.train.record import MetricsLog, hardware, now, software
@@ -59,7 +59,9 @@ def finish(trainee: Trainee, metrics: MetricsLog, stop: StopRequest) -> None:
     with trainee.group.together():
         # It is there already if an attempt was killed right here.
         if not any("heldout" in row and row["step"] == trainee.step for row in metrics.rows()):
-            metrics.append(heldout_row(trainee, losses[spread(len(losses), SUBSET_TOKENS // run.model.context)]))
+            metrics.append(
+                heldout_row(trainee, losses[spread_sequences(len(losses), SUBSET_TOKENS // run.model.context)])
+            )
         metrics.sync()
     tensors = {checkpoint.WEIGHTS: trainee.whole(trainee.model.state_dict())}
     if run.role == "trunk":

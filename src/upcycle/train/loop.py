@@ -1,4 +1,4 @@
-"""Training one run. `train` is the whole story; the functions below it are its chapters, in the order they happen.
+"""Training one run. `train_run` is the whole story; the functions below it are its chapters, in the order they happen.
 
 The same command starts a run, resumes it, or finds it finished. Nothing here is random: initial weights come from the
 run's seed, a batch and a learning rate are functions of the step. So a run that was stopped, killed or cut into a
@@ -21,8 +21,9 @@ from upcycle.train.processes.distributed import Group, start_group
 from upcycle.train.processes.preemption import Preempted, StopRequest
 from upcycle.train.record import Clock, MetricsLog, process_seconds
 from upcycle.train.rows import Pace, append_heldout, is_log_spaced, update_row
-from upcycle.train.start import prepare
+from upcycle.train.start import prepare_trainee
 from upcycle.train.states import checkpoint, rolling
+from upcycle.train.states.folder import clear_temporaries
 from upcycle.train.states.lease import lease
 from upcycle.train.step import Wishes, update
 from upcycle.train.trainee import Trainee
@@ -31,7 +32,7 @@ from upcycle.train.utilisation import job_rate
 log = logging.getLogger(__name__)
 
 
-def train(
+def train_run(
     run: RunSpec,
     *,
     run_dir: Path,
@@ -53,7 +54,7 @@ def train(
             return
         clock = Clock(startup=process_seconds())
         with clock.phase("startup"):
-            trainee = prepare(
+            trainee = prepare_trainee(
                 run,
                 run_dir=run_dir,
                 tokens_dir=tokens_dir,
@@ -75,7 +76,7 @@ def _open(run: RunSpec, run_dir: Path, held: ExitStack, group: Group, *, fresh: 
         if group.is_first:
             run_dir.mkdir(parents=True, exist_ok=True)
             held.enter_context(lease(run_dir))
-            rolling.clear_temporaries(run_dir)
+            clear_temporaries(run_dir)
             if fresh and _can_go_on(run_dir, run.id):
                 log.info("%s: unfinished, goes on; to begin anew remove %s", run.id, run_dir / checkpoint.RESUME)
             elif fresh:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from upcycle.model.transformer import RouterStats
-from upcycle.train.evaluate import SUBSET_TOKENS, batches_of, heldout, sequence_losses, spread
+from upcycle.train.evaluate import SUBSET_TOKENS, batches_of, heldout, sequence_losses, spread_sequences
 from upcycle.train.record import MetricsLog
 from upcycle.train.trainee import Trainee
 from upcycle.train.utilisation import job_rate, utilisation
@@ -83,7 +83,7 @@ def append_heldout(trainee: Trainee, metrics: MetricsLog) -> None:
     """A row with the held-out loss on the fixed subset."""
     with trainee.clock.phase("evaluate"):
         sequences = heldout(trainee.tokens, trainee.run)
-        subset = sequences[spread(len(sequences), SUBSET_TOKENS // trainee.run.model.context)]
+        subset = sequences[spread_sequences(len(sequences), SUBSET_TOKENS // trainee.run.model.context)]
         batches = batches_of(subset, trainee.eval_batch)
         losses = sequence_losses(trainee.model, trainee.run, batches, trainee.group)
     with trainee.group.together():

@@ -26,7 +26,7 @@ from upcycle.train.trainee import Trainee, build_model, give, use_execution
 log = logging.getLogger(__name__)
 
 
-def prepare(
+def prepare_trainee(
     run: RunSpec,
     *,
     run_dir: Path,

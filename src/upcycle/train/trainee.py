@@ -105,9 +105,9 @@ def _compile(block: nn.Module) -> None:
 def give(tensors: Mapping[str, Tensor], source: Callable[[str, torch.Size], Tensor]) -> None:
     """Give tensors of a model or optimizer their values, whole or this process's part of them."""
     if any(hasattr(tensor, "to_local") for tensor in tensors.values()):
-        from upcycle.model.parallel import fill
+        from upcycle.model.parallel import fill_parts
 
-        fill(tensors, source)
+        fill_parts(tensors, source)
     else:
         for name, tensor in tensors.items():
             tensor.copy_(source(name, tensor.shape))

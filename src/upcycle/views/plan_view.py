@@ -15,6 +15,7 @@ from upcycle.study.execution import DEFAULT_RATES, Execution
 from upcycle.study.memory import peak_memory
 from upcycle.study.recorded import is_finished
 from upcycle.study.spec import RunSpec, short_count
+from upcycle.study.values import duration
 from upcycle.study.varying import varying, varying_by_run
 from upcycle.workflow.dag import Workflow
 from upcycle.workflow.paths import RESULTS
@@ -35,10 +36,12 @@ def describe_plan(workflow: Workflow) -> dict[str, Any]:
     settings = varying_by_run(workflow.plan)
     runs = [describe_run(workflow, run_id, speeds) | {"varies": settings[run_id]} for run_id in workflow.plan.runs]
     by_id = {run["id"]: run for run in runs}
-    sweeps = {name: totals([by_id[run_id] for run_id in workflow.plan.members(name)]) for name in workflow.plan.sweeps}
+    sweeps = {
+        name: plan_totals([by_id[run_id] for run_id in workflow.plan.members(name)]) for name in workflow.plan.sweeps
+    }
     for name, ids in workflow.plan.sweeps.items():
         sweeps[name] |= {"models": len(ids), "varies": varying(workflow.plan, name)}
-    return {"study": workflow.plan.study, "runs": runs, "sweeps": sweeps, "total": totals(runs)}
+    return {"study": workflow.plan.study, "runs": runs, "sweeps": sweeps, "total": plan_totals(runs)}
 
 
 def describe_run(workflow: Workflow, run_id: str, speeds: dict[str, float]) -> dict[str, Any]:
@@ -110,7 +113,7 @@ def measured_speeds(workflow: Workflow) -> dict[str, float]:
     return {key: tokens[key] / seconds[key] for key in tokens if seconds[key] > 0}
 
 
-def totals(runs: list[dict[str, Any]]) -> dict[str, Any]:
+def plan_totals(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Sums over runs, and over those still to train."""
     todo = [run for run in runs if not run["finished"]]
     total: dict[str, Any] = {"runs": len(runs), "finished": len(runs) - len(todo), "to_train": len(todo)}
@@ -207,10 +210,3 @@ def _line(name: str, total: dict[str, Any], models: str) -> str:
 
 def _bytes(count: float) -> str:
     return f"{count / 1e6:,.0f} MB" if count < 1e10 else f"{count / 1e9:,.0f} GB"
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the largest unit that leaves two digits; 0 only for none at all."""
-    if seconds < 100:
-        return f"{seconds:.0f} s" if seconds >= 1 or not seconds else "< 1 s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:,.0f} h"

@@ -52,8 +52,10 @@ def describe_status(workflow: Workflow) -> dict[str, Any]:
         state["sweeps"] = planned["sweeps"]
         state["seconds_left"] = _seconds_left(state, planned["seconds"]) + overhead * (state["state"] != "finished")
     runs = list(found.values())
-    sweeps = {name: totals([found[run_id] for run_id in workflow.plan.members(name)]) for name in workflow.plan.sweeps}
-    total = totals(runs)
+    sweeps = {
+        name: status_totals([found[run_id] for run_id in workflow.plan.members(name)]) for name in workflow.plan.sweeps
+    }
+    total = status_totals(runs)
     chain = _longest_chain(workflow, found)
     side_by_side = max(total["running"], 1)
     total |= {
@@ -248,7 +250,7 @@ def _longest_chain(workflow: Workflow, found: dict[str, dict[str, Any]]) -> floa
     return max(until.values(), default=0.0)
 
 
-def totals(runs: list[dict[str, Any]]) -> dict[str, Any]:
+def status_totals(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """How many runs are in each state, how many steps are done, and the seconds left of one job after another."""
     total: dict[str, Any] = {"runs": len(runs)}
     total |= {state: sum(run["state"] == state for run in runs) for state in STATES}

@@ -20,7 +20,7 @@ from upcycle.errors import UserError
 from upcycle.files import read_record
 from upcycle.fingerprint import PACKAGE_ROOT, fingerprint
 from upcycle.manifest import MANIFEST
-from upcycle.study.catalogue import Item, catalogue
+from upcycle.study.catalogue import CatalogueItem, catalogue
 from upcycle.study.plan import Plan
 from upcycle.study.recorded import is_finished
 from upcycle.study.spec import canonical_json
@@ -237,7 +237,7 @@ def _key(*parts: Any) -> str:
 def list_products(workflow: Workflow) -> dict[str, Product]:
     """Losses, evaluations, fits, figures, tables and report, each after what it is made from."""
     study, plan, out = workflow.study, workflow.plan, workflow.out
-    items: dict[str, Item] = catalogue()
+    items: dict[str, CatalogueItem] = catalogue()
     products: dict[str, Product] = {}
 
     def add(name: str, outputs: list[str], files: list[str], code: str, *settings: Any, of: list[str]) -> None:

@@ -13,12 +13,12 @@ from upcycle.files import write_atomic
 from upcycle.study.check import DEFAULT, check_names, find_study, override_execution
 from upcycle.study.plan import build_plan, freeze, thaw
 from upcycle.study.spec import canonical_json
+from upcycle.train.processes.forkserver import FORK_VARIABLE
 from upcycle.workflow.dag import Workflow
 from upcycle.workflow.paths import RESULTS, output_folder
 from upcycle.workflow.texts import check_texts
 
 PLAN_VARIABLE = "UPCYCLE_PLAN"
-FORK_VARIABLE = "UPCYCLE_FORK_SERVER"
 CORES_VARIABLE = "UPCYCLE_CORES"
 STARTED_VARIABLE = "UPCYCLE_STARTED"
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}

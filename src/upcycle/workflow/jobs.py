@@ -22,12 +22,12 @@ log = logging.getLogger(__name__)
 CACHE = Path(".cache") / "downloads"
 
 
-def tokenize(workflow: Workflow, name: str) -> None:
+def tokenize_job(workflow: Workflow, name: str) -> None:
     """Make a token set of the study.
 
     Raises `UserError` for an unknown one, and for files or columns that are not there.
     """
-    from upcycle.data.tokens import tokenize as make
+    from upcycle.data.tokens import tokenize_corpus as make
 
     sets = workflow.token_sets()
     if name not in sets:
@@ -52,7 +52,7 @@ def tokenize(workflow: Workflow, name: str) -> None:
     print(f"{name}: {manifest['train_tokens']:,} training and {manifest['heldout_tokens']:,} held-out tokens")
 
 
-def train(workflow: Workflow, run_id: str, *, fresh: bool = False) -> None:
+def train_job(workflow: Workflow, run_id: str, *, fresh: bool = False) -> None:
     """Train, resume or verify a run of the plan; prints one line when it is done."""
     if run_id not in workflow.plan.runs:
         raise UserError(f"study `{workflow.plan.study}` plans no run `{run_id}`; {nearest(run_id, workflow.plan.runs)}")
@@ -80,7 +80,7 @@ def _train(workflow: Workflow, run: RunSpec, name: str, *, fresh: bool) -> None:
         options = ["--fresh"] if fresh else []
         launch.launch(["train", name, "--study", workflow.study.study, *options], execution.devices)
         return
-    from upcycle.train.loop import train as train_run
+    from upcycle.train.loop import train_run
 
     run_dir = RESULTS / "runs" / run.id
     recorded = recorded_spec(run_dir)
@@ -105,9 +105,9 @@ def _train(workflow: Workflow, run: RunSpec, name: str, *, fresh: bool) -> None:
     )
 
 
-def evaluate(workflow: Workflow, run_id: str, name: str) -> None:
+def evaluate_job(workflow: Workflow, run_id: str, name: str) -> None:
     """Held-out loss of a finished run on one of the study's other texts."""
-    from upcycle.train.evaluate import evaluate as evaluate_run
+    from upcycle.train.evaluate import evaluate_run
 
     evaluations = workflow.study.evaluations
     if name not in evaluations:

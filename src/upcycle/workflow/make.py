@@ -47,9 +47,9 @@ def make(workflow: Workflow, args: argparse.Namespace) -> None:
         draw(args.name, paper_inputs(workflow), out.with_suffix(""), **workflow.study.figures[args.name])
     elif args.verb == "table":
         from upcycle.paper.draw import write_table
-        from upcycle.study.catalogue import find
+        from upcycle.study.catalogue import find_item
 
-        inputs = paper_inputs(workflow) if find(args.name, "table").of_study else None
+        inputs = paper_inputs(workflow) if find_item(args.name, "table").of_study else None
         write_table(args.name, inputs, out.with_suffix(""), **workflow.study.tables[args.name])
     elif args.verb == "report":
         make_report(workflow, out)
@@ -72,11 +72,11 @@ def _no_product(workflow: Workflow, verb: str, name: str | None) -> str:
 
 def make_losses(workflow: Workflow, out: Path) -> None:
     """losses.csv: one row a finished model."""
-    from upcycle.laws.tables.losses import collect, write_losses
+    from upcycle.laws.tables.losses import collect_losses, write_losses
 
     plan = workflow.plan
     runs = [RESULTS / "runs" / run_id for run_id in plan.finished_models]
-    write_losses(collect(runs, plan.membership(), plan.names), out)
+    write_losses(collect_losses(runs, plan.membership(), plan.names), out)
 
 
 def make_evaluations(workflow: Workflow, out: Path) -> None:

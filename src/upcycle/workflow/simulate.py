@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from upcycle import __version__
-from upcycle.decisions.simulated import World, paper_world, simulate
+from upcycle.decisions.simulated import World, paper_world, simulate_losses
 from upcycle.errors import UserError
 from upcycle.files import write_atomic
 from upcycle.laws.tables.losses import ordered, write_losses
@@ -33,7 +33,7 @@ FROM_RUN_FOLDERS = ("figure3",)
 """Figures of curves along the training, which only trained runs have."""
 
 
-def run(args: argparse.Namespace) -> None:
+def run_simulate(args: argparse.Namespace) -> None:
     """`upcycle simulate --study NAME [--noise NATS] [--seed N] [--out FOLDER]`.
 
     Raises `UserError` for an unknown study, a noise that is no number, or a model that no simulated law describes.
@@ -59,7 +59,7 @@ def simulate_study(workflow: Workflow, world: World, *, noise: float, seed: int,
     Fits are made `processes` at a time.
     """
     study, out = workflow.study, workflow.out
-    losses = simulate(planned_losses(workflow.plan), world, noise=noise, seed=seed)
+    losses = simulate_losses(planned_losses(workflow.plan), world, noise=noise, seed=seed)
     write_losses(losses, out / "losses.csv")
     log.info("%s: %d simulated losses", out / "losses.csv", len(losses))
     _make_fits(workflow, processes)

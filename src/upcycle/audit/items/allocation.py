@@ -11,7 +11,7 @@ from upcycle.audit.items.laws import LLAMA2_TOKENS, SUNK
 from upcycle.audit.items.models import EIGHT, shape
 from upcycle.audit.items.training import largest_budget
 from upcycle.audit.printed import TABLE_3
-from upcycle.audit.verdict import Evidence, Item, box, claim, follows, number, plain
+from upcycle.audit.verdict import AuditItem, Evidence, box, claim, follows, number_item, plain_number
 from upcycle.decisions.allocation import UpcycledOptimum, equation_14, optimal_upcycled, three_way
 from upcycle.decisions.published import TABLE_2
 from upcycle.study.counting import n1, n2
@@ -20,7 +20,7 @@ BUDGETS = np.geomspace(1e18, 1e26, 17)
 """FLOPs at which the statements of section 5.2 and F.2 are looked at."""
 
 
-def items(evidence: Evidence) -> Iterator[Item]:
+def allocation_items(evidence: Evidence) -> Iterator[AuditItem]:
     """All items of this topic."""
     values = evidence.central.upcycled.values
     ratio = n2(shape("1B"), EIGHT) / n1(shape("1B"))
@@ -31,14 +31,14 @@ def items(evidence: Evidence) -> Iterator[Item]:
     yield from _from_nothing(evidence)
 
 
-def _closed_forms(evidence: Evidence, optimum: UpcycledOptimum, ratio: float) -> Iterator[Item]:
-    yield number("Section F.3, C2 / (N1 D2)", "10.5", 6 * ratio, "6 N2 D2 with N2 = 1.75 N1")
+def _closed_forms(evidence: Evidence, optimum: UpcycledOptimum, ratio: float) -> Iterator[AuditItem]:
+    yield number_item("Section F.3, C2 / (N1 D2)", "10.5", 6 * ratio, "6 N2 D2 with N2 = 1.75 N1")
     for flops in (1e20, 1e22):
         best = optimal_upcycled(evidence.central, LLAMA2_TOKENS, flops)
         errors = {"D2": best.d / optimum.d2(flops) - 1, "N1": best.n1 / optimum.n1(flops) - 1}
         holds = max(abs(error) for error in errors.values()) < 1e-4
         yield claim(
-            f"Section F.3, D2_opt = G (C2/10.5)^a and N1_opt = G^-1 (C2/10.5)^b at C2 = {plain(flops)}",
+            f"Section F.3, D2_opt = G (C2/10.5)^a and N1_opt = G^-1 (C2/10.5)^b at C2 = {plain_number(flops)}",
             "the minimum of the loss",
             holds,
             "least loss of Equation 12 with Table 2 at D1 = 2T, found numerically",
@@ -78,18 +78,18 @@ def _closed_forms(evidence: Evidence, optimum: UpcycledOptimum, ratio: float) ->
     )
 
 
-def _exponents(evidence: Evidence, optimum: UpcycledOptimum) -> Iterator[Item]:
+def _exponents(evidence: Evidence, optimum: UpcycledOptimum) -> Iterator[AuditItem]:
     log = math.log(LLAMA2_TOKENS)
     cells = TABLE_2["upcycled"]
     allowed = box(lambda a2, a3, beta: beta / (a2 - a3 * log), cells["alpha2"], cells["alpha3"], cells["beta"])
-    yield number(
+    yield number_item(
         "Section 5.2, power of N1 in D2 at D1 = 2T",
         "1.8",
         optimum.exponent,
         "β / (α2 - α3 ln D1), Table 2, natural logarithm of tokens",
         allowed=allowed,
     )
-    yield number(
+    yield number_item(
         "Section 5.2, nearly quadratic",
         "2",
         optimum.exponent,
@@ -125,7 +125,7 @@ def _exponents(evidence: Evidence, optimum: UpcycledOptimum) -> Iterator[Item]:
     )
 
 
-def _llama2(optimum: UpcycledOptimum, ratio: float) -> Iterator[Item]:
+def _llama2(optimum: UpcycledOptimum, ratio: float) -> Iterator[AuditItem]:
     for name, size in (("7B", 7e9), ("13B", 13e9), ("70B", 70e9)):
         tokens = optimum.d2_of_n1(size)
         yield follows(
@@ -136,11 +136,11 @@ def _llama2(optimum: UpcycledOptimum, ratio: float) -> Iterator[Item]:
         )
 
 
-def _from_nothing(evidence: Evidence) -> Iterator[Item]:
+def _from_nothing(evidence: Evidence) -> Iterator[AuditItem]:
     table = three_way(evidence.central, BUDGETS)
     behind = table["two_stage_loss"] - table[["dense_loss", "moe_loss"]].min(axis=1)
     wins = table.loc[behind < 0, "flops"]
-    span = f"{plain(BUDGETS[0])} to {plain(BUDGETS[-1])} FLOPs"
+    span = f"{plain_number(BUDGETS[0])} to {plain_number(BUDGETS[-1])} FLOPs"
     source = f"optima of Equations 3 and 12 with Table 2, {len(BUDGETS)} budgets from {span}"
     yield claim(
         "Section 5.2 and F.2, from scratch outperforms dense-then-upcycled without a pretrained model",
@@ -162,7 +162,7 @@ def _from_nothing(evidence: Evidence) -> Iterator[Item]:
         bool(lead.iloc[-1] > 0),
         source,
         values={
-            f"dense less MoE (nats) at {plain(flops)}": gap
+            f"dense less MoE (nats) at {plain_number(flops)}": gap
             for flops, gap in zip(table["flops"][::4], lead[::4], strict=True)
         },
         remark=""
@@ -182,7 +182,8 @@ def _from_nothing(evidence: Evidence) -> Iterator[Item]:
             "MoE D": float(at["moe_d"]),
         },
         "Equation 3 with Table 2",
-        f"the largest model trained has N1 = {plain(n1(shape('1B')), 3)}, and at its largest budget every size saw at"
+        f"the largest model trained has N1 = {plain_number(n1(shape('1B')), 3)}, "
+        "and at its largest budget every size saw at"
         f" least {per_parameter:.0f} tokens per parameter: Figure 16 extrapolates",
     )
     given = equation_14(evidence.central.upcycled.values, SUNK)

@@ -12,7 +12,7 @@ from scipy.optimize import brentq
 from upcycle.audit.items.models import EIGHT, shape
 from upcycle.audit.items.training import largest_budget
 from upcycle.audit.printed import TABLE_3, TABLE_8
-from upcycle.audit.verdict import Evidence, Item, claim, follows, lost
+from upcycle.audit.verdict import AuditItem, Evidence, claim, follows, lost
 from upcycle.decisions.published import TABLE_2, TABLE_2_E, half_unit
 from upcycle.laws.forms import get_law
 from upcycle.study.counting import n1, n2
@@ -25,7 +25,7 @@ LLAMA2_TOKENS = 2e12
 """D1 of section 5.2's example."""
 
 
-def items(evidence: Evidence) -> Iterator[Item]:
+def laws_items(evidence: Evidence) -> Iterator[AuditItem]:
     """All items of this topic."""
     yield from _table_2(evidence)
     yield from _forms(evidence)
@@ -40,7 +40,7 @@ def one(**values: float) -> dict[str, np.ndarray]:
     return {name: np.array([float(value)]) for name, value in values.items()}
 
 
-def _table_2(evidence: Evidence) -> Iterator[Item]:
+def _table_2(evidence: Evidence) -> Iterator[AuditItem]:
     names = {"dense": "dense", "moe": "MoE", "upcycled": "upcycled"}
     for lineage, cells in TABLE_2.items():
         shown = ", ".join(f"{name} {text}" for name, text in cells.items())
@@ -70,7 +70,7 @@ def _table_2(evidence: Evidence) -> Iterator[Item]:
     )
 
 
-def _forms(evidence: Evidence) -> Iterator[Item]:
+def _forms(evidence: Evidence) -> Iterator[AuditItem]:
     up = {**evidence.three.upcycled.values}
     tokens = {name: up[name] for name in ("A", "alpha1", "alpha2", "alpha3", "E")}
     smallest = min(largest_budget(evidence, name) for name in TABLE_3) / 16
@@ -124,7 +124,7 @@ def _forms(evidence: Evidence) -> Iterator[Item]:
     yield follows("Equation 3 with Table 2, loss at D = 1e10, N1 = 1e9", values, "A D^-α + B N1^-β + E")
 
 
-def _signs(evidence: Evidence) -> Iterator[Item]:
+def _signs(evidence: Evidence) -> Iterator[AuditItem]:
     up = evidence.three.upcycled.values
     line = {"gamma": up["alpha3"], "E_prime": -up["alpha2"]}
     at = one(D1=SUNK)
@@ -162,7 +162,7 @@ def _signs(evidence: Evidence) -> Iterator[Item]:
     )
 
 
-def _requirements(evidence: Evidence) -> Iterator[Item]:
+def _requirements(evidence: Evidence) -> Iterator[AuditItem]:
     up, dense = evidence.three.upcycled, evidence.three.need("dense")
     form = {name: up.values[name] for name in ("A", "alpha1", "alpha2", "alpha3", "E")}
     at_zero = get_law("multiplicative").predict(form, one(D1=SUNK, D2=0))[0]
@@ -231,7 +231,7 @@ def _requirements(evidence: Evidence) -> Iterator[Item]:
     yield lost("Section E.3, one law for all three trainings", "does not fit well", "needs the losses")
 
 
-def _interpretation(evidence: Evidence) -> Iterator[Item]:
+def _interpretation(evidence: Evidence) -> Iterator[AuditItem]:
     up = evidence.three.upcycled.values
     budgets = sorted({largest_budget(evidence, name) for name in TABLE_3})
     factors = [up["A"] * tokens ** -up["alpha1"] for tokens in budgets]
@@ -250,7 +250,7 @@ def _interpretation(evidence: Evidence) -> Iterator[Item]:
         )
 
 
-def _units(evidence: Evidence) -> Iterator[Item]:
+def _units(evidence: Evidence) -> Iterator[AuditItem]:
     up = evidence.three.upcycled.values
     conventions = {
         "natural, tokens": math.log(LLAMA2_TOKENS),

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from upcycle.audit.printed import TABLE_3, TABLE_5
-from upcycle.audit.verdict import STUDY, Evidence, Item, box, claim, follows, number, reading, settings
+from upcycle.audit.verdict import STUDY, AuditItem, Evidence, box, claim, follows, number_item, reading, settings
 from upcycle.study.counting import count_parameters, n1, n2, n_total
 from upcycle.study.spec import ModelSpec, MoESpec, default_init_std
 
@@ -17,7 +17,7 @@ EIGHT = MoESpec(n_expert=8, top_k=2)
 _FROM = f"{STUDY.parent.name}/{STUDY.name}"
 
 
-def items(evidence: Evidence) -> Iterator[Item]:
+def models_items(evidence: Evidence) -> Iterator[AuditItem]:
     """All items of this topic."""
     yield from _table_3(evidence)
     yield from _sizes(evidence)
@@ -37,34 +37,34 @@ def shape(name: str) -> ModelSpec:
     )
 
 
-def _table_3(evidence: Evidence) -> Iterator[Item]:
+def _table_3(evidence: Evidence) -> Iterator[AuditItem]:
     for name, cells in TABLE_3.items():
         model = shape(name)
         chosen = {key: cells[key] for key in ("n_layer", "d_model", "n_head")}
         yield settings(f"Table 3, {name}, shape", chosen, evidence.study.models[name].model_dump(), _FROM)
         dense, moe = count_parameters(model), count_parameters(model, EIGHT)
-        yield number(f"Table 3, {name}, N_dense", cells["N_dense"], dense.non_embedding, "16 L d² + (2L + 1) d")
+        yield number_item(f"Table 3, {name}, N_dense", cells["N_dense"], dense.non_embedding, "16 L d² + (2L + 1) d")
         source = "100 L d² + (2L + 1) d + 8 L d"
-        yield number(f"Table 3, {name}, N_MoE total", cells["N_MoE"], moe.non_embedding, source)
+        yield number_item(f"Table 3, {name}, N_MoE total", cells["N_MoE"], moe.non_embedding, source)
     for name in TABLE_3:
         unit, suffix = (1e6, "M") if name.endswith("M") else (1e9, "B")
         size = count_parameters(shape(name)).non_embedding / unit
-        yield number(f"Section 3.1, size of {name}", name[:-1], size, "Table 3, N_dense", suffix=suffix)
+        yield number_item(f"Section 3.1, size of {name}", name[:-1], size, "Table 3, N_dense", suffix=suffix)
     largest = count_parameters(shape("1B"), EIGHT).non_embedding / 1e9
-    yield number("Section 1, largest mixture", "7", largest, "Table 3, 1B", suffix="B total parameters")
+    yield number_item("Section 1, largest mixture", "7", largest, "Table 3, 1B", suffix="B total parameters")
 
 
-def _sizes(evidence: Evidence) -> Iterator[Item]:
+def _sizes(evidence: Evidence) -> Iterator[AuditItem]:
     models = [shape(name) for name in TABLE_3]
     parts = [count_parameters(model) for model in models]
     squares = [model.n_layer * model.d_model**2 for model in models]
     source = "weights of the built shape, all sizes"
     attention, mlp = parts[0].attention / squares[0], parts[0].mlp / squares[0]
-    yield number("Section 3.1, attention parameters per layer", "4", attention, source, suffix=" d²")
-    yield number(
+    yield number_item("Section 3.1, attention parameters per layer", "4", attention, source, suffix=" d²")
+    yield number_item(
         "Section 3.1, MLP parameters per layer", "12", mlp, "three matrices of SwiGLU, d_MLP = 4 d", suffix=" d²"
     )
-    yield number("Equation 4, factor of n_layer d²", "16", n1(models[0]) / squares[0], "4 + 12")
+    yield number_item("Equation 4, factor of n_layer d²", "16", n1(models[0]) / squares[0], "4 + 12")
     short = max(1 - n1(model) / count.non_embedding for model, count in zip(models, parts, strict=True))
     moes = [count_parameters(model, EIGHT) for model in models]
     active = max(abs(1 - n2(model, EIGHT) / count.active) for model, count in zip(models, moes, strict=True))
@@ -85,7 +85,7 @@ def _sizes(evidence: Evidence) -> Iterator[Item]:
         )
     ratios = [count.active / part.non_embedding for part, count in zip(parts, moes, strict=True)]
     for label in ("Section 5, N2 / N1", "Section F.2, compute of the mixture over the dense model's"):
-        yield number(
+        yield number_item(
             label, "1.75", n2(models[0], EIGHT) / n1(models[0]), "Equations 4 and 5", allowed=(min(ratios), max(ratios))
         )
     yield follows(
@@ -95,7 +95,7 @@ def _sizes(evidence: Evidence) -> Iterator[Item]:
     )
 
 
-def _shapes(evidence: Evidence) -> Iterator[Item]:
+def _shapes(evidence: Evidence) -> Iterator[AuditItem]:
     models = {name: shape(name) for name in TABLE_3}
     printed = {name: model.n_layer / model.d_model for name, model in models.items()}
     inverted = {name: model.d_model / model.n_layer for name, model in models.items()}
@@ -128,7 +128,7 @@ def _shapes(evidence: Evidence) -> Iterator[Item]:
     )
     for name, cells in TABLE_5.items():
         model = evidence.study.model_spec(name)
-        yield number(
+        yield number_item(
             f"Table 5, {name}, init. size",
             cells["init"],
             model.weight_std,
@@ -147,7 +147,7 @@ def _shapes(evidence: Evidence) -> Iterator[Item]:
     )
 
 
-def _mixtures(evidence: Evidence) -> Iterator[Item]:
+def _mixtures(evidence: Evidence) -> Iterator[AuditItem]:
     generator = np.random.default_rng(0)
     logits = generator.normal(size=EIGHT.n_expert)
     kept = np.where(logits >= np.sort(logits)[-EIGHT.top_k], logits, -np.inf)
@@ -179,7 +179,7 @@ def _mixtures(evidence: Evidence) -> Iterator[Item]:
     )
     factors = {name: moe.n_expert / moe.top_k for name, moe in evidence.study.moes.items()}
     source = "E/K, the factor with which perfect balance costs the coefficient (Switch form), mixtures of section 4.2"
-    yield number("Section A.3, factor of the balance loss, 8 experts, top-2", "4", factors["8x2"], "E/K")
+    yield number_item("Section A.3, factor of the balance loss, 8 experts, top-2", "4", factors["8x2"], "E/K")
     yield claim(
         "Section A.3, factor of the balance loss, any mixture",
         "4",

@@ -21,7 +21,7 @@ from upcycle.audit.printed import (
     TABLE_7,
     TABLE_8,
 )
-from upcycle.audit.verdict import Evidence, Item, box, claim, follows, lost, number
+from upcycle.audit.verdict import AuditItem, Evidence, box, claim, follows, lost, number_item
 from upcycle.laws.forms import get_law
 from upcycle.laws.law import Law
 from upcycle.study.counting import n1
@@ -29,7 +29,7 @@ from upcycle.study.counting import n1
 _LOSSES = "needs the losses of the sweep"
 
 
-def items(evidence: Evidence) -> Iterator[Item]:
+def tables_items(evidence: Evidence) -> Iterator[AuditItem]:
     """All items of this topic."""
     yield from _table_1()
     yield from _table_7()
@@ -38,7 +38,7 @@ def items(evidence: Evidence) -> Iterator[Item]:
     yield from _equation_19(evidence)
 
 
-def _table_1() -> Iterator[Item]:
+def _table_1() -> Iterator[AuditItem]:
     for law, cells in TABLE_1.items():
         remark = f"{_LOSSES}; whether of the loss or of its logarithm is not said"
         yield lost(f"Table 1, {law}", " ".join(cells), remark, len(cells))
@@ -56,14 +56,14 @@ def _table_1() -> Iterator[Item]:
     )
 
 
-def _table_7() -> Iterator[Item]:
+def _table_7() -> Iterator[AuditItem]:
     scores = {model: [float(cell) for cell in cells[:-1] if cell != "-"] for model, cells in TABLE_7.items()}
     for model, cells in TABLE_7.items():
         given = len(scores[model])
         yield lost(f"Table 7, {model}", " ".join(cells[:-1]), "needs the trained model and its evaluation", given)
         if cells[-1] != "-":
             mean = round(statistics.mean(scores[model]), 10)
-            yield number(f"Table 7, {model}, mean", cells[-1], mean, "the seven scores", suffix=" %")
+            yield number_item(f"Table 7, {model}, mean", cells[-1], mean, "the seven scores", suffix=" %")
     best = "Upcycled 8x1B"
     means = {model: float(cells[-1]) for model, cells in TABLE_7.items() if cells[-1] != "-"}
     yield claim(
@@ -106,7 +106,7 @@ def _exponents(column: int) -> dict[str, str]:
     return {name: cells[column] for name, cells in TABLE_8.items()}
 
 
-def _table_8(evidence: Evidence) -> Iterator[Item]:
+def _table_8(evidence: Evidence) -> Iterator[AuditItem]:
     for name, row in TABLE_8.items():
         yield lost(f"Table 8, {name}", " ".join(row), _LOSSES, len(row))
     columns = {mixture: _exponents(column) for column, mixture in enumerate(MIXTURES)}
@@ -152,7 +152,7 @@ def _table_8(evidence: Evidence) -> Iterator[Item]:
     )
 
 
-def _slope_in_d1(evidence: Evidence, columns: dict[str, dict[str, str]]) -> Iterator[Item]:
+def _slope_in_d1(evidence: Evidence, columns: dict[str, dict[str, str]]) -> Iterator[AuditItem]:
     """The exponent of D1 at fixed D2, which must be negative for more dense training to help."""
     largest = math.log(largest_budget(evidence, "0.1B"))
     slopes = {}
@@ -183,7 +183,7 @@ def _slope_in_d1(evidence: Evidence, columns: dict[str, dict[str, str]]) -> Iter
     )
 
 
-def _configuration(evidence: Evidence) -> Iterator[Item]:
+def _configuration(evidence: Evidence) -> Iterator[AuditItem]:
     betas = " ".join(f"{name} {text}" for name, text in EQUATION_11.items())
     yield lost("Equation 11, exponents", betas, _LOSSES + "; A, F and E are not printed", len(EQUATION_11))
     shown = " ".join(CONFIGURATION_RMS.values())
@@ -215,7 +215,7 @@ def _configuration(evidence: Evidence) -> Iterator[Item]:
     )
 
 
-def _equation_19(evidence: Evidence) -> Iterator[Item]:
+def _equation_19(evidence: Evidence) -> Iterator[AuditItem]:
     shown = ", ".join(f"{name} {text}" for name, text in EQUATION_19.items())
     yield lost("Equation 19, exponents", shown, _LOSSES + "; A, B and E are not printed", len(EQUATION_19))
     values = {name: float(text) for name, text in EQUATION_19.items()}

@@ -14,7 +14,7 @@ from upcycle.audit.items.laws import LLAMA2_TOKENS, SIZE
 from upcycle.audit.items.models import shape
 from upcycle.audit.items.training import largest_budget
 from upcycle.audit.printed import EQUATION_2
-from upcycle.audit.verdict import Evidence, Item, claim, follows, lost, number, plain
+from upcycle.audit.verdict import AuditItem, Evidence, claim, follows, lost, number_item, plain_number
 from upcycle.decisions.curves import Curve, ThreeLaws
 from upcycle.decisions.published import TABLE_2, TABLE_2_E, half_unit
 from upcycle.decisions.thresholds import d_star, equation_2, refit_equation_2, threshold_d2
@@ -27,7 +27,7 @@ RMS = 0.015
 _TABLE_2 = "Equation 13 with Table 2"
 
 
-def items(evidence: Evidence) -> Iterator[Item]:
+def thresholds_items(evidence: Evidence) -> Iterator[AuditItem]:
     """All items of this topic."""
     yield from _equation_2(evidence)
     yield from _roots(evidence)
@@ -59,34 +59,37 @@ def _allowed(evidence: Evidence) -> tuple[float, float] | None:
     return (min(firsts), max(firsts)) if firsts else None
 
 
-def _equation_2(evidence: Evidence) -> Iterator[Item]:
+def _equation_2(evidence: Evidence) -> Iterator[AuditItem]:
     fitted = refit_equation_2(evidence.central)
     source = "ln D* of Table 2 fitted in ln(N1 / 1e9) and its square over 1e9 to 1e11"
-    yield number("Equation 2, exponent", EQUATION_2["linear"], fitted.exponent, source)
-    yield number("Equation 2, coefficient of the logarithm", EQUATION_2["quadratic"], fitted.curvature, source)
+    yield number_item("Equation 2, exponent", EQUATION_2["linear"], fitted.exponent, source)
+    yield number_item("Equation 2, coefficient of the logarithm", EQUATION_2["quadratic"], fitted.curvature, source)
     allowed = _allowed(evidence)
     prefactor = fitted.prefactor / B
-    yield number("Equation 2, prefactor", EQUATION_2["prefactor"], prefactor, source, suffix="B", allowed=allowed)
+    yield number_item("Equation 2, prefactor", EQUATION_2["prefactor"], prefactor, source, suffix="B", allowed=allowed)
     source = f"{_TABLE_2} at N1 = 1e9"
     value = first(evidence.central, SIZE)
-    yield number("Equation 13, D* of an 8x1B model (section 5.1)", "4", value, source, suffix="B", allowed=allowed)
+    yield number_item("Equation 13, D* of an 8x1B model (section 5.1)", "4", value, source, suffix="B", allowed=allowed)
     exact = count_parameters(shape("1B")).non_embedding
     yield follows("Equation 13, D* of Table 3's 1B (B tokens)", {"D*": first(evidence.central, exact)}, _TABLE_2)
     sizes = [0.52189e9, 1e9, 7e9, 7e10]
     yield follows(
         "Equation 2 over Equation 13",
-        {f"at N1 = {plain(size)}": float(equation_2(size)) / B / first(evidence.central, size) for size in sizes},
+        {
+            f"at N1 = {plain_number(size)}": float(equation_2(size)) / B / first(evidence.central, size)
+            for size in sizes
+        },
         "printed formula over the root of Table 2",
         "the prefactor of Equation 2 is that of parameters before rounding: keep full precision",
     )
 
 
-def _roots(evidence: Evidence) -> Iterator[Item]:
+def _roots(evidence: Evidence) -> Iterator[AuditItem]:
     half = count_parameters(shape("0.5B")).non_embedding
     for size in (float(half), 1e9, 7e9, 7e10):
         roots = d_star(evidence.central, size).roots
         yield follows(
-            f"Figure 1 right, D* at N1 = {plain(size)} (B tokens)",
+            f"Figure 1 right, D* at N1 = {plain_number(size)} (B tokens)",
             {name: root / B for name, root in zip(("D*", "second root"), roots, strict=False)},
             _TABLE_2,
         )
@@ -113,7 +116,7 @@ def _with_alpha3(three: ThreeLaws, factor: float) -> ThreeLaws:
     return replace(three, upcycled=Curve(three.upcycled.law, values, None, three.upcycled.box))
 
 
-def _statements(evidence: Evidence) -> Iterator[Item]:
+def _statements(evidence: Evidence) -> Iterator[AuditItem]:
     central = evidence.central
     at = d_star(central, SIZE)
     share = ", ".join(f"{name} {value:.0%}" for name, value in evidence.at_1e9.shares.items())
@@ -170,7 +173,7 @@ def _statements(evidence: Evidence) -> Iterator[Item]:
     )
 
 
-def _rounding(evidence: Evidence) -> Iterator[Item]:
+def _rounding(evidence: Evidence) -> Iterator[AuditItem]:
     draws = evidence.at_1e9.draws
     firsts = np.array([roots[0] / B for roots in draws if roots] or [math.nan])
     low, middle, high = np.quantile(firsts, [0.025, 0.5, 0.975])
@@ -220,7 +223,7 @@ def _slope_of_log(evidence: Evidence, lineage: str, name: str, step: float = 1e-
     return math.log(above / below) / (2 * step)
 
 
-def _half_units(evidence: Evidence, lineage: str, name: str, half: float) -> Item:
+def _half_units(evidence: Evidence, lineage: str, name: str, half: float) -> AuditItem:
     """D* with one parameter half a unit of its last printed digit down and up."""
     ends = [_moved(evidence, lineage, name, by) for by in (-half, half)]
     return follows(
@@ -230,7 +233,7 @@ def _half_units(evidence: Evidence, lineage: str, name: str, half: float) -> Ite
     )
 
 
-def _errors(evidence: Evidence) -> Iterator[Item]:
+def _errors(evidence: Evidence) -> Iterator[AuditItem]:
     central = evidence.central
     slope = d_star(central, SIZE).slopes[:1]
     value = slope[0] if slope else math.nan
@@ -261,7 +264,7 @@ def _errors(evidence: Evidence) -> Iterator[Item]:
         )
 
 
-def _other_criteria(evidence: Evidence) -> Iterator[Item]:
+def _other_criteria(evidence: Evidence) -> Iterator[AuditItem]:
     central = evidence.central
     d1, d2 = 1e9, 1e10
     target = central.upcycled.loss(D1=d1, D2=d2, N1=SIZE).item()
@@ -281,17 +284,17 @@ def _other_criteria(evidence: Evidence) -> Iterator[Item]:
     ):
         roots = {tokens: threshold_d2(central, size, tokens).roots for tokens in budgets}
         yield follows(
-            f"Section 5.1, D2 above which from scratch on D2 tokens is ahead, N1 = {plain(size, 1)} (B tokens)",
+            f"Section 5.1, D2 above which from scratch on D2 tokens is ahead, N1 = {plain_number(size, 1)} (B tokens)",
             {f"D1 = {tokens / B:,.0f}B": root[0] / B if (root := roots[tokens]) else math.nan for tokens in budgets},
             "L_moe(D2) = L_upcycled(D1, D2), Table 2",
         )
 
 
-def _literature() -> Iterator[Item]:
+def _literature() -> Iterator[AuditItem]:
     dense, more, scratch = 2.0, 0.4, 2.4
     source = "D1 = 2T, D2 = 0.4T, from scratch 2.4T"
     label = "Section 5.1, Komatsuzaki et al., share of the sunk cost"
-    yield number(label, "120", 100 * scratch / dense, source, suffix=" %")
+    yield number_item(label, "120", 100 * scratch / dense, source, suffix=" %")
     label = "Section 5.1, Komatsuzaki et al., tokens saved"
-    yield number(label, "2", scratch - more, source, suffix="T")
+    yield number_item(label, "2", scratch - more, source, suffix="T")
     yield lost("Sections 5.1 and 6, Muennighoff et al., Wei et al.", "below 100 %; twice", "results of other works", 2)

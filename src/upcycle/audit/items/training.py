@@ -7,14 +7,25 @@ from collections.abc import Iterator
 
 from upcycle.audit.items.models import shape
 from upcycle.audit.printed import TABLE_4, TABLE_5, TABLE_6
-from upcycle.audit.verdict import STUDY, Evidence, Item, claim, follows, lost, number, plain, reading, settings
+from upcycle.audit.verdict import (
+    STUDY,
+    AuditItem,
+    Evidence,
+    claim,
+    follows,
+    lost,
+    number_item,
+    plain_number,
+    reading,
+    settings,
+)
 from upcycle.laws.forms import get_law
 from upcycle.study.counting import count_parameters
 
 _FROM = f"{STUDY.parent.name}/{STUDY.name}"
 
 
-def items(evidence: Evidence) -> Iterator[Item]:
+def training_items(evidence: Evidence) -> Iterator[AuditItem]:
     """All items of this topic."""
     yield from _settings(evidence)
     yield from _budgets(evidence)
@@ -29,7 +40,7 @@ def largest_budget(evidence: Evidence, name: str) -> int:
     return max(entry.budgets) * entry.batch * evidence.study.context
 
 
-def _settings(evidence: Evidence) -> Iterator[Item]:
+def _settings(evidence: Evidence) -> Iterator[AuditItem]:
     study = evidence.study
     yield settings("Table 4", TABLE_4, {"context": study.context, **study.optim.model_dump()}, _FROM)
     yield claim(
@@ -80,18 +91,18 @@ def _settings(evidence: Evidence) -> Iterator[Item]:
     yield lost("Section 3.1, SlimPajama's CommonCrawl part", "368B and 0.3B tokens", "a count of the corpus", 2)
 
 
-def _budgets(evidence: Evidence) -> Iterator[Item]:
+def _budgets(evidence: Evidence) -> Iterator[AuditItem]:
     tokens = {name: largest_budget(evidence, name) for name in TABLE_5}
     source = "70,400 iterations x 1,024 sequences x 1,024 tokens (Tables 4 and 5)"
-    yield number("Table 7, tokens of the 1B model", "74", tokens["1B"] / 1e9, source, suffix="B")
+    yield number_item("Table 7, tokens of the 1B model", "74", tokens["1B"] / 1e9, source, suffix="B")
     half = max(evidence.study.models["1B"].budgets) // 2 * evidence.study.models["1B"].batch * evidence.study.context
-    yield number("Table 7, tokens of the upcycled 8x1B", "37", half / 1e9, "half of that", suffix="B")
+    yield number_item("Table 7, tokens of the upcycled 8x1B", "37", half / 1e9, "half of that", suffix="B")
     both = (tokens["1B"] + half) / 1e11
-    yield number(
+    yield number_item(
         "Section A.9, dense and upcycled tokens", "1", both, "the two before", shown="around 100B", suffix=" x 100B"
     )
     common = tokens["15M"]
-    yield number("Section 4.2, D1 = D2", "2.3", common / 1e9, "the largest budget of 15M (Table 5)", suffix="B")
+    yield number_item("Section 4.2, D1 = D2", "2.3", common / 1e9, "the largest budget of 15M (Table 5)", suffix="B")
     grids = {
         name: [steps * entry.batch * evidence.study.context for steps in entry.budgets]
         for name, entry in evidence.study.models.items()
@@ -130,7 +141,7 @@ def _budgets(evidence: Evidence) -> Iterator[Item]:
     )
 
 
-def _warmup(evidence: Evidence) -> Iterator[Item]:
+def _warmup(evidence: Evidence) -> Iterator[AuditItem]:
     models = evidence.study.models
     sizes = {name: count_parameters(shape(name)).non_embedding for name in TABLE_5}
     tokens = {name: models[name].warmup_steps * models[name].batch * evidence.study.context for name in TABLE_5}
@@ -153,7 +164,7 @@ def _warmup(evidence: Evidence) -> Iterator[Item]:
     )
 
 
-def _ablations(evidence: Evidence) -> Iterator[Item]:
+def _ablations(evidence: Evidence) -> Iterator[AuditItem]:
     study = evidence.study
     sweep = study.sweeps["upcycling_lr"]
     entry = study.models[sweep.model[0]]
@@ -166,22 +177,23 @@ def _ablations(evidence: Evidence) -> Iterator[Item]:
     }
     yield settings("Table 6", TABLE_6, found, _FROM)
     parent = steps * entry.batch * study.context / 1e9
-    yield number("Figure 8, tokens of the dense model", "2", parent, "Table 6: 4,000 x 512 x 1,024", suffix="B")
+    yield number_item("Figure 8, tokens of the dense model", "2", parent, "Table 6: 4,000 x 512 x 1,024", suffix="B")
     dense, moe = entry.lr * study.schedule.floor, entry.lr_moe * study.schedule.floor
-    yield number(
+    yield number_item(
         "Figure 8, LR at the end of dense training",
         "2e-4",
         dense,
         "10 % of the 0.1B model's 4e-3 (Table 5, A.5)",
-        remark=f"the dense 0.1B model ends at {plain(dense, 1)}; {plain(moe, 1)} is 10 % of its mixture's maximum",
+        remark=f"the dense 0.1B model ends at {plain_number(dense, 1)}; "
+        f"{plain_number(moe, 1)} is 10 % of its mixture's maximum",
     )
 
 
-def _grids(evidence: Evidence) -> Iterator[Item]:
+def _grids(evidence: Evidence) -> Iterator[AuditItem]:
     study = evidence.study
     budgets = {float(len(entry.budgets)) for entry in study.models.values()}
     source = f"{_FROM}: five budgets a size (inferred)"
-    yield number("Section 4.1, side of the grid of D1 and D2", "5", max(budgets), source)
+    yield number_item("Section 4.1, side of the grid of D1 and D2", "5", max(budgets), source)
     sweep = study.sweeps["configuration"]
     mixtures = [study.moes[name] for name in sweep.moe]
     printed = {"experts": "4 8 16 32", "active": "1 2 4", "sizes": "15M 44M 0.1B 0.2B"}

@@ -28,7 +28,7 @@ from upcycle.decisions.advice.expectations import (
     Expected,
     Reach,
     Verdict,
-    compare,
+    compare_options,
     distances,
     expected,
     tokens_to_reach,
@@ -36,7 +36,7 @@ from upcycle.decisions.advice.expectations import (
 )
 from upcycle.decisions.advice.rules import rules_of_thumb
 from upcycle.decisions.advice.settling import settling_run
-from upcycle.decisions.advice.words import in_words, statement
+from upcycle.decisions.advice.words import advice_in_words, advice_statement
 from upcycle.decisions.allocation import upcycled_bands
 from upcycle.decisions.curves import ThreeLaws, published, read_three_laws
 from upcycle.decisions.quantities import quantity
@@ -97,7 +97,7 @@ def advise(
         flops_per_second,
     )
     losses = () if d2 is None else _losses(asked, n1, d1, d2, flops_per_second)
-    comparisons = tuple(compare(losses[0], other, law_error) for other in losses[1:])
+    comparisons = tuple(compare_options(losses[0], other, law_error) for other in losses[1:])
     table = tuple(_row(asked, n1, d1, share, law_error, flops_per_second) for share in SHARES_OF_D1)
     thresholds = (
         threshold_d2(asked, n1, d1),
@@ -114,7 +114,7 @@ def advise(
     return Advice(
         question=question,
         verdict=verdict,
-        statement=_of_other_laws(laws, question) + statement(verdict, comparisons, thresholds[0], table, far),
+        statement=_of_other_laws(laws, question) + advice_statement(verdict, comparisons, thresholds[0], table, far),
         losses=losses,
         comparisons=comparisons,
         catch_up=tokens_to_reach(three.need("moe"), "D", losses[0].rows, N1=n1) if losses else None,
@@ -192,7 +192,7 @@ def _row(three: ThreeLaws, n1: float, d1: float, share: float, law_error: float 
         upcycled.loss,
         scratch.loss,
         None if dense_on is None else dense_on.loss,
-        compare(upcycled, scratch, law_error),
+        compare_options(upcycled, scratch, law_error),
     )
 
 
@@ -250,7 +250,7 @@ def error_of(folder: Path, three: ThreeLaws) -> float | None:
     return None
 
 
-def run(args: argparse.Namespace) -> None:
+def run_advise(args: argparse.Namespace) -> None:
     """The verb: print the answer in words or, with --json, as JSON.
 
     Raises `UserError` for numbers that cannot be read.
@@ -281,4 +281,4 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(advice.to_json(), indent=1, allow_nan=False))
     else:
-        print(in_words(advice))
+        print(advice_in_words(advice))

@@ -85,7 +85,7 @@ class ComputeOptimal:
 
 @dataclass(frozen=True)
 class Advice:
-    """The whole answer; `to_json` is its strict JSON, `words.in_words` its text."""
+    """The whole answer; `to_json` is its strict JSON, `words.advice_in_words` its text."""
 
     question: Question
     verdict: Verdict

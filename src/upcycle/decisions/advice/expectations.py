@@ -100,7 +100,7 @@ def band_of(rows: Array) -> tuple[float, float] | None:
     return central_95(rows[1:]) if len(rows) > 1 else None
 
 
-def compare(upcycled: Expected, other: Expected, law_error: float | None) -> Comparison:
+def compare_options(upcycled: Expected, other: Expected, law_error: float | None) -> Comparison:
     """Upcycled against one alternative, draw by draw."""
     gap = upcycled.rows - other.rows
     draws = gap[1:] if len(gap) > 1 else gap

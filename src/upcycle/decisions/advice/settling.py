@@ -27,7 +27,7 @@ LEAST_TOLD = 0.05
 
 
 @dataclass(frozen=True)
-class Candidate:
+class AffordableRun:
     """A run that could be made."""
 
     kind: Literal["scratch", "upcycled"]
@@ -45,7 +45,7 @@ class Candidate:
 class SettlingRun:
     """A run worth making, and what its loss would say."""
 
-    run: Candidate
+    run: AffordableRun
     about_tokens: float
     """The D2 whose question it would settle."""
     gpu_hours: float
@@ -107,7 +107,7 @@ def settling_run(
     )
 
 
-def _loss_draws(three: ThreeLaws, run: Candidate) -> Array:
+def _loss_draws(three: ThreeLaws, run: AffordableRun) -> Array:
     """Predicted loss [B] of a candidate."""
     if run.d1 is None:
         return three.need("moe").loss_draws(D=run.d2, N1=run.n1)
@@ -124,7 +124,7 @@ def _told(loss_B: Array, gap_B: Array, noise: float) -> float:
     return min(1.0, _covariance(loss_B, gap_B) ** 2 / variances) if variances > 0 else 0.0
 
 
-def _candidates(three: ThreeLaws, d1: float, n1: float, most: float) -> Iterator[Candidate]:
+def _candidates(three: ThreeLaws, d1: float, n1: float, most: float) -> Iterator[AffordableRun]:
     """Runs of at most `most` FLOPs, none shorter than the data: at N1 and at smaller sizes.
 
     At N1 the dense model is there; below, its counterpart has to be trained as well, on D1 tokens or on as many per
@@ -136,11 +136,11 @@ def _candidates(three: ThreeLaws, d1: float, n1: float, most: float) -> Iterator
         per_token, least = 6 * three.active_ratio * n, LEAST_TOKENS_PER_PARAMETER * n
         for flops in (share * most for share in SHARES):
             if flops / per_token >= max(least, _shortest(moe, "D")):
-                yield Candidate("scratch", n, None, flops / per_token, False, flops)
+                yield AffordableRun("scratch", n, None, flops / per_token, False, flops)
             for parent in (d1,) if here else (d1, size * d1):
                 d2 = (flops - (0.0 if here else 6 * n * parent)) / per_token
                 if d2 >= max(least, _shortest(three.upcycled, "D2")) and parent >= _shortest(three.upcycled, "D1"):
-                    yield Candidate("upcycled", n, parent, d2, not here, flops)
+                    yield AffordableRun("upcycled", n, parent, d2, not here, flops)
 
 
 def _shortest(curve: Curve, name: str) -> float:

@@ -23,7 +23,7 @@ VERDICTS: dict[Verdict, str] = {
 OPPOSITE: dict[Verdict, Verdict] = {"upcycle": "scratch", "scratch": "upcycle"}
 
 
-def statement(
+def advice_statement(
     verdict: Verdict,
     comparisons: tuple[Comparison, ...],
     sunk: Threshold,
@@ -64,7 +64,7 @@ def _extrapolation(far: tuple[Distance, ...]) -> str:
     return f"This is extrapolation: {', '.join(outside)}." if outside else ""
 
 
-def in_words(advice: Advice) -> str:
+def advice_in_words(advice: Advice) -> str:
     """The whole answer, for a terminal."""
     sections = [
         ("", _question(advice)),

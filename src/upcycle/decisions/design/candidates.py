@@ -183,7 +183,7 @@ def linearise(setting: Setting, noise: float, threshold: Threshold) -> Linearise
     )
 
 
-def spread(simulated: Simulated, target: Target) -> float:
+def simulated_error(simulated: Simulated, target: Target) -> float:
     """The same standard error over simulations: of the gap where the target is, over its slope."""
     setting = simulated.setting
     assert setting.moe is not None

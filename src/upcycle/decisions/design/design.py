@@ -9,15 +9,16 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from upcycle.decisions.curves import Curve, ThreeLaws, published, read_three_laws
-from upcycle.decisions.design.candidates import Candidate, Linearised, largest, linearise, rank, spread
+from upcycle.decisions.design.answer import DesignAnswer, Verified
+from upcycle.decisions.design.candidates import Candidate, largest, linearise, rank, simulated_error
 from upcycle.decisions.design.grid import (
     PAPER_BUDGETS,
     PAPER_N1,
@@ -26,51 +27,21 @@ from upcycle.decisions.design.grid import (
     from_study,
     parse_numbers,
 )
-from upcycle.decisions.design.model import Setting, extended, set_up
-from upcycle.decisions.design.simulation import Simulated, doubts, simulate
+from upcycle.decisions.design.model import extended, set_up
+from upcycle.decisions.design.simulation import design_doubts, simulate_sweeps
+from upcycle.decisions.design.words import design_in_words
 from upcycle.decisions.quantities import quantity
 from upcycle.decisions.thresholds import Threshold
 from upcycle.errors import UserError
 from upcycle.laws.certificate.validate import seed_noise
 from upcycle.laws.forms import get_law
 from upcycle.laws.tables.losses import read_losses
-from upcycle.workflow.invocation import read_workflow
+from upcycle.study.plan import Plan
+from upcycle.study.study import StudyConfig
 
 SHOWN = 5
 """Further runs that are listed."""
 PAPER_GRID = "no grid given: the paper's 5 x 5 budgets of its 0.1B model"
-
-
-@dataclass(frozen=True)
-class Verified:
-    """A further run, simulated."""
-
-    candidate: Candidate
-    threshold: Threshold
-    error: float
-    """Standard error of the target over the simulations with it."""
-
-
-@dataclass(frozen=True)
-class Design:
-    """All that `upcycle design` answers."""
-
-    setting: Setting
-    source: str
-    """Where the truth is from."""
-    noise_words: str
-    simulated: Simulated
-    threshold: Threshold | None
-    linearised: Linearised | None
-    """None where D* cannot be had."""
-    ranked: tuple[Candidate, ...]
-    """The best further runs per FLOP."""
-    largest: Candidate | None
-    """Of further runs that cost little beside the sweep, the one that helps most."""
-    error: float | None
-    """Standard error of the target over the simulations."""
-    verified: tuple[Verified, ...]
-    """The best per FLOP and the largest, simulated with the same noise in the other runs."""
 
 
 def design(
@@ -84,32 +55,32 @@ def design(
     simulations: int = 400,
     seed: int = 0,
     noise_words: str = "given",
-) -> Design:
+) -> DesignAnswer:
     """Simulate a planned sweep, look at D*, rank further runs, and simulate again with the best (see `set_up`).
 
     Raises `UserError` for laws, parameters, noise or counts that cannot be.
     """
     setting = set_up(sweep, three, law=law, fix=fix, at_n1=at_n1)
-    simulated = simulate(setting, noise, simulations=simulations, seed=seed)
+    simulated = simulate_sweeps(setting, noise, simulations=simulations, seed=seed)
     threshold = simulated.threshold()
     if threshold is None:
-        return Design(setting, three.source, noise_words, simulated, None, None, (), None, None, ())
+        return DesignAnswer(setting, three.source, noise_words, simulated, None, None, (), None, None, ())
     linearised = linearise(setting, noise, threshold)
     if not linearised.determined:
         setting = replace(setting, no_d_star="its runs do not determine both laws where D* is asked for")
         undetermined = replace(simulated, setting=setting)
-        return Design(setting, three.source, noise_words, undetermined, None, None, (), None, None, ())
+        return DesignAnswer(setting, three.source, noise_words, undetermined, None, None, (), None, None, ())
     candidates: list[Candidate] = []
     if math.isfinite(linearised.error()):
         candidates = [candidate for candidate in rank(linearised) if candidate.gain_per_flop > 0]
     best = largest(candidates, sweep.flops)
     verified = []
     for candidate in [*candidates[:1], *([best] if best is not None and best is not candidates[0] else [])]:
-        again = simulate(extended(setting, candidate.added), noise, simulations=simulations, seed=seed)
+        again = simulate_sweeps(extended(setting, candidate.added), noise, simulations=simulations, seed=seed)
         found = again.threshold()
         assert found is not None
-        verified.append(Verified(candidate, found, spread(again, linearised.target)))
-    return Design(
+        verified.append(Verified(candidate, found, simulated_error(again, linearised.target)))
+    return DesignAnswer(
         setting,
         three.source,
         noise_words,
@@ -118,28 +89,46 @@ def design(
         linearised,
         tuple(candidates[:SHOWN]),
         best,
-        spread(simulated, linearised.target),
+        simulated_error(simulated, linearised.target),
         tuple(verified),
     )
 
 
-def run(args: argparse.Namespace) -> None:
+class PlannedStudy(Protocol):
+    """A study as the command line reads it."""
+
+    @property
+    def study(self) -> StudyConfig:
+        """Its settings."""
+
+    @property
+    def plan(self) -> Plan:
+        """Its runs."""
+
+    @property
+    def out(self) -> Path:
+        """Its folder of results."""
+
+
+ReadStudy = Callable[[], PlannedStudy]
+"""Reads the study that `--study` names; called only where an answer needs it."""
+
+
+def run_design(args: argparse.Namespace, read_study: ReadStudy) -> None:
     """The verb: print the answer in words and tables, or with --json as data."""
-    from upcycle.decisions.design.words import in_words
-
-    answer = from_arguments(args)
-    print(json.dumps(as_data(answer), indent=1, allow_nan=False) if args.json else in_words(answer))
+    answer = from_arguments(args, read_study)
+    print(json.dumps(as_data(answer), indent=1, allow_nan=False) if args.json else design_in_words(answer))
 
 
-def from_arguments(args: argparse.Namespace) -> Design:
+def from_arguments(args: argparse.Namespace, read_study: ReadStudy) -> DesignAnswer:
     """The answer to a command line.
 
     Raises `UserError` naming the option that is wrong and the mend.
     """
     three = read_three_laws(args.fits) if args.fits else published(draws=0)
     three = with_values(three, args.law, parse_fix(args.values or "", "--values"))
-    sweep, notes = _sweep(args, three)
-    noise, noise_words = _noise(args)
+    sweep, notes = _sweep(args, three, read_study)
+    noise, noise_words = _noise(args, read_study)
     return design(
         replace(sweep, notes=(*sweep.notes, *notes)),
         three.without_draws(),
@@ -192,15 +181,15 @@ def parse_fix(text: str, option: str = "--fix") -> dict[str, float | None]:
     return fix
 
 
-def _sweep(args: argparse.Namespace, three: ThreeLaws) -> tuple[PlannedSweep, list[str]]:
+def _sweep(args: argparse.Namespace, three: ThreeLaws, read_study: ReadStudy) -> tuple[PlannedSweep, list[str]]:
     """The runs that are planned."""
     grids = {"--d1": args.d1, "--d2": args.d2, "--n1": args.n1}
     given = [option for option, text in grids.items() if text]
     if args.sweep:
         if given:
             raise UserError(f"--sweep has a grid of its own: leave out {', '.join(given)}")
-        workflow = read_workflow(args.study, Path.cwd())
-        sweep, notes = from_study(workflow.study, workflow.plan, args.sweep), []
+        planned = read_study()
+        sweep, notes = from_study(planned.study, planned.plan, args.sweep), []
         if (sweep.n_expert, sweep.top_k) != (three.n_expert, three.top_k):
             mixtures = (
                 f"{three.n_expert} experts, top-{three.top_k}; the sweep's have {sweep.n_expert}, top-{sweep.top_k}"
@@ -219,11 +208,11 @@ def _sweep(args: argparse.Namespace, three: ThreeLaws) -> tuple[PlannedSweep, li
     return sweep, [] if given else [f"There was {PAPER_GRID}."]
 
 
-def _noise(args: argparse.Namespace) -> tuple[float, str]:
+def _noise(args: argparse.Namespace, read_study: ReadStudy) -> tuple[float, str]:
     """Standard deviation of a loss in nats, and where it is from."""
     if args.noise is not None:
         return quantity(args.noise, "--noise"), "given"
-    path = read_workflow(args.study, Path.cwd()).out / "losses.csv"
+    path = read_study().out / "losses.csv"
     mend = "give --noise, e.g. 0.003"
     try:
         measured = seed_noise(read_losses(path))
@@ -237,7 +226,7 @@ def _noise(args: argparse.Namespace) -> tuple[float, str]:
     )
 
 
-def as_data(answer: Design) -> dict[str, Any]:
+def as_data(answer: DesignAnswer) -> dict[str, Any]:
     """The answer as JSON data; what is not finite is null."""
     setting, simulated = answer.setting, answer.simulated
     sides = setting.sides()
@@ -273,7 +262,7 @@ def as_data(answer: Design) -> dict[str, Any]:
         "d_star": _threshold_data(answer.threshold) | {"n1": setting.n1} if answer.threshold else None,
         "no_d_star": setting.no_d_star or None,
         "not_identifiable": [
-            {"of": name, "parameters": list(names), "why": why} for name, names, why in doubts(simulated)
+            {"of": name, "parameters": list(names), "why": why} for name, names, why in design_doubts(simulated)
         ],
         "further_runs": _further(answer),
         "notes": list(setting.notes),
@@ -290,7 +279,7 @@ def _threshold_data(threshold: Threshold) -> dict[str, Any]:
     }
 
 
-def _further(answer: Design) -> dict[str, Any] | None:
+def _further(answer: DesignAnswer) -> dict[str, Any] | None:
     if answer.linearised is None:
         return None
 

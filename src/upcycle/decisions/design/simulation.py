@@ -33,7 +33,7 @@ OFTEN = 0.05
 
 
 @dataclass(frozen=True)
-class Expected:
+class ExpectedParameter:
     """What the sweep will say of one parameter."""
 
     truth: float
@@ -53,7 +53,7 @@ class Expected:
 
 
 @dataclass(frozen=True)
-class Interaction:
+class ExpectedInteraction:
     """What the sweep will say of alpha3's sign."""
 
     right_sign: float
@@ -72,7 +72,7 @@ class Simulated:
     noise: float
     estimates: Mapping[str, Mapping[str, Array]]
     """By lineage, every parameter [S], held ones too."""
-    parameters: Mapping[str, Mapping[str, Expected]]
+    parameters: Mapping[str, Mapping[str, ExpectedParameter]]
     converged: float
     """Share of all fits that converged."""
 
@@ -81,13 +81,13 @@ class Simulated:
         """How many sweeps were simulated."""
         return len(next(iter(self.estimates["upcycled"].values())))
 
-    def interaction(self) -> Interaction | None:
+    def interaction(self) -> ExpectedInteraction | None:
         """Of alpha3; None for a law without it, or where it is held, undetermined or 0."""
         expected = self.parameters["upcycled"].get("alpha3")
         if expected is None or expected.held or expected.undetermined or expected.truth == 0:
             return None
         towards_S = np.sign(expected.truth) * self.estimates["upcycled"]["alpha3"]
-        return Interaction(
+        return ExpectedInteraction(
             right_sign=float((towards_S > 0).mean()),
             excludes_0=float((towards_S > 1.96 * expected.deviation).mean()),
             settled=bool(central_95(towards_S)[0] > 0),
@@ -111,7 +111,7 @@ class Simulated:
         return d_star(three, setting.n1)
 
 
-def simulate(setting: Setting, noise: float, *, simulations: int = 400, seed: int = 0) -> Simulated:
+def simulate_sweeps(setting: Setting, noise: float, *, simulations: int = 400, seed: int = 0) -> Simulated:
     """Draw the sweep's losses `simulations` times, with normal noise of this standard deviation in nats, and refit.
 
     Raises `UserError` for a noise that is not above 0 or leaves a loss without a logarithm, or under 40 simulations.
@@ -123,7 +123,7 @@ def simulate(setting: Setting, noise: float, *, simulations: int = 400, seed: in
     sides = setting.sides()
     drawn = {name: _draw(side, noise, simulations, (seed, LINEAGES.index(name))) for name, side in sides.items()}
     estimates: dict[str, dict[str, Array]] = {}
-    parameters: dict[str, dict[str, Expected]] = {}
+    parameters: dict[str, dict[str, ExpectedParameter]] = {}
     converged: list[NDArray[np.bool_]] = []
 
     def fit(names: list[str], floor_S: Array | None = None) -> None:
@@ -164,7 +164,7 @@ def simulate(setting: Setting, noise: float, *, simulations: int = 400, seed: in
     )
 
 
-def doubts(simulated: Simulated) -> list[tuple[str, tuple[str, ...], str]]:
+def design_doubts(simulated: Simulated) -> list[tuple[str, tuple[str, ...], str]]:
     """What is not identifiable: lineage, parameters, and why in words."""
     found: list[tuple[str, tuple[str, ...], str]] = []
     if simulated.setting.confounded:
@@ -215,7 +215,7 @@ def _draw(side: Side, noise: float, simulations: int, seed: tuple[int, int]) -> 
 
 def _expected(
     prepared: Prepared, side: Side, estimates: Mapping[str, Array], held: Mapping[str, str]
-) -> dict[str, Expected]:
+) -> dict[str, ExpectedParameter]:
     """Each parameter's spread and verdict, in the law's order."""
     expected = {}
     for parameter in side.law.parameters:
@@ -224,7 +224,7 @@ def _expected(
         low, high = central_95(values_S)
         undetermined = "" if name in held else _undetermined(prepared, name)
         doubt = undetermined or ("" if name in held else _doubt(prepared, side, parameter, values_S))
-        expected[name] = Expected(
+        expected[name] = ExpectedParameter(
             truth=float(side.values[name]),
             median=float(np.median(values_S)),
             interval=(low, high),

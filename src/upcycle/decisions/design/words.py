@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from upcycle.decisions.design.answer import DesignAnswer
 from upcycle.decisions.design.candidates import CHEAP, Candidate
-from upcycle.decisions.design.design import Design
-from upcycle.decisions.design.simulation import Simulated, doubts
+from upcycle.decisions.design.simulation import Simulated, design_doubts
 from upcycle.decisions.thresholds import Threshold
 
 TITLES = {
@@ -23,7 +23,7 @@ def percent(share: float, digits: int = 0) -> str:
     return f"{100 * share:.{digits}f} %" if share < 10 else "> 1000 %"
 
 
-def in_words(answer: Design) -> str:
+def design_in_words(answer: DesignAnswer) -> str:
     """The whole answer."""
     blocks = [
         _planned(answer),
@@ -37,7 +37,7 @@ def in_words(answer: Design) -> str:
     return "\n\n".join(block for block in blocks if block)
 
 
-def _planned(answer: Design) -> str:
+def _planned(answer: DesignAnswer) -> str:
     simulated, setting = answer.simulated, answer.setting
     lines = [
         f"Planned: {setting.sweep.words}; {setting.sweep.flops:.3g} FLOPs (6 N D, each run by itself).",
@@ -99,14 +99,14 @@ def _times(factor: float) -> str:
 
 
 def _identifiable(simulated: Simulated) -> str:
-    found = doubts(simulated)
+    found = design_doubts(simulated)
     if not found:
         return "Every fitted parameter is identifiable: none runs to a bound or spans most of its plausible range."
     lines = [f"- {', '.join(names)} of {TITLES[name]}: {why}" for name, names, why in found]
     return "\n".join(["Not identifiable:", *lines])
 
 
-def _d_star(answer: Design) -> str:
+def _d_star(answer: DesignAnswer) -> str:
     setting, threshold = answer.setting, answer.threshold
     if threshold is None:
         return f"D* cannot be had from this sweep: {setting.no_d_star}."
@@ -136,7 +136,7 @@ def _spread(threshold: Threshold) -> str:
     return f"95 % of the reported D* found lie in {low:.3g} to {high:.3g} tokens, {factor}; of the sweeps, {shares}."
 
 
-def _further(answer: Design) -> str:
+def _further(answer: DesignAnswer) -> str:
     linearised = answer.linearised
     if linearised is None:
         return ""
@@ -164,7 +164,7 @@ def _further(answer: Design) -> str:
     return "\n".join(lines)
 
 
-def _simulated(answer: Design) -> list[tuple[str, ...]]:
+def _simulated(answer: DesignAnswer) -> list[tuple[str, ...]]:
     """The planned sweep and those with a further run: what the simulations say."""
     assert answer.threshold is not None
     rows = [

@@ -48,7 +48,7 @@ class HeldOut:
 
 
 @dataclass(frozen=True)
-class Plan:
+class HoldoutPlan:
     """Groups of points to be left out one after the other."""
 
     input: str
@@ -57,29 +57,29 @@ class Plan:
 
 def folds(prepared: Prepared, optimum: Optimum) -> dict[str, HeldOut | str]:
     """Grouped k-fold: for each input, every level predicted from the others; or why not, in words."""
-    plans: dict[str, Plan | str] = {}
+    plans: dict[str, HoldoutPlan | str] = {}
     for name in prepared.law.inputs:
         group_N = grouping(prepared.data[name])
         count = int(group_N.max()) + 1
         if count < LEAST_LEVELS:
             plans[name] = f"{count} levels of {name}; at least {LEAST_LEVELS} are needed"
         else:
-            plans[name] = Plan(name, group_N == np.arange(count)[:, None])
+            plans[name] = HoldoutPlan(name, group_N == np.arange(count)[:, None])
     return _carry_out(prepared, optimum, plans)
 
 
 def extrapolation(prepared: Prepared, optimum: Optimum) -> dict[str, HeldOut | str]:
     """The largest level of each input of tokens or size (and the largest two of many) predicted from the others."""
-    plans: dict[str, Plan | str] = {}
+    plans: dict[str, HoldoutPlan | str] = {}
     for name in (name for name in EXTRAPOLATED if name in prepared.law.inputs):
         group_N = grouping(prepared.data[name])
         last = int(group_N.max())
         if last + 1 < LEAST_LEVELS:
             plans[name] = f"{last + 1} levels of {name}; at least {LEAST_LEVELS} are needed"
             continue
-        plans[name] = Plan(name, (group_N == last)[None])
+        plans[name] = HoldoutPlan(name, (group_N == last)[None])
         if last + 1 >= TWO_FROM:
-            plans[f"{name}, two largest"] = Plan(name, (group_N >= last - 1)[None])
+            plans[f"{name}, two largest"] = HoldoutPlan(name, (group_N >= last - 1)[None])
     return _carry_out(prepared, optimum, plans)
 
 
@@ -95,11 +95,13 @@ def grouping(input_N: Array) -> NDArray[np.intp]:
     return np.asarray(joined_L[level_N], dtype=np.intp)
 
 
-def _carry_out(prepared: Prepared, optimum: Optimum, plans: Mapping[str, Plan | str]) -> dict[str, HeldOut | str]:
+def _carry_out(
+    prepared: Prepared, optimum: Optimum, plans: Mapping[str, HoldoutPlan | str]
+) -> dict[str, HeldOut | str]:
     """Refit for all groups of all plans in one batch."""
     p = len(prepared.slots)
     results: dict[str, HeldOut | str] = {}
-    possible: dict[str, Plan] = {}
+    possible: dict[str, HoldoutPlan] = {}
     for key, plan in plans.items():
         if isinstance(plan, str):
             results[key] = plan
@@ -121,7 +123,7 @@ def _carry_out(prepared: Prepared, optimum: Optimum, plans: Mapping[str, Plan | 
     return {key: results[key] for key in plans}
 
 
-def _errors(prepared: Prepared, plan: Plan, phi_GR: Array, residual_GN: Array) -> HeldOut | str:
+def _errors(prepared: Prepared, plan: HoldoutPlan, phi_GR: Array, residual_GN: Array) -> HeldOut | str:
     input_N = prepared.data[plan.input]
     for left_out_N, phi_R in zip(plan.left_out_GN, phi_GR, strict=True):
         if not condition_number(prepared, phi_R, ~left_out_N) < CONDITION_LIMIT:

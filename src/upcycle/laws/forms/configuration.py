@@ -8,7 +8,7 @@ from __future__ import annotations
 from numpy import log, log1p
 
 from upcycle.laws.law import Law, Parameter
-from upcycle.laws.registry import FLOOR, Term, exponent, register, scale
+from upcycle.laws.registry import FLOOR, Term, exponent_parameter, register, scale
 from upcycle.laws.terms import Array
 
 INTERACTION_OF_P = Parameter(
@@ -37,9 +37,9 @@ def configuration() -> Law:
         inputs=INPUTS,
         parameters=(
             scale("A", "loss that sparsity would save", "nats at P = 1"),
-            exponent("beta1", "exponent of P", starts=(0.3, 1.0, 2.0)),
+            exponent_parameter("beta1", "exponent of P", starts=(0.3, 1.0, 2.0)),
             scale("F", "loss that active parameters would save", "nats at N2 = 1 parameter"),
-            exponent("beta2", "exponent of N2"),
+            exponent_parameter("beta2", "exponent of N2"),
             FLOOR,
         ),
         terms=terms,
@@ -62,8 +62,8 @@ def configuration_multiplicative() -> Law:
         inputs=INPUTS,
         parameters=(
             scale("A", "scaling factor", "nats at P = 1, N2 = 0"),
-            exponent("beta1", "exponent of P at N2 = 0", starts=(0.0, 0.3, 1.0)),
-            exponent("beta2", "exponent of N2 at P = 1"),
+            exponent_parameter("beta1", "exponent of P at N2 = 0", starts=(0.0, 0.3, 1.0)),
+            exponent_parameter("beta2", "exponent of N2 at P = 1"),
             INTERACTION_OF_P,
             FLOOR,
         ),
@@ -102,9 +102,9 @@ def configuration_additive() -> Law:
         inputs=INPUTS,
         parameters=(
             scale("A", "loss that sparsity would save", "nats at P = 1"),
-            exponent("beta1", "exponent of P", starts=(0.3, 1.0, 2.0)),
+            exponent_parameter("beta1", "exponent of P", starts=(0.3, 1.0, 2.0)),
             scale("F", "loss that active parameters would save", "nats at N2 = 0"),
-            exponent("beta2", "exponent of N2 at P = 1"),
+            exponent_parameter("beta2", "exponent of N2 at P = 1"),
             INTERACTION_OF_P,
             FLOOR,
         ),

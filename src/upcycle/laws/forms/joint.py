@@ -11,12 +11,12 @@ from numpy import log, log1p
 
 from upcycle.laws.forms.tokens import EXPONENT_OF_D2
 from upcycle.laws.law import Law, Shifted
-from upcycle.laws.registry import FLOOR, INTERACTION, OFFSET, Term, exponent, register, scale
+from upcycle.laws.registry import FLOOR, INTERACTION, OFFSET, Term, exponent_parameter, register, scale
 from upcycle.laws.terms import Array
 
 _OF_N1 = (
     scale("B", "loss that a larger model would save", "nats at N1 = 1 parameter"),
-    exponent("beta", "exponent of N1"),
+    exponent_parameter("beta", "exponent of N1"),
 )
 
 
@@ -58,8 +58,8 @@ def joint() -> Law:
         decides="upcycled",
         parameters=(
             scale("A", "scaling factor of the tokens", "nats at D1 = D2 = 1 token"),
-            exponent("alpha1", "exponent of D1 at D2 = 1 token"),
-            exponent("alpha2", "exponent of D2 at D1 = 1 token"),
+            exponent_parameter("alpha1", "exponent of D1 at D2 = 1 token"),
+            exponent_parameter("alpha2", "exponent of D2 at D1 = 1 token"),
             INTERACTION,
             *_OF_N1,
             FLOOR,
@@ -106,8 +106,8 @@ def joint_offset() -> Law:
         decides="upcycled",
         parameters=(
             scale("A", "scaling factor of the tokens", "nats at D1 = 1 token, D2 = 0"),
-            exponent("alpha1", "exponent of D1 at D2 = 0"),
-            exponent("alpha2", "exponent of D2 >> D0 at D1 = 1 token"),
+            exponent_parameter("alpha1", "exponent of D1 at D2 = 0"),
+            exponent_parameter("alpha2", "exponent of D2 >> D0 at D1 = 1 token"),
             INTERACTION,
             OFFSET,
             *_OF_N1,
@@ -137,10 +137,10 @@ def joint_rejected() -> Law:
         inputs=("D1", "D2", "N1"),
         parameters=(
             scale("A", "loss that more dense training would save", "nats at D1 = 1 token"),
-            exponent("alpha1", "exponent of D1"),
+            exponent_parameter("alpha1", "exponent of D1"),
             scale("B", "scaling factor of D2 and N1", "nats at D2 = 1 token, N1 = 1 parameter"),
-            exponent("alpha2", "exponent of D2 at N1 = 1 parameter", starts=(-0.1, 0.05, 0.3)),
-            exponent("beta", "exponent of N1 at D2 = 1 token", starts=(-0.1, 0.05, 0.3)),
+            exponent_parameter("alpha2", "exponent of D2 at N1 = 1 parameter", starts=(-0.1, 0.05, 0.3)),
+            exponent_parameter("beta", "exponent of N1 at D2 = 1 token", starts=(-0.1, 0.05, 0.3)),
             replace(INTERACTION, meaning="how much the exponent of N1 shrinks per e-fold of D2"),
             FLOOR,
         ),
@@ -169,8 +169,8 @@ def unified() -> Law:
         inputs=("T1", "T2", "N1"),
         parameters=(
             scale("A", "scaling factor of the tokens", "nats at T1 = T2 = 0"),
-            exponent("alpha1", "exponent of tokens as a dense model"),
-            exponent("alpha2", "exponent of tokens as a mixture"),
+            exponent_parameter("alpha1", "exponent of tokens as a dense model"),
+            exponent_parameter("alpha2", "exponent of tokens as a mixture"),
             INTERACTION,
             *_OF_N1,
             FLOOR,
@@ -201,7 +201,7 @@ def joint_configuration() -> Law:
         parameters=(
             *parameters[:-1],
             scale("F", "loss that sparsity would save", "nats at P = 1"),
-            exponent("beta1", "exponent of P", starts=(0.3, 1.0, 2.0)),
+            exponent_parameter("beta1", "exponent of P", starts=(0.3, 1.0, 2.0)),
             parameters[-1],
         ),
         terms=terms,

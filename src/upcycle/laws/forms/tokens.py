@@ -11,8 +11,8 @@ from dataclasses import replace
 
 from numpy import log, log1p
 
-from upcycle.laws.law import Box, Derived, Law, Parameter, Shifted, Source
-from upcycle.laws.registry import FLOOR, INTERACTION, OFFSET, Term, exponent, register, scale
+from upcycle.laws.law import Box, Derived, Law, Parameter, ParameterSource, Shifted
+from upcycle.laws.registry import FLOOR, INTERACTION, OFFSET, Term, exponent_parameter, register, scale
 from upcycle.laws.terms import Array
 
 
@@ -59,9 +59,9 @@ def chinchilla() -> Law:
         decides="scratch",
         parameters=(
             scale("A", "loss that more data would save", "nats at D = 1 token"),
-            exponent("alpha", "exponent of D"),
+            exponent_parameter("alpha", "exponent of D"),
             scale("B", "loss that a larger model would save", "nats at N = 1 parameter"),
-            exponent("beta", "exponent of N"),
+            exponent_parameter("beta", "exponent of N"),
             FLOOR,
         ),
         terms=terms,
@@ -87,7 +87,7 @@ def power() -> Law:
         inputs=("D2",),
         parameters=(
             scale("A", "scaling factor", "nats at D2 = 1 token"),
-            exponent("alpha", "exponent of D2", starts=(0.02, 0.1, 0.3, 0.6, 1.2, 2.0)),
+            exponent_parameter("alpha", "exponent of D2", starts=(0.02, 0.1, 0.3, 0.6, 1.2, 2.0)),
             FLOOR,
         ),
         terms=terms,
@@ -111,7 +111,7 @@ def power_in_tokens() -> Law:
         decides="scratch",
         parameters=(
             scale("A", "scaling factor", "nats at D = 1 token"),
-            exponent("alpha", "exponent of D", starts=(0.02, 0.1, 0.3, 0.6, 1.2, 2.0)),
+            exponent_parameter("alpha", "exponent of D", starts=(0.02, 0.1, 0.3, 0.6, 1.2, 2.0)),
             FLOOR,
         ),
         terms=terms,
@@ -135,8 +135,8 @@ def multiplicative_limit() -> Law:
         decides="upcycled",
         parameters=(
             scale("A", "scaling factor", "nats at D1 = D2 = 1 token"),
-            exponent("alpha1", "exponent of D1 at D2 = 1 token"),
-            exponent("alpha2", "exponent of D2 at D1 = 1 token"),
+            exponent_parameter("alpha1", "exponent of D1 at D2 = 1 token"),
+            exponent_parameter("alpha2", "exponent of D2 at D1 = 1 token"),
             INTERACTION,
             FLOOR,
         ),
@@ -188,8 +188,8 @@ def multiplicative() -> Law:
         decides="upcycled",
         parameters=(
             scale("A", "scaling factor", "nats at D1 = 1 token, D2 = 0"),
-            exponent("alpha1", "exponent of D1 at D2 = 0"),
-            exponent("alpha2", "exponent of D2 at D1 = 1 token"),
+            exponent_parameter("alpha1", "exponent of D1 at D2 = 0"),
+            exponent_parameter("alpha2", "exponent of D2 at D1 = 1 token"),
             INTERACTION,
             FLOOR,
         ),
@@ -237,8 +237,8 @@ def multiplicative_offset() -> Law:
         decides="upcycled",
         parameters=(
             scale("A", "scaling factor", "nats at D1 = 1 token, D2 = 0"),
-            exponent("alpha1", "exponent of D1 at D2 = 0"),
-            exponent("alpha2", "exponent of D2 >> D0 at D1 = 1 token"),
+            exponent_parameter("alpha1", "exponent of D1 at D2 = 0"),
+            exponent_parameter("alpha2", "exponent of D2 >> D0 at D1 = 1 token"),
             INTERACTION,
             OFFSET,
             FLOOR,
@@ -284,9 +284,9 @@ def additive() -> Law:
         decides="upcycled",
         parameters=(
             scale("A", "loss that more dense training would save", "nats at D1 = 1 token"),
-            exponent("alpha1", "exponent of D1"),
+            exponent_parameter("alpha1", "exponent of D1"),
             scale("F", "loss that more upcycled training would save", "nats at D2 = 0"),
-            exponent("alpha2", "exponent of D2 at D1 = 1 token"),
+            exponent_parameter("alpha2", "exponent of D2 at D1 = 1 token"),
             INTERACTION,
             FLOOR,
         ),
@@ -336,7 +336,7 @@ def exponent_vs_d1() -> Law:
         response_unit="1",
         line=True,
         delta=math.inf,
-        source=Source("power", "alpha", sign=-1.0),
+        source=ParameterSource("power", "alpha", sign=-1.0),
     )
 
 
@@ -362,5 +362,5 @@ def scale_vs_d1() -> Law:
         terms=terms,
         response="A",
         delta=math.inf,
-        source=Source("power", "A"),
+        source=ParameterSource("power", "A"),
     )

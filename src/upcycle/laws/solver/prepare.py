@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upcycle.errors import UserError
-from upcycle.laws.law import Design, Law, Parameter
+from upcycle.laws.law import DesignMatrix, Law, Parameter
 from upcycle.laws.solver.solve import Problem
 from upcycle.laws.terms import Array, OffsetExponentials, SumOfExponentials
 
@@ -125,14 +125,16 @@ def prepare(
             )
     offset = law.offset
     if offset is not None and offset.name in fixed:
-        design = Design(design.at(fixed[offset.name]), design.floor_NP)
+        design = DesignMatrix(design.at(fixed[offset.name]), design.floor_NP)
     if offset is not None and group_N is not None and offset.name not in (*shared, *fixed):
         raise UserError(f"law `{law.name}`: groups with shared parameters share {offset.name} too: add it to `shared`")
 
     slots = _slots(law, is_fixed, group_N, shared)
     x_MNP, floor_NP = (_expand(a, law, slots, group_N) for a in (design.x_MNP, design.floor_NP))
     walls = _walls(offset, design)
-    reference = design if walls is None else Design(design.at(float(np.sqrt(walls[0] * walls[1]))), design.floor_NP)
+    reference = (
+        design if walls is None else DesignMatrix(design.at(float(np.sqrt(walls[0] * walls[1]))), design.floor_NP)
+    )
     level = 1.0 if law.line else float(np.exp(target_N.mean()))
     unscale_PR, scale_RP, null_P = _scaling(slots, _expand(reference.x_MNP, law, slots, group_N), floor_NP, law, level)
     kinds = ["".join(slots[p].parameter.kind for p in np.flatnonzero(column)[:1]) for column in unscale_PR.T]
@@ -172,7 +174,7 @@ def prepare(
     )
 
 
-def _walls(offset: Parameter | None, design: Design) -> tuple[float, float] | None:
+def _walls(offset: Parameter | None, design: DesignMatrix) -> tuple[float, float] | None:
     """Where a free offset stops: far below the smallest positive input and far above the largest it does nothing.
 
     Where some inputs are 0 and others not, an offset matters however small: the lower wall is out of the way.

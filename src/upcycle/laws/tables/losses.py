@@ -43,7 +43,7 @@ def law_columns(rows: pd.DataFrame, names: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def collect(
+def collect_losses(
     run_dirs: Sequence[Path], membership: Mapping[str, Sequence[str]], names: Mapping[str, tuple[str, str]]
 ) -> pd.DataFrame:
     """losses.csv's rows from finished run folders, sorted by `ORDER`.
@@ -160,7 +160,7 @@ def _typed(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(typed)
 
 
-def select(losses: pd.DataFrame, *, sweep: str | Sequence[str] | None = None, where: str = "") -> pd.DataFrame:
+def select_losses(losses: pd.DataFrame, *, sweep: str | Sequence[str] | None = None, where: str = "") -> pd.DataFrame:
     """Rows of any of the sweeps (None or empty: all) for which the expression over columns holds.
 
     Raises `UserError` for a sweep without rows, a bad expression, or an empty selection.

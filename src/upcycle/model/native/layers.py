@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from upcycle.model.attention import rope_tables
 from upcycle.model.native.build import library
+from upcycle.model.rope import rope_tables
 from upcycle.study.spec import Gate, ModelSpec
 
 DTYPES = (torch.float32, torch.int32, torch.int64)

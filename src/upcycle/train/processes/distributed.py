@@ -156,8 +156,10 @@ class Group:
         return torch.stack(parts)
 
     def whole_of_first(self, tensors: Mapping[str, Tensor] | None, device: torch.device) -> Callable[..., Tensor]:
-        """A source for `parallel.fill`: whole tensors that only the first process has (others: None), sent one by one,
-        so that the others never hold more than one of them."""
+        """A source for `parallel.fill_parts`: whole tensors that only the first process has (others: None).
+
+        They are sent one by one, so that the others never hold more than one of them.
+        """
 
         def receive(name: str, shape: torch.Size) -> Tensor:
             if self.size == 1:

@@ -21,6 +21,7 @@ import contextlib
 import fcntl
 import gc
 import hashlib
+import importlib
 import importlib.util
 import json
 import os
@@ -30,15 +31,18 @@ import socket
 import stat
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
-import upcycle.cli
 from upcycle.errors import UserError
 from upcycle.leave import leave
 from upcycle.train.processes.preemption import TrainingError
 
+Main: TypeAlias = Callable[[list[str]], int]
+"""The command line: arguments to exit code."""
+FORK_VARIABLE = "UPCYCLE_FORK_SERVER"
+"""Environment variable; `1` sends `upcycle train` and `evaluate` through the server."""
 IDLE_SECONDS = 60.0
 GRACE_SECONDS = 20.0
 START_SECONDS = 120.0
@@ -52,14 +56,17 @@ FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 # The client
 
 
-def run_via_server(argv: list[str]) -> int:
+def run_via_server(argv: list[str], *modules: str) -> int:
     """Run `upcycle <argv>` in a child of the fork server, as if in this process; return its exit code.
+
+    `modules` are those that a new server imports, in this order, before it forks; the last one has the `main(argv)`
+    that a child runs. The command line hands them in, so that nothing here imports upwards.
 
     A child that died of signal n gives 128 + n. A signal before the job is asked for ends this process as any; those
     after it go to the job. UserError if the server cannot start or its folder is not ours alone; TrainingError if it
     ends before the job does.
     """
-    with _connect() as connection:
+    with _connect(modules) as connection:
         request = {"argv": argv, "folder": str(Path.cwd()), "environment": dict(os.environ)}
         sys.stdout.flush()
         sys.stderr.flush()
@@ -97,7 +104,7 @@ def _forward(connection: socket.socket, number: int) -> None:
         connection.send(bytes([number]))
 
 
-def _connect() -> socket.socket:
+def _connect(modules: Sequence[str]) -> socket.socket:
     """A connection to this version's server, which is started if there is none; safe for many clients at once."""
     home = _home()
     connection = socket.socket(socket.AF_UNIX)
@@ -105,18 +112,18 @@ def _connect() -> socket.socket:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if connection.connect_ex(str(home / "socket")) == 0:
             return connection
-        _start_server(home, connection)
+        _start_server(home, connection, modules)
     return connection
 
 
-def _start_server(home: Path, connection: socket.socket) -> None:
+def _start_server(home: Path, connection: socket.socket, modules: Sequence[str]) -> None:
     """Start a detached server and connect to it as soon as it listens. Call under the lock."""
     import subprocess  # only the first client pays for it
 
     address = str(home / "socket")
     (home / "socket").unlink(missing_ok=True)
     with (home / "log").open("wb") as log:
-        command = [sys.executable, "-m", "upcycle.train.processes.forkserver", address]
+        command = [sys.executable, "-m", "upcycle.train.processes.forkserver", address, *modules]
         server = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/"
         )
@@ -210,12 +217,9 @@ class Job:
         self.kill_at: float | None = None
 
 
-def serve(address: str) -> None:
-    """Import what training needs, then fork a child a connection until idle for IDLE_SECONDS."""
-    import torch._dynamo  # noqa: F401 (two seconds: the first use of an optimizer imports it)
-
-    import upcycle.train.loop  # noqa: F401 (three seconds, with torch)
-
+def serve(address: str, *modules: str) -> None:
+    """Import the modules, then fork a child a connection, which runs the last one's `main`, until idle."""
+    main = [importlib.import_module(name) for name in modules][-1].main
     gc.collect()
     gc.freeze()  # children share these pages with the server as long as no collection touches them
     wake, woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -224,14 +228,14 @@ def serve(address: str) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
         listener.listen(64)
-        _Server(listener, wake).run()
+        _Server(listener, wake, main).run()
 
 
 class _Server:
     """One thread, one selector: new clients, their signals and their ends, and the ends of children."""
 
-    def __init__(self, listener: socket.socket, wake: int) -> None:
-        self.listener, self.wake = listener, wake
+    def __init__(self, listener: socket.socket, wake: int, main: Main) -> None:
+        self.listener, self.wake, self.main = listener, wake, main
         self.requests: list[Request] = []
         self.jobs: list[Job] = []
         self.selector = selectors.DefaultSelector()
@@ -288,7 +292,7 @@ class _Server:
             for other in self.requests:
                 other.close()
             request.connection.close()
-            _run_job(asked, request.descriptors, server)
+            _run_job(asked, request.descriptors, server, self.main)
         request.close_descriptors()
         request.connection.setblocking(True)
         job = Job(pid, request.connection)
@@ -331,7 +335,7 @@ class _Server:
                 os.kill(job.pid, signal.SIGKILL)
 
 
-def _run_job(request: dict[str, Any], descriptors: list[int], server: int) -> NoReturn:
+def _run_job(request: dict[str, Any], descriptors: list[int], server: int, main: Main) -> NoReturn:
     """In the child: become the client as far as the program can tell, run the command, exit.
 
     It gets SIGTERM, saves and ends when the server dies, as nobody would be left to pass its client's signals on.
@@ -350,11 +354,11 @@ def _run_job(request: dict[str, Any], descriptors: list[int], server: int) -> No
     sys.stdout, sys.stderr = (open(standard, "w", buffering=1, closefd=False) for standard in (1, 2))  # noqa: SIM115
     os.environ.clear()
     os.environ.update(request["environment"])
-    os.environ.pop(upcycle.cli.FORK_VARIABLE, None)  # or the job would ask for a fork again
+    os.environ.pop(FORK_VARIABLE, None)  # or the job would ask for a fork again
     os.chdir(request["folder"])
     sys.argv = ["upcycle", *request["argv"]]
-    leave(lambda: upcycle.cli.main(request["argv"]))
+    leave(lambda: main(request["argv"]))
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    serve(*sys.argv[1:])

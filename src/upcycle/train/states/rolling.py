@@ -12,7 +12,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,23 +22,18 @@ import torch
 from torch import Tensor
 
 from upcycle.manifest import DamagedError
-from upcycle.train.states.checkpoint import (
-    RESUME,
-    TEMPORARY,
-    digest,
-    present_name,
-    remove,
-    safetensors_parts,
-    sync_folder,
-    write_parts,
+from upcycle.train.states.checkpoint import digest, present_name, safetensors_parts, write_parts
+from upcycle.train.states.folder import (
+    NAME,
+    check_tensor_names,
+    make_folder,
+    prune,
+    put_aside,
+    set_aside,
+    states_in,
 )
 
 log = logging.getLogger(__name__)
-
-NAME = re.compile(r"step-(\d{9})-([0-9a-f]{64})(\.safetensors)?")
-KEPT = 2
-DAMAGED = ".damaged"
-"""End of the name of a state that was set aside."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +52,13 @@ class RollingState:
         Raises DamagedError naming the file if it holds other tensors than these.
         """
         if self.path.is_dir():
-            from upcycle.train import sharded  # its imports take half a second
+            from upcycle.train.states import sharded  # its imports take half a second
 
-            sharded.fill(self.path, tensors)
+            sharded.fill_sharded(self.path, tensors)
             return
         with safetensors.safe_open(self.path, framework="pt") as file, torch.no_grad():
             saved = {present_name(name): name for name in file.keys()}  # noqa: SIM118 (it is no mapping)
-            check_names(self.path, saved, tensors)
+            check_tensor_names(self.path, saved, tensors)
             for name, tensor in tensors.items():
                 _fill_part(tensor, file.get_tensor(saved[name]).view(tensor.shape))
 
@@ -110,59 +104,15 @@ def load_rolling(folder: Path, run_id: str) -> RollingState | None:
             continue
         if state.notes["id"] != run_id:
             raise DamagedError(f"{path}: state of run {state.notes['id']}, not of {run_id}; move {folder} away")
-        _put_aside(damaged)
+        put_aside(damaged)
         return state
-    found = [*damaged, *_set_aside(folder)]
+    found = [*damaged, *set_aside(folder)]
     if found:
         raise DamagedError(
             f"{folder}: no state in it is valid ({', '.join(path.name for path in found)}); "
             "restore one from a copy, or begin anew with --fresh"
         )
     return None
-
-
-def states_in(folder: Path) -> list[Path]:
-    """Rolling states of either kind, valid or not, newest step first; not those set aside."""
-    return sorted((path for path in folder.glob("step-*") if NAME.fullmatch(path.name)), reverse=True)
-
-
-def _put_aside(damaged: list[Path]) -> None:
-    """Take damaged states out of those that count."""
-    for path in damaged:
-        aside = path.with_name(path.name + DAMAGED)
-        if aside.exists():  # the run came by its step twice, and was killed before it removed the first
-            _remove(aside)
-        path.rename(aside)
-        log.warning("%s: set aside until the next state is saved, as %s", path, aside.name)
-
-
-def _set_aside(folder: Path) -> list[Path]:
-    """States that were found damaged when the run last went on."""
-    return sorted(folder.glob(f"step-*{DAMAGED}"))
-
-
-def make_folder(folder: Path) -> None:
-    """Make `resume/` durably, so that a power cut cannot take a published state with its folder."""
-    if not folder.exists():
-        folder.mkdir(exist_ok=True)
-        sync_folder(folder.parent)
-
-
-def prune(folder: Path) -> None:
-    """Remove all rolling states but the newest, two in all, and those set aside: a new good one makes up for them."""
-    for path in [*states_in(folder)[KEPT:], *_set_aside(folder)]:
-        _remove(path)
-
-
-def _remove(path: Path) -> None:
-    remove(path.rename(path.with_name(path.name + TEMPORARY)))  # out of sight first: a state half removed is none
-
-
-def clear_temporaries(run_dir: Path) -> None:
-    """Remove what a killed writer left half written. Call under the lease."""
-    for folder in (run_dir, run_dir / RESUME):
-        for path in folder.glob(f"*{TEMPORARY}"):
-            remove(path)
 
 
 def _verified(path: Path) -> RollingState:
@@ -197,14 +147,3 @@ def _verified_notes(path: Path, sha256: str) -> dict[str, Any]:
     except safetensors.SafetensorError as error:  # a file of another kind, under a name that its hash makes
         raise DamagedError(f"{path}: damaged, no rolling state ({error})") from None
     return notes
-
-
-def check_names(path: Path, saved: Mapping[str, object], wanted: Mapping[str, object]) -> None:
-    """DamagedError naming a tensor that a state has and the run has not, or the other way round."""
-    surplus, missing = sorted(saved.keys() - wanted.keys()), sorted(wanted.keys() - saved.keys())
-    if surplus or missing:
-        words = [f"`{name}` too many" for name in surplus[:1]] + [f"no `{name}`" for name in missing[:1]]
-        raise DamagedError(
-            f"{path}: holds other tensors than this run: {', '.join(words)}; go on with the version that saved it, or "
-            "begin anew with --fresh"
-        )

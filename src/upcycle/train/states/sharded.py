@@ -31,8 +31,8 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.tensor import DTensor
 
 from upcycle.manifest import MANIFEST, DamagedError, json_bytes
-from upcycle.train.states import rolling
 from upcycle.train.states.checkpoint import TEMPORARY, disk_is_full, present_name, sync_folder, write_bytes
+from upcycle.train.states.folder import check_tensor_names, make_folder, prune
 
 T = TypeVar("T")
 
@@ -57,7 +57,7 @@ def save_sharded(
     def begin() -> None:
         before()
         if rank == 0:
-            rolling.make_folder(folder)
+            make_folder(folder)
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir()
 
@@ -68,7 +68,7 @@ def save_sharded(
         sync_folder(temporary)
         temporary.rename(folder / f"step-{step:09d}-{hashlib.sha256(data).hexdigest()}")
         sync_folder(folder)
-        rolling.prune(folder)
+        prune(folder)
 
     try:
         _together(processes, folder, begin)
@@ -149,7 +149,7 @@ def verify(path: Path, manifest_sha256: str) -> dict[str, Any]:
     return manifest
 
 
-def fill(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def fill_sharded(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Copy a verified state into tensors, in place: whole ones or parts of any other layout (DTensor).
 
     Each process reads what it needs, without talking to others. DamagedError if the names differ.
@@ -157,7 +157,7 @@ def fill(path: Path, tensors: Mapping[str, Tensor]) -> None:
     reader = dcp.FileSystemReader(path)
     entries = reader.read_metadata().state_dict_metadata
     saved = {present_name(name): name for name in entries}
-    rolling.check_names(path, saved, tensors)
+    check_tensor_names(path, saved, tensors)
     targets = {}
     for name, tensor in tensors.items():
         entry = entries[saved[name]]

@@ -1,0 +1,42 @@
+"""What `upcycle design` answers, as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from upcycle.decisions.design.candidates import Candidate, Linearised
+from upcycle.decisions.design.model import Setting
+from upcycle.decisions.design.simulation import Simulated
+from upcycle.decisions.thresholds import Threshold
+
+
+@dataclass(frozen=True)
+class Verified:
+    """A further run, simulated."""
+
+    candidate: Candidate
+    threshold: Threshold
+    error: float
+    """Standard error of the target over the simulations with it."""
+
+
+@dataclass(frozen=True)
+class DesignAnswer:
+    """All that `upcycle design` answers."""
+
+    setting: Setting
+    source: str
+    """Where the truth is from."""
+    noise_words: str
+    simulated: Simulated
+    threshold: Threshold | None
+    linearised: Linearised | None
+    """None where D* cannot be had."""
+    ranked: tuple[Candidate, ...]
+    """The best further runs per FLOP."""
+    largest: Candidate | None
+    """Of further runs that cost little beside the sweep, the one that helps most."""
+    error: float | None
+    """Standard error of the target over the simulations."""
+    verified: tuple[Verified, ...]
+    """The best per FLOP and the largest, simulated with the same noise in the other runs."""
