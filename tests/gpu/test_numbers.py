@@ -11,7 +11,7 @@ import torch
 from on_devices import DEVICES, HEADS, kernels, kernels_by_device, random, relative_error
 from torch import Tensor, nn
 
-from upcycle.model.kernels import cross_entropy, loop, plain, rms_norm
+from upcycle.model.kernels import cross_entropy, loop, plain_attention, rms_norm
 from upcycle.study.spec import ModelSpec
 
 FORWARD, BACKWARD = 4e-3, 8e-3
@@ -36,7 +36,7 @@ def test_attention_is_the_plain_one_and_gives_the_same_bits_twice(where: str, na
         y = kernel(*(x.transpose(1, 2) for x in inputs.chunk(3, dim=2)))
         return y, torch.autograd.grad(y, inputs, outgoing.type_as(inputs))[0]
 
-    found, again, reference = run(attention, qkv), run(attention, qkv), run(plain, exact)
+    found, again, reference = run(attention, qkv), run(attention, qkv), run(plain_attention, exact)
     assert found[0].dtype == found[1].dtype == torch.bfloat16
     assert relative_error(found[0], reference[0]) <= FORWARD
     assert relative_error(found[1], reference[1]) <= BACKWARD

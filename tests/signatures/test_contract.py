@@ -14,7 +14,7 @@ from sources import HERE, RECORDS
 from torch import Tensor, nn
 
 from upcycle.model import cuda_kernels, te_kernels
-from upcycle.model.kernels import Kernels, loop, plain, rms_norm
+from upcycle.model.kernels import Kernels, loop, plain_attention, rms_norm
 from upcycle.model.moe import MoE
 from upcycle.model.transformer import Transformer, init_weights
 from upcycle.study.spec import ModelSpec, MoESpec
@@ -51,7 +51,7 @@ def test_attention_is_called_as_recorded_and_is_the_plain_one(name: str, head_di
     qkv = random(2, 9, 6, head_dim).requires_grad_()
     inputs = [x.transpose(1, 2) for x in qkv.chunk(3, dim=2)]
     outgoing = random(2, 2, 9, head_dim, seed=1)
-    found, reference = attention(*inputs), plain(*inputs)
+    found, reference = attention(*inputs), plain_attention(*inputs)
     assert attention.__name__ == name.partition(",")[0]
     assert found.shape == (2, 2, 9, head_dim)
     assert found.transpose(1, 2).flatten(2).shape == (2, 9, 2 * head_dim)
