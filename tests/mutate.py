@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
+SOURCE, TESTS = ROOT / "src" / "upcycle", ROOT / "tests"
 
 
 class Mutation(NamedTuple):
@@ -37,7 +38,7 @@ def of(file: str, tests: str, *changes: tuple[str, str]) -> list[Mutation]:
     return [Mutation(file, old, new, tuple(tests.split())) for old, new in changes]
 
 
-SPEC, SWEEP, PLAN = "core/test_spec.py", "core/test_sweep.py", "core/test_plan.py core/test_segments.py"
+SPEC, SWEEP, PLAN = "study/test_spec.py", "study/test_sweep.py", "study/test_plan.py study/test_segments.py"
 MUTATIONS = [
     *of(
         "study/spec.py",
@@ -79,7 +80,7 @@ MUTATIONS = [
     ),
     *of(
         "study/counting.py",
-        "model/test_counting.py",
+        "study/test_counting.py",
         ("return 16 * model.n_layer", "return 12 * model.n_layer"),
         ("(4 + 12 * moe.top_k)", "(4 + 12 * moe.n_expert)"),
         ("(4 + 12 * moe.n_expert)", "(4 + 12 * moe.top_k)"),
@@ -90,7 +91,7 @@ MUTATIONS = [
     ),
     *of(
         "study/columns.py",
-        "core/test_columns.py laws/test_losses.py",
+        "study/test_columns.py laws/test_losses.py",
         ('"D2": run.tokens if run.lineage == "up" else 0', '"D2": run.tokens'),
         ("(run.end_step - run.start_step) / run.end_step", "(run.end_step - run.start_step) / run.start_step"),
         ('_FIRST = ("lineage", "N1"', '_FIRST = ("N1", "lineage"'),
@@ -98,11 +99,11 @@ MUTATIONS = [
     *of(
         "train/schedule.py",
         "train/test_schedule.py",
-        ("(step + 1) / warmup", "step / warmup"),
-        ("(step + 1 - run.start_step)", "(step - run.start_step)"),
+        ("(step + 1) / warmup_steps", "step / warmup_steps"),
+        ("(step + 1 - start) / (end - start)\n\n\ndef cosine", "(step - start) / (end - start)\n\n\ndef cosine"),
         ("return 1 - (1 - floor)", "return 1 - 1"),
         ("0.5 * (1 + math.cos(math.pi * progress))", "0.5 * (1 - math.cos(math.pi * progress))"),
-        ("step >= run.schedule.warmup_steps", "step > run.schedule.warmup_steps"),
+        ("if step < start", "if step <= start"),
     ),
     *of(
         "train/optim.py",
@@ -140,7 +141,7 @@ MUTATIONS = [
         ('moe.gate != "softmax_topk" or moe.top_k == moe.n_expert', 'moe.gate != "softmax_topk"'),
     ),
     *of(
-        "model/attention.py",
+        "model/rope.py",
         "model/test_transformer.py model/test_interop.py",
         ("torch.cat([-sin, sin], dim=-1)", "torch.cat([sin, -sin], dim=-1)"),
         ("x.roll(x.shape[-1] // 2, dims=-1)", "x.roll(1, dims=-1)"),
