@@ -1,3 +1,3 @@
 """upcycle: scaling laws for upcycling dense language models into mixtures of experts."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -1,19 +1,98 @@
-"""What the documents promise exists: commands, links, the example study."""
+"""What the documents promise exists: commands, links, the example study. Their lines and words follow one style."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
+from upcycle import __version__
 from upcycle.study.check import check_names
 from upcycle.study.plan import build_plan
 from upcycle.study.study import load_study
 
 REPOSITORY = Path(__file__).parents[2]
-PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+PAGES = [
+    *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *sorted((REPOSITORY / "docs").glob("*.md")),
+    REPOSITORY / "results" / "README.md",
+    REPOSITORY / "results" / "reference" / "README.md",
+]
+NOT_YET = [
+    "CONTRIBUTING",
+    "advice",
+    "architecture",
+    "cluster",
+    "design-a-sweep",
+    "first-sweep",
+    "log",
+    "paper",
+    "soak",
+    "speed",
+    "your-own-losses",
+]
+TYPED = [page for page in PAGES if page.stem not in ("audit", *NOT_YET) and page.parent.name != "results"]
+"""Pages that people write. audit.md is printed by `upcycle audit`."""
+
+AVOIDED = {
+    r"the mend\b|\bmend(s|ed)?\b": "fix",
+    r"to be had\b|\bat hand\b": "available",
+    r"falls? short": "limits",
+    r"may take over": "replaces",
+    r"\bserves\b": "is used",
+    r"\bis said\b|\bsays so\b|\bsay so\b": "reports, states",
+    r"\bgo(es)? on\b": "continues",
+    r"\bgoes (most closely )?with\b": "correlates with",
+    r"\blikewise\b": "the same; repeat the noun",
+    r"\bstands? (behind|in|beside|anywhere)\b": "is in",
+    r"\b(is|are|was) (no|not) part of\b|\b(is|are) no part\b": "excludes",
+    r"\bis no (fault|noise)\b": "is not a fault",
+    r"\bfor want of\b|\bby lot\b|\bof its own accord\b": "common words",
+}
+"""Expressions of a riddling style, and what to write in their place."""
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def prose(page):
+    """Numbered lines of a page outside code blocks, with what is in backquotes blanked at its length."""
+    in_code = False
+    for number, line in enumerate(page.read_text().splitlines(), 1):
+        if line.lstrip().startswith("```"):
+            in_code = not in_code
+        elif not in_code:
+            yield number, re.sub(r"`[^`]*`", lambda code: "x" * len(code[0]), line)
+
+
+@pytest.mark.parametrize("page", TYPED, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_lines_have_at_most_100_characters(page):
+    """Tables and lines with a link or an address may be longer."""
+    long = [n for n, line in prose(page) if len(line) > 100 and not re.match(r"\||!?\[|.*(\]\(|://)", line.lstrip())]
+    assert not long
+
+
+@pytest.mark.parametrize("page", TYPED, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_words_are_plain(page):
+    text = "\n".join(line for _, line in prose(page))
+    found = {match[0]: better for words, better in AVOIDED.items() for match in re.finditer(words, text, re.IGNORECASE)}
+    assert not found, f"{page.name}: {found}"
+
+
+def test_readme_shows_what_advise_prints():
+    """The sample on the README's first screen is the whole output of the command above it."""
+    sample = re.search(r"```bash\nupcycle (advise .*)\n```\n```text\n(.*?)```", PAGES[0].read_text(), re.DOTALL)
+    command = [sys.executable, "-m", "upcycle.cli", *sample[1].split()]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.find(sample[2].strip()) >= 0
+
+
+def test_one_version():
+    citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text())
+    assert (citation["cff-version"], citation["version"]) == ("1.2.0", __version__)
+    newest = re.search(r"^## (\S+) \((\S+)\)", (REPOSITORY / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest.groups() == (__version__, str(citation["date-released"]))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
 def test_links_and_paths_lead_somewhere(page):
     """Every relative link, and every path in backquotes that begins with a folder of the repository."""
     text = page.read_text()
@@ -25,7 +104,7 @@ def test_links_and_paths_lead_somewhere(page):
     assert not missing
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
 def test_make_targets_exist(page):
     targets = set(re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"(?:`|^)make ([a-z-]+)", page.read_text(), re.MULTILINE)) <= targets
