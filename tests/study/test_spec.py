@@ -184,3 +184,11 @@ def test_the_longest_names_make_file_names():
     """A token set of the longest names, as an evaluation names it, is a file name of a file system's 255 bytes."""
     data = DataSpec(dataset="d" * 64, version="v" * 32, tokenizer="t" * 1000, vocab_size=2**24)
     assert len(f"{'d' * 64}-{'v' * 32}-as-{data.tokens_id}") < 255
+
+
+def test_a_constant_schedule_has_no_floor():
+    """It never cools: a study's floor, set for its other sweeps, renames no constant run."""
+    full = {"role": "full", "schedule": ScheduleSpec(kind="constant", floor=0.5)}
+    assert run(**full) == run(role="full", schedule=ScheduleSpec(kind="constant"))
+    cosine = [run(role="full", schedule=ScheduleSpec(kind="cosine", floor=floor)) for floor in (0.1, 0.5)]
+    assert cosine[0].id != cosine[1].id

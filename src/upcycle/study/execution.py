@@ -35,9 +35,13 @@ class Execution(Frozen):
     layers: Literal["auto", "native", "composed"] = "auto"
     """Whole layers by the C kernels of `model/native` (CPU, float32), or composed of the ops below."""
     attention: Literal["auto", "flash2", "flash3", "flash4", "te", "sdpa_flash", "sdpa", "plain"] = "auto"
+    """Kernel of attention; `auto` takes the fastest that can compute the model, and logs its choice."""
     experts: Literal["auto", "grouped_mm", "te", "loop"] = "auto"
+    """Kernel of the experts' matrix products."""
     rms_norm: Literal["auto", "torch", "te"] = "auto"
+    """Kernel of RMSNorm."""
     cross_entropy: Literal["auto", "plain", "chunked"] = "auto"
+    """`chunked` computes the loss of some positions at a time, which takes less memory than `plain`."""
     compile: bool = False
     """torch.compile every block; worth its half minute on long runs only."""
     activation_checkpointing: Literal["none", "block"] = "none"

@@ -3,7 +3,8 @@
 Layer 0: standard library and pydantic only. A `RunSpec` is one segment of training, the only
 unit of training there is. Its id is a readable slug plus a hash of everything in it that changes
 the expected loss (`RunSpec.identity`), so that equal specs are one run and a changed setting is a
-new one. What only changes rounding (ranks, micro-batch, threads, kernels) is not part of it.
+new one. Settings that affect only rounding (ranks, micro-batch, threads, kernels) belong to
+`Execution` and are not in the id. Docstrings of fields are the descriptions in the editor schema.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from upcycle.study.values import (
 
 Gate = Literal["topk_softmax", "softmax_topk", "softmax_topk_renormalised"]
 Role = Literal["trunk", "decay", "full"]
-Kind = Literal["dense", "moe", "up", "decay"]
+ScheduleKind = Literal["wsd", "cosine", "constant"]
 
 
 class Frozen(BaseModel):
@@ -52,15 +53,15 @@ def default_init_std(d_model: int) -> float:
     return math.sqrt(2 / (5 * d_model))
 
 
-class ModelSpec(Frozen):
-    """Shape of a decoder (Table 3): RMSNorm, SwiGLU, RoPE, no biases, untied embedding and head."""
+class ModelShape(Frozen):
+    """Shape and initialisation of a dense model, as a study gives them under `models`."""
 
     n_layer: Depth
+    """Number of layers."""
     d_model: Width
+    """Width of the residual stream."""
     n_head: Width
-    vocab_size: Vocabulary
-    context: Sequences
-    """Training sequence length in tokens (Table 4: 1,024)."""
+    """Attention heads; divides `d_model`, and d_model / n_head is even (RoPE rotates pairs)."""
     d_mlp: Width | None = None
     """Width of the SwiGLU MLP; None means 4 d_model (A.2)."""
     init_std: Deviation | None = None
@@ -71,6 +72,15 @@ class ModelSpec(Frozen):
     """RMSNorm epsilon. Inferred."""
     rope_base: Annotated[Positive, Field(ge=1)] = 10_000.0
     """Base of the rotary frequencies. Inferred."""
+
+
+class ModelSpec(ModelShape):
+    """Shape of a decoder (Table 3): RMSNorm, SwiGLU, RoPE, no biases, untied embedding and head."""
+
+    vocab_size: Vocabulary
+    """Rows of the embedding and of the head; at least the tokenizer's pieces."""
+    context: Sequences
+    """Training sequence length in tokens (Table 4: 1,024)."""
 
     @model_validator(mode="after")
     def _check_shape(self) -> ModelSpec:
@@ -111,7 +121,9 @@ class MoESpec(Frozen):
     """The mixture of experts that replaces every MLP (A.3)."""
 
     n_expert: Width
+    """Number of experts E."""
     top_k: Width
+    """Experts K that each token uses."""
     gate: Gate | None = None
     """Order of softmax and top-k. None means Eq. 15's `topk_softmax`; top_k = 1 must name one."""
     aux_coef: Annotated[Number, Field(ge=0, le=1e6)] = 1e-3
@@ -136,7 +148,27 @@ class MoESpec(Frozen):
         return self
 
 
-class DataSpec(Frozen):
+class DataConfig(Frozen):
+    """The tokens of every run of a study, unless a sweep sets `data.<field>`."""
+
+    dataset: Name
+    """A built-in data set (`english`, `python-stdlib`), or a name under `datasets`."""
+    version: Version = "1"
+    """Version of the text; another version is another token set and another run."""
+    tokenizer: PathText = "bpe"
+    """`bpe`: byte-level BPE trained on the training part with `vocab_size` pieces; else a tokenizer.json's path."""
+    vocab_size: Vocabulary
+    """Pieces of the tokenizer."""
+    seed: Whole = 0
+    """Seed of the order of sequences."""
+    repeat: bool = False
+    """Whether a run may see more tokens than the data, or the slice of them that it uses, hold."""
+    decontaminate: bool = True
+    """Whether training passages that share a 13-word window with the held-out text are removed, from a user's own text
+    too. Ours: the paper reports no such step."""
+
+
+class DataSpec(DataConfig):
     """The recipe of the tokens; their fingerprint is checked when training starts.
 
     Inferred, as the paper states neither: each document ends with the tokenizer's end token, none begins with a start
@@ -144,21 +176,10 @@ class DataSpec(Frozen):
     first and in the same order, unless its `seed`, `start` or `stop` differ.
     """
 
-    dataset: Name
-    version: Version = "1"
-    tokenizer: PathText = "bpe"
-    """`bpe`: byte-level BPE trained on the training part with `vocab_size` pieces; else a tokenizer.json's path."""
-    vocab_size: Vocabulary
     start: Share = 0.0
+    """Where the slice of the training tokens that is used begins, as a fraction."""
     stop: Share = 1.0
-    """The slice [start, stop) of the training tokens that is used, as fractions (Figure 10 uses halves)."""
-    repeat: bool = False
-    """Whether a run may see more tokens than the slice holds."""
-    seed: Whole = 0
-    """Seed of the order of sequences."""
-    decontaminate: bool = True
-    """Whether training passages that share a 13-word window with the held-out text are removed. Ours: the paper reports
-    no such step."""
+    """Where that slice ends, as a fraction (Figure 10 uses halves)."""
 
     @model_validator(mode="after")
     def _check_slice(self) -> DataSpec:
@@ -176,19 +197,28 @@ class DataSpec(Frozen):
         return f"{self.dataset}-{self.version}-{stem}{self.vocab_size}{shared}"
 
 
-class OptimSpec(Frozen):
-    """AdamW and the batch (Table 4)."""
+class OptimConfig(Frozen):
+    """AdamW (Table 4), for every run of a study unless a sweep sets `optim.<field>`."""
+
+    beta1: Beta = 0.9
+    """AdamW's decay rate of the first moment."""
+    beta2: Beta = 0.95
+    """AdamW's decay rate of the second moment."""
+    eps: Epsilon = 1e-8
+    """AdamW's epsilon."""
+    weight_decay: WeightDecay = 0.1
+    """Decoupled weight decay; of matrices only, not of norm weights (inferred)."""
+    clip: Positive = 1.0
+    """Largest global gradient norm; larger gradients are scaled down to it."""
+
+
+class OptimSpec(OptimConfig):
+    """AdamW, learning rate and batch (Table 4)."""
 
     lr: LearningRate
+    """Largest learning rate."""
     batch: Sequences
-    """Sequences a step."""
-    beta1: Beta = 0.9
-    beta2: Beta = 0.95
-    eps: Epsilon = 1e-8
-    weight_decay: WeightDecay = 0.1
-    """Decoupled; matrices only, not norm weights (inferred)."""
-    clip: Positive = 1.0
-    """Largest global gradient norm."""
+    """Sequences of a step."""
 
     @model_validator(mode="after")
     def _check_decay(self) -> OptimSpec:
@@ -203,10 +233,17 @@ class OptimSpec(Frozen):
 class ScheduleSpec(Frozen):
     """Learning rate as a pure function of the step (3.1, A.5)."""
 
-    kind: Literal["wsd", "cosine", "constant"] = "wsd"
+    kind: ScheduleKind = "wsd"
     warmup_steps: Whole = 0
+    """Steps of linear warm-up."""
     floor: Share = 0.1
-    """Final learning rate as a share of the maximum."""
+    """Final learning rate as a share of the maximum; a constant schedule keeps the default."""
+
+    @model_validator(mode="after")
+    def _check_floor(self) -> ScheduleSpec:
+        if self.kind == "constant":  # never cools: runs that differ in `floor` alone are one run
+            object.__setattr__(self, "floor", ScheduleSpec.model_fields["floor"].default)
+        return self
 
 
 class EngineSpec(Frozen):
@@ -323,9 +360,9 @@ class RunSpec(Recipe):
     def identity(self) -> dict[str, Any]:
         """Everything that changes the expected loss, in canonical form.
 
-        A trunk point is its recipe and its end step, whatever chain led there: start_step and parent are left
-        out, so a point inserted in a grid renames nothing. `floor` cools no trunk. A decay keeps its branch
-        step; its recipe says the rest. Fields equal to their default are left out, so new fields rename nothing.
+        A trunk point is its recipe and its end step, whatever chain led there: `start_step` and `parent` are left
+        out, so a point inserted in a grid renames nothing. Trunks run at constant LR, so `floor` is left out too.
+        A decay keeps its branch step. Fields equal to their default are left out, so new fields rename nothing.
         """
         spec = self.model_dump(mode="json", exclude_defaults=True)
         spec.pop("parent", None)

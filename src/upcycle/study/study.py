@@ -2,7 +2,7 @@
 
 Layer 0. `load_study` reads YAML with a loader of its own (duplicate keys are errors, `8e-3` is a number)
 and turns every mistake into one `UserError` that names the key path and the nearest valid name. Nothing is
-merged: a study is exactly what its file says.
+merged: a study is exactly what its file says. Docstrings of fields are the descriptions in the editor schema.
 """
 
 from __future__ import annotations
@@ -15,25 +15,28 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from upcycle.errors import UserError, brief, nearest
 from upcycle.study.counting import count_parameters
 from upcycle.study.execution import Execution
-from upcycle.study.spec import Frozen, ModelSpec, MoESpec, RunSpec
+from upcycle.study.spec import (
+    DataConfig,
+    Frozen,
+    ModelShape,
+    ModelSpec,
+    MoESpec,
+    OptimConfig,
+    RunSpec,
+    ScheduleKind,
+    ScheduleSpec,
+)
 from upcycle.study.strict_yaml import read_yaml
 from upcycle.study.values import (
     NAME_LENGTH,
-    Beta,
     Count,
-    Depth,
-    Deviation,
-    Epsilon,
     LearningRate,
     Name,
     Number,
     PathText,
-    Positive,
     Sequences,
     Share,
     Version,
-    Vocabulary,
-    WeightDecay,
     Whole,
     Width,
 )
@@ -47,29 +50,26 @@ def _as_axes(value: Any) -> Any:
     return {key: _as_list(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
-AnyNames = Annotated[list[Name], BeforeValidator(_as_list)]
+# A list, or one value in place of a list of one; the input type is for the editor's schema.
+AnyNames = Annotated[list[Name], BeforeValidator(_as_list, json_schema_input_type=Name | list[Name])]
 Names = Annotated[AnyNames, Field(min_length=1)]
-Paths = Annotated[list[PathText], BeforeValidator(_as_list)]
-Seeds = Annotated[list[Whole], BeforeValidator(_as_list), Field(min_length=1)]
-Budgets = Annotated[list[Count], BeforeValidator(_as_list), Field(min_length=1)]
+Paths = Annotated[list[PathText], BeforeValidator(_as_list, json_schema_input_type=PathText | list[PathText])]
+Wholes = Annotated[list[Whole], BeforeValidator(_as_list, json_schema_input_type=Whole | list[Whole])]
+Budgets = Annotated[
+    list[Count], BeforeValidator(_as_list, json_schema_input_type=Count | list[Count]), Field(min_length=1)
+]
 Pair = Annotated[list[Count], Field(min_length=2, max_length=2)]
-Schedules = Annotated[list[Literal["wsd", "cosine", "constant"]], BeforeValidator(_as_list), Field(min_length=1)]
-Axes = Annotated[dict[str, Annotated[list[Any], Field(min_length=1)]], BeforeValidator(_as_axes)]
+Schedules = Annotated[
+    list[ScheduleKind],
+    BeforeValidator(_as_list, json_schema_input_type=ScheduleKind | list[ScheduleKind]),
+    Field(min_length=1),
+]
+Axes = Annotated[
+    dict[str, Annotated[list[Any], Field(min_length=1)]],
+    BeforeValidator(_as_axes, json_schema_input_type=dict[str, Any]),
+]
 Slug = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=NAME_LENGTH)]
 """Name of a sweep or a fit: it is part of a target's name too."""
-
-
-class DataConfig(Frozen):
-    """The tokens of every run of a study, unless a sweep sets `data.<field>`."""
-
-    dataset: Name
-    version: Version = "1"
-    tokenizer: PathText = "bpe"
-    vocab_size: Vocabulary
-    seed: Whole = 0
-    repeat: bool = False
-    decontaminate: bool = True
-    """Whether training passages that share a 13-word window with the held-out text are removed, a user's own too."""
 
 
 class LocalDataset(Frozen):
@@ -83,38 +83,26 @@ class LocalDataset(Frozen):
     """Key or column that holds the text."""
 
 
-class OptimConfig(Frozen):
-    """Table 4's constants, for every run of the study."""
-
-    beta1: Beta = 0.9
-    beta2: Beta = 0.95
-    eps: Epsilon = 1e-8
-    weight_decay: WeightDecay = 0.1
-    clip: Positive = 1.0
-
-
 class ScheduleConfig(Frozen):
     """WSD (A.5): the decay takes the last `decay_fraction` of a budget, down to `floor` of the maximum."""
 
     decay_fraction: Annotated[Share, Field(gt=0, lt=1)] = 0.1
-    floor: Share = 0.1
+    """Share of a budget's steps that the decay takes; rounded to whole steps, at least one."""
+    floor: Share = ScheduleSpec.model_fields["floor"].default
+    """Final learning rate as a share of the maximum; of wsd and cosine schedules."""
 
 
-class ModelConfig(Frozen):
+class ModelConfig(ModelShape):
     """Tables 3 and 5. A dense size and the settings tuned for it (its MoEs share all but the learning rate)."""
 
-    n_layer: Depth
-    d_model: Width
-    n_head: Width
-    d_mlp: Width | None = None
-    init_std: Deviation | None = None
-    output_init: Literal["scaled", "plain"] = "scaled"
-    norm_eps: Epsilon = 1e-5
-    rope_base: Annotated[Positive, Field(ge=1)] = 10_000.0
     batch: Sequences
+    """Sequences of a step."""
     warmup_steps: Whole
+    """Steps of linear warm-up."""
     lr: LearningRate
+    """Largest learning rate of dense models."""
     lr_moe: LearningRate
+    """Largest learning rate of mixtures, from scratch and upcycled."""
     max_steps: Count | None = None
     """Steps of the largest budget at `batch` and the study's context; `budgets` halves it (five points per size:
     inferred). They stand for tokens: a sweep that sets another batch or context trains as many tokens."""
@@ -146,6 +134,7 @@ class SweepConfig(Frozen):
     """A named grid of finished models. Lists are axes; the grid is their product."""
 
     kind: Literal["dense", "moe", "upcycled"]
+    """Dense models, mixtures from scratch, or mixtures upcycled from dense models."""
     model: Names
     """Names under `models`."""
     moe: AnyNames = []
@@ -165,7 +154,7 @@ class SweepConfig(Frozen):
     """Upcycling methods; upcycled only. None: `copy`."""
     schedule: Schedules | None = None
     """Of the finished models; their dense parents' is wsd unless `dense_set` gives `schedule.kind`. None: wsd."""
-    seed: Seeds = [0]
+    seed: Annotated[Wholes, Field(min_length=1)] = [0]
     """Seeds of weights and of the data order (added to data.seed); a dense parent has its child's."""
     set: Axes = {}
     """Overrides by dotted path, e.g. `optim.lr: [1e-3, 2e-3]`; a list is an axis. `dtype` and every field of a run's
@@ -194,8 +183,11 @@ class EvaluationConfig(Frozen):
     """Held-out loss of finished models on another text."""
 
     dataset: Name
+    """A built-in data set (`openwebtext-excerpts` is for evaluation only), or a name under `datasets`."""
     version: Version = "1"
+    """Version of the text."""
     sweep: Names
+    """Sweeps whose finished models are evaluated."""
     max_tokens: Count = 65_536
     """At most so many tokens of its held-out part are read, in sequences evenly spread over it."""
 
@@ -204,7 +196,9 @@ class FitConfig(Frozen):
     """A law fitted to a selection of losses."""
 
     law: Name
+    """Name of a law; `upcycle fit --law list` shows all."""
     sweep: Names
+    """Sweeps whose losses are fitted."""
     where: str = ""
     """An expression over losses.csv's columns (`upcycle.study.expressions`), e.g. `D2 >= 5e5 and seed == 0`."""
     fixed: dict[str, Number] = {}
@@ -228,19 +222,33 @@ class StudyConfig(Frozen):
     """One config file. `config.yaml` is the default study; `--config study=NAME` takes config/NAME.yaml."""
 
     study: Name
+    """The study's name: that of its file, `default` for config.yaml."""
     title: Annotated[str, Field(max_length=300)] = ""
+    """Title of the report."""
     data: DataConfig
+    """The tokens that every run reads, unless a sweep sets `data.<field>`."""
     datasets: dict[Name, LocalDataset] = {}
+    """Your own text files, by the name that `dataset` gives."""
     context: Sequences
+    """Training sequence length in tokens (Table 4: 1,024)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of matrix products; weights and optimizer are float32 in either."""
     execution: Execution
+    """Settings of the jobs that change speed and rounding alone: changing them retrains nothing."""
     optim: OptimConfig = OptimConfig()
+    """AdamW's constants (Table 4)."""
     schedule: ScheduleConfig = ScheduleConfig()
+    """The learning-rate schedule (A.5)."""
     models: dict[Name, ModelConfig]
+    """Dense sizes by name (Tables 3 and 5)."""
     moes: dict[Name, MoESpec] = {}
+    """Mixtures by name."""
     sweeps: Annotated[dict[Slug, SweepConfig], Field(min_length=1)]
+    """Grids of finished models by name. Sweeps share runs: nothing is trained twice."""
     evaluations: dict[Name, EvaluationConfig] = {}
+    """Held-out losses on other texts, by name."""
     fits: dict[Slug, FitConfig] = {}
+    """Fits of laws by name."""
     figures: dict[str, dict[str, Any]] = {}
     """Figures to draw, each with its options, e.g. `figure4: {sweep: upcycled}`."""
     tables: dict[str, dict[str, Any]] = {}
@@ -287,7 +295,7 @@ class StudyConfig(Frozen):
     def model_spec(self, name: str) -> ModelSpec:
         """The `ModelSpec` of the model of this name."""
         entry = self.models[name]
-        shape = entry.model_dump(include=set(ModelSpec.model_fields) & set(ModelConfig.model_fields))
+        shape = entry.model_dump(include=set(ModelShape.model_fields))
         try:
             return ModelSpec(**shape, vocab_size=self.data.vocab_size, context=self.context)
         except ValidationError as error:

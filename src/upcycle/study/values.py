@@ -24,7 +24,8 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 """Names that become file names and words of a command: nothing that a shell or a path would interpret."""
 NAME_LENGTH = 64
 """A file name of the longest names (a token set of an evaluation holds four) stays below 255 bytes."""
-_NUMBER = re.compile(r"[-+]?((0|[1-9](_?[0-9])*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
+NUMBER = r"[-+]?((0|[1-9](_?[0-9])*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?"
+"""A number in decimal, as `parse_number` reads it."""
 
 
 def is_name(value: object) -> bool:
@@ -37,7 +38,7 @@ def parse_number(text: str) -> int | float | None:
 
     Not numbers: what YAML 1.1 and 1.2 read differently (`60:00`, `010`), other bases, and more than 40 characters.
     """
-    if len(text) > MAX_DIGITS or _NUMBER.fullmatch(text) is None:
+    if len(text) > MAX_DIGITS or re.fullmatch(NUMBER, text) is None:
         return None
     return float(text) if re.search(r"[.eE]", text) else int(text)
 
