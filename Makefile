@@ -51,12 +51,12 @@ lint: setup
 	$(BIN)/mypy
 
 test: setup lint
-	@$(BIN)/python tests/signatures/sources.py --optional
+	@$(BIN)/python tests/support/library_sources.py --optional
 	$(BIN)/pytest
 
 # flash-attn, flash-attn-4 and transformer-engine as source, unpacked and not installed (.gpu-sources).
 contract-gpu: setup
-	$(BIN)/python tests/signatures/sources.py
+	$(BIN)/python tests/support/library_sources.py
 	$(BIN)/pytest tests/signatures
 
 gpu-smoke: setup

@@ -1,9 +1,13 @@
-"""For all tests: one thread of linear algebra, and one of torch, as the jobs have; a small token set."""
+"""For all tests: one thread of linear algebra, and one of torch, as the jobs have; token sets and simulated studies.
+
+What a session fixture makes is read and never changed. Imports are in the fixtures: most tests need none of them.
+"""
 
 import os
 from pathlib import Path
 
 import pytest
+from built_once import built_once
 
 # Before anything imports numpy or torch.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -12,7 +16,23 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 @pytest.fixture(scope="session")
 def tokens_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A token set of 64 pieces with structure to learn; read-only."""
+    """A token set of 64 pieces with structure to learn."""
     from small_runs import write_tokens
 
     return write_tokens(tmp_path_factory.mktemp("tokens"))
+
+
+@pytest.fixture(scope="session")
+def sweep(tmp_path_factory):
+    """(results folder, plan) of the simulated sweep with all five fits."""
+    import simulated_sweep
+
+    return built_once(tmp_path_factory, "sweep", simulated_sweep.write_results), simulated_sweep.plan_of()
+
+
+@pytest.fixture(scope="session")
+def joint_inputs(tmp_path_factory):
+    """Several sizes and mixtures by the paper's laws, with the fits that joint laws and decisions need."""
+    import simulated_study
+
+    return simulated_study.read_study(built_once(tmp_path_factory, "joint", simulated_study.write_study))

@@ -12,67 +12,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import native_models
 import pytest
 import torch
+from native_models import MOE, ROUNDING, SHAPES, assert_native_is_composed, batch, gradients, pair
 from torch import Tensor
 
 from upcycle.errors import UserError
 from upcycle.model.kernels import choose_kernels
 from upcycle.model.native import build, layers
-from upcycle.model.transformer import Transformer, init_weights
 from upcycle.study.spec import ModelSpec, MoESpec
-
-SHAPES = {
-    "whole vectors": {"d_model": 64, "n_head": 2, "vocab_size": 256, "context": 64},
-    "odd lengths, narrow heads": {"d_model": 48, "n_head": 6, "vocab_size": 97, "context": 33, "d_mlp": 112},
-    "more positions than a block": {"d_model": 32, "n_head": 1, "vocab_size": 1000, "context": 200},
-    "a hidden layer deeper than a product's block": {
-        "d_model": 64,
-        "n_head": 2,
-        "vocab_size": 64,
-        "context": 40,
-        "d_mlp": 512,
-    },
-    "more rows than pass by a block at once": {
-        "d_model": 256,
-        "n_head": 8,
-        "vocab_size": 64,
-        "context": 520,
-        "d_mlp": 128,
-    },
-    "heads of 70": {"d_model": 560, "n_head": 8, "vocab_size": 50, "context": 17, "d_mlp": 16},
-}
-MOE = MoESpec(n_expert=8, top_k=2, balance_group=1)
-ROUNDING = 2.0**-24
-
-
-def pair(shape: str, moe: MoESpec | None, n_layer: int = 2) -> tuple[Transformer, Transformer]:
-    """The same model by the C kernels and composed; norm weights differ from 1, so that they matter."""
-    spec = ModelSpec(n_layer=n_layer, **SHAPES[shape])
-    models = []
-    for name in ("native", "composed"):
-        model = Transformer(spec, moe, choose_kernels(spec, {"layers": name}))
-        init_weights(model, seed=1)
-        for index, parameter in enumerate(model.parameters()):
-            if parameter.ndim == 1:
-                parameter.data.uniform_(0.5, 1.5, generator=torch.Generator().manual_seed(index))
-        models.append(model)
-    return models[0], models[1]
-
-
-def batch(model: Transformer, sequences: int = 3) -> tuple[Tensor, Tensor]:
-    size = (sequences, model.model.context + 1)
-    ids = torch.randint(0, model.model.vocab_size, size, generator=torch.Generator().manual_seed(2))
-    return ids[:, :-1], ids[:, 1:]
-
-
-def gradients(model: Transformer, scale: float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss and every gradient of `scale` x (loss + balance loss)."""
-    model.zero_grad()
-    out = model(*batch(model))
-    ((out.loss + 0.01 * out.balance) * scale).backward()
-    return out.loss.detach(), {name: weight.grad.clone() for name, weight in model.named_parameters()}
-
 
 GATES = [MoESpec(n_expert=6, top_k=3, gate=gate, balance_group=1) for gate in ("softmax_topk", "topk_softmax")]
 
@@ -80,14 +29,7 @@ GATES = [MoESpec(n_expert=6, top_k=3, gate=gate, balance_group=1) for gate in ("
 @pytest.mark.parametrize("moe", [None, MOE, *GATES], ids=["dense", "moe", "softmax_topk", "three of six"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_loss_and_gradients_are_those_of_the_composed_model(shape: str, moe: MoESpec | None) -> None:
-    """Each gradient within 128 float32 roundings of its largest element: sums of 50 to 600 terms in another order,
-    through two layers."""
-    native, composed = pair(shape, moe)
-    (loss, found), (expected_loss, expected) = gradients(native), gradients(composed)
-    assert abs(loss - expected_loss) <= 8 * ROUNDING * expected_loss
-    for name, gradient in expected.items():
-        gap = (found[name] - gradient).abs().max()
-        assert gap <= 128 * ROUNDING * gradient.abs().max(), name
+    assert_native_is_composed(shape, moe)
 
 
 def test_what_experts_keep_is_in_arrays_that_the_allocator_uses_again() -> None:
@@ -352,10 +294,10 @@ NARROWER = """
 import sys
 from upcycle.model.native import build
 build.FLAGS = (*build.FLAGS, sys.argv[1])
-import test_native
-for shape in list(test_native.SHAPES)[:2]:
-    for moe in (None, test_native.MOE):
-        test_native.test_loss_and_gradients_are_those_of_the_composed_model(shape, moe)
+from native_models import MOE, SHAPES, assert_native_is_composed
+for shape in list(SHAPES)[:2]:
+    for moe in (None, MOE):
+        assert_native_is_composed(shape, moe)
 print("equal")
 """
 
@@ -365,7 +307,8 @@ def test_narrower_vectors_compute_the_same(flag: str, tmp_path: Path) -> None:
     """The source has a way for each width of vectors; this machine's own is what the other tests take."""
     if platform.machine() != "x86_64":
         pytest.skip(f"{flag} is a flag of x86-64")
-    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).parent)}
+    paths = os.pathsep.join([str(Path(native_models.__file__).parent), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": paths}
     command = [sys.executable, "-c", NARROWER, flag]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.stdout == "equal\n", done.stderr

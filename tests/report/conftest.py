@@ -1,17 +1,14 @@
-"""The simulated sweep of tests/paper with figures and tables drawn, as the report finds them."""
+"""The simulated sweep with figures and tables drawn, as the report finds it."""
 
 import json
-import os
+import shutil
 
 import pytest
-
-# Fits solve many tiny systems: threads of the linear algebra only get in each other's way.
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-
 import simulated_sweep
+from built_once import built_once
 
 from upcycle.paper.draw import draw, write_table
-from upcycle.report.page import Background
+from upcycle.report.background import Background
 
 TIMING = {
     "started": 1.0,
@@ -26,17 +23,21 @@ TIMING = {
 
 
 @pytest.fixture(scope="session")
-def study(tmp_path_factory):
+def study(sweep, tmp_path_factory):
     """(inputs, background) of a whole study; tests change copies of them, never the files."""
-    results = tmp_path_factory.mktemp("study")
-    inputs = simulated_sweep.read_inputs(results, simulated_sweep.write_results(results))
-    draw("figure3", inputs, results / "figures" / "figure3")
-    for name in ("table1", "laws"):
-        write_table(name, inputs, results / "tables" / name)
-    (results / "timing.json").write_text(json.dumps({"invocations": [TIMING]}))
-    rows = ["id,evaluation,loss,loss_se,heldout_tokens"]
-    rows += [f"{row.id},web,{row.loss + 0.5!r},0.02,65536" for row in inputs.losses.itertuples()]
-    (results / "evaluations.csv").write_text("\n".join(rows) + "\n")
+
+    def build(results):
+        shutil.copytree(sweep[0], results, dirs_exist_ok=True)
+        inputs = simulated_sweep.read_inputs(results, sweep[1])
+        draw("figure3", inputs, results / "figures" / "figure3")
+        for name in ("table1", "laws"):
+            write_table(name, inputs, results / "tables" / name)
+        (results / "timing.json").write_text(json.dumps({"invocations": [TIMING]}))
+        rows = ["id,evaluation,loss,loss_se,heldout_tokens"]
+        rows += [f"{row.id},web,{row.loss + 0.5!r},0.02,65536" for row in inputs.losses.itertuples()]
+        (results / "evaluations.csv").write_text("\n".join(rows) + "\n")
+
+    results = built_once(tmp_path_factory, "study", build)
     background = Background(
         study="default",
         out=results,
@@ -45,4 +46,4 @@ def study(tmp_path_factory):
         figures=("figure3",),
         tables=("table1", "laws"),
     )
-    return inputs, background
+    return simulated_sweep.read_inputs(results, sweep[1]), background

@@ -2,36 +2,16 @@
 
 import dataclasses
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from page_structure import Structure
 
 from upcycle.errors import UserError
 from upcycle.paper.comparisons import clear_difference, leads
 from upcycle.report import laws, losses, sections
 from upcycle.report.findings import findings, headline
 from upcycle.report.page import render, write_report
-
-VOID = {"meta", "link", "img", "br", "hr", "input"}
-
-
-class Structure(HTMLParser):
-    """Open tags must close in order; collects addresses and ids."""
-
-    def __init__(self):
-        super().__init__()
-        self.open, self.addresses, self.ids = [], [], []
-
-    def handle_starttag(self, tag, attrs):
-        values = dict(attrs)
-        self.addresses += [values[key] for key in ("src", "href") if key in values]
-        self.ids += [values["id"]] if "id" in values else []
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ from html import unescape
 
 import pytest
 import simulated_sweep
-from test_page import Structure
+from page_structure import Structure
 
 from upcycle.laws.fit import run_fit
 from upcycle.report.background import Background

@@ -8,9 +8,9 @@ from __future__ import annotations
 import tomllib
 
 import pytest
-import recorded
+import recorded_libraries as recorded
 import torch
-from sources import HERE, RECORDS
+from library_sources import RECORDS, ROOT, SIGNATURES
 from torch import Tensor, nn
 
 from upcycle.model import cuda_kernels, te_kernels
@@ -183,7 +183,7 @@ def test_a_state_dict_of_transformer_engine_without_one_expert_is_refused() -> N
 
 
 def test_the_recorded_releases_are_those_pinned_in_pyproject() -> None:
-    project = tomllib.loads((HERE.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     pins = {pin for extra in project["optional-dependencies"].values() for pin in extra}
     assert {
         "flash-attn==2.8.3.post2",
@@ -191,6 +191,6 @@ def test_the_recorded_releases_are_those_pinned_in_pyproject() -> None:
         "transformer-engine[core_cu13,pytorch]==2.20.2",
     } <= pins
     for distribution, (version, file) in RECORDS.items():
-        assert (HERE / file).is_file()
+        assert (SIGNATURES / file).is_file()
         assert not version or any(pin.partition("[")[0].partition("==")[0] == distribution for pin in pins)
         assert not version or any(pin.startswith(distribution) and pin.endswith(f"=={version}") for pin in pins)

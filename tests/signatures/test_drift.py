@@ -5,7 +5,7 @@ All need the libraries' source, unpacked or installed, and skip without it: `mak
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,10 +13,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-import recorded
+import recorded_libraries as recorded
 import torch
+from library_sources import FOLDER, HOW, RECORDS, find_source
 from record_signatures import record
-from sources import FOLDER, HOW, RECORDS, find_source
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from upcycle.model.cuda_kernels import Attention, flash2_attention, flash3_attention
@@ -68,12 +68,15 @@ def test_the_copy_of_flash_attn_3_beside_flash_attn_2_knows_our_keywords() -> No
 def imported(root: Path, module: str, stand_ins: dict[str, ModuleType]) -> Iterator[ModuleType]:
     """A module from this folder, with stand-ins for what its build would have made; gone again afterwards."""
     ours = {name.partition(".")[0] for name in (module, *stand_ins)}
+    path = root / module / "__init__.py" if (root / module).is_dir() else root / f"{module}.py"
+    spec = importlib.util.spec_from_file_location(module, path)
+    made = importlib.util.module_from_spec(spec)
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(root))
         for name in [name for name in sys.modules if name.partition(".")[0] in ours]:
             patch.delitem(sys.modules, name)
-        sys.modules.update(stand_ins)
-        yield importlib.import_module(module)
+        sys.modules.update({module: made, **stand_ins})
+        spec.loader.exec_module(made)
+        yield made
         for name in [name for name in sys.modules if name.partition(".")[0] in ours]:
             del sys.modules[name]
 

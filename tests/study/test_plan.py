@@ -4,38 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+from small_studies import small_study
 
 from upcycle.errors import UserError
 from upcycle.study.plan import build_plan, freeze, thaw
-from upcycle.study.study import StudyConfig, load_study
+from upcycle.study.study import load_study
 
 REPOSITORY = Path(__file__).parents[2]
 PER_STEP = 8 * 256
-
-
-def study(sweeps: dict, **changes) -> StudyConfig:
-    return StudyConfig.model_validate(
-        {
-            "study": "test",
-            "data": {"dataset": "english", "vocab_size": 1024},
-            "context": 256,
-            "execution": {"device": "cpu"},
-            "models": {
-                "tiny": {
-                    "n_layer": 2,
-                    "d_model": 64,
-                    "n_head": 2,
-                    "batch": 8,
-                    "warmup_steps": 4,
-                    "lr": 8e-3,
-                    "lr_moe": 4e-3,
-                }
-            },
-            "moes": {"8x2": {"n_expert": 8, "top_k": 2}},
-            "sweeps": sweeps,
-        }
-        | changes
-    )
 
 
 def upcycled(d1: list[int], d2: list[int], **more) -> dict:
@@ -52,7 +28,7 @@ def finish(results: Path, plan, run_id: str) -> None:
 
 def test_a_grid_becomes_trunk_chains_with_decays(tmp_path):
     """2 x 3 upcycled models: 2 dense trunk points and decays, and for each a chain of 3 trunk points and 3 decays."""
-    plan = build_plan(study({"grid": upcycled([100, 200], [100, 200, 400])}), tmp_path)
+    plan = build_plan(small_study({"grid": upcycled([100, 200], [100, 200, 400])}), tmp_path)
     kinds = [(run.lineage, run.role) for run in plan.runs.values()]
     assert {kind: kinds.count(kind) for kind in kinds} == {
         ("dense", "trunk"): 2,
@@ -72,10 +48,10 @@ def test_a_grid_becomes_trunk_chains_with_decays(tmp_path):
 
 def test_sweeps_share_runs(tmp_path):
     """The parents of an upcycled grid are the dense sweep's models; an equal point of two sweeps is one run."""
-    alone = build_plan(study({"grid": upcycled([100, 200], [100])}), tmp_path)
+    alone = build_plan(small_study({"grid": upcycled([100, 200], [100])}), tmp_path)
     dense = {"kind": "dense", "model": "tiny", "steps": [100, 200]}
     both = build_plan(
-        study({"dense": dense, "grid": upcycled([100, 200], [100]), "again": upcycled([100], [100])}), tmp_path
+        small_study({"dense": dense, "grid": upcycled([100, 200], [100]), "again": upcycled([100], [100])}), tmp_path
     )
     assert set(both.runs) == set(alone.runs)
     assert both.sweeps["again"][0] in both.sweeps["grid"]
@@ -84,7 +60,7 @@ def test_sweeps_share_runs(tmp_path):
 
 def test_each_trunk_token_is_trained_once(tmp_path):
     """Trunk segments of a chain follow each other without gap or overlap."""
-    plan = build_plan(study({"dense": {"kind": "dense", "model": "tiny", "steps": [100, 150, 400]}}), tmp_path)
+    plan = build_plan(small_study({"dense": {"kind": "dense", "model": "tiny", "steps": [100, 150, 400]}}), tmp_path)
     trunk = sorted((run for run in plan.runs.values() if run.role == "trunk"), key=lambda run: run.end_step)
     assert [(run.start_step, run.end_step) for run in trunk] == [(0, 90), (90, 135), (135, 360)]
 
@@ -92,42 +68,42 @@ def test_each_trunk_token_is_trained_once(tmp_path):
 @pytest.mark.parametrize("axis", ["appended", "inserted"])
 def test_a_new_point_adds_its_own_runs_only(tmp_path, axis):
     """Whatever was planned before is planned again under the same id."""
-    before = build_plan(study({"grid": upcycled([100, 400], [100, 400])}), tmp_path)
+    before = build_plan(small_study({"grid": upcycled([100, 400], [100, 400])}), tmp_path)
     points = {"appended": [100, 400, 800], "inserted": [100, 200, 400]}[axis]
-    after_d2 = build_plan(study({"grid": upcycled([100, 400], points)}), tmp_path)
+    after_d2 = build_plan(small_study({"grid": upcycled([100, 400], points)}), tmp_path)
     assert set(before.runs) <= set(after_d2.runs)
     assert len(set(after_d2.runs) - set(before.runs)) == 2 * 2
-    after_d1 = build_plan(study({"grid": upcycled(points, [100, 400])}), tmp_path)
+    after_d1 = build_plan(small_study({"grid": upcycled(points, [100, 400])}), tmp_path)
     assert set(before.runs) <= set(after_d1.runs)
     assert len(set(after_d1.runs) - set(before.runs)) == 2 + 2 * 2
 
 
 def test_a_finished_segment_keeps_its_recorded_parent(tmp_path):
     """An inserted point hangs on the nearest earlier one; the later one, trained before, stays on its own."""
-    before = build_plan(study({"dense": {"kind": "dense", "model": "tiny", "steps": [100, 400]}}), tmp_path)
+    before = build_plan(small_study({"dense": {"kind": "dense", "model": "tiny", "steps": [100, 400]}}), tmp_path)
     for run_id in before.runs:
         finish(tmp_path, before, run_id)
-    after = build_plan(study({"dense": {"kind": "dense", "model": "tiny", "steps": [100, 200, 400]}}), tmp_path)
+    after = build_plan(small_study({"dense": {"kind": "dense", "model": "tiny", "steps": [100, 200, 400]}}), tmp_path)
     by_end = {run.end_step: run for run in after.runs.values() if run.role == "trunk"}
     assert by_end[360].parent == by_end[180].parent == by_end[90].id
     fresh = build_plan(
-        study({"dense": {"kind": "dense", "model": "tiny", "steps": [100, 200, 400]}}), tmp_path / "empty"
+        small_study({"dense": {"kind": "dense", "model": "tiny", "steps": [100, 200, 400]}}), tmp_path / "empty"
     )
     assert {run.end_step: run.parent for run in fresh.runs.values() if run.role == "trunk"}[360] == by_end[180].id
 
 
 def test_a_recorded_ancestor_outside_the_grid_stays_in_the_plan(tmp_path):
     """Shrinking a grid does not cut a finished run from the parent it was trained on."""
-    before = build_plan(study({"dense": {"kind": "dense", "model": "tiny", "steps": [100, 400]}}), tmp_path)
+    before = build_plan(small_study({"dense": {"kind": "dense", "model": "tiny", "steps": [100, 400]}}), tmp_path)
     for run_id in before.runs:
         finish(tmp_path, before, run_id)
-    after = build_plan(study({"dense": {"kind": "dense", "model": "tiny", "steps": [400]}}), tmp_path)
+    after = build_plan(small_study({"dense": {"kind": "dense", "model": "tiny", "steps": [400]}}), tmp_path)
     by_end = {run.end_step: run for run in after.runs.values() if run.role == "trunk"}
     assert by_end[360].parent == by_end[90].id
 
 
 def test_seeds_change_weights_and_data_order_of_parent_and_child(tmp_path):
-    plan = build_plan(study({"grid": upcycled([100], [100], seed=[0, 3])}), tmp_path)
+    plan = build_plan(small_study({"grid": upcycled([100], [100], seed=[0, 3])}), tmp_path)
     for run in plan.runs.values():
         assert run.data.seed == run.seed
         if run.dense_parent:
@@ -137,7 +113,7 @@ def test_seeds_change_weights_and_data_order_of_parent_and_child(tmp_path):
 def test_overrides_are_axes(tmp_path):
     """`set` varies any field of a run; `dense_set` its parent's."""
     sweeps = {"lr": upcycled([100], [100], set={"optim.lr": [1e-3, 2e-3]}, dense_set={"data.stop": 0.5})}
-    plan = build_plan(study(sweeps), tmp_path)
+    plan = build_plan(small_study(sweeps), tmp_path)
     finished = [plan.runs[run_id] for run_id in plan.sweeps["lr"]]
     assert [run.optim.lr for run in finished] == [1e-3, 2e-3]
     assert {run.data.stop for run in finished} == {1.0}
@@ -159,7 +135,7 @@ def test_overrides_are_axes(tmp_path):
 )
 def test_impossible_sweeps_are_refused(tmp_path, sweep, message):
     with pytest.raises(UserError, match=message):
-        build_plan(study({"s": sweep}), tmp_path)
+        build_plan(small_study({"s": sweep}), tmp_path)
 
 
 def test_a_trunk_is_not_cut_to_pieces(tmp_path):
@@ -167,12 +143,12 @@ def test_a_trunk_is_not_cut_to_pieces(tmp_path):
     slow = {"device": "cpu", "flops_per_second": 1e6, "max_segment_hours": 0.01}
     sweeps = {"dense": {"kind": "dense", "model": "tiny", "steps": [10**9]}}
     with pytest.raises(UserError, match=r"max_segment_hours would cut the trunk to .* into 900,000,000 segments"):
-        build_plan(study(sweeps, execution=slow), tmp_path)
+        build_plan(small_study(sweeps, execution=slow), tmp_path)
 
 
 def test_a_frozen_plan_comes_back_whole(tmp_path):
     """What jobs read on a node is what was planned, whatever happens to the config meanwhile."""
-    config = study({"grid": upcycled([100, 200], [100])})
+    config = small_study({"grid": upcycled([100, 200], [100])})
     plan = build_plan(config, tmp_path)
     path = freeze(config, plan, tmp_path)
     assert thaw(path) == (config, plan)
@@ -201,7 +177,7 @@ def test_decays_to_other_floors_branch_off_one_trunk(tmp_path):
         "low": {"kind": "dense", "model": "tiny", "steps": 100, "set": {"schedule.floor": 0.0}},
         "high": {"kind": "dense", "model": "tiny", "steps": 200, "set": {"schedule.floor": 0.2}},
     }
-    plan = build_plan(study(sweeps), tmp_path)
+    plan = build_plan(small_study(sweeps), tmp_path)
     trunks = sorted((run for run in plan.runs.values() if run.role == "trunk"), key=lambda run: run.end_step)
     assert [run.end_step for run in trunks] == [90, 180]
     assert trunks[1].parent == trunks[0].id

@@ -7,34 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from small_studies import dense_study
 
 from upcycle.errors import UserError
-from upcycle.study.counting import flops_per_token
 from upcycle.study.plan import Plan, build_plan
 from upcycle.study.spec import RunSpec
 from upcycle.study.study import StudyConfig, load_study
 
 REPOSITORY = Path(__file__).parents[2]
 HASH = "0" * 64
-
-
-def study(steps: list[int], longest: int | None = None, **sweep) -> StudyConfig:
-    """One dense trunk; a segment of `longest` steps is expected to take the hour that it may."""
-    config = {
-        "study": "test",
-        "data": {"dataset": "english", "vocab_size": 1024},
-        "context": 256,
-        "execution": {"device": "cpu"},
-        "models": {"tiny": {"n_layer": 2, "d_model": 64, "n_head": 2, "batch": 8, "warmup_steps": 4, "lr": 8e-3,
-                            "lr_moe": 4e-3}},
-        "sweeps": {"dense": {"kind": "dense", "model": "tiny", "steps": steps} | sweep},
-    }  # fmt: skip
-    made = StudyConfig.model_validate(config)
-    if longest is None:
-        return made
-    step = flops_per_token(made.model_spec("tiny")) * 8 * 256
-    limit = {"max_segment_hours": 1, "flops_per_second": (longest + 0.5) * step / 3600}
-    return made.model_copy(update={"execution": made.execution.model_copy(update=limit)})
 
 
 class Results:
@@ -45,7 +26,7 @@ class Results:
         self.trained: list[tuple[int, int]] = []
 
     def plan(self, *arguments, **sweep) -> Plan:
-        return build_plan(study(*arguments, **sweep), self.root)
+        return build_plan(dense_study(*arguments, **sweep), self.root)
 
     def write(self, run: RunSpec) -> Path:
         folder = self.root / "runs" / run.id

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from test_plan import study
+from small_studies import small_study
 
 from upcycle.errors import UserError
 from upcycle.study.plan import build_plan
@@ -19,7 +19,7 @@ UPCYCLED = {"kind": "upcycled", "model": "tiny", "moe": "8x2"}
 
 
 def one(sweep: dict, **changes: object) -> StudyConfig:
-    return study({"s": sweep}, **changes)
+    return small_study({"s": sweep}, **changes)
 
 
 def runs(sweep: dict, **changes: object) -> list[RunSpec]:

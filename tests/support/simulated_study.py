@@ -75,3 +75,8 @@ def write_study(out: Path, world: World | None = None, *, noise: float = NOISE, 
     flow = workflow(out, **changes)
     simulate_study(flow, world or paper_world(), noise=noise, seed=0)
     return simulated_inputs(flow)
+
+
+def read_study(out: Path) -> Inputs:
+    """What `write_study(out)` wrote."""
+    return simulated_inputs(workflow(out))

@@ -29,9 +29,9 @@ from typing import Any
 import pytest
 import torch
 from distributed_worker import gradients
+from preempted import preempt_at
 from safetensors.torch import load_file
 from small_runs import EXECUTION, MOE, rows_of, small_run, tensors_sha256, train_in, upcycled_run
-from test_exactness import preempt_at
 
 from upcycle.errors import UserError
 from upcycle.model.stacks import stacked

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import yaml
+from preempted import preempted_at
 from small_runs import VOCABULARY, rows_of, tensors_sha256
-from test_exactness import preempted_at
 
 from upcycle.study.counting import flops_per_token
 from upcycle.study.spec import ModelSpec, RunSpec

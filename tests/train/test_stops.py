@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import functools
 import json
 import os
 import signal
@@ -14,9 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from preempted import preempt_at, preempted_at
 from small_runs import EXECUTION, VOCABULARY, rows_of, small_run, tensors_sha256, train_in
 from spawner import Spawner
-from test_exactness import preempt_at
 
 from upcycle.errors import UserError
 from upcycle.model.transformer import Transformer
@@ -230,13 +229,12 @@ def test_fresh_trains_a_finished_run_again(tokens_dir: Path, tmp_path: Path) -> 
     assert tensors_sha256(run_dir) == before
 
 
-def test_fresh_goes_on_after_a_preemption(tokens_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fresh_goes_on_after_a_preemption(tokens_dir: Path, tmp_path: Path) -> None:
     """The finished result is discarded, the new training stopped; the same command goes on from where that was."""
     run = small_run()
     before = tensors_sha256(train_in(tmp_path, tokens_dir, run))
-    with monkeypatch.context() as patch:
-        patch.setattr("test_exactness.train_in", functools.partial(train_in, fresh=True))
-        preempt_at(5, tmp_path, tokens_dir, run)
+    with preempted_at(5):
+        train_in(tmp_path, tokens_dir, run, fresh=True)
     run_dir = tmp_path / run.id
     assert not (run_dir / "metrics.json").exists()
     train_in(tmp_path, tokens_dir, run, fresh=True)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from preempted import preempt_at
 from small_runs import EXECUTION, MOE, small_run, train_in
-from test_exactness import preempt_at
 
 from upcycle.study.counting import flops_per_token
 from upcycle.train import trainee, utilisation

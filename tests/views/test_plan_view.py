@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from test_segments import study
+from small_studies import dense_study
 
 from upcycle.study.counting import flops_per_token
 from upcycle.study.plan import build_plan
@@ -21,7 +21,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def workflow(**execution) -> Workflow:
-    small = study([400, 1000])
+    small = dense_study([400, 1000])
     small = small.model_copy(update={"execution": small.execution.model_copy(update=execution)})
     return Workflow(small, build_plan(small, RESULTS), RESULTS)
 
@@ -59,7 +59,7 @@ def test_times_are_measured_once_a_run_of_the_shape_is_finished():
 
 
 def test_a_cpus_trunk_is_cut_at_a_cpus_rate():
-    step = flops_per_token(study([400]).model_spec("tiny")) * 8 * 256
+    step = flops_per_token(dense_study([400]).model_spec("tiny")) * 8 * 256
     hours = 100.5 * step / 1e10 / 3600
     ends = sorted(run.end_step for run in workflow(max_segment_hours=hours).plan.runs.values() if run.role == "trunk")
     assert ends == [100, 200, 300, 360, 460, 560, 660, 760, 860, 900]

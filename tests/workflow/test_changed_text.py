@@ -4,7 +4,7 @@ import os
 import subprocess
 
 import pytest
-from conftest import SNAKEMAKE, Checkout
+from checkouts import SNAKEMAKE, Checkout
 
 pytestmark = pytest.mark.workflow
 

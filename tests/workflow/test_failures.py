@@ -9,8 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import SNAKEMAKE, Checkout, make_checkout
-from test_snakemake import wait_for
+from checkouts import SNAKEMAKE, Checkout, make_checkout, wait_for
 
 from upcycle.workflow.failures import Failures
 

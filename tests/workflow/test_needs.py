@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import SNAKEMAKE, Checkout, make_checkout
+from checkouts import SNAKEMAKE, Checkout, make_checkout
 
 from upcycle.data.vocabulary import check_tokenizer
 from upcycle.errors import UserError

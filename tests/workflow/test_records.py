@@ -5,7 +5,7 @@ import shutil
 import subprocess
 
 import pytest
-from conftest import SNAKEMAKE
+from checkouts import SNAKEMAKE
 
 from upcycle.workflow.records import Digests
 

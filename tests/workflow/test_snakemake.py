@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, SNAKEMAKE, Checkout, make_checkout
+from checkouts import REPOSITORY, SNAKEMAKE, Checkout, make_checkout, wait_for
 
 pytestmark = pytest.mark.workflow
 PRODUCTS = {"losses": 1, "fit": 5, "figure": 1, "table": 1, "report": 1}
@@ -299,13 +299,6 @@ def write_stand_ins(data: Path) -> None:
         vocab = {"</s>": 0} | {f"piece{number}": number for number in range(1, size)}
         (data / f"{name}-tokenizer").mkdir()
         (data / f"{name}-tokenizer" / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocab}}))
-
-
-def wait_for(condition, what: str, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
-        time.sleep(0.02)
 
 
 def test_the_link_to_the_slurm_profile_is_there():

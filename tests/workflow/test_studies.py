@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, SNAKEMAKE, make_checkout
+from checkouts import REPOSITORY, SNAKEMAKE, make_checkout
 
 from upcycle.errors import UserError
 from upcycle.study.check import find_study

@@ -1,9 +1,9 @@
 """Record the call signatures of GPU libraries from their source text: syntax trees only, nothing is imported.
 
-    python tests/signatures/record_signatures.py ROOT OUT.json flash_attn/flash_attn_interface.py:flash_attn_func ...
+    python tests/support/record_signatures.py ROOT OUT.json flash_attn/flash_attn_interface.py:flash_attn_func ...
 
-ROOT is the unpacked package. The files beside this one were made so, one a library and release; an update of a pin in
-pyproject.toml records anew. They say how a function is called and nothing of what it computes.
+ROOT is the unpacked package. The files of tests/signatures were made so, one a library and release; an update of a pin
+in pyproject.toml records anew. They say how a function is called and nothing of what it computes.
 """
 
 from __future__ import annotations

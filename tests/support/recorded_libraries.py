@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from sources import HERE, RECORDS
+from library_sources import RECORDS, SIGNATURES
 from torch import Tensor, nn
 
 KINDS = {
@@ -28,7 +28,7 @@ KINDS = {
 
 def read(distribution: str) -> dict[str, Any]:
     """Recorded functions of a library."""
-    return json.loads((HERE / RECORDS[distribution][1]).read_text(encoding="utf-8"))
+    return json.loads((SIGNATURES / RECORDS[distribution][1]).read_text(encoding="utf-8"))
 
 
 def signature(distribution: str, name: str) -> inspect.Signature:
@@ -45,7 +45,7 @@ def signature(distribution: str, name: str) -> inspect.Signature:
 
 def _value(source: str) -> Any:
     try:
-        return eval(source, {})  # a literal, from a file of this folder
+        return eval(source, {})  # a literal, from a file of tests/signatures
     except NameError:
         return source
 

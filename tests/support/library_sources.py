@@ -1,6 +1,6 @@
-"""The unpacked source of the GPU libraries whose signatures are recorded here: where it is, and how to get it.
+"""The unpacked source of the GPU libraries whose signatures are recorded: where it is, and how to get it.
 
-    python tests/signatures/sources.py [--optional]
+    python tests/support/library_sources.py [--optional]
 
 downloads the releases pinned in pyproject.toml with pip (10 MB, no CUDA, nothing is installed) into `.gpu-sources/`, or
 the folder that UPCYCLE_GPU_SOURCES names. `--optional`: where they cannot be had, say so and succeed. flash-attn 3 is
@@ -17,8 +17,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-HERE = Path(__file__).parent
-FOLDER = Path(os.environ.get("UPCYCLE_GPU_SOURCES", HERE.parents[1] / ".gpu-sources"))
+ROOT = Path(__file__).parents[2]
+SIGNATURES = ROOT / "tests" / "signatures"
+FOLDER = Path(os.environ.get("UPCYCLE_GPU_SOURCES", ROOT / ".gpu-sources"))
 RECORDS = {
     "flash-attn": ("2.8.3.post2", "flash_attn-2.8.3.post2.json"),
     "flash-attn-3": ("", "flash_attn_3-head-0251105.json"),
