@@ -20,24 +20,12 @@ PAGES = [
     REPOSITORY / "results" / "README.md",
     REPOSITORY / "results" / "reference" / "README.md",
 ]
-NOT_YET = [
-    "CONTRIBUTING",
-    "advice",
-    "architecture",
-    "cluster",
-    "design-a-sweep",
-    "first-sweep",
-    "log",
-    "paper",
-    "soak",
-    "speed",
-    "your-own-losses",
-]
-TYPED = [page for page in PAGES if page.stem not in ("audit", *NOT_YET) and page.parent.name != "results"]
+NOT_YET = ("advice", "log", "speed")
+TYPED = [page for page in PAGES if page.stem not in ("audit", *NOT_YET)]
 """Pages that people write. audit.md is printed by `upcycle audit`."""
 
 AVOIDED = {
-    r"the mend\b|\bmend(s|ed)?\b": "fix",
+    r"\bmend(s|ed|ing)?\b": "fix",
     r"to be had\b|\bat hand\b": "available",
     r"falls? short": "limits",
     r"may take over": "replaces",

@@ -266,17 +266,23 @@ def report(
     lines = [
         "# SIGKILL soak",
         "",
-        f"Result of `make soak` (`{command}`), commit {commit()}, {datetime.now(UTC):%Y-%m-%d}, torch "
-        f"{torch.__version__}, Python {platform.python_version()}, {os.cpu_count()} cores, {seconds:.0f} s. Written by "
-        "the command itself.",
+        "**All runs had the same bits as undisturbed ones.** Result of `make soak`, written by it.",
         "",
-        f"{phases.total()} kills of {finished.total()} runs of {N_STEPS} steps, a rolling state after every step. Each "
-        "run was started again with the same command until it finished, and then compared with an undisturbed run of "
-        "as many processes: the bytes of `weights.safetensors` and `state.safetensors` and every row of the curve "
-        "(but for measured times). **All were equal**; the command ends with an error at the first that is not.",
+        "| what | value |",
+        "|---|---|",
+        f"| command | `{command}` |",
+        f"| commit, date | {commit()}, {datetime.now(UTC):%Y-%m-%d} |",
+        f"| torch, Python | {torch.__version__}, {platform.python_version()} |",
+        f"| cores, time | {os.cpu_count()}, {seconds:.0f} s |",
+        f"| kills, runs | {phases.total()} kills of {finished.total()} runs of {N_STEPS} steps, "
+        "a rolling state after every step |",
         "",
-        "Two processes (FSDP2 over gloo) were killed both at once, or one alone, by lot; a survivor that does not end "
-        "by itself is an error too.",
+        "- Each run was started again with the same command until it finished.",
+        "- It was then compared with an undisturbed run of as many processes: the bytes of",
+        "  `weights.safetensors` and `state.safetensors`, and every row of the curve except measured times.",
+        "  The command ends with an error at the first difference.",
+        "- Two processes (FSDP2 over gloo) were killed both at once, or one alone, at random. A survivor that",
+        "  does not end by itself is an error too.",
         "",
         "| run | processes | finished | kills | " + " | ".join(columns) + " |",
         "|---|---|---|---|" + "---|" * len(columns),
