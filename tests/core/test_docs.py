@@ -1,6 +1,7 @@
 """What the documents promise exists: commands, links, the example study. Their lines and words follow one style."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import yaml
 
 from upcycle import __version__
+from upcycle.cli import parser
 from upcycle.study.check import check_names
 from upcycle.study.plan import build_plan
 from upcycle.study.study import load_study
@@ -41,6 +43,8 @@ AVOIDED = {
 }
 """Expressions of a riddling style, and what to write in their place."""
 
+VERBS = set(next(action.choices for action in parser()._actions if action.dest == "verb"))
+
 
 def prose(page):
     """Numbered lines of a page outside code blocks, with what is in backquotes blanked at its length."""
@@ -66,11 +70,37 @@ def test_words_are_plain(page):
     assert not found, f"{page.name}: {found}"
 
 
+def printed(command):
+    """Standard output of `upcycle` with these arguments."""
+    line = [sys.executable, "-m", "upcycle.cli", *shlex.split(command)]
+    return subprocess.run(line, capture_output=True, text=True, check=True).stdout
+
+
 def test_readme_shows_what_advise_prints():
-    """The sample on the README's first screen is the whole output of the command above it."""
+    """The sample on the README's first screen."""
     sample = re.search(r"```bash\nupcycle (advise .*)\n```\n```text\n(.*?)```", PAGES[0].read_text(), re.DOTALL)
-    command = [sys.executable, "-m", "upcycle.cli", *sample[1].split()]
-    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.find(sample[2].strip()) >= 0
+    assert sample[2].strip() in printed(sample[1])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_commands_are_accepted(page):
+    """Verbs and options of every `upcycle ...` in a code block or in backquotes. A line with [ is a synopsis."""
+    text = page.read_text()
+    blocks = "\n".join(re.findall(r"```\w*\n(.*?)```", text, re.DOTALL))
+    lines = re.findall(r"^(?:\$ )?upcycle (.+)$", blocks, re.MULTILINE) + re.findall(r"`upcycle ([^`]+)`", text)
+    for line in lines:
+        words = shlex.split(line, comments=True)
+        if len(words) == 1 and words != ["..."]:
+            assert words[0] in VERBS
+        elif "[" not in line and words != ["..."]:
+            parser().parse_args(words)
+
+
+def test_the_design_page_shows_what_design_prints():
+    """The first example in full. The two of the paper's study take longer and are excerpts."""
+    page = (REPOSITORY / "docs" / "design-a-sweep.md").read_text()
+    sample = re.search(r"```\nupcycle (design .*)\n```\n\n```\n(.*?)```", page, re.DOTALL)
+    assert printed(sample[1]) == sample[2]
 
 
 def test_one_version():
