@@ -1,12 +1,14 @@
 """`upcycle audit`: every number of the paper that can be recomputed, and whether it holds.
 
-Items are in the modules `upcycle.audit.items.*`, one a topic; the verdicts are those of `upcycle.audit.verdict`.
+A topic is a module of `upcycle.audit.items` with the arithmetic, and a YAML file of the same name with the words of its
+items. Verdicts: `upcycle.audit.verdict`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -31,17 +33,19 @@ TOPICS = {
 
 PAGE = """# The paper's numbers, recomputed
 
-Written by `upcycle audit --all --out docs`. Every number of Liew, Kato, Takase, *Scaling Laws for Upcycling
-Mixture-of-Experts Language Models* (ICML 2025) that can be recomputed is, from this project's own counts, settings and
-laws, and so is what the text says of them.
+Written by `upcycle audit --all --out docs`. The paper is Liew, Kato, Takase, *Scaling Laws for Upcycling
+Mixture-of-Experts Language Models* (ICML 2025). This page recomputes every number of it that does
+not need the measured losses, from this project's own counts, settings and laws, and checks what the
+text says of these numbers.
 
 {summary}
 
-- **reproduced**: equal to all printed digits, or the statement holds.
-- **within rounding**: at most half a unit of the last printed digit away, or rounding of the printed inputs allows it.
+- **reproduced**: the recomputed number rounds to all printed digits, or the statement holds.
+- **within rounding**: at most half a unit of the last printed digit away, or explained by the rounding
+  of the printed inputs.
 - **slip**: neither; the remark says what is wrong and what is right.
 - **cannot be recomputed without the losses**: needs measured losses, trained models or the corpus.
-- **not printed, follows**: the paper does not print it, but it follows from what it prints.
+- **not printed, follows**: the paper does not print the number; it follows from printed ones.
 
 Units: D in tokens, N in non-embedding parameters, losses in nats, natural logarithms. B is a billion.
 """
@@ -50,7 +54,7 @@ Units: D in tokens, N in non-embedding parameters, losses in nats, natural logar
 def collect_items(evidence: Evidence | None = None) -> dict[str, list[AuditItem]]:
     """All items by topic.
 
-    Raises `UserError` where config/paper.yaml is not at hand.
+    Raises `UserError` where there is no config/paper.yaml.
     """
     evidence = evidence or Evidence.read()
     return {topic: list(items(evidence)) for topic, items in TOPICS.items()}
@@ -81,16 +85,14 @@ def verdict_counts(items: Sequence[AuditItem]) -> str:
 
 def items_table(items: Sequence[AuditItem]) -> pd.DataFrame:
     """The items as a table of text, one row each."""
-    rows = [
-        {
-            "printed": item.printed,
-            "recomputed": item.recomputed,
-            "verdict": item.verdict,
-            "from": item.source,
-            "remark": item.remark,
-        }
-        for item in items
-    ]
+    columns = {
+        "printed": "printed",
+        "recomputed": "recomputed",
+        "verdict": "verdict",
+        "from": "source",
+        "remark": "remark",
+    }
+    rows = [{column: getattr(item, field) for column, field in columns.items()} for item in items]
     return pd.DataFrame(rows, index=pd.Index([item.label for item in items], name="where"))
 
 
@@ -158,31 +160,14 @@ def _lines(item: AuditItem) -> str:
 
 def _record(item: AuditItem) -> dict[str, Any]:
     """An item as JSON holds it: numbers that do not exist are null."""
-    finite = {name: value if abs(value) < float("inf") else None for name, value in item.values.items()}
-    return {
-        "label": item.label,
-        "printed": item.printed,
-        "from": item.source,
-        "recomputed": item.recomputed,
-        "values": finite,
-        "allowed": list(item.allowed) if item.allowed else None,
-        "verdict": item.verdict,
-        "remark": item.remark,
-        "count": item.count,
-    }
+    values = {name: value if math.isfinite(value) else None for name, value in item.values.items()}
+    fields = {"from" if name == "source" else name: value for name, value in vars(item).items()}
+    return fields | {"values": values, "allowed": list(item.allowed) if item.allowed else None}
 
 
 def _markdown(table: pd.DataFrame) -> str:
     """A Markdown table without padding, which rows of remarks would make mostly blanks."""
     header = [str(table.index.name), *table.columns]
-    rows = [
-        header,
-        ["---"] * len(header),
-        *([label, *row] for label, row in zip(table.index, table.values, strict=True)),
-    ]
-    return "".join("| " + " | ".join(map(_cell, row)) + " |\n" for row in rows)
-
-
-def _cell(text: str) -> str:
-    """Text that may stand in a cell of a Markdown table."""
-    return text.replace("|", "\\|").replace("*", "\\*")
+    cells = [[label, *row] for label, row in zip(table.index, table.values, strict=True)]
+    escaped = [[cell.replace("|", "\\|").replace("*", "\\*") for cell in row] for row in cells]
+    return "".join("| " + " | ".join(row) + " |\n" for row in [header, ["---"] * len(header), *escaped])

@@ -15,12 +15,15 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
 
 from upcycle.decisions.curves import ThreeLaws, published
 from upcycle.decisions.published import half_unit
 from upcycle.decisions.thresholds import Threshold, d_star
 from upcycle.errors import UserError
+from upcycle.study.strict_yaml import read_yaml
 from upcycle.study.study import StudyConfig, load_study
 
 Verdict = Literal[
@@ -90,6 +93,86 @@ class Evidence:
         return d_star(self.three, 1e9)
 
 
+@dataclass(frozen=True)
+class Texts:
+    """The words of one topic's items, from items/<topic>.yaml; items/<topic>.py has the arithmetic.
+
+    An entry has `where` (the item's label), `printed` unless the arithmetic gives it, `from` (what it is recomputed
+    from), `unit`, `shown` (what the paper prints where the digits alone do not tell the rounding), `remark`, and `slip`
+    (a remark for a verdict other than reproduced). Each may hold `{name}` of the further arguments of these methods.
+    """
+
+    topic: str
+
+    @cached_property
+    def entries(self) -> dict[str, dict[str, str]]:
+        """Every entry by its key."""
+        return read_yaml(Path(__file__).with_name("items") / f"{self.topic}.yaml")
+
+    def _filled(self, key: str, words: Mapping[str, Any]) -> dict[str, str]:
+        fields = dict.fromkeys(("where", "printed", "from", "unit", "shown", "remark", "slip"), "")
+        return {field: text.format(**words) for field, text in (fields | self.entries[key]).items()}
+
+    def number(
+        self, key: str, value: float, printed: str = "", *, allowed: tuple[float, float] | None = None, **words: Any
+    ) -> AuditItem:
+        """A printed number against its recomputed value, as `number_item`."""
+        text = self._filled(key, words)
+        return number_item(
+            text["where"],
+            printed or text["printed"],
+            float(value),
+            text["from"],
+            allowed=allowed,
+            shown=text["shown"],
+            suffix=text["unit"],
+            remark=text["slip"] or text["remark"],
+        )
+
+    def claim(
+        self,
+        key: str,
+        holds: bool | np.bool_,
+        values: Mapping[str, float] | None = None,
+        *,
+        recomputed: str = "",
+        under_rounding: bool | np.bool_ = False,
+        count: int = 1,
+        **words: Any,
+    ) -> AuditItem:
+        """A printed statement and whether it holds, as `claim`."""
+        text = self._filled(key, words)
+        return claim(
+            text["where"],
+            text["printed"],
+            bool(holds),
+            text["from"],
+            recomputed=recomputed,
+            values=_floats(values or {}),
+            under_rounding=bool(under_rounding),
+            remark=text["remark"] if holds else text["slip"] or text["remark"],
+            count=count,
+        )
+
+    def settings(self, key: str, printed: Mapping[str, str], found: Mapping[str, object], **words: Any) -> AuditItem:
+        """Printed settings against those of the study, as `settings`."""
+        text = self._filled(key, words)
+        return settings(text["where"], printed, found, text["from"])
+
+    def follows(self, key: str, values: Mapping[str, float], **words: Any) -> AuditItem:
+        """Numbers that the paper does not print but that follow from those that it does."""
+        text, values = self._filled(key, words), _floats(values)
+        follows: Verdict = "not printed, follows"
+        count = len(values)
+        return AuditItem(text["where"], "", text["from"], listed(values), follows, text["remark"], values, count=count)
+
+    def lost(self, key: str, count: int = 1, **words: Any) -> AuditItem:
+        """Printed numbers that only the measured losses (or runs) can give; `remark` says why."""
+        text = self._filled(key, words)
+        verdict: Verdict = "cannot be recomputed without the losses"
+        return AuditItem(text["where"], text["printed"], "", "–", verdict, text["remark"], count=count)
+
+
 def number_item(
     label: str,
     printed: str,
@@ -101,36 +184,22 @@ def number_item(
     suffix: str = "",
     remark: str = "",
 ) -> AuditItem:
-    """A printed number against its recomputed value, in the same unit (`suffix`).
-
-    `shown` is what the paper prints where the digits alone do not tell the rounding, such as "about twice".
-    """
+    """A printed number against its recomputed value, in the same unit (`suffix`)."""
     exact = Decimal(printed.replace(",", ""))
     # repr, not the binary expansion: 52.9350 from two-digit scores is a tie, not a little below one
     rounded = Decimal(repr(float(value))).quantize(Decimal((0, (1,), int(exact.as_tuple().exponent))))
     half, centre = half_unit(str(exact)), float(exact)
-    verdict: Verdict
-    if rounded == exact:
-        verdict = "reproduced"
-    elif abs(value - centre) <= half * (1 + 1e-9) or _meet(allowed, centre - half, centre + half):
-        verdict = "within rounding"
-    else:
-        verdict = "slip"
+    within = abs(value - centre) <= half * (1 + 1e-9)
+    if allowed is not None:
+        within |= allowed[0] <= centre + half and centre - half <= allowed[1]
+    verdict: Verdict = "reproduced" if rounded == exact else "within rounding" if within else "slip"
     if verdict == "slip" and not remark:
         remark = f"printed {printed}{suffix}, right is {close(value, exact)}{suffix}"
     if allowed is not None and verdict != "reproduced":
         span = f"rounding of the printed inputs allows {plain_number(allowed[0])} to {plain_number(allowed[1])}{suffix}"
         remark = f"{remark}; {span}" if remark else span
-    return AuditItem(
-        label,
-        shown or printed + suffix,
-        source,
-        close(value, exact) + suffix,
-        verdict,
-        remark,
-        {"value": float(value)},
-        allowed,
-    )
+    found, values = close(value, exact) + suffix, {"value": float(value)}
+    return AuditItem(label, shown or printed + suffix, source, found, verdict, remark, values, allowed)
 
 
 def claim(
@@ -153,25 +222,12 @@ def claim(
     return AuditItem(label, printed, source, recomputed or listed(values), verdict, remark, values, count=count)
 
 
-def settings(
-    label: str, printed: Mapping[str, str], study: Mapping[str, object], source: str, remark: str = ""
-) -> AuditItem:
+def settings(label: str, printed: Mapping[str, str], study: Mapping[str, object], source: str) -> AuditItem:
     """Printed settings against those of the study: cells that are chosen, not computed; one that differs is a slip."""
     differing = {name: study.get(name, "missing") for name, text in printed.items() if not _same(text, study.get(name))}
     found = "the same" if not differing else ", ".join(f"{name} {value}" for name, value in differing.items())
     shown = ", ".join(f"{name} {text}" for name, text in printed.items())
-    return claim(label, shown, not differing, source, recomputed=found, remark=remark, count=len(printed))
-
-
-def lost(label: str, printed: str, why: str, count: int = 1) -> AuditItem:
-    """A printed number that only the measured losses (or runs) can give."""
-    return AuditItem(label, printed, "", "–", "cannot be recomputed without the losses", why, count=count)
-
-
-def follows(label: str, values: Mapping[str, float], source: str, remark: str = "", recomputed: str = "") -> AuditItem:
-    """Numbers that the paper does not print but that follow from those that it does."""
-    text = recomputed or listed(values)
-    return AuditItem(label, "", source, text, "not printed, follows", remark, values, count=len(values))
+    return claim(label, shown, not differing, source, recomputed=found, count=len(printed))
 
 
 def reading(item: AuditItem) -> AuditItem:
@@ -193,19 +249,22 @@ def box(function: Callable[..., float], *printed: str) -> tuple[float, float]:
     return min(values), max(values)
 
 
-def plain_number(value: float, digits: int = 4) -> str:
-    """A number to some significant digits, as people write it."""
+def plain_number(value: float, digits: int = 4, plain: tuple[float, float] = (1e-3, 1e6)) -> str:
+    """A number to some significant digits, as people write it; with an exponent outside the range `plain`.
+
+    Whole numbers below a million are written in full.
+    """
     if not math.isfinite(value):
         return "none" if math.isnan(value) else ("−" if value < 0 else "") + "infinity"
-    if float(value).is_integer() and abs(value) < 1e6:
-        return f"{int(value):,}".replace("-", "−")
-    if value and (abs(value) >= 1e6 or abs(value) < 1e-3):
+    size, whole = abs(value), float(value).is_integer()
+    if whole and size < 1e6:
+        text = f"{int(value):,}"
+    elif plain[0] <= size < plain[1]:
+        text = f"{value:,.{max(digits - 1 - math.floor(math.log10(size)), 0)}f}"
+    else:
         mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
-        if float(value).is_integer():
-            mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
-        return f"{mantissa}e{int(exponent)}".replace("-", "−")
-    decimals = max(digits - 1 - math.floor(math.log10(abs(value))), 0) if value else 0
-    return f"{value:,.{decimals}f}".replace("-", "−")
+        text = f"{mantissa.rstrip('0').rstrip('.') if whole and '.' in mantissa else mantissa}e{int(exponent)}"
+    return text.replace("-", "−")
 
 
 def close(value: float, printed: Decimal) -> str:
@@ -220,8 +279,9 @@ def listed(values: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {plain_number(value)}" for name, value in values.items())
 
 
-def _meet(allowed: tuple[float, float] | None, low: float, high: float) -> bool:
-    return allowed is not None and allowed[0] <= high and low <= allowed[1]
+def _floats(values: Mapping[str, float]) -> dict[str, float]:
+    """Plain floats, as JSON takes them."""
+    return {name: float(value) for name, value in values.items()}
 
 
 def _same(text: str, value: object) -> bool:

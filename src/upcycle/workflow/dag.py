@@ -230,6 +230,16 @@ class Workflow:
         return [name.partition("/")[2] for name in self.products if name.startswith(f"{folder}/")]
 
 
+def audit_digests() -> list[str]:
+    """Digests of the files that the audit's table is made from beside code: its items' words, and the paper's settings.
+
+    The settings are missing where the package is installed apart from its repository; making the table says so.
+    """
+    settings = PACKAGE_ROOT.parents[1] / "config" / "paper.yaml"
+    words = sorted((PACKAGE_ROOT / "audit" / "items").glob("*.yaml"))
+    return [file_digest(path) for path in (*words, settings) if path.is_file()]
+
+
 def _key(*parts: Any) -> str:
     return hashlib.sha256(canonical_json(list(parts)).encode()).hexdigest()[:16]
 
@@ -264,8 +274,10 @@ def list_products(workflow: Workflow) -> dict[str, Product]:
             outputs = [f"{folder}/{name}{suffix}" for suffix in suffixes]
             code = fingerprint(f"{items[name].module}:{items[name].function}", "upcycle.paper.draw")
             of_study = items[name].of_study
+            # What is the same for every study is the audit; its sources are not code alone.
+            settings = [options] if of_study else [options, audit_digests()]
             reads = ["losses", *fits] if of_study else []
-            add(f"{folder}/{name}", outputs, runs if of_study else [], code, options, of=reads)
+            add(f"{folder}/{name}", outputs, runs if of_study else [], code, *settings, of=reads)
     sources = list(products)
     captions = {name: [items[name].title, items[name].caption] for name in (*study.figures, *study.tables)}
     if any(sweep.kind == "upcycled" for sweep in study.sweeps.values()):
