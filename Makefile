@@ -54,7 +54,7 @@ test: setup lint
 	@$(BIN)/python tests/support/library_sources.py --optional
 	$(BIN)/pytest
 
-# flash-attn, flash-attn-4 and transformer-engine as source, unpacked and not installed (.gpu-sources).
+# flash-attn and transformer-engine as source, unpacked and not installed (.gpu-sources).
 contract-gpu: setup
 	$(BIN)/python tests/support/library_sources.py
 	$(BIN)/pytest tests/signatures

@@ -40,7 +40,7 @@ from upcycle.train.optim import build_optimizer, clip_gradients
 from upcycle.train.utilisation import gemm_rate
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("torch", "triton", "flash-attn", "flash-attn-3", "flash-attn-4", "transformer-engine", "nvidia-nccl-cu13")
+PACKAGES = ("torch", "triton", "flash-attn", "transformer-engine", "nvidia-nccl-cu13")
 TINY = ModelSpec(n_layer=2, d_model=32, n_head=2, vocab_size=64, context=32)
 STATE_BYTES = 16
 """A parameter's: value, gradient and AdamW's two moments, in float32."""

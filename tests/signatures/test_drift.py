@@ -1,4 +1,4 @@
-"""The recorded signatures are those of the libraries' source; flash-attn 2's and 3's own Python under fake tensors.
+"""The recorded signatures are those of the libraries' source; flash-attn 2's own Python under fake tensors.
 
 All need the libraries' source, unpacked or installed, and skip without it: `make contract-gpu` downloads 10 MB.
 """
@@ -15,19 +15,17 @@ from types import ModuleType
 import pytest
 import recorded_libraries as recorded
 import torch
-from library_sources import FOLDER, HOW, RECORDS, find_source
+from library_sources import HOW, RECORDS, find_source
 from record_signatures import record
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from upcycle.model.cuda_kernels import Attention, flash2_attention, flash3_attention
+from upcycle.model.cuda_kernels import Attention, flash2_attention
 
 
 def source_of(distribution: str) -> Path:
     root = find_source(distribution)
     if root is None:
-        version, _ = RECORDS[distribution]
-        how = HOW if version else f"put a checkout of flash-attention at {FOLDER.name}/{distribution}"
-        pytest.skip(f"the source of {f'{distribution} {version}'.strip()} is not here: {how}")
+        pytest.skip(f"the source of {distribution} {RECORDS[distribution][0]} is not here: {HOW}")
     return root
 
 
@@ -57,13 +55,6 @@ def test_the_recorder_sees_a_changed_name_default_or_kind(tmp_path: Path) -> Non
     assert record(tmp_path, ["library.py:g", "gone.py:f"]) == {"library.py:g": None, "gone.py:f": None}
 
 
-def test_the_copy_of_flash_attn_3_beside_flash_attn_2_knows_our_keywords() -> None:
-    """An older one, which the sdist of flash-attn 2.8.3.post2 carries along."""
-    name = "hopper/flash_attn_interface.py:flash_attn_func"
-    known = {parameter["name"] for parameter in record(source_of("flash-attn"), [name])[name]["params"]}
-    assert {"q", "k", "v", "softmax_scale", "causal", "deterministic"} <= known
-
-
 @contextmanager
 def imported(root: Path, module: str, stand_ins: dict[str, ModuleType]) -> Iterator[ModuleType]:
     """A module from this folder, with stand-ins for what its build would have made; gone again afterwards."""
@@ -89,30 +80,15 @@ def flash2() -> Iterator[Attention]:
         yield flash2_attention(module.flash_attn_func)
 
 
-@pytest.fixture(scope="module")
-def flash3() -> Iterator[Attention]:
-    """Our attention by flash-attn 3 itself, whose build also writes which kernels it left out (none), on an H100."""
-    package, built = ModuleType("flash_attn_3"), ModuleType("flash_attn_config")
-    package._C = ModuleType("flash_attn_3._C")
-    built.CONFIG = {"build_flags": {f"FLASHATTENTION_DISABLE_HDIM{size}": False for size in (64, 96, 128, 192, 256)}}
-    stand_ins = {"flash_attn_3": package, "flash_attn_3._C": package._C, "flash_attn_config": built}
-    root = source_of("flash-attn-3") / "hopper"
-    with imported(root, "flash_attn_interface", stand_ins) as module, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
-        yield flash3_attention(module.flash_attn_func)
-
-
 @pytest.mark.parametrize("head_dim", [60, 70, 80, 94, 104])
-@pytest.mark.parametrize("name", ["flash2", "flash3"])
-def test_the_library_itself_takes_our_call_and_every_head_of_the_paper(name: str, head_dim: int, request) -> None:
+def test_the_library_itself_takes_our_call_and_every_head_of_the_paper(flash2: Attention, head_dim: int) -> None:
     """Its argument checks, padding, autograd and the shapes its kernels promise, forward and backward; no numbers.
 
     On fake CPU tensors: fake CUDA tensors that need gradients end the process on a torch without CUDA.
     """
-    attention = request.getfixturevalue(name)
     with FakeTensorMode():
         qkv = torch.empty(2, 16, 12, head_dim, dtype=torch.bfloat16, requires_grad=True)
-        y_BHSC = attention(*(x.transpose(1, 2) for x in qkv.chunk(3, dim=2)))
+        y_BHSC = flash2(*(x.transpose(1, 2) for x in qkv.chunk(3, dim=2)))
         assert y_BHSC.shape == (2, 4, 16, head_dim)
         assert y_BHSC.transpose(1, 2).flatten(2).shape == (2, 16, 4 * head_dim)
         (grad,) = torch.autograd.grad(y_BHSC, qkv, torch.empty_like(y_BHSC))

@@ -3,8 +3,7 @@
     python tests/support/library_sources.py [--optional]
 
 downloads the releases pinned in pyproject.toml with pip (10 MB, no CUDA, nothing is installed) into `.gpu-sources/`, or
-the folder that UPCYCLE_GPU_SOURCES names. `--optional`: where they cannot be had, say so and succeed. flash-attn 3 is
-on no package index: a checkout of the flash-attention repository may be put at `<folder>/flash-attn-3`.
+the folder that UPCYCLE_GPU_SOURCES names. `--optional`: where they are not available, report it and succeed.
 """
 
 from __future__ import annotations
@@ -22,8 +21,6 @@ SIGNATURES = ROOT / "tests" / "signatures"
 FOLDER = Path(os.environ.get("UPCYCLE_GPU_SOURCES", ROOT / ".gpu-sources"))
 RECORDS = {
     "flash-attn": ("2.8.3.post2", "flash_attn-2.8.3.post2.json"),
-    "flash-attn-3": ("", "flash_attn_3-head-0251105.json"),
-    "flash-attn-4": ("4.0.0b36", "flash_attn_4-4.0.0b36.json"),
     "transformer-engine": ("2.20.2", "transformer_engine-2.20.2.json"),
 }
 """Release and file of recorded signatures, by distribution."""
@@ -79,7 +76,7 @@ def main() -> int:
     """Download what is missing."""
     optional = "--optional" in sys.argv[1:]
     for distribution, (version, _) in RECORDS.items():
-        if version and not is_here(distribution):
+        if not is_here(distribution):
             problem = download(distribution)
             if problem:
                 print(problem)

@@ -76,8 +76,8 @@ def attention_BSHC(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) 
     return (scores.softmax(-1) @ v).transpose(1, 2).bfloat16()
 
 
-def flash_attn_func(distribution: str, *, pads: bool, returns_tuple: bool) -> Recorder:
-    """`flash_attn_func` of flash-attn 2, 3 or 4; with `pads` (2) padded heads come back as a slice."""
+def flash_attn_func() -> Recorder:
+    """`flash_attn_func` of flash-attn 2; padded heads come back as a slice."""
 
     def compute(arguments: dict[str, Any]) -> Any:
         q, k, v = (arguments[name] for name in "qkv")
@@ -85,13 +85,10 @@ def flash_attn_func(distribution: str, *, pads: bool, returns_tuple: bool) -> Re
         scale = head_dim**-0.5 if arguments["softmax_scale"] is None else arguments["softmax_scale"]
         assert arguments["deterministic"] is True
         assert not arguments.get("dropout_p")
-        if pads:
-            q, k, v = (F.pad(x, (0, -head_dim % 8)) for x in (q, k, v))
-        assert q.shape[-1] % 8 == 0, "head_size should be a multiple of 8"
-        out = attention_BSHC(q, k, v, scale, arguments["causal"]).contiguous()[..., :head_dim]
-        return (out, None) if returns_tuple else out
+        q, k, v = (F.pad(x, (0, -head_dim % 8)) for x in (q, k, v))
+        return attention_BSHC(q, k, v, scale, arguments["causal"]).contiguous()[..., :head_dim]
 
-    return Recorder(signature(distribution, "flash_attn_func"), compute)
+    return Recorder(signature("flash-attn", "flash_attn_func"), compute)
 
 
 # --- transformer_engine.pytorch

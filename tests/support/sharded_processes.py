@@ -9,6 +9,7 @@ import errno
 import os
 import sys
 import threading
+import time
 import traceback
 from datetime import timedelta
 from pathlib import Path
@@ -104,13 +105,18 @@ def scenario_beside(folder: Path) -> None:
 
 
 def scenario_full(folder: Path) -> None:
-    """A disk full under one process, before or while it writes, is a TrainingError of all; then there is room again."""
+    """A disk full under one process, before or while it writes, is a TrainingError of all; then there is room again.
+
+    The second process looks for what the failed save left when the first has begun the next one, whose folder has a
+    temporary name then: a look at all of `resume/` would take that for a half state.
+    """
     import torch.distributed as dist
 
     from upcycle.train.processes.preemption import TrainingError
+    from upcycle.train.states.folder import states_in
     from upcycle.train.states.saving import Saver
 
-    folder, rank, fsync = folder / "more", dist.get_rank(), os.fsync
+    folder, rank, fsync = folder / "more" / "resume", dist.get_rank(), os.fsync
 
     def no_space(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -119,7 +125,7 @@ def scenario_full(folder: Path) -> None:
         for step, when in ((6, "before"), (7, "while")):
             if rank == 1 and when == "while":
                 os.fsync = no_space
-            save(saver, folder / "resume", step, no_space if rank == 1 and when == "before" else lambda: None)
+            save(saver, folder, step, no_space if rank == 1 and when == "before" else lambda: None)
             try:
                 saver.wait()
             except TrainingError as error:
@@ -128,10 +134,60 @@ def scenario_full(folder: Path) -> None:
                 raise AssertionError("no error heard")
             finally:
                 os.fsync = fsync
-            dist.barrier()
-            assert sorted(path.suffix for path in (folder / "resume").iterdir()) == ["", ""], "a half state is left"
-        save(saver, folder / "resume", 8)
-    assert_filled_as(folder / "resume", 8)
+            dist.barrier()  # the first process has tidied up before it is here
+            if rank:
+                wait_for(folder / f"step-{step + 1:09d}.tmp")
+            assert not list(folder.glob(f"step-{step:09d}*")), "a half state is left"
+            assert [path.name[:14] for path in states_in(folder)] == ["step-000000005", "step-000000004"]
+        save(saver, folder, 8)
+    assert_filled_as(folder, 8)
+
+
+def scenario_overtaken(folder: Path) -> None:
+    """A process hears of a failed save and begins the next before the first process has removed what it left."""
+    import shutil
+
+    import torch.distributed as dist
+
+    from upcycle.train.states import sharded
+    from upcycle.train.states.saving import Saver
+
+    folder, rank = folder / "overtaken", dist.get_rank()
+    folder.mkdir(exist_ok=True)
+    remove, gone_on = shutil.rmtree, folder / "gone on"
+
+    def removes_late(path: Path, **options: bool) -> None:
+        if path.exists():
+            wait_for(gone_on)
+        remove(path, **options)
+
+    def no_space() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with Saver() as saver:
+        sharded.shutil.rmtree = removes_late  # of the first process: the second removes nothing
+        save(saver, folder / "resume", 10, no_space if rank else lambda: None)
+        try:
+            saver.wait()
+        except RuntimeError as error:
+            assert "disk is full" in str(error)  # noqa: PT017 (no pytest here)
+        else:
+            raise AssertionError("no error heard")
+        sharded.shutil.rmtree = remove
+        save(saver, folder / "resume", 10)
+        if rank:
+            assert (folder / "resume" / "step-000000010.tmp").exists()
+            gone_on.touch()
+    assert_filled_as(folder / "resume", 10)
+    assert [path.suffix for path in (folder / "resume").iterdir()] == [""]
+
+
+def wait_for(path: Path) -> None:
+    """Until another process has made this file or folder."""
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < deadline, path
+        time.sleep(0.01)
 
 
 def scenario_stuck(folder: Path) -> None:

@@ -33,7 +33,7 @@ def run_processes(scenarios: str, size: int, folder: Path) -> None:
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder whose `resume` holds the states of two processes after steps 2 and 3; `more` is of another test."""
     folder = tmp_path_factory.mktemp("sharded")
-    run_processes("save,beside,full,stuck", 2, folder)
+    run_processes("save,beside,full,overtaken,stuck", 2, folder)
     return folder
 
 
@@ -77,6 +77,11 @@ def test_a_save_runs_beside_training_and_a_full_disk_is_everyones_error(saved: P
         "step-000000005",
         "step-000000008",
     ]
+
+
+def test_a_process_may_begin_the_next_save_before_a_failed_one_is_removed(saved: Path) -> None:
+    """As the processes assert (`scenario_overtaken`), which hold the removal up until then."""
+    assert [path.name[:14] for path in (saved / "overtaken" / "resume").iterdir()] == ["step-000000010"]
 
 
 def test_a_stuck_process_ends_a_save_after_the_stated_time(saved: Path) -> None:

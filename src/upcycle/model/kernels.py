@@ -7,13 +7,13 @@ and says why; a kernel asked for by name that cannot run is an error, never repl
 | op | kernels | `auto` |
 |---|---|---|
 | layers | native (C, whole layers), composed of the ops below | cpu, float32 and no op named: native; else composed |
-| attention | flash2, flash3, flash4, te, sdpa_flash, sdpa, plain | cuda, bfloat16: flash2, sdpa_flash; else sdpa |
+| attention | flash2, te, sdpa_flash, sdpa, plain | cuda, bfloat16: flash2, sdpa_flash; else sdpa |
 | experts | grouped_mm, te, loop | grouped_mm where the shape allows, else loop |
 | rms_norm | torch, te | torch |
 | cross_entropy | plain, chunked | plain |
 | router | torch: `moe.Router` and the gates, in float32 | the only one |
 
-Nothing of flash2, flash3, flash4 and te was run by us: docs/cluster.md. Layout and dtypes of arguments are ours:
+flash2 and te were not run by us: docs/cluster.md. Layout and dtypes of arguments are ours:
 `torch_kernels.py` (no library), `cuda_kernels.py` (flash-attn), `te_kernels.py` (Transformer Engine).
 """
 
@@ -71,14 +71,12 @@ TORCH: dict[str, dict[str, Any]] = {
 """Kernels that need torch alone, by op and name."""
 WRAPPERS: dict[tuple[str, str], Callable[[Any], Any]] = {
     ("attention", "flash2"): lambda library: cuda_kernels.flash2_attention(library.flash_attn_func),
-    ("attention", "flash3"): lambda library: cuda_kernels.flash3_attention(library.flash_attn_func),
-    ("attention", "flash4"): lambda library: cuda_kernels.flash4_attention(library.flash_attn_func),
     ("attention", "te"): te_kernels.te_attention,
     ("experts", "te"): te_kernels.te_experts,
     ("rms_norm", "te"): te_kernels.te_rms_norm,
 }
 """The others, made from the imported module of the library of that name."""
-UNTRACEABLE = {("attention", "flash4"), ("attention", "te"), ("experts", "te"), ("rms_norm", "te")}
+UNTRACEABLE = {("attention", "te"), ("experts", "te"), ("rms_norm", "te")}
 """Kernels that torch.compile cannot trace: left outside of the graph."""
 
 
@@ -266,7 +264,7 @@ def _load(op: str, name: str) -> tuple[Any, str]:
     if name in TORCH[op]:
         return TORCH[op][name], str(torch.__version__)
     library, version = cuda_kernels.find_library(name)
-    cuda_kernels.check_device(name)
+    cuda_kernels.check_device()
     return WRAPPERS[op, name](library), version
 
 

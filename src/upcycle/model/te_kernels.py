@@ -16,26 +16,33 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from upcycle.model.cuda_kernels import padded
 from upcycle.model.torch_kernels import swiglu
+from upcycle.study.kernel_fit import HEAD_DIM_MULTIPLE
 
 DETERMINISTIC = "NVTE_ALLOW_NONDETERMINISTIC_ALGO"
+
+
+def _padded(x_BSHC: Tensor) -> Tensor:
+    """Heads filled up with zeros to the next multiple of 8. Exact: zeros add nothing to scores, and are cut off."""
+    missing = -x_BSHC.shape[-1] % HEAD_DIM_MULTIPLE
+    return F.pad(x_BSHC, (0, missing)) if missing else x_BSHC  # a pad of nothing would copy
 
 
 def te_attention(te: Any) -> Any:
     """Attention by `DotProductAttention`: cuDNN's fused kernel or flash-attn, as Transformer Engine sees fit.
 
-    Head dimensions are padded here: TE 2.20.2 sends other than multiples of 8 to the unfused kernel, or to a
-    flash-attn 3 that refuses them. The module reads the environment for determinism when it is made.
+    Head dimensions are padded here: TE 2.20.2 sends other than multiples of 8 to the unfused kernel. The module reads
+    the environment for determinism when it is made.
     """
     os.environ[DETERMINISTIC] = "0"
     modules: dict[tuple[int, int], Any] = {}
 
     def te_(q_BHSC: Tensor, k_BHSC: Tensor, v_BHSC: Tensor) -> Tensor:
         n_head, head_dim = q_BHSC.shape[1], q_BHSC.shape[-1]
-        q, k, v = (padded(x.transpose(1, 2)) for x in (q_BHSC, k_BHSC, v_BHSC))
+        q, k, v = (_padded(x.transpose(1, 2)) for x in (q_BHSC, k_BHSC, v_BHSC))
         if (n_head, head_dim) not in modules:
             modules[n_head, head_dim] = te.DotProductAttention(
                 num_attention_heads=n_head,

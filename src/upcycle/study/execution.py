@@ -34,7 +34,7 @@ class Execution(Frozen):
     """Steps between rows of metrics.jsonl."""
     layers: Literal["auto", "native", "composed"] = "auto"
     """Whole layers by the C kernels of `model/native` (CPU, float32), or composed of the ops below."""
-    attention: Literal["auto", "flash2", "flash3", "flash4", "te", "sdpa_flash", "sdpa", "plain"] = "auto"
+    attention: Literal["auto", "flash2", "te", "sdpa_flash", "sdpa", "plain"] = "auto"
     """Kernel of attention; `auto` takes the fastest that can compute the model, and logs its choice."""
     experts: Literal["auto", "grouped_mm", "te", "loop"] = "auto"
     """Kernel of the experts' matrix products."""

@@ -39,16 +39,12 @@ class Limits:
     """On CUDA; on a CPU there is no kernel with this limit."""
     max_head_dim: int | None = None
     """Of the padded head."""
-    deterministic_below: int | None = None
-    """The backward pass is deterministic for padded heads below this."""
     row_multiple: int = 1
     """Divides d_model and the MLP's width (of one process, where tensor parallelism splits it)."""
 
 
 LIMITS: dict[tuple[str, str], Limits] = {
     ("attention", "flash2"): Limits(cuda_only=True, bfloat16_only=True, max_head_dim=256),
-    ("attention", "flash3"): Limits(cuda_only=True, bfloat16_only=True, max_head_dim=256, deterministic_below=256),
-    ("attention", "flash4"): Limits(cuda_only=True, bfloat16_only=True, max_head_dim=256),
     # cuDNN's fused attention in training; beyond, TE would write out the S x S matrix.
     ("attention", "te"): Limits(cuda_only=True, bfloat16_only=True, max_head_dim=128),
     ("attention", "sdpa_flash"): Limits(bfloat16_only=True, max_head_dim=256),
@@ -73,8 +69,6 @@ def why_not(op: str, name: str, model: ModelSpec, *, device: str, dtype: str, te
         return f"it computes in bfloat16 only, and the dtype is {dtype}"
     if limits.max_head_dim and head_dim > limits.max_head_dim:
         return f"head dimension {model.head_dim} is above {limits.max_head_dim}"
-    if limits.deterministic_below and head_dim >= limits.deterministic_below:
-        return f"it is not deterministic for head dimension {model.head_dim}"
     if odd:
         shared = f" (of each of {tensor_parallel} processes)" if tensor_parallel > 1 else ""
         return f"{' and '.join(odd)}{shared} not a multiple of {limits.row_multiple}"
