@@ -61,8 +61,8 @@ def test_the_page_holds_every_finished_model_and_law(study, page):
 
 
 def test_time_accounts_are_those_of_the_invocations(page):
-    assert "had 26 min 0 s of core time" in page
-    assert "in 20 min 0 s of it a run trained" in page
+    assert "had 26 min of core time" in page
+    assert "in 20 min of it a run trained" in page
     assert "The other 23 %" in page
 
 
