@@ -40,9 +40,10 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`\n")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
-        """Name the nearest verb, not all of them."""
+        """Name the nearest verb or choice, not all of them."""
         if action.choices is not None and value not in action.choices:
-            raise argparse.ArgumentError(None, f"no verb `{value}`; {nearest(value, action.choices)}")
+            what = action.dest if action.option_strings else "verb"
+            raise argparse.ArgumentError(None, f"no {what} `{value}`; {nearest(value, action.choices)}")
 
 
 class VerbParser(Parser):
@@ -76,6 +77,11 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument("--study", metavar="NAME", help="study in config/NAME.yaml (default: config.yaml)")
         return sub
 
+    init = verb("init", "Write a new study, complete and commented, to config/NAME.yaml.", of_study=False)
+    init.add_argument("name", nargs="?", help="name of the study (default: the template's)")
+    init.add_argument(
+        "--template", choices=("small", "paper"), default="small", metavar="small|paper", help="study to start from"
+    )
     plan = verb("plan", "Show what a study trains: runs, tokens, FLOPs, disk, expected time, what exists.")
     plan.add_argument("--json", action="store_true", help="as data")
     plan.add_argument("--all", action="store_true", help="one line a run, not only the table of sweeps")
@@ -265,7 +271,7 @@ def last_words(verb: str, code: int, message: str) -> int:
 def run_verb(args: argparse.Namespace) -> None:
     """Dispatch; each verb imports what it needs."""
     own = args.verb == "fit" and any(getattr(args, name) not in (None, "") for name in OWN_LOSSES)
-    if own or args.verb in ("advise", "audit", "design", "simulate"):
+    if own or args.verb in ("init", "advise", "audit", "design", "simulate"):
         run_without_runs(args)
         return
     from upcycle.workflow.invocation import PLAN_VARIABLE, read_workflow
@@ -303,7 +309,11 @@ def run_verb(args: argparse.Namespace) -> None:
 
 def run_without_runs(args: argparse.Namespace) -> None:
     """Verbs that need no trained run."""
-    if args.verb == "fit":
+    if args.verb == "init":
+        from upcycle.study.template import write_study
+
+        print(write_study(args.name, args.template, Path.cwd()))
+    elif args.verb == "fit":
         from upcycle.laws.own_losses import run_own_fit
 
         run_own_fit(args)

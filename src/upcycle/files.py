@@ -53,3 +53,9 @@ def read_record(path: Path) -> Record:
     if not isinstance(content, Record):
         raise UserError(f"{path} is damaged: it holds no JSON object; restore it, or make it again")
     return content
+
+
+def check_regular(path: Path) -> None:
+    """`UserError` for a path that is there and is no regular file: opening a named pipe would wait for ever."""
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: not a regular file; name a file")

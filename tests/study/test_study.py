@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import re
 from pathlib import Path
 
@@ -105,6 +106,12 @@ def test_a_mistake_is_named_with_its_key_and_mend(tmp_path, path, value, message
             "fits/mult/law",
             "multiplicativ",
             r"fits.mult.law: unknown law `multiplicativ`; did you mean `multiplicative`\?",
+        ),
+        ("data/dataset", "openwebtext-excerpts", r"data.dataset: `openwebtext-excerpts` is for evaluation only"),
+        (
+            "sweeps/dense/set",
+            {"data.dataset": "openwebtext-excerpts"},
+            r"sweeps.dense.set: `openwebtext-excerpts` is for evaluation only, .* under `evaluations`",
         ),
         ("figures/figure44", {}, r"figures.figure44: unknown figure; did you mean `figure4`\?"),
         ("figures/figure4", {"sweeep": "x"}, "sweep"),
@@ -284,6 +291,12 @@ FILES: dict[str, tuple[str | bytes, str]] = {
     "unclosed": ("a: 'b", "line 1: not valid YAML: found unexpected end of stream"),
     "another YAML": ("%YAML 9.9\n---\na: 1", "not valid YAML: found incompatible YAML document"),
 }
+
+
+def test_a_named_pipe_is_refused_without_waiting_for_its_writer(tmp_path):
+    os.mkfifo(tmp_path / "study.yaml")
+    with pytest.raises(UserError, match=r"study\.yaml: not a regular file"):
+        load_study(tmp_path / "study.yaml")
 
 
 @pytest.mark.parametrize("name", FILES)

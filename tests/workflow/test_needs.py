@@ -1,6 +1,7 @@
 """Text, tokenizers and checkpoints that are missing are found by the plan, before anything starts."""
 
 import json
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -82,6 +83,14 @@ def test_all_that_is_missing_is_counted(folder):
 def test_a_file_of_no_known_kind_is_named(folder):
     (folder / "words.docx").write_text("a")
     assert needs(datasets={"words": {"files": ["words.docx"]}}).startswith("words.docx: unknown kind of file")
+
+
+def test_a_named_pipe_is_refused_without_waiting_for_its_writer(folder):
+    os.mkfifo(folder / "pipe.txt")
+    os.mkfifo(folder / "pipe.json")
+    assert needs(datasets={"words": {"files": ["pipe.txt"]}}).startswith("pipe.txt: not a regular file")
+    with pytest.raises(UserError, match=r"pipe\.json: not a regular file"):
+        check_tokenizer(folder / "pipe.json", 300)
 
 
 def test_a_file_that_may_not_be_read_is_named(folder, monkeypatch):

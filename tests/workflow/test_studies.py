@@ -1,10 +1,12 @@
 """A second study beside finished default results: shared runs and tokens, and nobody else's products touched."""
 
+import json
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 from checkouts import REPOSITORY, SNAKEMAKE, make_checkout
 
 from upcycle.errors import UserError
@@ -108,3 +110,25 @@ def test_jobs_take_study_and_folder_from_the_frozen_plan(tmp_path, monkeypatch):
     assert job.products["fits/by_tokens"].outputs == ["results/second/fits/by_tokens.json"]
     with pytest.raises(UserError, match="study `default` asked for within an invocation of study `second`"):
         read_workflow("default", tmp_path)
+
+
+def test_a_study_from_a_template_is_a_whole_dag(tmp_path):
+    """What `upcycle init` prints works at once: every run and product of the small study, and its two token sets."""
+    checkout = make_checkout(tmp_path / "checkout")
+    shutil.copy(REPOSITORY / "config.yaml", checkout.root / "config.yaml")
+    upcycle = [SNAKEMAKE.with_name("upcycle")]
+    where = {"cwd": checkout.root, "env": checkout.environment(), "capture_output": True, "text": True, "check": True}
+    made = subprocess.run([*upcycle, "init", "mine"], **where).stdout
+    assert "  snakemake --config study=mine  " in made
+    first = (checkout.root / "config" / "mine.yaml").read_text().partition("\n")[0]
+    assert first == "# yaml-language-server: $schema=../workflow/schemas/study.schema.json"
+    plan = json.loads(subprocess.run([*upcycle, "plan", "--json", "--study", "mine"], **where).stdout)
+    jobs = checkout.jobs("--config", "study=mine")
+    trained = sum(jobs.pop(rule) for rule in ("pretrain_dense", "pretrain_moe", "upcycle", "decay"))
+    assert trained == plan["total"]["runs"] > 50
+    study = yaml.safe_load((checkout.root / "config.yaml").read_text())
+    evaluated = len(study["sweeps"]["dense"]["steps"]) + len(study["sweeps"]["moe"]["steps"])
+    assert jobs == {
+        "tokenize": 2, "losses": 1, "evaluate": evaluated, "evaluations": 1, "fit": len(study["fits"]),
+        "figure": len(study["figures"]), "table": len(study["tables"]), "report": 1,
+    }  # fmt: skip

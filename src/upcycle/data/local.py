@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import AnyStr, BinaryIO
 
 from upcycle.errors import UserError
+from upcycle.files import check_regular
 
 PIECE_CHARACTERS = 10_000
 """Plain text has no documents: files are cut at blank lines into pieces of about this size."""
@@ -42,6 +43,7 @@ def check_files(paths: Sequence[Path]) -> Sequence[Path]:
 
 
 def _reader_of(path: Path) -> Callable[[Path, str], Iterator[str]]:
+    check_regular(path)
     if not path.is_file():
         near = ", ".join(sorted(item.name for item in path.parent.glob("*"))[:10]) if path.parent.is_dir() else ""
         raise UserError(

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from upcycle.data.vocabulary import END_OF_TEXT, KNOWN_ENDS, check_vocab_size
 from upcycle.errors import UserError
+from upcycle.files import check_regular
 
 CHARACTERS_PER_PIECE = 4_000
 """A tokenizer of V pieces is trained on the first 4,000 V characters of the shuffled documents."""
@@ -49,6 +50,7 @@ def load_tokenizer(path: Path, vocab_size: int, *, sha256: str | None = None) ->
 
     Raises UserError if it is missing, damaged, not of the stated SHA-256, or not of `vocab_size` pieces 0, 1, ...
     """
+    check_regular(path)
     if not path.is_file():
         raise UserError(f"tokenizer {str(path)!r} is neither `bpe` nor a file")
     data = path.read_bytes()

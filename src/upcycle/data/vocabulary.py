@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from upcycle.errors import UserError
+from upcycle.files import check_regular
 
 END_OF_TEXT = "<|endoftext|>"
 """Written after every document; piece 0 of the tokenizers that are trained here."""
@@ -25,6 +26,7 @@ def check_vocab_size(vocab_size: int) -> None:
 
 def check_tokenizer(path: Path, vocab_size: int) -> None:
     """UserError if a file is missing, is no tokenizer.json, or has not `vocab_size` pieces with an end of text."""
+    check_regular(path)
     try:
         pieces = _pieces(json.loads(path.read_bytes()))
     except FileNotFoundError:

@@ -20,6 +20,8 @@ from upcycle.study.study import FitConfig, StudyConfig, describe_error, load_stu
 from upcycle.study.values import NAME_LENGTH, is_name
 
 DEFAULT = "default"
+CHECKOUT = PACKAGE_ROOT.parents[1]
+"""The folder of config.yaml, config/, Snakefile and workflow/ that this package was installed from."""
 RESERVED = ("evaluations", "figures", "fits", "logs", "reference", "runs", "simulated", "tables", "tokens")
 """Folders of results/: a study of such a name would write among another's products."""
 
@@ -31,7 +33,7 @@ def find_study(name: str, root: Path) -> StudyConfig:
     results need not hold a copy of the configs. Raises `UserError` naming the nearest study, or the key `study` of a
     file that says another name than the file's.
     """
-    path = study_file(name, root)
+    path = find_study_file(name, root)
     study = load_study(path)
     if study.study != name:
         raise UserError(
@@ -41,10 +43,10 @@ def find_study(name: str, root: Path) -> StudyConfig:
     return study
 
 
-def study_file(name: str, root: Path) -> Path:
-    """The file of a study.
+def study_file(name: str) -> Path:
+    """Where the file of a study is, in the folder that Snakemake works in: config.yaml for `default`.
 
-    Raises `UserError` naming the nearest study, or why none can have this name.
+    Raises `UserError` for a name that no study can have, and says why.
     """
     if not is_name(name):
         raise UserError(
@@ -53,8 +55,16 @@ def study_file(name: str, root: Path) -> Path:
         )
     if name in RESERVED:
         raise UserError(f"study `{name}`: results/{name} is a folder of the default study; give it another name")
-    places = list(dict.fromkeys((root, PACKAGE_ROOT.parents[1])))
-    relative = Path("config.yaml") if name == DEFAULT else Path("config") / f"{name}.yaml"
+    return Path("config.yaml") if name == DEFAULT else Path("config") / f"{name}.yaml"
+
+
+def find_study_file(name: str, root: Path) -> Path:
+    """The file of a study that is there, under `root` or in the checkout.
+
+    Raises `UserError` naming the nearest study.
+    """
+    relative = study_file(name)
+    places = list(dict.fromkeys((root, CHECKOUT)))
     for place in places:
         if (place / relative).exists():
             return place / relative
@@ -87,11 +97,17 @@ def check_names(study: StudyConfig) -> None:
         if name in DATASETS:
             raise UserError(f"datasets.{name}: `{name}` is a built-in data set; give your files another name")
     for where, dataset, version in dataset_references(study):
-        if dataset not in study.datasets:
-            try:
-                find_dataset(dataset, version)
-            except UserError as error:
-                raise UserError(f"{where}: {error} (or describe your own under `datasets`)") from None
+        if dataset in study.datasets:
+            continue
+        try:
+            found = find_dataset(dataset, version)
+        except UserError as error:
+            raise UserError(f"{where}: {error} (or describe your own under `datasets`)") from None
+        if found.heldout_fraction == 1 and not where.startswith("evaluations."):
+            raise UserError(
+                f"{where}: `{dataset}` is for evaluation only, it has no text to train on; name it under "
+                "`evaluations`, and another data set here"
+            )
     for name, sweep in study.sweeps.items():
         for method in sweep.method or ():
             if method not in method_names():

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from upcycle.errors import UserError
 from upcycle.files import write_atomic
 from upcycle.study.counting import flops_per_token
@@ -22,7 +24,7 @@ from upcycle.study.execution import Execution
 from upcycle.study.kernel_fit import check_kernels
 from upcycle.study.recorded import RunFolders
 from upcycle.study.spec import RunSpec, canonical_json
-from upcycle.study.study import StudyConfig
+from upcycle.study.study import StudyConfig, describe_error
 from upcycle.study.sweep import Point, expand, trunk_point
 
 MAX_CUTS = 500
@@ -257,5 +259,6 @@ def thaw(path: Path) -> tuple[StudyConfig, Plan]:
         return StudyConfig.model_validate(data["study"]), Plan.from_json(data["plan"])
     except OSError as error:
         raise UserError(f"plan {path}: {error.strerror}; start Snakemake again, which writes it") from None
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"plan {path} is damaged ({error}); delete it and start Snakemake again") from None
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        reason = describe_error(error) if isinstance(error, ValidationError) else str(error)
+        raise UserError(f"plan {path} is damaged ({reason}); delete it and start Snakemake again") from None

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from upcycle.errors import UserError, brief
+from upcycle.files import check_regular
 from upcycle.study.values import NAME_LENGTH, parse_number
 
 MAX_BYTES = 128 * 1024
@@ -38,6 +39,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
     Raises `UserError` naming the file, the line and how to fix it, in one line.
     """
+    check_regular(path)
     try:
         with path.open("rb") as handle:
             content = handle.read(MAX_BYTES + 1)
