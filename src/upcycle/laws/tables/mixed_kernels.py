@@ -46,7 +46,7 @@ def warned(result: FitResult, rows: pd.DataFrame) -> FitResult:
     common = f"'{name}={found.most_common(1)[0][0]}' in kernels"
     sentence = (
         f"losses of different kernels are mixed ({counts}). Kernels round differently: that moved losses of mixtures "
-        "by up to 0.011 nats, as much as another seed would, and of dense models by up to 4e-4 "
+        "by up to 0.011 nats, as much as another seed would, and of dense models by up to 9e-4 "
         f'(results/reference/README.md). Fit losses of one kind ("{common}"), or train all with the same kernels'
     )
     return replace(result, warnings={**result.warnings, MIXED_KERNELS: sentence})
