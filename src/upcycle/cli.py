@@ -155,7 +155,10 @@ def _decisions(verb: Callable[..., argparse.ArgumentParser]) -> None:
     advise.add_argument("--n-expert", type=int, metavar="E", help="experts of the mixture (default: the laws')")
     advise.add_argument("--top-k", type=int, metavar="K", help="experts that a token uses (default: the laws')")
     advise.add_argument("--fits", type=Path, help="folder of fits (default: the paper's Table 2)")
-    advise.add_argument("--json", action="store_true", help="as data")
+    advise.add_argument(
+        "--full", action="store_true", help="also losses with bands, all crossings, the run that would tell most, rules"
+    )
+    advise.add_argument("--json", action="store_true", help="all of it as data")
 
     design = verb("design", "What a planned sweep would tell: expected intervals of every parameter and of D*.")
     design.add_argument("--d1", metavar="D,...", help="dense budgets in tokens; LOW:HIGH:COUNT for a geometric grid")

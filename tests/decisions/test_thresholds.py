@@ -14,8 +14,10 @@ from upcycle.decisions.thresholds import (
     HIGH,
     LOW,
     Threshold,
+    band_in_words,
     d_star,
     equation_2,
+    near_or_words,
     refit_equation_2,
     threshold_d2,
     threshold_flops,
@@ -66,7 +68,7 @@ def test_no_root_below_its_smallest_size() -> None:
     nowhere = d_star(CENTRAL, low)
     assert nowhere.roots == ()
     assert nowhere.ahead(1e10) == "upcycle"
-    assert "upcycling is ahead everywhere from 1e4 to 1e18 tokens: no root" in nowhere.statement
+    assert "ahead everywhere from 14.4M to 738B tokens, a factor of 10 about the data: no root" in nowhere.statement
 
 
 def test_the_approximation_in_print() -> None:
@@ -229,13 +231,27 @@ def _seconds(call) -> float:
 
 def test_statement_and_distance() -> None:
     threshold = d_star(published(draws=50), 7e9)
-    assert "upcycling is ahead below D* = 880M tokens, training from scratch from there to 4.64T" in threshold.statement
-    assert "two roots" in threshold.statement
+    assert "upcycling is ahead below D* = 880M tokens, training from scratch above 880M" in threshold.statement
+    assert "1 far above the data" in threshold.statement
+    assert "4.64T" not in threshold.statement
     assert "outside the data in N1 by a factor of 6.45" in threshold.statement
     assert threshold.outside == pytest.approx({"D": 0, "N1": np.log(7e9 / 1_085_859_424), "D1": 0, "D2": 0})
     assert [threshold.ahead(tokens) for tokens in (1e8, 1e10, 1e13)] == ["upcycle", "scratch", "upcycle"]
     assert "no band is known" in d_star(CENTRAL, 7e9).statement
     assert d_star(CENTRAL, 7e9).band is None
+
+
+def test_tokens_far_outside_the_data_are_words() -> None:
+    data = (1e8, 1e10)
+    assert [near_or_words(tokens, data) for tokens in (9e6, 1.1e7, 9e10, 1.1e11)] == [
+        "far below the data",
+        "11M",
+        "90B",
+        "far above the data",
+    ]
+    assert near_or_words(1e17, None) == "1e+05T"
+    assert band_in_words((2e7, 1e12), data) == "20M to far above the data"
+    assert band_in_words((1e12, 1e13), data) == "far above the data"
 
 
 def test_laws_without_sizes_say_so() -> None:
@@ -277,7 +293,8 @@ def test_roots_far_outside_the_data_are_named_and_do_not_count() -> None:
     assert found.roots == pytest.approx((3e9,))
     assert found.before == pytest.approx((1e6,))
     assert found.root == pytest.approx(3e9)
-    assert "1 more root lies too far outside the data to count, at 1M tokens" in found.statement
+    assert "1 far below the data" in found.statement
+    assert "1M" not in found.statement
     sides = [found.ahead(tokens) for tokens in (1e5, 1e8, 1e10)]
     assert sides == [sides[0], {"upcycle": "scratch", "scratch": "upcycle"}[sides[0]], sides[0]]
     assert found.below == sides[1]

@@ -177,15 +177,15 @@ class ThreeLaws:
         return self.upcycled.n_draws
 
     @property
-    def tokens(self) -> tuple[float, float] | None:
-        """Fewest and most tokens (D, D1, D2) over all rows that the laws were fitted to: the frame of the data.
-
-        None where parameters are rounded as printed, all of whose roots count, and where no range is known.
-        """
+    def data_tokens(self) -> tuple[float, float] | None:
+        """Fewest and most tokens (D, D1, D2) over all rows that the laws were fitted to; None: not known."""
         boxes = [box for curve in self.curves for name, box in curve.box.items() if name != "N1"]
-        if self.rounded or not boxes:
-            return None
-        return min(low for low, _ in boxes), max(high for _, high in boxes)
+        return (min(low for low, _ in boxes), max(high for _, high in boxes)) if boxes else None
+
+    @property
+    def tokens(self) -> tuple[float, float] | None:
+        """`data_tokens` where roots far outside do not count; None for rounded parameters, all of whose roots count."""
+        return None if self.rounded else self.data_tokens
 
     def need(self, lineage: Lineage) -> Curve:
         """One of the laws.
@@ -320,7 +320,7 @@ def from_fits(fits: Mapping[str, FitResult], source: str) -> ThreeLaws:
         source=source,
         rounded=False,
         paired=paired,
-        notes=(f"Laws used: upcycled of fit `{name}`, from scratch of {scratch_name or 'none'}.", *notes),
+        notes=(*notes, f"Laws used: upcycled of fit `{name}`, from scratch of {scratch_name or 'none'}."),
     )
 
 

@@ -30,7 +30,7 @@ RANGE = "1e4 to 1e18"
 """The same in words."""
 
 NEAR = 10.0
-"""Factor outside the frame of the data up to which a root counts."""
+"""Factor outside the frame of the data up to which a root counts, and tokens are told as a number."""
 
 Ahead = Literal["upcycle", "scratch"]
 WORDS: dict[Ahead, str] = {"upcycle": "upcycling", "scratch": "training from scratch"}
@@ -104,6 +104,21 @@ class Gap:
         log_R = np.array([log_tokens - 1e-4, log_tokens + 1e-4])
         below, above = self.at_rows(np.zeros(2, dtype=np.intp), log_R)
         return float((above - below) / 2e-4)
+
+
+def near_or_words(tokens: float, data: tuple[float, float] | None) -> str:
+    """Tokens as a short number, or in words where they lie more than a factor of `NEAR` outside the data.
+
+    That far out they are an accident of extrapolation: digits would claim what the laws cannot know.
+    """
+    if Window(data).counted((tokens,)):
+        return short_count(tokens)
+    return f"far {'below' if tokens < Window(data).low else 'above'} the data"
+
+
+def band_in_words(band: tuple[float, float], data: tuple[float, float] | None) -> str:
+    """The ends of a band, each as `near_or_words` has it; once where both lie equally far outside."""
+    return " to ".join(dict.fromkeys(near_or_words(end, data) for end in band))
 
 
 def d_star(three: ThreeLaws, n1: float, *, shift: float = 0.0) -> Threshold:
@@ -189,24 +204,29 @@ def _gap_d2(three: ThreeLaws, n1: float, d1: float, extra: float) -> Gap:
 
 
 @dataclass(frozen=True)
-class _Window:
+class Window:
     """Where roots count, and which of them is reported."""
 
     frame: tuple[float, float] | None
+    """Fewest and most tokens of the data; None: roots count wherever they are sought."""
 
     @property
     def low(self) -> float:
+        """Fewest tokens at which a root counts."""
         return LOW if self.frame is None else max(self.frame[0] / NEAR, LOW)
 
     @property
     def high(self) -> float:
+        """Most tokens at which a root counts."""
         return HIGH if self.frame is None else min(self.frame[1] * NEAR, HIGH)
 
     @property
     def words(self) -> str:
+        """Both, in words."""
         return RANGE if self.frame is None else f"{short_count(self.low)} to {short_count(self.high)}"
 
     def counted(self, roots: tuple[float, ...]) -> tuple[float, ...]:
+        """Those of these tokens that lie between."""
         return tuple(root for root in roots if self.low <= root <= self.high)
 
     def reported(self, counted: tuple[float, ...]) -> float | None:
@@ -219,7 +239,7 @@ class _Window:
 
 def _threshold(criterion: str, symbol: str, opening: str, gap: Gap) -> Threshold:
     found = all_roots(gap.on_grid, gap.at_rows, np.log(LOW), np.log(HIGH))
-    window = _Window(gap.three.tokens)
+    window = Window(gap.three.tokens)
     everywhere, *in_draws = (tuple(float(np.exp(root)) for root in roots) for roots in found)
     roots, draws = window.counted(everywhere), tuple(map(window.counted, in_draws))
     before = tuple(root for root in everywhere if root < window.low)
@@ -231,12 +251,13 @@ def _threshold(criterion: str, symbol: str, opening: str, gap: Gap) -> Threshold
     shares = _shares(draws)
     root = window.reported(roots)
     outside = _outside(gap, root)
-    which = "first" if window.frame is None else "reported"
+    which, data = "first" if window.frame is None else "reported", gap.three.data_tokens
+    # Of a root far outside the data even the distance is a digit too many: only that of what is given is told.
+    told = root if root is not None and Window(data).counted((root,)) else None
     sentences = (
-        _who(symbol, opening, roots, below, window),
-        *_far_roots(before, after),
-        *_uncertainty(f"{which} {symbol}", shares, band, len(draws)),
-        *_far(gap, outside, "" if root is None else f"{which} root"),
+        _who(symbol, opening, everywhere, at_low, Window(data)),
+        *_uncertainty(f"{which} {symbol}", shares, band, len(draws), data),
+        *_far(gap, _outside(gap, told), "" if told is None else f"{which} root"),
     )
     slopes = tuple(gap.slope(float(np.log(each))) for each in roots)
     statement = "; ".join(sentences) + "."
@@ -264,32 +285,31 @@ def _outside(gap: Gap, root: float | None) -> dict[str, float]:
     return widest(moe.outside(**fixed), upcycled.outside(**fixed))
 
 
-def _who(symbol: str, opening: str, roots: tuple[float, ...], below: Ahead, window: _Window) -> str:
-    where = f"{window.words} tokens"
-    if window.frame is not None:
-        where += f", a factor of {NEAR:g} about the data"
-    if not roots:
-        return f"{opening}, {WORDS[below]} is ahead everywhere from {where}: no root there"
-    parts, ahead = [f"{WORDS[below]} is ahead below {symbol} = {short_count(roots[0])} tokens"], below
-    for k, root in enumerate(roots):
+def _who(symbol: str, opening: str, everywhere: tuple[float, ...], at_low: Ahead, window: Window) -> str:
+    """Who is ahead where: roots near the data by their numbers, those far outside it in words."""
+    near = window.counted(everywhere)
+    below, above = sum(root < window.low for root in everywhere), sum(root > window.high for root in everywhere)
+    ahead = at_low if below % 2 == 0 else OTHER[at_low]
+    where = f"{window.words} tokens" + ("" if window.frame is None else f", a factor of {NEAR:g} about the data")
+    far = [f"{count} far {side}" for side, count in (("below", below), ("above", above)) if count]
+    others = f"; {' and '.join(far)} the data" if far else ""
+    if not near:
+        return f"{opening}, {WORDS[ahead]} is ahead everywhere from {where}: no root there{others}"
+    parts = [f"{WORDS[ahead]} is ahead below {symbol} = {short_count(near[0])} tokens"]
+    for k, root in enumerate(near):
         ahead = OTHER[ahead]
-        until = f"from there to {short_count(roots[k + 1])}" if k + 1 < len(roots) else f"above {short_count(root)}"
+        until = f"from there to {short_count(near[k + 1])}" if k + 1 < len(near) else f"above {short_count(root)}"
         parts.append(f"{WORDS[ahead]} {until}")
-    count = {1: "one root", 2: "two roots"}.get(len(roots), f"{len(roots)} roots")
-    return f"{opening}, {', '.join(parts)} ({count} in {where})"
-
-
-def _far_roots(before: tuple[float, ...], after: tuple[float, ...]) -> tuple[str, ...]:
-    """Roots that do not count, by name."""
-    far = [short_count(root) for root in (*before, *after)]
-    if not far:
-        return ()
-    verb = "roots lie" if len(far) > 1 else "root lies"
-    return (f"{len(far)} more {verb} too far outside the data to count, at {' and '.join(far)} tokens",)
+    count = {1: "one root", 2: "two roots"}.get(len(near), f"{len(near)} roots")
+    return f"{opening}, {', '.join(parts)} ({count} in {where}{others})"
 
 
 def _uncertainty(
-    symbol: str, shares: Mapping[str, float], band: tuple[float, float] | None, count: int
+    symbol: str,
+    shares: Mapping[str, float],
+    band: tuple[float, float] | None,
+    count: int,
+    data: tuple[float, float] | None,
 ) -> tuple[str, ...]:
     if count == 0:
         return ("no band is known, as there are no draws",)
@@ -298,8 +318,7 @@ def _uncertainty(
     if band is None:
         return (of_roots,)
     among = " among the draws that have one" if shares["none"] > 0 else ""
-    ends = f"{short_count(band[0])} to {short_count(band[1])}"
-    return (f"95 % of the {symbol}{among} lie in {ends} tokens", of_roots)
+    return (f"95 % of the {symbol}{among}: {band_in_words(band, data)} (tokens)", of_roots)
 
 
 def _far(gap: Gap, outside: Mapping[str, float], root: str) -> tuple[str, ...]:

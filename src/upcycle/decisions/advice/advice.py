@@ -34,13 +34,14 @@ from upcycle.decisions.advice.expectations import (
     tokens_to_reach,
     verdict_of,
 )
+from upcycle.decisions.advice.recommendation import Option, recommend
 from upcycle.decisions.advice.rules import rules_of_thumb
 from upcycle.decisions.advice.settling import settling_run
-from upcycle.decisions.advice.words import advice_in_words, advice_statement
+from upcycle.decisions.advice.words import advice_in_words, short_answer
 from upcycle.decisions.allocation import upcycled_bands
 from upcycle.decisions.curves import ThreeLaws, published, read_three_laws
 from upcycle.decisions.quantities import quantity
-from upcycle.decisions.thresholds import HIGH, d_star, equation_2, threshold_d2, threshold_flops
+from upcycle.decisions.thresholds import HIGH, Window, d_star, equation_2, threshold_d2, threshold_flops
 from upcycle.errors import UserError
 from upcycle.laws.result import read_fit
 from upcycle.study.spec import short_count
@@ -51,6 +52,8 @@ RUN_NOISE = 0.003
 """Noise of one measured loss in nats, where the error of the laws is not known."""
 SHARES_OF_D1 = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 """Budgets of the table, as D2 / D1."""
+OPTION_OF: dict[str, Option] = {UPCYCLED: "upcycle", SCRATCH: "scratch", DENSE_ON: "dense"}
+"""What is recommended, by the expected loss of it: the three that cost the same FLOPs."""
 LEAST_TOKENS = 1000.0
 """Fewer parameters or tokens than this are a slip of the pen (7 for 7B)."""
 
@@ -81,7 +84,17 @@ def advise(
         raise UserError(f"a mixture of {n_expert} experts cannot use {top_k} of them: choose 1 to {n_expert}")
     three.need("moe")
     same = (n_expert, top_k) == (three.n_expert, three.top_k)
-    laws = Laws(three.source, three.rounded, three.paired, three.n_expert, three.top_k, same, law_error, three.n_draws)
+    laws = Laws(
+        three.source,
+        three.rounded,
+        three.paired,
+        three.n_expert,
+        three.top_k,
+        same,
+        law_error,
+        three.n_draws,
+        three.data_tokens,
+    )
     asked = replace(three, n_expert=n_expert, top_k=top_k)  # its N2 sets FLOPs
     per_token = 6 * asked.active_ratio * n1
     d2 = _budget_tokens(per_token, flops_per_second, tokens, flops, gpu_hours)
@@ -111,10 +124,14 @@ def advise(
     far = distances(three, n1, d1, asked_tokens)
     overtakes = _overtakes_dense(three, n1, d1)
     optimum, no_optimum = _compute_optimal(asked, n1, d1, flops_per_second)
+    notes = _notes(three, question, laws, overtakes, min(asked_tokens)) + no_optimum
+    options: dict[Option, Expected] = {OPTION_OF[each.what]: each for each in losses if each.what in OPTION_OF}
+    found = recommend(asked, n1, d1, options, law_error)
     return Advice(
         question=question,
+        recommendation=found,
         verdict=verdict,
-        statement=_of_other_laws(laws, question) + advice_statement(verdict, comparisons, thresholds[0], table, far),
+        statement=short_answer(found, options, table, thresholds[0], far, laws, notes[0]),
         losses=losses,
         comparisons=comparisons,
         catch_up=tokens_to_reach(three.need("moe"), "D", losses[0].rows, N1=n1) if losses else None,
@@ -126,19 +143,9 @@ def advise(
         settling_run=settling_run(
             asked, d1, about, n1, noise=law_error or RUN_NOISE, flops_per_second=flops_per_second
         ),
-        rules_of_thumb=rules_of_thumb(d1, d2, asked.active_ratio, float(equation_2(n1))),
+        rules_of_thumb=rules_of_thumb(d1, d2, asked.active_ratio, float(equation_2(n1)), three.data_tokens),
         laws=laws,
-        notes=_notes(three, question, laws, overtakes, min(asked_tokens)) + no_optimum,
-    )
-
-
-def _of_other_laws(laws: Laws, question: Question) -> str:
-    """What a verdict for a mixture that the laws are not of begins with; empty where they are."""
-    if laws.hold_for_this_mixture:
-        return ""
-    return (
-        f"By laws of another mixture ({laws.n_expert} experts, top-{laws.top_k}, not {question.n_expert}, "
-        f"top-{question.top_k}), which do not hold for this one: "
+        notes=notes,
     )
 
 
@@ -221,24 +228,30 @@ def _compute_optimal(
 
 
 def _notes(three: ThreeLaws, question: Question, laws: Laws, overtakes: Reach | None, tokens: float) -> tuple[str, ...]:
-    """Caveats, the gravest first."""
+    """Caveats, the gravest first. There is always one."""
     notes = []
     if not laws.hold_for_this_mixture:
         notes.append(
-            f"The laws do not hold for this mixture: they are of {three.n_expert} experts, top-{three.top_k}; asked is "
-            f"{question.n_expert}, top-{question.top_k}. FLOPs are of the mixture asked for, losses of the laws' own."
+            f"The laws are of {three.n_expert} experts, top-{three.top_k}, not {question.n_expert}, "
+            f"top-{question.top_k}: the FLOPs hold for this mixture, the losses do not."
         )
+    grave, rest = ((), three.notes) if three.rounded else (three.notes[:-1], three.notes[-1:])
+    notes += grave  # of fits: parameters that are not identifiable, simulated losses
     if overtakes is not None and (overtakes.tokens is None or overtakes.tokens > tokens):
-        below = "At every D2" if overtakes.tokens is None else f"Below D2 = {short_count(overtakes.tokens)} tokens"
+        where = "At every D2 near the data"
+        if overtakes.tokens is not None and Window(three.data_tokens).counted((overtakes.tokens,)):
+            where = f"Below D2 = {short_count(overtakes.tokens)}"
         notes.append(
-            f"{below} the upcycled law predicts a loss above that of the dense model it starts from. A copy starts at "
-            "the dense loss; the law, which does not meet the dense one as D2 -> 0, is to be trusted little there."
+            f"{where} the upcycled law lies above the dense loss it starts from: upcycling may do better. A copy "
+            "starts at the dense loss, but this law does not meet the dense law as D2 -> 0: trust it little there."
         )
     if laws.draws == 0:
         notes.append("The fits have no draws: there are no bands, and the verdict is that of the central estimate.")
     if laws.error is None:
         notes.append("The laws' own error on one loss is not known, so the verdict does not include it.")
-    return (*notes, *three.notes)
+    if not notes:
+        notes.append("Bands are of the laws' parameters, not of their form.")
+    return (*notes, *rest)
 
 
 def error_of(folder: Path, three: ThreeLaws) -> float | None:
@@ -251,7 +264,7 @@ def error_of(folder: Path, three: ThreeLaws) -> float | None:
 
 
 def run_advise(args: argparse.Namespace) -> None:
-    """The verb: print the answer in words or, with --json, as JSON.
+    """The verb: print the answer in five lines, with --full all that it rests on, with --json as JSON.
 
     Raises `UserError` for numbers that cannot be read.
     """
@@ -281,4 +294,4 @@ def run_advise(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(advice.to_json(), indent=1, allow_nan=False))
     else:
-        print(advice_in_words(advice))
+        print(advice_in_words(advice) if args.full else advice.statement)

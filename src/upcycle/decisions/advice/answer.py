@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from upcycle.decisions.advice.expectations import Comparison, Distance, Expected, Reach, Verdict
+from upcycle.decisions.advice.recommendation import Recommendation
 from upcycle.decisions.advice.rules import Rule
 from upcycle.decisions.advice.settling import SettlingRun
 from upcycle.decisions.thresholds import Threshold
@@ -54,6 +55,8 @@ class Laws:
     error: float | None
     """Error of a predicted loss within the data, in nats: held-out RMS; None: not known."""
     draws: int
+    data_tokens: tuple[float, float] | None
+    """Fewest and most tokens of the data (D, D1, D2)."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +91,11 @@ class Advice:
     """The whole answer; `to_json` is its strict JSON, `words.advice_in_words` its text."""
 
     question: Question
+    recommendation: Recommendation
+    """Of all three options; `verdict` compares upcycling with training from scratch alone."""
     verdict: Verdict
     statement: str
+    """The answer in five lines."""
     losses: tuple[Expected, ...]
     """With a budget: upcycled, and every alternative."""
     comparisons: tuple[Comparison, ...]

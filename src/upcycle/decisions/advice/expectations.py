@@ -169,14 +169,15 @@ def _distance(name: str, value: float, low: float, high: float) -> Distance:
     text, inside = short_count(value), f"{short_count(low)} to {short_count(high)}"
     if value > high * (1 + 1e-9):
         factor = value / high
-        words = f"{name} is {_times(factor)} the largest fitted ({text}; data {inside})"
+        words = f"{name} is {times_in_words(factor)} the largest fitted ({text}; data {inside})"
     elif value < low * (1 - 1e-9):
         factor = value / low
-        words = f"{name} is {_times(1 / factor)} below the smallest fitted ({text}; data {inside})"
+        words = f"{name} is {times_in_words(1 / factor)} below the smallest fitted ({text}; data {inside})"
     else:
         factor, words = 1.0, f"{name} is within the data ({text}; data {inside})"
     return Distance(name, value, low, high, factor, words)
 
 
-def _times(factor: float) -> str:
+def times_in_words(factor: float) -> str:
+    """A factor of 1 or more: `6.4 times`."""
     return f"{factor:.2g} times" if factor < 100 else f"{factor:,.0f} times"

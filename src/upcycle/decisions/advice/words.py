@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
-from itertools import groupby
+from collections.abc import Mapping, Sequence
 
-from upcycle.decisions.advice.answer import DENSE_ON, Advice, Row
-from upcycle.decisions.advice.expectations import Comparison, Distance, Reach, Verdict, verdict_of
+from upcycle.decisions.advice.answer import Advice, Laws, Row
+from upcycle.decisions.advice.expectations import Distance, Expected, Reach, Verdict, times_in_words, verdict_of
+from upcycle.decisions.advice.recommendation import Option, Recommendation
 from upcycle.decisions.advice.settling import SettlingRun
-from upcycle.decisions.thresholds import Threshold
+from upcycle.decisions.thresholds import Threshold, Window, band_in_words, near_or_words
 from upcycle.study.spec import short_count
 
 WIDTH = 118
@@ -18,57 +20,143 @@ VERDICTS: dict[Verdict, str] = {
     "too close to call": "too close to call",
     "depends on the budget": "it depends on the budget",
 }
-
-
 OPPOSITE: dict[Verdict, Verdict] = {"upcycle": "scratch", "scratch": "upcycle"}
+ACTIONS: dict[Option, str] = {
+    "upcycle": "upcycle",
+    "scratch": "from scratch",
+    "dense": "train the dense model on",
+}
+DOINGS: dict[Option, str] = {
+    "upcycle": "upcycling",
+    "scratch": "training from scratch",
+    "dense": "training the dense model on",
+}
+RESULTS: dict[Option, str] = {"upcycle": "upcycled", "scratch": "from scratch", "dense": "dense trained on"}
+SHOWN_ROWS = (0.1, 1.0)
+"""Budgets, as D2 / D1, that the short answer shows where no budget was given."""
 
 
-def advice_statement(
-    verdict: Verdict,
-    comparisons: tuple[Comparison, ...],
-    sunk: Threshold,
+def short_answer(
+    found: Recommendation,
+    losses: Mapping[Option, Expected],
     table: tuple[Row, ...],
+    mixtures: Threshold,
     far: tuple[Distance, ...],
+    laws: Laws,
+    warning: str,
 ) -> str:
-    """The verdict in a few sentences: who is ahead, where it flips, what of the dense model, how far this reaches."""
-    return " ".join(filter(None, (_verdict(verdict, comparisons, sunk, table), _extrapolation(far))))
+    """The answer in five lines: recommendation, expected losses, where it flips, confidence, the gravest warning.
+
+    `losses`: of each option, empty where no budget was given; `mixtures`: upcycling against scratch at equal FLOPs.
+    """
+    best, again = _best_by_budget(found, laws)
+    shown = [row for row in table if row.share_of_d1 in SHOWN_ROWS]
+    if found.option is None:
+        lines = [
+            f"Recommendation: {best}.",
+            f"Expected loss, {_losses_of_rows(shown)}.",
+            f"Flips: {_flip(mixtures, laws)}{again}.",
+            f"Confidence: {_shares_of_rows(shown, laws)}; {_outside(far)}.",
+        ]
+    else:
+        lines = [
+            f"Recommendation: {_what_to_do(found)}.",
+            f"Expected loss: {_losses_of_options(losses)}.",
+            f"Flips: {best}{again}.",
+            f"Confidence: {_share(found, laws)}; {_outside(far)}.",
+        ]
+    lines.append(f"Warning: {warning.split('. ')[0].rstrip('.')}.")
+    return "\n".join(textwrap.shorten(line, WIDTH, placeholder=" ... (--full)") for line in lines)
 
 
-def _verdict(verdict: Verdict, comparisons: tuple[Comparison, ...], sunk: Threshold, table: tuple[Row, ...]) -> str:
-    if not comparisons:
-        parts = [f"{VERDICTS[key]} at {_span(list(rows))}" for key, rows in groupby(table, key=_row_verdict)]
-        opening = "" if len(parts) > 1 else "At every budget of the table: "
-        return f"{_capital(opening + '; '.join(parts))}. {_flip(sunk)}"
-    first = comparisons[0]
-    share = f"ahead in {_percent(first.share_of_draws, 1)} of the draws of the laws' parameters"
-    if first.share_with_error != first.share_of_draws:
-        share += f", {_percent(first.share_with_error, 1)} with the laws' own error on each loss"
-    leaning = VERDICTS[verdict]
-    if verdict == "too close to call":
-        leaning += f", leaning to {'upcycling' if first.share_with_error > 0.5 else 'training from scratch'}"
-    sentences = [f"{_capital(leaning)}: with the same FLOPs, upcycling is {share}.", _flip(sunk)]
-    dense = {each.against: each for each in comparisons}.get(DENSE_ON)
-    if dense is not None and dense.ahead == "other" and dense.difference > first.difference:
-        margin = dense.difference - max(0.0, first.difference)
-        sentences.append(
-            "But neither is expected to reach the dense model trained on with the same FLOPs "
-            f"({margin:.3f} nats better than the better of the two)."
-        )
-    return " ".join(sentences)
+def _what_to_do(found: Recommendation) -> str:
+    assert found.option is not None
+    assert found.over is not None
+    lead = f"({found.lead:.3f} nats below {DOINGS[found.over]})"
+    if not found.sure:
+        return f"too close to call, leaning to {DOINGS[found.option]} {lead}"
+    action = VERDICTS["scratch"] if found.option == "scratch" else ACTIONS[found.option]
+    return f"{'neither: ' if found.option == 'dense' else ''}{action} {lead}"
 
 
-def _extrapolation(far: tuple[Distance, ...]) -> str:
-    """What lies outside the data, in a sentence; empty if nothing does."""
-    # the ends of a table that goes over three orders of magnitude are not what was asked about
-    outside = [each.words.split(" (")[0] for each in far if each.factor != 1 and "table" not in each.input]
-    return f"This is extrapolation: {', '.join(outside)}." if outside else ""
+def _losses_of_options(losses: Mapping[Option, Expected]) -> str:
+    words = ", ".join(f"{losses[option].loss:.3f} {RESULTS[option]}" for option in losses)
+    spent = losses["upcycle"]
+    return f"{words} (nats; {spent.flops:.3g} FLOPs, D2 = {short_count(spent.tokens)})"
+
+
+def _losses_of_rows(rows: Sequence[Row]) -> str:
+    names, parts = "upcycled/scratch/dense on", []
+    for row in rows:
+        losses = [row.upcycled, row.scratch]
+        if row.dense_trained_on is None:
+            names = "upcycled/scratch"
+        else:
+            losses.append(row.dense_trained_on)
+        parts.append(f"{'/'.join(f'{loss:.3f}' for loss in losses)} at D2 = {short_count(row.tokens)}")
+    return f"{names}: {', '.join(parts)} (nats)"
+
+
+def _best_by_budget(found: Recommendation, laws: Laws) -> tuple[str, str]:
+    """The best option at each budget near the data, and whether that changes again far outside."""
+    window, stretches = Window(laws.data_tokens), found.stretches
+    near = [each for each in stretches if each.low < window.high and each.high > window.low]
+    sides = [side for side, end in (("below", 0), ("above", -1)) if near[end] != stretches[end]]
+    again = f", again far {' and '.join(sides)} the data" if sides else ""
+    if len(near) == 1:
+        return f"{ACTIONS[near[0].option]} at every budget near the data (D2 = {window.words})", again
+    first, *between, last = near
+    parts = [f"{ACTIONS[first.option]} below D2 = {short_count(first.high)}"]
+    parts += [f"{ACTIONS[each.option]} to {short_count(each.high)}" for each in between]
+    return f"{', '.join(parts)}, {ACTIONS[last.option]} above", again
+
+
+def _flip(mixtures: Threshold, laws: Laws) -> str:
+    """Where upcycling and training from scratch change places."""
+    near = Window(laws.data_tokens).counted(mixtures.roots)
+    if not near:
+        return "upcycling and training from scratch do not change places near the data"
+    root = mixtures.root if mixtures.root in near else near[0]
+    band = ""
+    if mixtures.band is not None and root == mixtures.root:
+        band = f" (95 % of draws: {band_in_words(mixtures.band, laws.data_tokens)})"
+    sides = {"upcycle": "upcycling", "scratch": "scratch"}
+    before, after = (sides[mixtures.ahead(root * factor)] for factor in (0.999, 1.001))
+    return f"{before} to {after} at D2 = {short_count(root)}{band}"
+
+
+def _share(found: Recommendation, laws: Laws) -> str:
+    if laws.draws == 0 or found.share is None:
+        return "not known, as the fits have no draws"
+    error = ", laws' own error included" if laws.error else ""
+    return f"best in {_percent(found.share, 1)} of the draws{error}"
+
+
+def _shares_of_rows(rows: Sequence[Row], laws: Laws) -> str:
+    if laws.draws == 0:
+        return "not known, as the fits have no draws"
+    shares = [f"{_percent(row.comparison.share_with_error)} ({short_count(row.tokens)})" for row in rows]
+    return f"upcycling beats scratch in {', '.join(shares)} of draws"
+
+
+def _outside(far: Sequence[Distance]) -> str:
+    """The input farthest outside the data, and the next one on that side."""
+    # The ends of a table over three orders of magnitude are not what was asked about.
+    outside = [each for each in far if each.factor != 1 and "table" not in each.input]
+    if not outside:
+        return "all inputs lie within the data"
+    farthest, *others = sorted(outside, key=lambda each: -abs(math.log(each.factor)))
+    above = farthest.factor > 1
+    same = [farthest, *(each for each in others if (each.factor > 1) == above)][:2]
+    words = [f"{each.input} {times_in_words(each.factor if above else 1 / each.factor)}" for each in same]
+    return f"{' and '.join(words)} {'above' if above else 'below'} the data"
 
 
 def advice_in_words(advice: Advice) -> str:
-    """The whole answer, for a terminal."""
+    """The whole answer, for a terminal: the short one, then all that it rests on."""
     sections = [
+        ("", advice.statement.splitlines()),
         ("", _question(advice)),
-        ("", [f"Answer: {advice.statement}"]),
         ("Expected losses (nats per token)", _losses(advice)),
         ("By budget", _table(advice)),
         ("Where the answer flips", _thresholds(advice)),
@@ -172,66 +260,34 @@ def _thresholds(advice: Advice) -> list[str]:
 
 
 def _tokens(advice: Advice) -> list[str]:
-    lines, optimum, d1 = [], advice.compute_optimal, advice.question.d1
+    lines, optimum, data = [], advice.compute_optimal, advice.laws.data_tokens
     if advice.catch_up is not None:
-        lines.append(
-            f"from scratch, reaching the upcycled loss takes {reach(advice.catch_up)}"
-            + ("" if advice.catch_up.tokens is None else f", {_percent(advice.catch_up.tokens / d1)} of D1")
-        )
+        lines.append(f"from scratch, to reach the upcycled loss: {reach(advice.catch_up, data)}")
     if advice.overtakes_dense is not None:
-        overtakes = reach(advice.overtakes_dense)
-        lines.append(f"upcycled, better than the dense model as it is takes D2 = {overtakes}")
+        lines.append(f"upcycled, to beat the dense model as it is: D2 = {reach(advice.overtakes_dense, data)}")
     if optimum is not None:
+        band = "" if optimum.band is None else f" ({band_in_words(optimum.band, data)})"
         lines.append(
-            f"compute-optimal D2 for this N1 and D1 (Equation 14): {short_count(optimum.tokens)} tokens "
-            f"{_band(optimum.band, '')}, {optimum.flops:.2e} FLOPs; with more, a larger model would use them better"
+            f"compute-optimal D2 for this N1 and D1 (Equation 14): {near_or_words(optimum.tokens, data)}{band}; "
+            "with more tokens, a larger model would use them better"
         )
     return lines
 
 
-def reach(found: Reach) -> str:
+def reach(found: Reach, data: tuple[float, float] | None) -> str:
     """Tokens to reach a loss, in words."""
-    if found.tokens is None:
-        central = "more tokens than there are (never, by the central estimate)"
-    else:
-        central = f"{short_count(found.tokens)} tokens"
+    central = "never, by the central estimate" if found.tokens is None else near_or_words(found.tokens, data)
     if found.band is None:
         return central
-    ends = ["never" if end is None else short_count(end) for end in found.band]
+    ends = ["never" if end is None else near_or_words(end, data) for end in found.band]
     never = f"; never in {_percent(found.share_never)} of the draws" if found.share_never else ""
-    return f"{central} ({ends[0]} to {ends[1]}{never})"
-
-
-def _flip(sunk: Threshold) -> str:
-    """Where the answer flips, in a sentence."""
-    if sunk.root is None:
-        return f"The central estimate never flips: {VERDICTS[sunk.below]} at any budget of {sunk.within} tokens."
-    never = f"; {_percent(sunk.shares['none'])} of the draws never do" if sunk.shares.get("none") else ""
-    band = ""
-    if sunk.band is not None:
-        band = f" (95 % of the draws that flip: {short_count(sunk.band[0])} to {short_count(sunk.band[1])}{never})"
-    higher = [root for root in sunk.roots if root > sunk.root]
-    again = f", and back at {short_count(higher[0])}" if higher else ""
-    below = sunk.ahead(sunk.root)
-    return (
-        f"The central estimate flips at D2 = {short_count(sunk.root)} tokens{band}{again}: "
-        f"{VERDICTS[below]} below, {VERDICTS[OPPOSITE[below]]} above."
-    )
-
-
-def _row_verdict(row: Row) -> Verdict:
-    return verdict_of(row.comparison)
-
-
-def _span(rows: list[Row]) -> str:
-    ends = dict.fromkeys((short_count(rows[0].tokens), short_count(rows[-1].tokens)))
-    return f"D2 = {' to '.join(ends)}"
+    return f"{central} ({' to '.join(dict.fromkeys(ends))}{never})"
 
 
 def _band(band: tuple[float, float] | None, form: str) -> str:
     if band is None:
         return ""
-    low, high = (format(end, form) if form else short_count(end) for end in band)
+    low, high = (format(end, form) for end in band)
     return f"({low} to {high})"
 
 
@@ -241,7 +297,3 @@ def _percent(share: float, digits: int = 0) -> str:
 
 def _hours(hours: float) -> str:
     return f"{hours:,.0f}" if hours >= 100 else f"{hours:.3g}"
-
-
-def _capital(text: str) -> str:
-    return text[0].upper() + text[1:]
