@@ -76,6 +76,13 @@ def printed(command):
     return subprocess.run(line, capture_output=True, text=True, check=True).stdout
 
 
+def test_readme_shows_what_advise_prints():
+    """The sample on the README's first screen: the five lines, all of them."""
+    sample = re.search(r"```bash\nupcycle (advise .*)\n```\n```text\n(.*?)```", PAGES[0].read_text(), re.DOTALL)
+    assert printed(sample[1]) == sample[2]
+    assert len(sample[2].splitlines()) == 5
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
 def test_commands_are_accepted(page):
     """Verbs and options of every `upcycle ...` in a code block or in backquotes. A line with [ is a synopsis."""
