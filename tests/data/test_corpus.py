@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from shared_windows import shared_windows
 
 from upcycle.data.corpus import Corpus, is_heldout, prepare_corpus
 from upcycle.data.datasets import Dataset, TextSource, find_dataset
-from upcycle.data.windows import shared_windows
 from upcycle.errors import UserError
 
 NOWHERE = Path("nowhere")

@@ -171,16 +171,14 @@ def test_a_manifest_is_what_was_written_to_the_byte(made: Path, tmp_path: Path) 
         else:
             del data[draw.randrange(len(data)) :]
         path.write_bytes(data)
-        with pytest.raises(
-            UserError, match=r"manifest\.json(: damaged, not the manifest that was| has format)"
-        ) as error:
+        with pytest.raises(UserError, match=r"manifest\.json: damaged, not the manifest that was") as error:
             TokenSet(made)
         assert "\n" not in str(error.value)
     for content in (b"[]", b"null", b"[" * 100_000, b'{"format": 2}', "\ud800".encode(errors="surrogatepass")):
         path.write_bytes(content)
         with pytest.raises(UserError, match=r"manifest\.json: damaged"):
             TokenSet(made)
-    path.write_text(json.dumps({"format": 1}))
+    path.write_bytes(manifest_bytes({"format": 1}))
     with pytest.raises(UserError, match=rf"has format 1, this code reads {FORMAT}; `upcycle tokenize made` makes"):
         TokenSet(made)
     path.unlink()

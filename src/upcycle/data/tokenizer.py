@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -90,27 +88,6 @@ def encode_documents(tokenizer: Tokenizer, texts: Sequence[str], dtype: np.dtype
     for start in range(0, len(texts), _BATCH):
         for encoding in tokenizer.encode_batch_fast(texts[start : start + _BATCH], add_special_tokens=False):
             yield np.array([*encoding.ids, end], dtype)
-
-
-@contextmanager
-def threads(count: int | None) -> Iterator[None]:
-    """Let the tokenizer library use `count` threads, None being all cores; results do not depend on it.
-
-    The library reads the number at its first use in a process, and whether to use threads every time.
-    """
-    if count is None:  # the cores that this job was given, where the system can tell
-        count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    wanted = {"TOKENIZERS_PARALLELISM": "true" if count > 1 else "false", "RAYON_NUM_THREADS": str(count)}
-    before = {key: os.environ.get(key) for key in wanted}
-    os.environ.update(wanted)
-    try:
-        yield
-    finally:
-        for key, value in before.items():
-            if value is None:
-                del os.environ[key]
-            else:
-                os.environ[key] = value
 
 
 def _plain(tokenizer: Tokenizer) -> Tokenizer:

@@ -24,7 +24,7 @@ from upcycle.data.provenance import (
 )
 from upcycle.data.shards import BLOCK_TOKENS, SHARD_TOKENS, Shard, ShardedTokens, ShardWriter, token_dtype
 from upcycle.data.sources import DEFAULT_CACHE, sha256_file
-from upcycle.data.tokenizer import encode_documents, end_of_text, load_tokenizer, threads, train_bpe
+from upcycle.data.tokenizer import encode_documents, end_of_text, load_tokenizer, train_bpe
 from upcycle.data.verified import VERIFIED, read_notes, write_notes
 from upcycle.data.vocabulary import check_vocab_size
 from upcycle.errors import UserError
@@ -51,7 +51,6 @@ def tokenize_corpus(
     version: str = "1",
     shard_tokens: int = SHARD_TOKENS,
     block_tokens: int = BLOCK_TOKENS,
-    n_threads: int | None = None,
 ) -> dict[str, Any]:
     """Fetch, clean, split and tokenise a data set into `out_dir`; returns its manifest, which is written last.
 
@@ -59,7 +58,7 @@ def tokenize_corpus(
     `tokenizer_from`, another token set whose tokenizer is used whatever `tokenizer` says. `files` (and
     `heldout_files`, if they have a validation set of their own) are a user's, with text in column `text_key`.
     `version` is that of a user's files. `heldout_fraction` None takes the data set's own; `decontaminate` removes from
-    the training part what it shares with the held-out part; `n_threads` None is all cores. UserError for bad input.
+    the training part what it shares with the held-out part. UserError for bad input.
     """
     if files is None:
         dataset = find_dataset(name)
@@ -68,19 +67,15 @@ def tokenize_corpus(
     path = Path(tokenizer).expanduser()
     given_files = [SourceFile(path)] if tokenizer_from is None and path.is_file() else []
     chosen = _given_tokenizer(dataset, vocab_size, path, tokenizer_from)
-    for key, count in (("shard_tokens", shard_tokens), ("block_tokens", block_tokens)):
-        if count < 1:
-            raise UserError(f"{key} {count} is not at least 1")
     began = time.monotonic()
     corpus = prepare_corpus(dataset, cache_dir, heldout_fraction, decontaminate=decontaminate)
     prepared = time.monotonic()
-    with threads(n_threads):
-        bpe = chosen or train_bpe((document.text for document in corpus.train), vocab_size)
-        trained = time.monotonic()
-        _clear(out_dir)
-        write_atomic(out_dir / TOKENIZER, bpe.to_str())
-        cut = {"shard_tokens": shard_tokens, "block_tokens": block_tokens}
-        parts = {part: _write_part(out_dir, part, getattr(corpus, part), bpe, cut) for part in PARTS}
+    bpe = chosen or train_bpe((document.text for document in corpus.train), vocab_size)
+    trained = time.monotonic()
+    _clear(out_dir)
+    write_atomic(out_dir / TOKENIZER, bpe.to_str())
+    cut = {"shard_tokens": shard_tokens, "block_tokens": block_tokens}
+    parts = {part: _write_part(out_dir, part, getattr(corpus, part), bpe, cut) for part in PARTS}
     seconds = {"prepare": prepared - began, "tokenizer": trained - prepared, "encode": time.monotonic() - trained}
     given = f"of token set {tokenizer_from.name}" if tokenizer_from else tokenizer
     origin = {

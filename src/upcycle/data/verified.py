@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,33 @@ def recall(notes: dict[str, Any], path: Path, stat: os.stat_result) -> str | Non
 def note(notes: dict[str, Any], path: Path, stat: os.stat_result, found: str) -> None:
     """Put down what was found in a file; `stat` is of before it was read."""
     notes[str(path.resolve())] = {"stamp": _stamp(stat), "found": found}
+
+
+class NotedHashes:
+    """Hashes of files, each computed once and noted in one folder."""
+
+    def __init__(self, folder: Path, hash_of: Callable[[Path], str]) -> None:
+        self._folder, self._hash_of = folder, hash_of
+        self._notes, self._added = read_notes(folder), False
+
+    def of(self, path: str | Path) -> str | None:
+        """Hash of a file, None where there is none."""
+        path = Path(path)
+        try:
+            stat = path.stat()
+            found = recall(self._notes, path, stat)
+            if found is None:
+                found = self._hash_of(path)
+                note(self._notes, path, stat, found)
+                self._added = True
+            return found
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def save(self) -> None:
+        """Keep what was computed for who comes after."""
+        if self._added:
+            write_notes(self._folder, self._notes)
 
 
 def _stamp(stat: os.stat_result) -> list[int]:

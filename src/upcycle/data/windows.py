@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import partial
 
 import numpy as np
@@ -85,14 +85,3 @@ def contains(collected: Hashes, hashes: Hashes) -> NDArray[np.bool_]:
         return np.zeros(len(hashes), bool)
     place = np.minimum(np.searchsorted(collected, hashes), len(collected) - 1)
     return collected[place] == hashes
-
-
-def shared_windows(texts: Iterable[str], others: Iterable[str], size: int = WINDOW_WORDS) -> Iterator[str]:
-    """The windows, in words, of `texts` that also occur in `others`, in order."""
-    windows = Windows(size)
-    collected = windows.collect(others)
-    for text in texts:
-        starts = np.flatnonzero(contains(collected, windows.of(text)))
-        words = _WORD.findall(text.lower()) if len(starts) else []
-        for start in starts:
-            yield " ".join(words[start : start + size])

@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from upcycle.data.sources import sha256_file
 from upcycle.errors import UserError
 from upcycle.files import read_record
 from upcycle.fingerprint import PACKAGE_ROOT, fingerprint
@@ -29,7 +30,6 @@ from upcycle.workflow.paths import (
     RESULTS,
     evaluation_path,
     evaluation_tokens_id,
-    file_digest,
     metrics_path,
     tokens_path,
 )
@@ -237,7 +237,7 @@ def audit_digests() -> list[str]:
     """
     settings = PACKAGE_ROOT.parents[1] / "config" / "paper.yaml"
     words = sorted((PACKAGE_ROOT / "audit" / "items").glob("*.yaml"))
-    return [file_digest(path) for path in (*words, settings) if path.is_file()]
+    return [sha256_file(path) for path in (*words, settings) if path.is_file()]
 
 
 def _key(*parts: Any) -> str:
@@ -282,7 +282,7 @@ def list_products(workflow: Workflow) -> dict[str, Product]:
     captions = {name: [items[name].title, items[name].caption] for name in (*study.figures, *study.tables)}
     if any(sweep.kind == "upcycled" for sweep in study.sweeps.values()):
         templates = PACKAGE_ROOT / "report"
-        page = [file_digest(path) for path in sorted([*templates.glob("*.j2"), *templates.glob("*.css")])]
+        page = [sha256_file(path) for path in sorted([*templates.glob("*.j2"), *templates.glob("*.css")])]
         code = fingerprint("upcycle.report.page")
         add("report", ["report.html", "summary.txt"], runs, code, page, captions, study.title, of=sources)
     return products

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 from upcycle.study.spec import RunSpec
@@ -35,8 +34,3 @@ def evaluation_tokens_id(run: RunSpec, evaluation: EvaluationConfig) -> str:
 def output_folder(name: str) -> Path:
     """results/ for the default study, results/<study>/ for any other; runs and tokens are shared."""
     return RESULTS if name == "default" else RESULTS / name
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()

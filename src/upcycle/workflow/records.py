@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from upcycle.data.verified import note, read_notes, recall, write_notes
+from upcycle.data.verified import NotedHashes
 from upcycle.files import write_atomic
 from upcycle.manifest import METRICS
 from upcycle.study.spec import canonical_json
@@ -25,40 +25,24 @@ PLACE_AND_TIME = frozenset(
 """Keys of metrics.json that say where and how fast a run was trained; so does every key that ends in `_seconds`."""
 
 
-class Digests:
-    """SHA-256 of files, each computed once and noted in one folder (`upcycle.data.verified`).
+class Digests(NotedHashes):
+    """Digests of files, each computed once and noted in one folder.
 
     Of a run's metrics.json only what bears on losses counts: a run trained again with the same loss is no change.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder, self._notes, self._added = folder, read_notes(folder), False
-
-    def of(self, path: str | Path) -> str | None:
-        """Digest of a file, None where there is none."""
-        path = Path(path)
-        try:
-            stat = path.stat()
-            found = recall(self._notes, path, stat)
-            if found is None:
-                content = path.read_bytes()
-                relevant = _loss_relevant(content) if path.name == METRICS else content
-                found = hashlib.sha256(relevant).hexdigest()[:16]
-                note(self._notes, path, stat, found)
-                self._added = True
-            return found
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        super().__init__(folder, _digest)
 
     def of_all(self, paths: Iterable[str | Path]) -> str:
         """One digest of several files, missing ones included."""
         lines = "\n".join(f"{path} {self.of(path)}" for path in paths)
         return hashlib.sha256(lines.encode()).hexdigest()[:16]
 
-    def save(self) -> None:
-        """Keep what was computed for the next parse."""
-        if self._added:
-            write_notes(self._folder, self._notes)
+
+def _digest(path: Path) -> str:
+    content = path.read_bytes()
+    return hashlib.sha256(_loss_relevant(content) if path.name == METRICS else content).hexdigest()[:16]
 
 
 def _loss_relevant(content: bytes) -> bytes:
