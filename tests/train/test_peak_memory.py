@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import subprocess
 import sys
+import tempfile
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -166,10 +168,17 @@ def job(name: str) -> tuple[RunSpec, Execution]:
     )
 
 
+MEASURED = dict.fromkeys(JOBS, 1) | {"activations-dense": 3, "activations-moe": 3}
+"""Fresh processes a job. What glibc's heap loses to holes depends on where small blocks happen to lie between large
+ones. That differs from process to process, also without address randomisation: 16 processes of activations-dense took
+1.05 to 1.12 of the formula. So a single process may miss a bound that the job keeps, and the median of three is taken.
+The other jobs lose next to nothing: their blocks are above glibc's threshold, or few."""
+
+
 def measure(name: str, root: Path) -> int:
     """Peak bytes of the job's training above its size after imports, in a process of its own."""
     run, execution = job(name)
-    folder = root / name
+    folder = Path(tempfile.mkdtemp(dir=root)) / name
     folder.mkdir()
     (folder / "run.json").write_text(run.model_dump_json())
     (folder / "execution.json").write_text(execution.model_dump_json())
@@ -187,32 +196,36 @@ def measure(name: str, root: Path) -> int:
 
 
 @pytest.fixture(scope="module")
-def peaks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[int]]]:
+def peaks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, list[Future[int]]]]:
     """Measured peaks by name, two processes at a time."""
     root = tmp_path_factory.mktemp("memory")
     (root / "tokens").mkdir()
     write_tokens(root / "tokens", n_heldout=1200)
     with ThreadPoolExecutor(2) as pool:
-        yield {name: pool.submit(measure, name, root) for name in JOBS}
+        yield {name: [pool.submit(measure, name, root) for _ in range(MEASURED[name])] for name in JOBS}
+
+
+def median_of(measurements: list[Future[int]]) -> float:
+    return statistics.median(measurement.result() for measurement in measurements)
 
 
 @pytest.mark.parametrize("name", [name for name in JOBS if name != "recomputed-dense"])
-def test_the_formula_is_the_peak_of_a_fresh_process(name: str, peaks: dict[str, Future[int]]) -> None:
+def test_the_formula_is_the_peak_of_a_fresh_process(name: str, peaks: dict[str, list[Future[int]]]) -> None:
     """Weights, activations or logits dominate, dense and MoE, each over 0.5 GB: a whole training's peak above its size
     after imports, within 15 %. Under the allocator settings of the workflow's jobs."""
     memory = peak_memory(*job(name))
     assert memory.peak > 0.5e9 or name == "native-moe"
-    ratio = peaks[name].result() / memory.peak
-    print(f"{name}: measured {peaks[name].result() / 1e6:.0f} MB, {ratio:.3f} of the formula")
+    ratio = median_of(peaks[name]) / memory.peak
+    print(f"{name}: measured {median_of(peaks[name]) / 1e6:.0f} MB, {ratio:.3f} of the formula")
     assert ratio == pytest.approx(1, abs=0.15)
 
 
-def test_recomputation_saves_in_a_process_what_it_saves_in_tensors(peaks: dict[str, Future[int]]) -> None:
+def test_recomputation_saves_in_a_process_what_it_saves_in_tensors(peaks: dict[str, list[Future[int]]]) -> None:
     """`activation_checkpointing: block` within 15 %, with an allocator that gives freed blocks back: how much of its
     heap glibc loses to small blocks varies too much with them (memory.HEAP_LOSS_RECOMPUTED)."""
     run, execution = job("recomputed-dense")
     memory = peak_memory(run, execution)
-    measured = peaks["recomputed-dense"].result()
+    measured = median_of(peaks["recomputed-dense"])
     print(f"measured {measured / 1e6:.0f} MB")
     assert measured == pytest.approx(memory.tensors + memory.snapshot + RUNTIME_BYTES, rel=0.15)
     keeping = peak_memory(run, execution.model_copy(update={"activation_checkpointing": "none"}))
