@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from upcycle.model.kernels import choose_kernels
+from upcycle.model.native import layers as native
 from upcycle.model.transformer import Block, Transformer, init_weights
 from upcycle.study.spec import ModelSpec, MoESpec
 
@@ -27,18 +28,18 @@ MIXTURE = MoESpec(n_expert=8, top_k=2, balance_group=8)
 
 def second_layer(block: Block) -> Callable[[Tensor], Tensor]:
     """What a block does after its attention; the balance loss comes into the sum that is differentiated."""
-    native, spec = block.kernels.native, block.model
+    whole, spec = block.kernels.native, block.model
 
     def dense(x: Tensor) -> Tensor:
-        if native is None:
+        if not whole:
             return x + block.mlp(block.mlp_norm(x))
         return native.mlp_layer(x, block.mlp_norm.weight, block.mlp.w_in, block.mlp.w_out, spec)
 
     def sparse(x: Tensor) -> Tensor:
-        if native is None:
+        if not whole:
             y, routing = block.moe(block.mlp_norm(x))
             return x + y + routing.balance * 1e-3
-        y, routing = block.moe.onto(x, native.norm(x, block.mlp_norm.weight, spec.norm_eps), native)
+        y, routing = block.moe.onto(x, native.norm(x, block.mlp_norm.weight, spec.norm_eps))
         return y + routing.balance * 1e-3
 
     return sparse if block.sparse else dense

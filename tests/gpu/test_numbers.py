@@ -11,7 +11,7 @@ import torch
 from on_devices import DEVICES, HEADS, kernels, kernels_by_device, random, relative_error
 from torch import Tensor, nn
 
-from upcycle.model.kernels import cross_entropy, loop, plain_attention, rms_norm
+from upcycle.model.torch_kernels import cross_entropy, loop, plain_attention, rms_norm
 from upcycle.study.spec import ModelSpec
 
 FORWARD, BACKWARD = 4e-3, 8e-3

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from upcycle.model import moe as moe_module
-from upcycle.model.kernels import Kernels, choose_kernels, grouped_mm, loop
+from upcycle.model.kernels import Kernels, choose_kernels
 from upcycle.model.moe import GATES, MoE, balance_loss
+from upcycle.model.torch_kernels import grouped_mm, loop
 from upcycle.study.spec import ModelSpec, MoESpec
 
 

@@ -194,12 +194,12 @@ def test_auto_takes_the_c_kernels_in_float32_on_a_cpu_and_says_otherwise_why_not
     caplog.set_level("INFO")
     described = choose_kernels(spec).describe()
     assert (described["layers"], described["attention"], described["native"]) == ("native", "native", build.key())
-    assert choose_kernels(spec, dtype="bfloat16").native is None
+    assert not choose_kernels(spec, dtype="bfloat16").native
     assert "they compute in float32, and the dtype is bfloat16" in caplog.text
-    assert choose_kernels(spec, {"attention": "plain"}).native is None
+    assert not choose_kernels(spec, {"attention": "plain"}).native
     assert "attention: plain is asked for" in caplog.text
-    assert choose_kernels(spec, tensor_parallel=2).native is None
-    assert choose_kernels(spec, compile=True).native is None
+    assert not choose_kernels(spec, tensor_parallel=2).native
+    assert not choose_kernels(spec, compile=True).native
 
 
 @pytest.mark.parametrize(

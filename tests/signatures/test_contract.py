@@ -14,8 +14,9 @@ from library_sources import RECORDS, ROOT, SIGNATURES
 from torch import Tensor, nn
 
 from upcycle.model import cuda_kernels, te_kernels
-from upcycle.model.kernels import Kernels, loop, plain_attention, rms_norm
+from upcycle.model.kernels import Kernels
 from upcycle.model.moe import MoE
+from upcycle.model.torch_kernels import loop, plain_attention, rms_norm
 from upcycle.model.transformer import Transformer, init_weights
 from upcycle.study.spec import ModelSpec, MoESpec
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 from corruptions import corrupt
-from small_runs import small_run, tensors_sha256, train_in, upcycled_run
+from small_runs import small_run, train_in, upcycled_run
 
 from upcycle.laws.tables.losses import collect_losses
 from upcycle.manifest import METRICS, DamagedError, read_manifest
 from upcycle.study.spec import RunSpec
-from upcycle.train.states.checkpoint import read_spec, read_tensors, save_finished, verify_finished
+from upcycle.train.states.checkpoint import read_spec, read_tensors, verify_finished
 from upcycle.train.states.rolling import load_rolling, save_rolling
 
 DRAWS = 120
@@ -135,38 +135,6 @@ def test_a_manifest_without_its_seal_is_damaged(finished: dict[RunSpec, Path], t
         path.write_text(json.dumps(damaged, indent=1) + "\n")
         with pytest.raises(DamagedError, match=r"manifest\.json: damaged.*--fresh"):
             read_manifest(path.parent)
-
-
-def test_results_with_the_routers_older_name_are_read(
-    finished: dict[RunSpec, Path], tokens_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """`blocks.i.moe.router`, in weights, moments and rolling states, is `blocks.i.moe.router.weight` today."""
-    run = small_run(moe={"n_expert": 4, "top_k": 2, "balance_group": 2})
-    reference = train_in(tmp_path / "reference", tokens_dir, run)
-    with monkeypatch.context() as patch:
-        patch.setattr("upcycle.train.finish.checkpoint.save_finished", lambda *_, **__: None)
-        folder = train_in(tmp_path, tokens_dir, run)
-    (state,) = (folder / "resume").iterdir()
-    tensors = {name: torch.empty(shape) for name, shape in shapes_of(state).items()}
-    found = load_rolling(folder / "resume", run.id)
-    assert found is not None
-    found.fill(tensors)
-    state.unlink()
-    older = {name.replace("moe.router.weight", "moe.router"): value for name, value in tensors.items()}
-    assert older.keys() != tensors.keys()
-    save_rolling(folder / "resume", found.step, older, found.notes)
-    train_in(tmp_path, tokens_dir, run)
-    assert tensors_sha256(folder) == tensors_sha256(reference)
-    content = {name: read_tensors(folder, name) for name in ("weights.safetensors", "state.safetensors")}
-    kept = {key: value for key, value in read_manifest(folder).items() if key not in ("id", "files")}
-    older_files = {
-        name: {key.replace("moe.router.weight", "moe.router"): value for key, value in tensors.items()}
-        for name, tensors in content.items()
-    }
-    save_finished(folder, run_id=run.id, tensors=older_files, **kept)
-    for name, tensors in content.items():
-        assert (folder / name).read_bytes().count(b"moe.router.weight") == 0
-        assert read_tensors(folder, name).keys() == tensors.keys()
 
 
 def test_a_damaged_row_of_an_unfinished_run_is_named(tokens_dir: Path, tmp_path: Path) -> None:

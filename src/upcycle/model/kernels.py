@@ -22,7 +22,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,43 +30,23 @@ from torch import Tensor
 from upcycle.errors import UserError
 from upcycle.model import cuda_kernels, te_kernels, torch_kernels
 from upcycle.model.cuda_kernels import LIBRARIES, Attention, MissingLibraryError
-from upcycle.model.torch_kernels import (
-    cross_entropy,
-    grouped_mm,
-    loop,
-    plain_attention,
-    rms_norm,
-    sdpa,
-    swiglu,
-    token_cross_entropy,
-)
+from upcycle.model.native import build
 from upcycle.study.kernel_fit import KERNELS, alternatives, check_name, named_kernels, why_not, why_not_native
-from upcycle.study.spec import Gate, ModelSpec
-
-__all__ = [
-    "Kernels",
-    "WholeLayers",
-    "choose_kernels",
-    "cross_entropy",
-    "float32_kernels",
-    "grouped_mm",
-    "loop",
-    "plain_attention",
-    "rms_norm",
-    "sdpa",
-    "swiglu",
-    "token_cross_entropy",
-]
+from upcycle.study.spec import ModelSpec
 
 log = logging.getLogger(__name__)
 
 Experts = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 TORCH: dict[str, dict[str, Any]] = {
-    "attention": {"sdpa_flash": torch_kernels.sdpa_flash, "sdpa": sdpa, "plain": plain_attention},
-    "experts": {"grouped_mm": grouped_mm, "loop": loop},
-    "rms_norm": {"torch": rms_norm},
-    "cross_entropy": {"plain": cross_entropy, "chunked": torch_kernels.chunked_cross_entropy},
+    "attention": {
+        "sdpa_flash": torch_kernels.sdpa_flash,
+        "sdpa": torch_kernels.sdpa,
+        "plain": torch_kernels.plain_attention,
+    },
+    "experts": {"grouped_mm": torch_kernels.grouped_mm, "loop": torch_kernels.loop},
+    "rms_norm": {"torch": torch_kernels.rms_norm},
+    "cross_entropy": {"plain": torch_kernels.cross_entropy, "chunked": torch_kernels.chunked_cross_entropy},
 }
 """Kernels that need torch alone, by op and name."""
 WRAPPERS: dict[tuple[str, str], Callable[[Any], Any]] = {
@@ -80,49 +60,18 @@ UNTRACEABLE = {("attention", "te"), ("experts", "te"), ("rms_norm", "te")}
 """Kernels that torch.compile cannot trace: left outside of the graph."""
 
 
-class WholeLayers(Protocol):
-    """Layers computed whole, norm and residual sum included (`model/native/layers.py`)."""
-
-    def norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """RMSNorm over the last dimension."""
-
-    def router_logits(self, x_TD: Tensor, weight_ED: Tensor) -> Tensor:
-        """A router's logits."""
-
-    def route(self, logits_TE: Tensor, top_k: int, gate: Gate) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Ids and gates of each token's experts; probabilities over all experts and their logarithms."""
-
-    def attention_layer(self, x_BSD: Tensor, norm_D: Tensor, wqkv: Tensor, wo: Tensor, model: ModelSpec) -> Tensor:
-        """x + attention of the normed x."""
-
-    def mlp_layer(self, x_BSD: Tensor, norm_D: Tensor, w_in: Tensor, w_out: Tensor, model: ModelSpec) -> Tensor:
-        """x + MLP of the normed x."""
-
-    def experts(
-        self, x_TD: Tensor, xn_TD: Tensor, gates_TK: Tensor, ids_TK: Tensor, w_in: Tensor, w_out: Tensor
-    ) -> Tensor:
-        """x + gate-weighted sum of each token's experts on xn."""
-
-    def loss(self, x_BSD: Tensor, norm_D: Tensor, head_VD: Tensor, targets_BS: Tensor, model: ModelSpec) -> Tensor:
-        """Mean cross-entropy in nats."""
-
-    def token_losses(
-        self, x_BSD: Tensor, norm_D: Tensor, head_VD: Tensor, targets_BS: Tensor, model: ModelSpec
-    ) -> Tensor:
-        """Cross-entropy of each token in nats, without gradient."""
-
-
 @dataclass(frozen=True)
 class Kernels:
     """The kernel of each op; the default is what runs on any machine."""
 
-    attention: Attention = sdpa
-    experts: Experts = grouped_mm
-    rms_norm: Callable[[Tensor, Tensor, float], Tensor] = rms_norm
-    cross_entropy: Callable[[Tensor, Tensor, Tensor], Tensor] = cross_entropy
-    token_cross_entropy: Callable[[Tensor, Tensor, Tensor], Tensor] = token_cross_entropy
-    native: WholeLayers | None = None
-    """Whole layers in place of the ops: then these are used where logits are asked for only."""
+    attention: Attention = torch_kernels.sdpa
+    experts: Experts = torch_kernels.grouped_mm
+    rms_norm: Callable[[Tensor, Tensor, float], Tensor] = torch_kernels.rms_norm
+    cross_entropy: Callable[[Tensor, Tensor, Tensor], Tensor] = torch_kernels.cross_entropy
+    token_cross_entropy: Callable[[Tensor, Tensor, Tensor], Tensor] = torch_kernels.token_cross_entropy
+    native: bool = False
+    """Whole layers by `model/native/layers.py` in place of the ops: then these are used where logits are asked for
+    only."""
     names: Mapping[str, str] = field(
         default_factory=lambda: {
             "attention": "sdpa",
@@ -184,11 +133,9 @@ def choose_kernels(
         chosen["token_cross_entropy"] = torch_kernels.chunked_token_cross_entropy
     native = _whole_layers(wanted, model, device=device, dtype=dtype, tensor_parallel=tensor_parallel, compile=compile)
     described |= {"router": "torch", "layers": "composed"}
-    if native is not None:  # whole layers compute every op of a training step
-        from upcycle.model.native.build import key
-
+    if native:  # whole layers compute every op of a training step
         described = dict.fromkeys(described, "native")
-        versions["native"] = key()
+        versions["native"] = build.key()
     return Kernels(**chosen, native=native, names=described, versions=versions)
 
 
@@ -203,25 +150,22 @@ def float32_kernels(model: ModelSpec, names: Mapping[str, str], *, device: str, 
 
 def _whole_layers(
     wanted: Mapping[str, str], model: ModelSpec, *, device: str, dtype: str, tensor_parallel: int, compile: bool
-) -> WholeLayers | None:
-    """The C kernels where they can be used and nothing else is asked for, or None; a log line says why."""
-    from upcycle.model.native import layers
-    from upcycle.model.native.build import CannotBuildError, library
-
+) -> bool:
+    """Whether to use the C kernels, as they can be and nothing else is asked for; a log line gives the reason."""
     if wanted["layers"] == "composed":
         log.info("layers=composed: as asked for, or as several processes need")
-        return None
+        return False
     fit: dict[str, Any] = {"device": device, "dtype": dtype, "tensor_parallel": tensor_parallel, "compile": compile}
     reason = why_not_native(model, named_kernels(wanted), **fit)
     if not reason:
         try:
-            library()
-        except CannotBuildError as error:
+            build.library()
+        except build.CannotBuildError as error:
             reason = str(error)
     if reason and wanted["layers"] == "native":
         raise UserError(f"layers kernel native cannot be used: {reason}; name `composed` or `auto`")
     log.info("layers=%s: %s", "composed" if reason else "native", reason or "C kernels, float32 on the CPU")
-    return None if reason else layers
+    return not reason
 
 
 def _automatic(op: str, model: ModelSpec, fit: Mapping[str, Any]) -> tuple[str, str, Any, str]:

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from upcycle.model.kernels import Kernels, WholeLayers
+from upcycle.model.kernels import Kernels
+from upcycle.model.native import layers as native
 from upcycle.model.stacks import own
 from upcycle.study.spec import Gate, ModelSpec, MoESpec
 
@@ -145,8 +146,8 @@ class MoE(nn.Module):
         y_TD = (y_TKD * gates_TK.unsqueeze(-1)).sum(1)  # in float32, as the gates are
         return y_TD.view_as(x_BSD), routing
 
-    def onto(self, residual_BSD: Tensor, x_BSD: Tensor, native: WholeLayers) -> tuple[Tensor, Routing]:
-        """`forward` of x added to the residual stream, by kernels that dispatch and sum by themselves."""
+    def onto(self, residual_BSD: Tensor, x_BSD: Tensor) -> tuple[Tensor, Routing]:
+        """`forward` of x added to the residual stream, by the C kernels, which dispatch and sum by themselves."""
         rows_TD, x_TD = residual_BSD.flatten(0, 1), x_BSD.flatten(0, 1)
         assert self.moe.gate is not None
         logits_TE = native.router_logits(x_TD, self.router.weight)

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from upcycle.model.attention import Attention
-from upcycle.model.kernels import Kernels, WholeLayers, swiglu
+from upcycle.model.kernels import Kernels
 from upcycle.model.moe import MoE, Routing
+from upcycle.model.native import layers as native
 from upcycle.model.stacks import own
+from upcycle.model.torch_kernels import swiglu
 from upcycle.study.spec import ModelSpec, MoESpec, default_init_std
 
 
@@ -88,20 +90,20 @@ class Block(nn.Module):
 
     def forward(self, x_BSD: Tensor) -> tuple[Tensor, Routing | None]:
         """The residual stream after this block, and the router's report if there is one."""
-        if self.kernels.native is not None:
-            return self._whole_layers(x_BSD, self.kernels.native)
+        if self.kernels.native:
+            return self._whole_layers(x_BSD)
         x_BSD = x_BSD + self.attn(self.attn_norm(x_BSD))
         if self.sparse:
             y_BSD, routing = self.moe(self.mlp_norm(x_BSD))
             return x_BSD + y_BSD, routing
         return x_BSD + self.mlp(self.mlp_norm(x_BSD)), None
 
-    def _whole_layers(self, x_BSD: Tensor, native: WholeLayers) -> tuple[Tensor, Routing | None]:
-        """The same by kernels that compute norm, layer and residual sum in one."""
+    def _whole_layers(self, x_BSD: Tensor) -> tuple[Tensor, Routing | None]:
+        """The same by the C kernels, which compute norm, layer and residual sum in one."""
         attn, norm = self.attn, self.mlp_norm.weight
         x_BSD = native.attention_layer(x_BSD, self.attn_norm.weight, attn.wqkv, attn.wo, self.model)
         if self.sparse:
-            return self.moe.onto(x_BSD, native.norm(x_BSD, norm, self.model.norm_eps), native)
+            return self.moe.onto(x_BSD, native.norm(x_BSD, norm, self.model.norm_eps))
         return native.mlp_layer(x_BSD, norm, self.mlp.w_in, self.mlp.w_out, self.model), None
 
 
@@ -138,8 +140,8 @@ class Transformer(nn.Module):
         logits_BSV = loss = None
         if targets_BS is None:
             logits_BSV = F.linear(self.norm(x_BSD), self.head.weight)
-        elif self.kernels.native is not None:
-            whole = self.kernels.native.token_losses if per_token else self.kernels.native.loss
+        elif self.kernels.native:
+            whole = native.token_losses if per_token else native.loss
             loss = whole(x_BSD, self.norm.weight, self.head.weight, targets_BS, self.model)
         else:
             kernel = self.kernels.token_cross_entropy if per_token else self.kernels.cross_entropy

@@ -104,8 +104,6 @@ def _run_steps(trainee: Trainee, metrics: MetricsLog, stop: StopRequest) -> None
         append_heldout(trainee, metrics)
     saved_at = time.monotonic()
     pace, rate = Pace(trainee), job_rate(run, trainee.execution)
-    if not clock.gemm_flops:  # also if it goes on from a state of a version that did not sum them
-        clock.gemm_flops = clock.train * rate
     while trainee.step < run.end_step:
         trained = clock.train
         with clock.phase("train"):

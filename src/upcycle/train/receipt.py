@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from upcycle.model import upcycling
+from upcycle.model.fill import give
 from upcycle.model.kernels import Kernels, float32_kernels
 from upcycle.model.transformer import Transformer
 from upcycle.train.optim import local_square_sums, of_one_mesh
 from upcycle.train.step import accumulate
-from upcycle.train.trainee import Trainee, build_model, give, run_batch
+from upcycle.train.trainee import Trainee, build_model, run_batch
 
 
 def measure_upcycling(

@@ -10,6 +10,7 @@ from upcycle.data.batches import check_budget
 from upcycle.data.tokens import TokenSet
 from upcycle.errors import UserError
 from upcycle.model import upcycling
+from upcycle.model.fill import give
 from upcycle.model.kernels import choose_kernels
 from upcycle.model.transformer import initial_weight
 from upcycle.study.execution import Execution
@@ -21,7 +22,7 @@ from upcycle.train.processes.distributed import Group
 from upcycle.train.receipt import measure_upcycling
 from upcycle.train.record import Clock, MetricsLog
 from upcycle.train.states import checkpoint, rolling
-from upcycle.train.trainee import Trainee, build_model, give, use_execution
+from upcycle.train.trainee import Trainee, build_model, use_execution
 
 log = logging.getLogger(__name__)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,18 +98,6 @@ def _compile(block: nn.Module) -> None:
         return (compiled if block.training else eager)(*inputs)
 
     block.forward = forward
-
-
-@torch.no_grad()
-def give(tensors: Mapping[str, Tensor], source: Callable[[str, torch.Size], Tensor]) -> None:
-    """Give tensors of a model or optimizer their values, whole or this process's part of them."""
-    if any(hasattr(tensor, "to_local") for tensor in tensors.values()):
-        from upcycle.model.parallel import fill_parts
-
-        fill_parts(tensors, source)
-    else:
-        for name, tensor in tensors.items():
-            tensor.copy_(source(name, tensor.shape))
 
 
 def run_batch(run: RunSpec, tokens: TokenSet, step: int) -> np.ndarray:

@@ -164,19 +164,6 @@ def write_parts(path: Path, parts: Iterable[Part]) -> None:
             file.write(part)
 
 
-def with_present_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors by the names of today: a router was a bare parameter once, `blocks.i.moe.router`, in results kept since.
-
-    For weights, and for moments and rolling states, whose names end in a weight's name.
-    """
-    return {present_name(name): tensor for name, tensor in tensors.items()}
-
-
-def present_name(name: str) -> str:
-    """As `with_present_names`, of one."""
-    return name + ".weight" if name.endswith(".moe.router") else name
-
-
 # Finished runs
 
 
@@ -224,7 +211,7 @@ def read_tensors(run_dir: Path, name: str) -> dict[str, Tensor]:
         raise DamagedError(f"{run_dir / name}: not among the files of {MANIFEST} ({', '.join(files)})")
     data = _read_verified(run_dir / name, files[name])
     try:
-        return with_present_names(safetensors.torch.load(data))
+        return safetensors.torch.load(data)
     except SafetensorError as error:
         raise DamagedError(f"{run_dir / name}: not a safetensors file ({error}); {MEND}") from None
 
@@ -296,7 +283,7 @@ def read_spec(run_dir: Path) -> RunSpec:
     """Specification of the run in a folder.
 
     Raises DamagedError if it is missing, does not make the id that it states, or is not what a finished run's manifest
-    describes (which also covers what the id leaves out, and which manifests of versions before leave out).
+    describes (which also covers what the id leaves out).
     """
     path = run_dir / SPEC
     data = read_file(path)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 
 from upcycle.manifest import DamagedError
@@ -65,9 +65,9 @@ def clear_temporaries(run_dir: Path) -> None:
             remove(path)
 
 
-def check_tensor_names(path: Path, saved: Mapping[str, object], wanted: Mapping[str, object]) -> None:
+def check_tensor_names(path: Path, saved: Set[str], wanted: Mapping[str, object]) -> None:
     """DamagedError naming a tensor that a state has and the run has not, or the other way round."""
-    surplus, missing = sorted(saved.keys() - wanted.keys()), sorted(wanted.keys() - saved.keys())
+    surplus, missing = sorted(saved - wanted.keys()), sorted(wanted.keys() - saved)
     if surplus or missing:
         words = [f"`{name}` too many" for name in surplus[:1]] + [f"no `{name}`" for name in missing[:1]]
         raise DamagedError(

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
-import torch
 from torch import Tensor
 
 from upcycle.manifest import DamagedError
-from upcycle.train.states.checkpoint import digest, present_name, safetensors_parts, write_parts
+from upcycle.model.fill import give
+from upcycle.train.states.checkpoint import digest, safetensors_parts, write_parts
 from upcycle.train.states.folder import (
     NAME,
     check_tensor_names,
@@ -56,23 +56,9 @@ class RollingState:
 
             sharded.fill_sharded(self.path, tensors)
             return
-        with safetensors.safe_open(self.path, framework="pt") as file, torch.no_grad():
-            saved = {present_name(name): name for name in file.keys()}  # noqa: SIM118 (it is no mapping)
-            check_tensor_names(self.path, saved, tensors)
-            for name, tensor in tensors.items():
-                _fill_part(tensor, file.get_tensor(saved[name]).view(tensor.shape))
-
-
-def _fill_part(tensor: Tensor, whole: Tensor) -> None:
-    """Copy a whole tensor, or the part of it that this process holds (DTensor)."""
-    if not hasattr(tensor, "placements"):
-        tensor.copy_(whole)
-        return
-    from torch.distributed.tensor import DTensor, distribute_tensor
-
-    assert isinstance(tensor, DTensor)
-    part = distribute_tensor(whole.to(tensor.device), tensor.device_mesh, tensor.placements, src_data_rank=None)
-    tensor.to_local().copy_(part.to_local())
+        with safetensors.safe_open(self.path, framework="pt") as file:
+            check_tensor_names(self.path, set(file.keys()), tensors)
+            give(tensors, lambda name, shape: file.get_tensor(name).view(shape))
 
 
 def save_rolling(folder: Path, step: int, tensors: Mapping[str, Tensor], notes: dict[str, Any]) -> Path:
@@ -126,7 +112,7 @@ def _verified(path: Path) -> RollingState:
         step, notes = manifest["step"], manifest["notes"]
     else:
         notes = _verified_notes(path, named[2])
-        step = notes.pop("step", int(named[1]))  # versions before stated it in the name alone, which has to do
+        step = notes.pop("step")
     if step != int(named[1]):
         raise DamagedError(f"{path}: damaged, renamed: it was saved after step {step}")
     return RollingState(path, step, notes)

@@ -31,7 +31,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.tensor import DTensor
 
 from upcycle.manifest import MANIFEST, DamagedError, json_bytes
-from upcycle.train.states.checkpoint import TEMPORARY, disk_is_full, present_name, sync_folder, write_bytes
+from upcycle.train.states.checkpoint import TEMPORARY, disk_is_full, sync_folder, write_bytes
 from upcycle.train.states.folder import check_tensor_names, make_folder, prune
 
 T = TypeVar("T")
@@ -156,13 +156,12 @@ def fill_sharded(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """
     reader = dcp.FileSystemReader(path)
     entries = reader.read_metadata().state_dict_metadata
-    saved = {present_name(name): name for name in entries}
-    check_tensor_names(path, saved, tensors)
+    check_tensor_names(path, entries.keys(), tensors)
     targets = {}
     for name, tensor in tensors.items():
-        entry = entries[saved[name]]
+        entry = entries[name]
         assert isinstance(entry, TensorStorageMetadata)
-        targets[saved[name]] = tensor if isinstance(tensor, DTensor) else tensor.view(entry.size)
+        targets[name] = tensor if isinstance(tensor, DTensor) else tensor.view(entry.size)
     with warnings.catch_warnings():  # that no_dist is on is no news to who asked for it
         warnings.simplefilter("ignore", UserWarning)
         dcp.load(targets, storage_reader=reader, no_dist=True)
