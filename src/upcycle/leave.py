@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 
-def leave(main: Callable[[], object]) -> NoReturn:
+def leave(main: Callable[[], int | None]) -> NoReturn:
     """Do what `sys.exit(main())` does up to the exit code and flushed output, then end: nothing at exit is run."""
     code = _exit_code_of(main)
     try:
@@ -23,18 +23,12 @@ def leave(main: Callable[[], object]) -> NoReturn:
         os._exit(code)
 
 
-def _exit_code_of(main: Callable[[], object]) -> int:
-    """What the interpreter would make of `sys.exit(main())`."""
+def _exit_code_of(main: Callable[[], int | None]) -> int:
+    """What the interpreter would make of `sys.exit(main())`, for a `main` that returns its exit code."""
     try:
-        result = main()
-    except SystemExit as exit_:
-        result = exit_.code
+        return main() or 0
     except KeyboardInterrupt:
         return 130
     except BaseException:  # noqa: BLE001 (the interpreter prints any exception and exits 1; so does this)
         sys.excepthook(*sys.exc_info())
         return 1
-    if isinstance(result, str):
-        print(result, file=sys.stderr)
-        return 1
-    return int(result) if isinstance(result, int) else 0

@@ -113,8 +113,7 @@ def test_any_step_of_a_huge_set_is_found_at_once() -> None:
         def __len__(self) -> int:
             return 300_000_000_000
 
-        def __getitem__(self, index: int | slice) -> np.ndarray:
-            assert isinstance(index, slice)
+        def __getitem__(self, index: slice) -> np.ndarray:
             return np.arange(index.start, index.stop)
 
     began = time.process_time()

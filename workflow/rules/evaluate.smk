@@ -22,7 +22,7 @@ if W.study.evaluations:
         input:
             product_inputs("evaluations"),
         output:
-            W.product("evaluations").outputs,
+            W.products["evaluations"].outputs,
         log:
             f"{W.out}/logs/evaluations.log",
         localrule: True

@@ -3,7 +3,7 @@ rule losses:
     input:
         product_inputs("losses"),
     output:
-        W.product("losses").outputs,
+        W.products["losses"].outputs,
     log:
         f"{W.out}/logs/losses.log",
     localrule: True

@@ -51,7 +51,7 @@ for product_name in [*W.names("figures"), *W.names("tables")]:
         name:
             product_name
         input:
-            W.product(
+            W.products[
                 f"{'figures' if product_name in W.names('figures') else 'tables'}/{product_name}"
-            ).outputs,
+            ].outputs,
         localrule: True

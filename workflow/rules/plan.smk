@@ -93,7 +93,7 @@ def product_inputs(name):
     """A product's sources, by existence unless they are about to be made, and its key file, compared by date."""
     return [
         W.keys(name),
-        *(path if path in FRESH else ancient(path) for path in W.product(name).inputs),
+        *(path if path in FRESH else ancient(path) for path in W.products[name].inputs),
     ]
 
 

@@ -5,7 +5,7 @@ if "report" in W.products:
         input:
             product_inputs("report"),
         output:
-            W.product("report").outputs,
+            W.products["report"].outputs,
         log:
             f"{W.out}/logs/report.log",
         message:

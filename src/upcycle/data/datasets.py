@@ -122,9 +122,7 @@ DATASETS: dict[str, Dataset] = {
                     licence="CC0 (package: MIT)",
                     parse=readers.openwebtext,
                     package=Package(
-                        "evals",
-                        "3.0.1.post1",
-                        "0abcb2051303500784b1641a6e4f6b813ed43ad64f879a37d344a6774eb8eb78",
+                        "evals", "3.0.1.post1", "0abcb2051303500784b1641a6e4f6b813ed43ad64f879a37d344a6774eb8eb78"
                     ),
                 ),
             ),

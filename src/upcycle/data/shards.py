@@ -183,7 +183,7 @@ def _remake(path: Path) -> str:
 
 
 class ShardedTokens:
-    """Several shards as one 1-D array: `len`, slices and single indices; nothing is read in advance."""
+    """Several shards as one 1-D array: `len` and slices; nothing is read in advance."""
 
     def __init__(self, shards: Sequence[Shard], dtype: np.dtype) -> None:
         self.dtype = dtype
@@ -195,16 +195,8 @@ class ShardedTokens:
     def __len__(self) -> int:
         return self._starts[-1]
 
-    @property
-    def shape(self) -> tuple[int]:
-        """(tokens,)."""
-        return (len(self),)
-
-    def __getitem__(self, index: int | slice) -> Any:
-        """Token at an index, or a copy of the tokens of a slice with step 1."""
-        if not isinstance(index, slice):
-            index = range(len(self))[index]
-            return self[index : index + 1][0]
+    def __getitem__(self, index: slice) -> NDArray:
+        """A copy of the tokens of a slice with step 1."""
         start, stop, step = index.indices(len(self))
         if step != 1:
             raise IndexError(f"slice step {step}: only contiguous slices of tokens can be read")

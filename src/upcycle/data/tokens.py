@@ -14,14 +14,7 @@ from tokenizers import Tokenizer
 
 from upcycle.data.corpus import Corpus, Document, prepare_corpus
 from upcycle.data.datasets import Dataset, find_dataset, local_dataset
-from upcycle.data.provenance import (
-    MANIFEST,
-    PARTS,
-    SourceFile,
-    manifest_bytes,
-    read_token_manifest,
-    text_fingerprint,
-)
+from upcycle.data.provenance import MANIFEST, PARTS, SourceFile, manifest_bytes, read_token_manifest, text_fingerprint
 from upcycle.data.shards import BLOCK_TOKENS, SHARD_TOKENS, Shard, ShardedTokens, ShardWriter, token_dtype
 from upcycle.data.sources import DEFAULT_CACHE, sha256_file
 from upcycle.data.tokenizer import encode_documents, end_of_text, load_tokenizer, train_bpe
@@ -145,12 +138,7 @@ def _write_part(
 
 
 def _manifest(
-    folder: Path,
-    dataset: Dataset,
-    corpus: Corpus,
-    tokenizer: Tokenizer,
-    parts: dict[str, Any],
-    origin: dict[str, Any],
+    folder: Path, dataset: Dataset, corpus: Corpus, tokenizer: Tokenizer, parts: dict[str, Any], origin: dict[str, Any]
 ) -> dict[str, Any]:
     tokenizer_sha256 = sha256_file(folder / TOKENIZER)
     return {

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, get_args
 
 from upcycle.errors import UserError, nearest
 from upcycle.study.execution import Execution
@@ -101,6 +101,11 @@ def why_not_native(
     return f"whole layers take no kernels of ops, and {asked} is asked for" if asked else ""
 
 
+def fitting(execution: Execution, run: RunSpec) -> dict[str, Any]:
+    """What `why_not` and `why_not_native` ask of a run beside its model."""
+    return {"device": execution.device, "dtype": run.dtype, "tensor_parallel": execution.tensor_parallel}
+
+
 def named_kernels(kernels: Mapping[str, str]) -> dict[str, str]:
     """The ops whose kernel is asked for by name, of `Execution.kernels`."""
     return {op: kernels[op] for op in KERNELS if kernels[op] != "auto"}
@@ -125,29 +130,15 @@ def check_kernels(execution: Execution, runs: Iterable[RunSpec]) -> None:
     """
     named = named_kernels(execution.kernels)
     for run in runs:
-        if execution.layers == "native":
-            reason = why_not_native(
-                run.model,
-                named,
-                device=execution.device,
-                dtype=run.dtype,
-                tensor_parallel=execution.tensor_parallel,
-                compile=execution.compile,
+        fit = fitting(execution, run)
+        if execution.layers == "native" and (
+            reason := why_not_native(run.model, named, **fit, compile=execution.compile)
+        ):
+            raise UserError(
+                f"execution.layers: native cannot compute run {run.id}: {reason}; name `composed` or `auto`"
             )
-            if reason:
-                raise UserError(
-                    f"execution.layers: native cannot compute run {run.id}: {reason}; name `composed` or `auto`"
-                )
         for op, name in named.items():
             if op == "experts" and run.moe is None:
                 continue
-            reason = why_not(
-                op,
-                name,
-                run.model,
-                device=execution.device,
-                dtype=run.dtype,
-                tensor_parallel=execution.tensor_parallel,
-            )
-            if reason:
+            if reason := why_not(op, name, run.model, **fit):
                 raise UserError(f"execution.{op}: {name} cannot compute run {run.id}: {reason}; {alternatives(op)}")

@@ -50,7 +50,7 @@ from dataclasses import dataclass
 
 from upcycle.study.counting import count_parameters
 from upcycle.study.execution import Execution
-from upcycle.study.kernel_fit import named_kernels, why_not, why_not_native
+from upcycle.study.kernel_fit import fitting, named_kernels, why_not, why_not_native
 from upcycle.study.spec import RunSpec
 
 FLOAT, INT64 = 4, 8
@@ -145,15 +145,8 @@ class _Job:
         execution = self.execution
         if execution.layers == "composed" or execution.devices > 1:
             return False
-        parallel, compiled = execution.tensor_parallel, execution.compile
-        return not why_not_native(
-            self.run.model,
-            named_kernels(execution.kernels),
-            device=execution.device,
-            dtype=self.run.dtype,
-            tensor_parallel=parallel,
-            compile=compiled,
-        )
+        named, fit = named_kernels(execution.kernels), fitting(execution, self.run)
+        return not why_not_native(self.run.model, named, **fit, compile=execution.compile)
 
     @property
     def recomputes(self) -> bool:

@@ -24,7 +24,7 @@ from upcycle.manifest import MANIFEST
 from upcycle.study.catalogue import CatalogueItem, catalogue
 from upcycle.study.plan import Plan
 from upcycle.study.recorded import is_finished
-from upcycle.study.spec import canonical_json
+from upcycle.study.spec import DataConfig, canonical_json
 from upcycle.study.study import StudyConfig
 from upcycle.workflow.paths import (
     RESULTS,
@@ -60,11 +60,7 @@ class Product:
 class TokenRecipe:
     """How a token set is made."""
 
-    dataset: str
-    version: str
-    tokenizer: str
-    vocab_size: int
-    decontaminate: bool = True
+    data: DataConfig
     borrowed_from: str | None = None
     """Folder name of the token set whose tokenizer it uses."""
 
@@ -79,7 +75,7 @@ class Workflow:
 
     @cached_property
     def products(self) -> dict[str, Product]:
-        """Everything made from finished runs, each after what it is made from."""
+        """Everything made from finished runs, each after what it is made from, by name: `losses`, `figures/figure4`."""
         return list_products(self)
 
     @cached_property
@@ -108,11 +104,6 @@ class Workflow:
         """Manifest of the tokens that a run reads."""
         return tokens_path(self.plan.runs[run_id].data.tokens_id)
 
-    def finished(self, sweep: str | None = None) -> list[str]:
-        """metrics.json of a sweep's finished models (all sweeps': None)."""
-        ids = self.plan.sweeps[sweep] if sweep else self.plan.finished_models
-        return [metrics_path(run_id) for run_id in ids]
-
     # Other texts
 
     def evaluations(self) -> dict[str, list[tuple[str, str]]]:
@@ -124,10 +115,6 @@ class Workflow:
             ]
             for name, evaluation in self.study.evaluations.items()
         }
-
-    def evaluation_files(self) -> list[str]:
-        """Every evaluation's result file."""
-        return [path for pairs in self.evaluations().values() for _, path in pairs]
 
     @cached_property
     def stale_evaluations(self) -> set[str]:
@@ -151,22 +138,12 @@ class Workflow:
 
     def token_sets(self) -> dict[str, TokenRecipe]:
         """Every token set that the study's runs and evaluations read, by folder name."""
-        sets = {
-            data.tokens_id: TokenRecipe(data.dataset, data.version, data.tokenizer, data.vocab_size, data.decontaminate)
-            for data in (run.data for run in self.plan.runs.values())
-        }
+        sets = {run.data.tokens_id: TokenRecipe(run.data) for run in self.plan.runs.values()}
         for evaluation in self.study.evaluations.values():
-            for sweep in evaluation.sweep:
-                for run_id in self.plan.sweeps[sweep]:
-                    run = self.plan.runs[run_id]
-                    recipe = TokenRecipe(
-                        evaluation.dataset,
-                        evaluation.version,
-                        run.data.tokenizer,
-                        run.data.vocab_size,
-                        borrowed_from=run.data.tokens_id,
-                    )
-                    sets[evaluation_tokens_id(run, evaluation)] = recipe
+            text = {"dataset": evaluation.dataset, "version": evaluation.version, "decontaminate": True}
+            for run in (self.plan.runs[run_id] for sweep in evaluation.sweep for run_id in self.plan.sweeps[sweep]):
+                recipe = TokenRecipe(run.data.model_copy(update=text), borrowed_from=run.data.tokens_id)
+                sets[evaluation_tokens_id(run, evaluation)] = recipe
         return sets
 
     def evaluation_tokens(self, run_id: str, name: str) -> str:
@@ -179,10 +156,6 @@ class Workflow:
         return [tokens_path(source)] if source else []
 
     # Products
-
-    def product(self, name: str) -> Product:
-        """A product by name, e.g. `losses`, `fits/multiplicative`, `figures/figure4`."""
-        return self.products[name]
 
     def is_stale(self, product: Product) -> bool:
         """Whether a product is missing, was made with another key, or from other content."""
@@ -259,11 +232,12 @@ def list_products(workflow: Workflow) -> dict[str, Product]:
 
     runs = [metrics_path(run_id) for run_id in plan.runs]
     rows = {run_id: [sweeps, plan.names[run_id]] for run_id, sweeps in plan.membership().items()}
+    finished = [metrics_path(run_id) for run_id in plan.finished_models]
     losses_code = fingerprint("upcycle.laws.tables.losses")
-    add("losses", ["losses.csv"], workflow.finished(), losses_code, rows, of=[])
+    add("losses", ["losses.csv"], finished, losses_code, rows, of=[])
     evaluations = {name: evaluation.model_dump() for name, evaluation in study.evaluations.items()}
     if evaluations:
-        files = workflow.evaluation_files()
+        files = [path for pairs in workflow.evaluations().values() for _, path in pairs]
         add("evaluations", ["evaluations.csv"], files, losses_code, evaluations, files, of=[])
     fit_code = fingerprint("upcycle.laws.fit", "upcycle.laws.forms", "upcycle.laws.tables.losses")
     for name, fit in study.fits.items():

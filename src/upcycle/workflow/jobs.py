@@ -19,7 +19,6 @@ from upcycle.workflow.paths import RESULTS, evaluation_path
 from upcycle.workflow.texts import local_files
 
 log = logging.getLogger(__name__)
-CACHE = Path(".cache") / "downloads"
 
 
 def tokenize_job(workflow: Workflow, name: str) -> None:
@@ -27,26 +26,25 @@ def tokenize_job(workflow: Workflow, name: str) -> None:
 
     Raises `UserError` for an unknown one, and for files or columns that are not there.
     """
-    from upcycle.data.tokens import tokenize_corpus as make
+    from upcycle.data.tokens import tokenize_corpus
 
     sets = workflow.token_sets()
     if name not in sets:
         raise UserError(f"the study reads no token set `{name}`; {nearest(name, sets)}")
-    recipe = sets[name]
-    local = workflow.study.datasets.get(recipe.dataset)
+    data, lender = sets[name].data, sets[name].borrowed_from
+    local = workflow.study.datasets.get(data.dataset)
     options: dict[str, Any] = {}
     if local is not None:
-        options = {"text_key": local.text, "version": recipe.version}
+        options = {"text_key": local.text, "version": data.version}
         for kind in ("files", "heldout_files"):
-            options[kind] = local_files(getattr(local, kind), f"datasets.{recipe.dataset}.{kind}")
-    manifest = make(
-        recipe.dataset,
+            options[kind] = local_files(getattr(local, kind), f"datasets.{data.dataset}.{kind}")
+    manifest = tokenize_corpus(
+        data.dataset,
         RESULTS / "tokens" / name,
-        vocab_size=recipe.vocab_size,
-        tokenizer=recipe.tokenizer,
-        decontaminate=recipe.decontaminate,
-        tokenizer_from=RESULTS / "tokens" / recipe.borrowed_from if recipe.borrowed_from else None,
-        cache_dir=CACHE,
+        vocab_size=data.vocab_size,
+        tokenizer=data.tokenizer,
+        decontaminate=data.decontaminate,
+        tokenizer_from=RESULTS / "tokens" / lender if lender else None,
         **options,
     )
     print(f"{name}: {manifest['train_tokens']:,} training and {manifest['heldout_tokens']:,} held-out tokens")
@@ -54,9 +52,13 @@ def tokenize_job(workflow: Workflow, name: str) -> None:
 
 def train_job(workflow: Workflow, run_id: str, *, fresh: bool = False) -> None:
     """Train, resume or verify a run of the plan; prints one line when it is done."""
+    _train(workflow, _planned(workflow, run_id), run_id, fresh=fresh)
+
+
+def _planned(workflow: Workflow, run_id: str) -> RunSpec:
     if run_id not in workflow.plan.runs:
         raise UserError(f"study `{workflow.plan.study}` plans no run `{run_id}`; {nearest(run_id, workflow.plan.runs)}")
-    _train(workflow, workflow.plan.runs[run_id], run_id, fresh=fresh)
+    return workflow.plan.runs[run_id]
 
 
 def train_spec(path: Path, workflow: Workflow, *, fresh: bool = False) -> None:
@@ -112,8 +114,7 @@ def evaluate_job(workflow: Workflow, run_id: str, name: str) -> None:
     evaluations = workflow.study.evaluations
     if name not in evaluations:
         raise UserError(f"the study has no evaluation `{name}`; {nearest(name, evaluations)}")
-    if run_id not in workflow.plan.runs:
-        raise UserError(f"study `{workflow.plan.study}` plans no run `{run_id}`; {nearest(run_id, workflow.plan.runs)}")
+    _planned(workflow, run_id)
     tokens_dir = Path(workflow.evaluation_tokens(run_id, name)).parent
     result = evaluate_run(
         RESULTS / "runs" / run_id, tokens_dir, workflow.study.execution, max_tokens=evaluations[name].max_tokens

@@ -52,18 +52,19 @@ def tokens_to_make(workflow: Workflow) -> list[str]:
 
 def check_source(workflow: Workflow, recipe: TokenRecipe) -> None:
     """Raise `UserError` naming the key and the file where text or tokenizer of a token set cannot be what is wanted."""
-    local = workflow.study.datasets.get(recipe.dataset)
+    data = recipe.data
+    local = workflow.study.datasets.get(data.dataset)
     for kind in ("files", "heldout_files") if local else ():
-        key = f"datasets.{recipe.dataset}.{kind}"
+        key = f"datasets.{data.dataset}.{kind}"
         for path in check_files(local_files(getattr(local, kind), key)):
             if not os.access(path, os.R_OK):
                 raise UserError(f"{key}: {path} cannot be read; allow it, or name another file")
     if recipe.borrowed_from is not None:
         return
-    if recipe.tokenizer == "bpe":
-        check_vocab_size(recipe.vocab_size)
+    if data.tokenizer == "bpe":
+        check_vocab_size(data.vocab_size)
     else:
-        check_tokenizer(Path(recipe.tokenizer).expanduser(), recipe.vocab_size)
+        check_tokenizer(Path(data.tokenizer).expanduser(), data.vocab_size)
 
 
 def check_parent(workflow: Workflow, run_id: str) -> None:

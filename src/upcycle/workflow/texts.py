@@ -36,15 +36,15 @@ def check_texts(workflow: Workflow) -> None:
     Token sets that are still to be made are passed over: `needs` looks for their files.
     """
     for name, recipe in workflow.token_sets().items():
-        local = workflow.study.datasets.get(recipe.dataset)
+        local = workflow.study.datasets.get(recipe.data.dataset)
         folder = RESULTS / "tokens" / name
         if local is None or not (folder / MANIFEST).exists():
             continue
-        lent = recipe.borrowed_from is not None or recipe.tokenizer == "bpe"
+        lent = recipe.borrowed_from is not None or recipe.data.tokenizer == "bpe"
         patterns = {
             "files": local.files,
             "heldout_files": local.heldout_files,
-            "tokenizer": [] if lent else [glob.escape(recipe.tokenizer)],
+            "tokenizer": [] if lent else [glob.escape(recipe.data.tokenizer)],
         }
         now = {kind: [path for pattern in each for path in _matches(pattern)] for kind, each in patterns.items()}
         check_unchanged(folder, now, text_key=local.text)
