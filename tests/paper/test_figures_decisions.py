@@ -110,6 +110,24 @@ def test_figure_1_draws_d_star_and_no_line_where_there_is_none(figures, study):
     assert published.get_xdata().min() >= 1e8
 
 
+def labels(figure):
+    """Texts of all legends."""
+    legends = [legend for part in [figure, *figure.subfigs] for legend in part.legends]
+    return [text.get_text() for legend in legends for text in legend.get_texts()]
+
+
+def test_legends_list_what_is_drawn_and_nothing_else(figures, study, small, few_sizes, monkeypatch):
+    assert "another root" in labels(figures["figure1"])
+    assert {"data", "draws disagree", "$D^*$"} <= set(labels(figures["thresholds"]))
+    beyond = made("thresholds", study, sizes=[7e9])  # no data at this size, and nowhere is the dense cost paid back
+    assert "data" not in labels(beyond)
+    assert "upcycling ahead (dense cost sunk)" in labels(beyond)
+    assert "draws disagree" not in labels(made("thresholds", small))
+    found = d_star(three_laws(small), 98_304)
+    monkeypatch.setattr(figures_summary, "d_star", lambda *_: dataclasses.replace(found, roots=(found.root,)))
+    assert labels(made("figure1", small)) == ["$D^*$ (Equation 13)"]
+
+
 def test_figure_1_shows_the_share_of_draws_without_a_root(figures, study):
     three = three_laws(study)
     bottom = next(axes for axes in figures["figure1"].axes if marked(axes, "none"))
@@ -236,6 +254,7 @@ def test_a_study_of_one_size_has_points_for_curves(small):
     figure = made("figure1", small)
     found = d_star(three_laws(small), 98_304)
     assert len(found.roots) == 2
+    assert figure.axes[1].get_xticks().tolist() == [98_304]
     for k, root in enumerate(sorted(found.roots, key=lambda root: root != found.root), start=1):
         sizes, tokens = marked(figure.axes[0], f"root {k}")[0].get_data()
         assert (sizes.tolist(), tokens.tolist()) == ([98_304], [root])

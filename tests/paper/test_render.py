@@ -16,6 +16,9 @@ from upcycle.paper.render import number, signed, to_html, to_markdown
         (-0.0307, "−0.0307"),
         (3.2e-9, "3.20e−9"),
         (717_345.5, "7.17e5"),
+        (8203.4, "8,203"),
+        (-2.0, "−2"),
+        (math.inf, "infinity"),
         (25, "25"),
         (2.0, "2"),
         (0.9996, "1.000"),
@@ -41,6 +44,14 @@ def test_a_value_and_its_interval_are_one_cell():
         "|---|---------------------:|------:|",
         "| a | 0.500 [0.250, 0.750] |     1 |",
     ]
+
+
+def test_a_table_too_wide_for_a_page_is_turned_on_its_side():
+    frame = pd.DataFrame({f"c{k}": [k, 10 * k] for k in range(9)}, index=pd.Index(["a", "b"], name="n"))
+    page = to_html(frame)
+    assert '<tr><th scope="col">n</th><th scope="col">a</th><th scope="col">b</th></tr>' in page
+    assert '<tr><th scope="row">c2</th><td>2</td><td>20</td></tr>' in page
+    assert '<th scope="row">a</th>' in to_html(frame[["c1", "c2"]])
 
 
 def test_html_escapes_what_it_shows():

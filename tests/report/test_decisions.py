@@ -35,9 +35,9 @@ def test_the_table_holds_the_thresholds_of_every_size_fitted(study, section):
         equal, sunk = d_star(three, size), threshold_d2(three, size, d1)
         if equal.roots:
             assert cells["D* (D1 = D2)"].startswith(f"{short_count(equal.roots[0])} [")
-            assert cells["D* off the data"] == "within"
+            assert cells["D* beyond the data"] == "within"
         else:
-            assert (cells["D* (D1 = D2)"], cells["D* off the data"]) == ("none: upcycling", "–")
+            assert (cells["D* (D1 = D2)"], cells["D* beyond the data"]) == ("none: upcycling", "–")
         assert cells["D1"] == short_count(d1)
         low, high = sunk.band
         assert cells["D2, dense cost sunk"] == (
@@ -56,18 +56,19 @@ def test_the_sentences_are_of_the_largest_size(study, section):
     words = " ".join(section["sentences"])
     assert f"upcycling is ahead below D2 = {short_count(sunk.roots[0])} [" in section["sentences"][0]
     assert "73.8B tokens" in section["sentences"][0]
-    assert "if training from scratch also gets the FLOPs that the dense model cost, training from scratch is" in words
-    assert "Both hold: the first takes the dense model as given, the second pays for it." in section["sentences"][0]
+    assert (
+        "Dense cost paid: if training from scratch also gets the dense model's FLOPs, training from scratch is" in words
+    )
     none = d_star(three, table_two.SIZES[-1]).shares["none"]
     assert none > 0
-    assert f"no crossing in {none:.0%} of the draws" in section["sentences"][1]
+    assert f"{100 * none:.0f} % of the draws have no crossing" in section["sentences"][2]
     assert "These crossings lie within the range of the data." in words
 
 
 def test_the_page_shows_table_sentences_and_caveats(section):
     page = html(section)
     assert page.count("<tr>") == 1 + len(table_two.SIZES)
-    assert "the FLOPs that the dense model cost" in page
+    assert "also gets the dense model&#39;s FLOPs" in page
     assert f"more than {NEAR:g} times" in page
     assert "<li>Laws used: upcycled of fit <code>joint</code>, from scratch of fit <code>scratch</code>.</li>" in page
 
@@ -86,8 +87,8 @@ def test_one_size_has_no_compute_optimum_and_says_how_far_it_is():
     content = decisions(table_two.one_size())
     assert "compute-optimal D2" not in content["columns"]
     words = " ".join(content["sentences"])
-    assert "D* lies a factor of 1.4 outside the data; " in words
-    assert "trust such a crossing less than its interval suggests" in words
+    assert "D* lies 1.4 times beyond the data; " in words
+    assert "trust it less than its interval suggests" in words
     assert "[" not in words  # no draws, no intervals
 
 

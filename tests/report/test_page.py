@@ -61,13 +61,13 @@ def test_the_page_holds_every_finished_model_and_law(study, page):
 
 
 def test_time_accounts_are_those_of_the_invocations(page):
-    assert "had 26 min of core time" in page
-    assert "in 20 min of it a run trained" in page
+    assert "had 26 min of core time." in page
+    assert "in 20 min of it." in page
     assert "The other 23 %" in page
 
 
 def test_without_recorded_times_the_page_says_so(study, without_evaluations):
-    assert "wall time of the whole sweep was not recorded" in render(study[0], without_evaluations)
+    assert "wall time of the whole sweep is unknown" in render(study[0], without_evaluations)
 
 
 def test_an_evaluation_of_an_unknown_run_stops_the_report(study):
@@ -101,9 +101,7 @@ def test_the_headline_is_one_line_with_the_winner_of_table_1(study):
     text = headline(study[0])
     assert "\n" not in text
     assert text.startswith("Of the paper's four laws the multiplicative law with interaction fits best")
-    assert (
-        "Against the same mixture trained from scratch on the tokens that upcycling adds (D2), upcycling wins" in text
-    )
+    assert "Against the same mixture trained from scratch on the upcycling tokens (D2), upcycling wins" in text
 
 
 def test_the_headline_follows_the_fits_not_the_paper(study):
@@ -112,8 +110,9 @@ def test_the_headline_follows_the_fits_not_the_paper(study):
     swapped = {"multiplicative": with_errors_of(best, worst), "additive": with_errors_of(inputs.fits["additive"], best)}
     finding = findings(dataclasses.replace(inputs, fits={**inputs.fits, **swapped}))[0]
     assert "the additive law with interaction fits best" in finding.sentence
-    assert "Interaction makes the multiplicative law worse: the error without over that with it is 0." in finding.detail
-    assert "Interaction makes the additive law better: the error without over that with it is " in finding.detail
+    ratio = "the ratio of the error without it to that with it is"
+    assert f"Interaction worsens the multiplicative law: {ratio} 0." in finding.detail
+    assert f"Interaction improves the additive law: {ratio} " in finding.detail
     assert finding.verdict == "against"
 
 
@@ -123,7 +122,7 @@ def test_laws_of_equal_error_are_not_told_apart(study):
     even = with_errors_of(inputs.fits["additive"], dataclasses.replace(best, loo_rms=1.2 * best.loo_rms), order=-1)
     finding = findings(dataclasses.replace(inputs, fits={**inputs.fits, "additive": even}))[0]
     assert finding.sentence.startswith(
-        "The losses do not tell the multiplicative law with interaction from the additive"
+        "The losses do not separate the multiplicative law with interaction from the additive"
     )
     assert re.search(r"is \S+ \(95 % interval 0\.\d+ to \S+ over points, \S+ to \S+ over rows of D1\)", finding.detail)
     assert finding.verdict == "open"
@@ -137,7 +136,7 @@ def test_a_ratio_of_errors_that_so_few_points_do_not_settle_is_open(study):
     fits = {name: with_errors_of(fit, other) for name, fit in inputs.fits.items() if fit.by is None}
     finding = findings(dataclasses.replace(inputs, fits={**inputs.fits, **fits, "multiplicative": best}))[0]
     assert finding.verdict == "open"
-    assert finding.sentence.startswith("The losses do not tell the multiplicative law with interaction from")
+    assert finding.sentence.startswith("The losses do not separate the multiplicative law with interaction from")
     assert "(95 % interval 1 to" in finding.detail
     assert "F = " in finding.detail
 
@@ -146,12 +145,15 @@ def test_what_a_law_misses_is_judged_by_the_noise_of_seeds(study):
     """A law that misses more than seeds explain is rejected, and the sign of its interaction settles nothing."""
     inputs, _ = study
     fine = findings(inputs)
-    assert "no more than seeds explain (lack of fit: F = " in fine[0].detail
+    assert (
+        "The noise between seeds does not reject the multiplicative law with interaction (lack of fit: F = "
+        in fine[0].detail
+    )
     assert next(f for f in fine if "more slowly its upcycled" in f.sentence).verdict == "clear"
     fit = inputs.fits["multiplicative"]
     worse = dataclasses.replace(fit, residuals_log=[20 * value for value in fit.residuals_log])
     found = findings(dataclasses.replace(inputs, fits={**inputs.fits, "multiplicative": worse}))
-    assert "more than seeds explain, so the law is rejected" in found[0].detail
+    assert "The noise between seeds rejects the multiplicative law with interaction" in found[0].detail
     interaction = next(f for f in found if "more slowly its upcycled" in f.sentence)
     assert interaction.sentence.startswith("By the multiplicative law, the longer")
     assert interaction.verdict == "open"
@@ -163,7 +165,7 @@ def test_laws_with_too_few_points_do_not_win(study):
     blind = {name: dataclasses.replace(inputs.fits[name], loo_rms=None) for name in ("additive", "multiplicative")}
     finding = findings(dataclasses.replace(inputs, fits={**inputs.fits, **blind}))[0]
     assert "without interaction fits best" in finding.sentence or finding.sentence.startswith(
-        "The losses do not choose"
+        "The losses do not separate"
     )
     assert finding.sentence.count("without interaction") == 2
     last = "additive_no_interaction"
@@ -185,7 +187,7 @@ def test_ahead_behind_and_undecided_exclude_each_other(study):
     worse = with_losses(inputs, lambda row: row.loss - 0.3 if row.lineage == "moe" and row.D >= 2_000_000 else row.loss)
     bound = clear_difference(inputs.noise)
     for each in (inputs, worse):
-        found = next(f for f in findings(each) if "tokens that upcycling adds" in f.sentence)
+        found = next(f for f in findings(each) if "upcycling tokens (D2)" in f.sentence)
         for part, both in zip(found.sentence.split("; against"), (False, True), strict=True):
             kinds, total = counts(part)
             nats = [lead.nats for lead in leads(each, each.grid(), dense_tokens_count=both)]
@@ -202,13 +204,13 @@ def test_both_accounts_in_tokens_are_one_sentence(study):
     assert re.match(
         r"Against the same mixture .* \(D2\), upcycling .*; against one .* \(D1 \+ D2\), it .*\.$", found.sentence
     )
-    assert "an account in FLOPs that pays for the dense model lies between these two" in found.detail
+    assert "a comparison at equal FLOPs, dense model included, lies between these two" in found.detail
 
 
 def test_losing_to_scratch_is_said_with_the_budget_where_it_flips(study):
     inputs, _ = study
     worse = with_losses(inputs, lambda row: row.loss - 0.3 if row.lineage == "moe" and row.D >= 2_000_000 else row.loss)
-    found = next(f for f in findings(worse) if "tokens that upcycling adds" in f.sentence)
+    found = next(f for f in findings(worse) if "upcycling tokens (D2)" in f.sentence)
     assert re.search(r"wins at \d+ of 25 points[, ].* loses at \d+", found.sentence)
     assert "Training from scratch overtakes between D2 = 1.05M and 2.1M at D1 = 262k" in found.detail
 
@@ -219,7 +221,7 @@ def test_a_difference_within_the_noise_settles_nothing(study):
     even = with_losses(inputs, lambda row: scratch[row.D] + 0.001 * row.seed if row.lineage == "up" else row.loss)
     (found,) = (f for f in findings(even) if "from scratch on" in f.sentence)
     assert "upcycling is undecided at each of the 25 points" in found.sentence
-    assert "catch up" not in found.detail
+    assert "caught up" not in found.detail
     assert "overtakes" not in found.detail
 
 
@@ -228,8 +230,8 @@ def test_a_difference_within_the_noise_settles_nothing(study):
     [
         ([0.03, 0.05], "the more slowly"),
         ([-0.05, -0.03], "the faster"),
-        ([-0.01, 0.03], "is not settled"),
-        ([None, None], "is not settled"),
+        ([-0.01, 0.03], "do not settle"),
+        ([None, None], "do not settle"),
     ],
 )
 def test_the_sign_of_the_interaction_is_what_its_interval_says(study, interval, words):
@@ -257,7 +259,7 @@ def test_a_warning_of_a_fit_is_on_its_card_and_among_the_limits(study, without_e
 def test_without_repeated_seeds_noise_is_called_unknown(study, without_evaluations):
     inputs, background = study[0], without_evaluations
     single = dataclasses.replace(inputs, losses=inputs.losses[inputs.losses["seed"] == 0])
-    assert any("noise of a loss was not measured" in f.sentence for f in findings(single))
+    assert any("noise between seeds is unknown" in f.sentence for f in findings(single))
     assert next(f for f in findings(single) if "from scratch on" in f.sentence).verdict == "open"
     assert "small differences may be chance" in render(single, background)
 

@@ -21,9 +21,9 @@ from upcycle.study.spec import short_count
 def figure_5(inputs: Inputs) -> Figure:
     """Figure 5. Predicted against measured loss by configuration.
 
-    Losses that Equation 11 predicts from sparsity P and active size N2, against the measured ones; on the line both
-    agree. Light to dark: dense models of growing size; markers: experts that a token uses. Right: the same as errors,
-    predicted less measured, each point predicted by the law fitted to all others (leave-one-out).
+    Left: losses that Equation 11 predicts from sparsity P and active size N2, against the measured ones; on the line
+    both agree. Light to dark: growing dense size N1; markers: experts that a token uses. Right: errors, predicted minus
+    measured loss, of leave-one-out predictions: each point by the law fitted to all others.
     """
     fit = inputs.fit_of("configuration")
     rows = inputs.rows_of(fit)
@@ -48,7 +48,7 @@ def figure_5(inputs: Inputs) -> Figure:
     right.set_xlim(left.get_xlim())
     right.xaxis.set_major_locator(round_ticks())
     right.set_xlabel("measured loss (nats per token)")
-    right.set_ylabel("predicted less measured (nats)")
+    right.set_ylabel("predicted − measured (nats)")
     handles: list[Artist] = [
         Patch(color=colour, label=f"$N_1$ = {short_count(size)}")
         for size, colour in zip(sizes, style.sequence(len(sizes)), strict=True)
@@ -64,9 +64,9 @@ def figure_5(inputs: Inputs) -> Figure:
 def figure_13(inputs: Inputs) -> Figure:
     """Figure 13. Loss against active size at fixed sparsity.
 
-    Loss of upcycled models, all with the same D1 and D2, against their active parameters N2; a panel for each number of
-    experts that a token uses, light to dark with more and more experts. Each curve has one sparsity P (above its panel,
-    in this order) and is Equation 11 as fitted to all points.
+    Loss of upcycled models, all with the same D1 and D2, against their active parameters N2. Panels: experts that a
+    token uses (top-K). Light to dark: more experts. Curves: Equation 11 fitted to all points, each at the sparsity P of
+    its mixture, listed above the panel in the order of the experts.
     """
     fit = inputs.fit_of("configuration")
     rows = inputs.rows_of(fit)

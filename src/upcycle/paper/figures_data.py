@@ -1,4 +1,4 @@
-"""Figures of the law in D1 and D2 at fixed sizes: what upcycled models lose with more tokens, and how."""
+"""Figures of the law in D1 and D2 at fixed sizes."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from upcycle.paper.inputs import Grid, Inputs
 def figure_3(inputs: Inputs, sweep: str | None = None, model: str | None = None) -> Figure:
     """Figure 3. Loss curves of upcycling.
 
-    Held-out loss during upcycled training, one curve for each number of tokens D1 that the dense model had seen
-    (constant learning rate, measured on a fixed subset of the held-out text); 0 is the copied model before its first
-    step. Markers are the finished models, cooled down from points of the same curve and measured on the whole set.
+    Held-out loss during upcycled training at constant learning rate, measured on a fixed subset of the held-out text;
+    one curve for each D1, the tokens of the dense model. 0 is the copied model before its first step. Markers: finished
+    models, which decay from a point of the same curve, measured on the whole held-out text.
 
-    Raises `UserError` when the run folders are not at hand.
+    Raises `UserError` when a run folder is missing.
     """
     grid = inputs.grid(sweep, model)
     figure = style.new_figure(style.COLUMN, 2.5, simulated=inputs.simulated)
@@ -54,9 +54,9 @@ def figure_3(inputs: Inputs, sweep: str | None = None, model: str | None = None)
 def figure_4(inputs: Inputs, sweep: str | None = None, model: str | None = None) -> Figure:
     """Figure 4. Loss against D2 with power laws; their exponents against D1.
 
-    Top: loss of finished upcycled models against their tokens D2, with a power law (Equation 7) for each D1.
-    Bottom: the exponents of these power laws against D1, with the line of Equation 10; bars are their 95 % intervals
-    (cut where they leave the panel).
+    Top: loss of finished upcycled models against their tokens D2, with a power law (Equation 7) for each D1. Bottom:
+    the exponents of these power laws against D1, with the fit of Equation 10. Bars: 95 % intervals, cut at the edge of
+    the panel.
     """
     grid = inputs.grid(sweep, model)
     figure = style.new_figure(style.COLUMN, 4.4, simulated=inputs.simulated)
@@ -71,8 +71,8 @@ def figure_4(inputs: Inputs, sweep: str | None = None, model: str | None = None)
 def figure_12(inputs: Inputs, sweep: str | None = None, model: str | None = None) -> Figure:
     """Figure 12. Loss against D2 with power laws; their scaling factors against D1.
 
-    Top: as Figure 4. Bottom: the scaling factors A of the same power laws against D1, with the power law of
-    Equation 16; bars are their 95 % intervals (cut where they leave the panel).
+    Top: as Figure 4. Bottom: the scaling factors A of the same power laws against D1, with the fit of Equation 16.
+    Bars: 95 % intervals, cut at the edge of the panel.
     """
     grid = inputs.grid(sweep, model)
     figure = style.new_figure(style.COLUMN, 4.4, simulated=inputs.simulated)
@@ -87,7 +87,7 @@ def figure_12(inputs: Inputs, sweep: str | None = None, model: str | None = None
 
 
 def _trunk_curve(inputs: Inputs, run_id: str) -> list[tuple[int, float]]:
-    """(tokens, held-out loss) along the trunk that a finished model was cooled down from, or of its own run."""
+    """(tokens, held-out loss) along the trunk that a finished model decays from, or along a run without a trunk."""
     chain = inputs.chain(run_id)
     segments = chain[:-1] or chain
     points = {int(t): float(loss) for run in segments for t, loss in inputs.record(run, "metrics")["curve_heldout"]}

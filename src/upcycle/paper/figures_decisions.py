@@ -1,4 +1,4 @@
-"""Figures of the decisions that the laws serve: upcycle or train from scratch, on how many tokens, at what cost."""
+"""Figures of decisions: upcycle or train from scratch, on how many tokens, at what cost."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -59,9 +60,9 @@ def figure_15(inputs: Inputs, sizes: Sequence[Positive] | None = None) -> Figure
     """Figure 15. Training from scratch against upcycling, by size and sunk cost.
 
     Loss against tokens: of the mixture trained from scratch on D tokens (orange, with the band of 95 % of the draws),
-    and upcycled on D2 tokens from dense models that had seen D1 (light to dark). Rings: where training from scratch on
-    as many tokens meets upcycling. Stars on the axis: D* of Equation 13, where it does so at D1 = D2. Lines are
-    solid within the data and dashed, on grey, where the size or the tokens lie outside.
+    and of the mixture upcycled on D2 tokens from dense models trained on D1 tokens (light to dark). Rings: training
+    from scratch on D2 tokens and upcycling give equal losses. Stars on the axis: D* of Equation 13, where they do so at
+    D1 = D2. Solid lines: within the data. Dashed lines on grey: the size or the tokens lie outside the data.
     """
     three = three_laws(inputs)
     shown = sizes_of(three, sizes, (1e9, 7e9, 7e10))
@@ -71,11 +72,12 @@ def figure_15(inputs: Inputs, sizes: Sequence[Positive] | None = None) -> Figure
         _loss_against_tokens(axes, three, size, D1)
     figure.axes[0].set_ylabel("loss (nats per token)")
     colours = style.sequence(len(D1))
+    seen = {line.get_gid() for axes in figure.axes for line in axes.lines if np.size(line.get_xdata())}
     handles = [
         Line2D([], [], color=style.SCRATCH, linewidth=1.6, label="MoE from scratch"),
         *(Line2D([], [], color=c, label=f"$D_1$ = {short_count(d)}") for c, d in zip(colours, D1, strict=True)),
-        Line2D([], [], color=style.GREY, label="equal losses", **RING),
-        Line2D([], [], label="$D^*$", **STAR),
+        *([Line2D([], [], color=style.GREY, label="equal losses", **RING)] if "equal" in seen else []),
+        *([Line2D([], [], label="$D^*$", **STAR)] if "d_star" in seen else []),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=7 if len(shown) > 1 else 3, columnspacing=1)
     return figure
@@ -89,7 +91,7 @@ def _loss_against_tokens(axes: Axes, three: ThreeLaws, size: float, D1: Sequence
     axes.set_facecolor(OUTSIDE)
     if fitted:
         axes.axvspan(*moe.box["D"], color="white", zorder=0)
-    if moe.n_draws:
+    if moe.n_draws > 1:
         low, high = pointwise_band(moe.loss_draws(D=tokens, N1=size))
         axes.fill_between(tokens, low, high, color=style.SCRATCH, alpha=0.22, linewidth=0)
     scratch = moe.loss(D=tokens, N1=size)
@@ -115,11 +117,10 @@ def _loss_against_tokens(axes: Axes, three: ThreeLaws, size: float, D1: Sequence
 def figure_16(inputs: Inputs) -> Figure:
     """Figure 16. Compute-optimal training: dense, a mixture from scratch, and both stages of upcycling.
 
-    Top: the least loss that a budget buys when size and tokens are free, by the law of dense models, of the mixture
-    from scratch, and of upcycling with its dense model to be trained first; dots are the losses fitted, at what they
-    cost. Bottom: how much more these plans lose than the mixture from scratch, with the band of 95 % of the draws.
-    Lines are solid where the optimum's size and tokens lie within the data, each for itself, and dashed elsewhere;
-    grey are budgets beyond the data.
+    Top: the lowest loss at a budget with size and tokens free, by the laws of dense models, of the mixture from
+    scratch, and of upcycling with its dense model trained first. Markers: the losses fitted, at their cost. Bottom: the
+    loss of each plan minus that of the mixture from scratch, with the band of 95 % of the draws. Solid lines: size and
+    tokens of the optimum each lie within the data; dashed: they do not. Grey: budgets beyond the data.
 
     Raises `UserError` for fits without a law of dense models or of MoEs from scratch, or without model sizes.
     """
@@ -141,13 +142,13 @@ def figure_16(inputs: Inputs) -> Figure:
             top.plot(*measured[lineage], marker, color=colour, markersize=2, alpha=0.45, markeredgewidth=0.4, zorder=1)
         extra = losses - reference
         solid_inside(bottom, flops, extra[0], inside, colour, 1.3, gid=lineage)
-        if len(extra) > 1 and lineage != "moe":
+        if len(extra) > 2 and lineage != "moe":
             bottom.fill_between(flops, *pointwise_band(extra[1:]), color=colour, alpha=0.2, linewidth=0)
     for axes in (top, bottom):
         axes.set_facecolor(OUTSIDE)
         axes.axvspan(spent.min(), spent.max(), color="white", zorder=0)
-    style.loss_axis(top, "least loss (nats per token)")
-    bottom.set_ylabel("above MoE (nats)")
+    style.loss_axis(top, "lowest loss (nats per token)")
+    bottom.set_ylabel("minus MoE (nats)")
     bottom.set_xscale("log")
     bottom.xaxis.set_minor_locator(NullLocator())
     bottom.set(xlim=(flops[0], flops[-1]), xlabel="compute, $C$ (FLOPs)")
@@ -190,41 +191,44 @@ def _within(x: Array, box: tuple[float, float]) -> NDArray[np.bool_]:
 def thresholds(inputs: Inputs, sizes: Sequence[Positive] | None = None) -> Figure:
     """Upcycle or train from scratch, by the tokens D1 and D2.
 
-    Who is ahead, given a dense model that has seen D1 tokens and a budget of D2 tokens of the mixture. Solid edge:
-    training from scratch on D2 tokens gives the same loss, at the same FLOPs once the dense model is there (sunk).
-    Dashed edge: the same when training from scratch gets the dense model's FLOPs too (paid). Hatched: fewer than 95 %
-    of the draws agree on the side of the solid edge. Star: D* of Equation 13, where that edge crosses D1 = D2. Frame:
-    the data, at sizes that were fitted.
+    Who is ahead, given a dense model trained on D1 tokens and D2 tokens for the mixture. Solid edge: training from
+    scratch on D2 tokens gives the same loss (dense cost sunk). Dashed edge: it does so with the dense model's FLOPs
+    added to its budget (dense cost paid). Hatched: fewer than 95 % of the draws agree on the side of the solid edge.
+    Star: D* of Equation 13, where the solid edge crosses D1 = D2. Frame: the data, at sizes that were fitted.
     """
     three = three_laws(inputs)
     shown = sizes_of(three, sizes, (1e9, 7e9))
-    drawn = bool(three.n_draws)
     figure = style.new_figure(style.PAGE if len(shown) > 1 else style.COLUMN, 3.8, simulated=inputs.simulated)
+    seen: set[str] = set()
     for axes, size in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
-        _regions(axes, three, size)
+        seen |= _regions(axes, three, size)
     for axes in figure.axes[1:]:
         axes.set_ylabel("")
-    handles = [
-        Patch(color=FROM_SCRATCH, label="from scratch ahead"),
-        Patch(color=UPCYCLE_SUNK, label="upcycling ahead (dense cost sunk)"),
-        Patch(color=UPCYCLE, label="upcycling ahead (dense cost paid)"),
-        *([Patch(facecolor="none", edgecolor=style.GREY, hatch="//////", linewidth=0, label="draws disagree")] * drawn),
-        Line2D([], [], label="$D^*$", **STAR),
-        Patch(facecolor="none", edgecolor="black", linestyle=DASHED, linewidth=0.8, label="data"),
-        Line2D([], [], color="black", linewidth=0.7, linestyle=":", label="$D_1 = D_2$"),
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=3 if len(shown) > 1 else 2, columnspacing=1.4)
+    hatched: dict[str, Any] = {"facecolor": "none", "edgecolor": style.GREY, "hatch": "//////", "linewidth": 0}
+    handles: dict[str, Artist] = {
+        "scratch": Patch(color=FROM_SCRATCH, label="from scratch ahead"),
+        "sunk": Patch(color=UPCYCLE_SUNK, label="upcycling ahead (dense cost sunk)"),
+        "paid": Patch(color=UPCYCLE, label="upcycling ahead (dense cost paid)"),
+        "disagree": Patch(**hatched, label="draws disagree"),
+        "d_star": Line2D([], [], label="$D^*$", **STAR),
+        "data": Patch(facecolor="none", edgecolor="black", linestyle=DASHED, linewidth=0.8, label="data"),
+        "diagonal": Line2D([], [], color="black", linewidth=0.7, linestyle=":", label="$D_1 = D_2$"),
+    }
+    visible = [handle for name, handle in handles.items() if name in seen]
+    figure.legend(handles=visible, loc="outside lower center", ncols=3 if len(shown) > 1 else 2, columnspacing=1.4)
     return figure
 
 
-def _regions(axes: Axes, three: ThreeLaws, size: float) -> None:
-    """Who is ahead over D1 and D2 at one size."""
+def _regions(axes: Axes, three: ThreeLaws, size: float) -> set[str]:
+    """Who is ahead over D1 and D2 at one size; returns what can be seen, for the legend."""
     moe, upcycled = three.need("moe"), three.upcycled
     D1, D2 = (np.geomspace(box[0] / 3, box[1] * 30, 121) for box in (upcycled.box["D1"], upcycled.box["D2"]))
     D1_grid, D2_grid = np.meshgrid(D1, D2)
     up = upcycled.loss(D1=D1_grid, D2=D2_grid, N1=size)
     sunk = moe.loss(D=D2_grid, N1=size) - up
     paid = moe.loss(D=D2_grid + D1_grid / three.active_ratio, N1=size) - up
+    regions = {"scratch": sunk <= 0, "sunk": (sunk > 0) & (paid <= 0), "paid": paid > 0}
+    seen = {"diagonal", *(name for name, region in regions.items() if region.any())}
     axes.set_facecolor(FROM_SCRATCH)
     axes.set(xscale="log", yscale="log", xlim=(D1[0], D1[-1]), ylim=(D2[0], D2[-1]))
     for lead, colour, line in ((sunk, UPCYCLE_SUNK, "-"), (paid, UPCYCLE, "--")):
@@ -237,20 +241,23 @@ def _regions(axes: Axes, three: ThreeLaws, size: float) -> None:
             D1=D1[None, coarse], D2=D2[coarse, None], N1=size
         )
         share = (leads > 0).mean(axis=0)
+        seen |= {"disagree"} if ((share > 0.025) & (share < 0.975)).any() else set()
         hatch = axes.contourf(D1[coarse], D2[coarse], share, levels=[0.025, 0.975], colors="none", hatches=["//////"])
         hatch.set_edgecolor(style.GREY)
         hatch.set_linewidth(0)
     axes.plot(D1, D1, color="black", linewidth=0.7, linestyle=":")
     if size_is_inside(three, size):
+        seen.add("data")
         (x0, x1), (y0, y1) = upcycled.box["D1"], upcycled.box["D2"]
         axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, linestyle=DASHED, linewidth=0.8))
     for root in d_star(three.without_draws(), size).roots:
         if max(D1[0], D2[0]) < root < min(D1[-1], D2[-1]):
             axes.plot([root], [root], zorder=5, gid="d_star", **STAR)
+            seen.add("d_star")
     free = clear_of(D1, D2, [(D1, D1)], upcycled.box["D1"], upcycled.box["D2"])
-    name_region(axes, D1, D2, (sunk <= 0) & free, "from scratch", (2.7, 2.4))
-    name_region(axes, D1, D2, (sunk > 0) & (paid <= 0) & free, "upcycle", (2.7, 2.4))
-    name_region(axes, D1, D2, (paid > 0) & free, "upcycle", (2.7, 2.4))
+    for name, region in regions.items():
+        name_region(axes, D1, D2, region & free, "from scratch" if name == "scratch" else "upcycle", (2.7, 2.4))
     axes.set_title(size_words(three, size), loc="left")
     count_axis(axes, "x", "tokens of the dense model, $D_1$")
     count_axis(axes, "y", "tokens of the mixture, $D_2$")
+    return seen

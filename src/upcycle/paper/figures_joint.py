@@ -18,16 +18,18 @@ from upcycle.paper.render import number
 from upcycle.study.spec import short_count
 
 LEAST_SIZES = 3
-"""A curve in N1 needs as many."""
+"""Sizes that a curve in N1 needs."""
 MOST_CURVES = 6
+"""More would not be told apart."""
 
 
 def figure_6(inputs: Inputs) -> Figure:
     """Figure 6. Predicted against measured loss, the joint law.
 
-    Losses of upcycled models as Equation 12 predicts them, against the measured ones; on the line both agree. Light to
-    dark: growing dense size N1. Left: the law fitted to all points. Beside it: losses that the law had not seen, of the
-    largest D1 or D2 of each size, and of the largest size. Bottom: the same as errors, predicted less measured.
+    Losses of upcycled models that Equation 12 predicts, against the measured ones; on the line both agree. Light to
+    dark: growing dense size N1. Left: the law fitted to all points. Other panels: predictions of losses that were left
+    out of the fit: those of the largest D1 or D2 of each size, and of the largest size. Bottom: errors, predicted minus
+    measured loss.
 
     Raises `UserError` when the joint law is not fitted.
     """
@@ -71,8 +73,8 @@ def figure_6(inputs: Inputs) -> Figure:
 def figure_14(inputs: Inputs) -> Figure:
     """Figure 14. Loss against the dense model's size.
 
-    Loss of upcycled models against the dense model's size N1, at budgets that several sizes have in common, with the
-    joint law (Equation 12) as fitted to all points; light to dark with more and more tokens.
+    Loss of upcycled models against the dense model's size N1, at budgets that several sizes have in common. Curves: the
+    joint law (Equation 12) fitted to all points. Light to dark: more tokens.
 
     Raises `UserError` when the joint law is not fitted, or no budgets are common to enough sizes.
     """

@@ -1,4 +1,4 @@
-"""Figures that the paper has not: the whole sweep in one panel, and what each law leaves unexplained."""
+"""Figures that the paper does not have: the whole sweep in one figure, and the residuals of each law."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ from upcycle.study.spec import short_count
 def overview(inputs: Inputs, sweep: str | None = None) -> Figure:
     """Upcycling against training from scratch.
 
-    Top: held-out loss of every finished model against the tokens of its last stage, D for training from scratch and
-    D2 for upcycling; light to dark, upcycled from dense models that had seen more and more tokens D1. Bottom: by how
-    much upcycling is ahead of the same mixture trained from scratch on as many tokens as upcycling added; below zero,
-    training from scratch wins. In the grey band (drawn where seeds were repeated) differences are within
-    what seeds alone give.
+    Top: held-out loss of every finished model against the tokens of its last stage: D for training from scratch, D2
+    for upcycling. Light to dark: growing D1, the tokens of the dense model. Bottom: loss of the same mixture trained
+    from scratch on D2 tokens minus loss of the upcycled model; below zero, training from scratch wins. Grey band:
+    differences within the noise between seeds (where seeds were repeated).
     """
     grid = inputs.grid(sweep)
     scratch = inputs.baseline(grid, "moe").groupby("D")["loss"].mean()
@@ -60,12 +59,11 @@ def overview(inputs: Inputs, sweep: str | None = None) -> Figure:
 
 
 def residuals(inputs: Inputs, sweep: str | None = None) -> Figure:
-    """What each law leaves unexplained.
+    """Residuals of each law.
 
-    Error of each law's leave-one-out prediction, predicted less measured loss, against the tokens D2 of upcycled
-    training; light to dark, upcycled from dense models that had seen more and more tokens D1. Points that lie in order
-    show what a law misses; points scattered about zero are noise. The grey band is two standard deviations of
-    the noise of seeds, where they were repeated.
+    Error of each law's leave-one-out prediction, predicted minus measured loss, against the tokens D2 of upcycled
+    training. Light to dark: growing D1, the tokens of the dense model. A pattern shows what a law misses; scatter about
+    zero is noise. Grey band: two standard deviations of the noise between seeds (where seeds were repeated).
     """
     grid = inputs.grid(sweep)
     figure = style.new_figure(style.COLUMN, 3.4, simulated=inputs.simulated)

@@ -1,4 +1,4 @@
-"""The paper's first figure: what a mixture's configuration gives, and up to how many tokens upcycling pays."""
+"""The paper's first figure: loss by configuration of the mixture, and the tokens up to which upcycling pays."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ SIZES = 49
 def figure_1(inputs: Inputs) -> Figure:
     """Figure 1. Loss by configuration, and the tokens up to which upcycling pays.
 
-    Left: held-out loss over sparsity P = N_total / N2 and active parameters N2, Equation 11 as colour and contours,
-    the losses fitted as discs of the same colours. Right: D* of Equation 13 against the dense model's size N1, solved
-    numerically (solid; dotted: another root, at which the two change places again), with the band of 95 % of the
-    draws that have a root; dashed, the curve that the paper prints (Equation 2). Below it, the share of draws
-    without a root, for which one way is ahead at any number of tokens. Roots more than a factor of 10 outside the
-    tokens of the data do not count. Grey: sizes and tokens beyond the data.
+    Left: held-out loss over sparsity P = N_total / N2 and active parameters N2. Colour and contours: Equation 11;
+    discs: the losses fitted. Right: D* of Equation 13 against the dense model's size N1, solved numerically (solid),
+    and another root, where upcycling and training from scratch change places again (dotted). Band: 95 % of the draws
+    that have a root. Dashed: the paper's approximation (Equation 2). Below: the share of draws without a root; in these
+    one way is ahead at any number of tokens. Roots more than 10 times outside the tokens of the data do not count.
+    Grey: sizes and tokens beyond the data.
 
     Raises `UserError` when there is no fit for either panel.
     """
@@ -109,29 +109,37 @@ def _d_star_by_size(figure: SubFigure, three: ThreeLaws) -> None:
     bottom.set_facecolor(OUTSIDE)
     bottom.axvspan(low / 1.1, high * 1.1, color="white", zorder=0)
     handles: list[Line2D | Patch] = []
-    lines = []
-    for number, line, label in ((0, "-", "$D^*$ (Equation 13)"), (1, ":", "another root")):
+    lines: list[tuple[Array, Array]] = []
+
+    def line(x: Array, y: Array, label: str, **look: Any) -> None:
+        """A curve, in the legend if any of it can be seen: two neighbouring points, or a marker, within the panel."""
+        (drawn,) = top.plot(x, y, label=label, **look)
+        seen = (y > top.get_ylim()[0]) & (y < top.get_ylim()[1])
+        if (seen if look.get("marker") else seen[1:] & seen[:-1]).any():
+            handles.append(drawn)
+        lines.append((x, y))
+
+    for number, dash, label in ((0, "-", "$D^*$ (Equation 13)"), (1, ":", "another root")):
         roots = np.array([_root(each, number) for each in found])
-        look: dict[str, Any] = {"color": style.FIT, "linestyle": line, "marker": "os"[number] if alone else ""}
-        shown = top.plot(sizes, roots, label=label, gid=f"root {number + 1}", **look)
-        if number == 0 or np.isfinite(roots).any():
-            handles += shown
-            lines.append((sizes, roots))
+        marker = "os"[number] if alone else ""
+        line(sizes, roots, label, gid=f"root {number + 1}", color=style.FIT, linestyle=dash, marker=marker)
     band = np.array([each.band or (np.nan, np.nan) for each in found]).T
     if three.n_draws:
         none = np.array([100 * each.shares["none"] for each in found])
         edge = 1.5 if alone else 0
         top.fill_between(sizes, *band, color=style.FIT, alpha=0.2, linewidth=edge)
         bottom.fill_between(sizes, none, color=style.GREY, linewidth=edge, gid="none")
-        handles.append(Patch(color=style.FIT, alpha=0.2, linewidth=0, label=f"{BAND} with one"))
+        if np.isfinite(band).any():
+            handles.append(Patch(color=style.FIT, alpha=0.2, linewidth=0, label=f"{BAND} with a root"))
     published = sizes[sizes >= PUBLISHED_FROM]
     if len(published) > 1:
         look = {"color": "black", "linestyle": "--", "linewidth": 0.9}
-        handles += top.plot(published, equation_2(published), label="Equation 2", gid="equation 2", **look)
-        lines.append((published, equation_2(published)))
+        line(published, equation_2(published), "Equation 2", gid="equation 2", **look)
     count_axis(top, "y", "tokens, $D^* = D_1 = D_2$")
     count_axis(bottom, "x", "parameters of the dense model, $N_1$")
-    if not alone:
+    if alone:
+        bottom.xaxis.set_major_locator(FixedLocator([low]))  # no power of ten may lie in so short an axis
+    else:
         _name_sides(top, three, lines, sizes, band)
     figure.legend(handles=handles, loc="outside upper center", ncols=2, columnspacing=1.5)
     bottom.set(ylim=(0, 100), yticks=(0, 50, 100))

@@ -8,6 +8,11 @@ from typing import Any
 
 import pandas as pd
 
+from upcycle.audit.verdict import plain_number
+
+WIDEST = 8
+"""Columns of a table that fits on a page."""
+
 
 def cells(frame: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     """Header and rows as text, the index first, intervals folded into the cell of their value."""
@@ -27,19 +32,12 @@ def cells(frame: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
 
 
 def number(value: Any, digits: int = 3) -> str:
-    """A number to three significant digits, as people write it; other values as they are; nothing for NaN."""
+    """A number to three significant digits, as people write it; text as it is, a dash for NaN, nothing for None."""
     if isinstance(value, str) or value is None:
         return value or ""
-    if isinstance(value, float) and math.isnan(value):
-        return "–"
-    if isinstance(value, int) or (float(value).is_integer() and abs(value) < 1e6):
-        return f"{int(value):,}"
-    size = abs(value)
-    if size < 1e-4 or size >= 1e5:
-        mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
-        return f"{mantissa}e{int(exponent)}".replace("-", "−")
-    decimals = max(digits - 1 - math.floor(math.log10(size)), 0)
-    return f"{value:.{decimals}f}".replace("-", "−")
+    if isinstance(value, int):
+        return f"{value:,}"
+    return "–" if math.isnan(value) else plain_number(value, digits, plain=(1e-4, 1e5))
 
 
 def signed(value: float, decimals: int = 3) -> str:
@@ -66,8 +64,10 @@ def to_markdown(frame: pd.DataFrame) -> str:
 
 
 def to_html(frame: pd.DataFrame) -> str:
-    """The table element alone, for a page that has its own style."""
+    """The table element alone, for a page that has its own style; a table too wide for it is turned on its side."""
     header, rows = cells(frame)
+    if len(header) > max(WIDEST, len(rows)):
+        header, *rows = (list(column) for column in zip(header, *rows, strict=True))
 
     def line(row: list[str]) -> str:
         first, *others = (html.escape(cell) for cell in row)

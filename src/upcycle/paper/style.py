@@ -116,8 +116,11 @@ def loss_axis(axes: Axes, label: str = "held-out loss (nats per token)") -> None
 
 
 def number_ticks(axes: Axes) -> None:
-    """Plain numbers on a logarithmic y axis: 0.5, 20, 3e4."""
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
+    """Plain numbers on a logarithmic y axis: 0.5, 20, 3e4; the limits must have been set."""
+    low, high = axes.get_ylim()
+    # Over less than a decade 1, 2, 5, 10, ... may leave one tick alone, which tells nothing of the scale.
+    few = MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10])
+    axes.yaxis.set_major_locator(few if high < 10 * low else LogLocator(subs=(1, 2, 5), numticks=8))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}".replace("e+0", "e")))
 

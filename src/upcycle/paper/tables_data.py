@@ -29,8 +29,8 @@ _EXPONENTS = {"alpha1": "α1", "alpha2": "α2", "alpha3": "α3"}
 def table_1(inputs: Inputs, sweep: str | None = None) -> pd.DataFrame:
     """Table 1. Leave-one-out error of the laws in D1 and D2.
 
-    Root mean square, in nats, of the error with which each law predicts a loss that it was not fitted to, for each
-    mixture (experts, active experts). Lower is better. All laws of a column are fitted to the same losses.
+    Root mean square error in nats of predicting each loss from a fit to all others, for each mixture (experts, active
+    experts). Lower is better. All laws of a column are fitted to the same losses.
 
     Raises `UserError` when a law is not fitted, or to other losses than the rest.
     """
@@ -46,7 +46,7 @@ def table_1(inputs: Inputs, sweep: str | None = None) -> pd.DataFrame:
 def table_8(inputs: Inputs, sweep: str | None = None) -> pd.DataFrame:
     """Table 8. Exponents of the multiplicative law across mixtures.
 
-    Exponents of Equation 8, with interaction, for each mixture (experts, active experts); 95 % intervals in brackets.
+    Exponents of Equation 8 with interaction, for each mixture (experts, active experts). Brackets: 95 % intervals.
     """
     columns: dict[str, list[float]] = {}
     for grid in inputs.grids(sweep):

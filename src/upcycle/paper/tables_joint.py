@@ -30,8 +30,8 @@ def table_2(inputs: Inputs) -> pd.DataFrame:
     """Table 2. Parameters of the joint laws.
 
     Equation 3 for dense models and for MoEs trained from scratch (in N1, the dense model's size), Equation 12 for
-    upcycled models; 95 % intervals in brackets. The first two are fitted together with one E; where the third has no
-    interval for E, it holds that value. D in tokens, sizes in parameters, losses in nats.
+    upcycled models. Brackets: 95 % intervals. The first two laws are fitted together with one E. The third holds that E
+    where its E has no interval. D in tokens, sizes in parameters, losses in nats.
 
     Raises `UserError` when one of the laws is not fitted.
     """

@@ -15,14 +15,12 @@ from upcycle.paper.inputs import Inputs
 def laws(inputs: Inputs, sweep: str | None = None) -> pd.DataFrame:
     """Laws of the same losses compared.
 
-    Error in nats with which each law predicts losses that it was not fitted to: one left out at a time; all of one D1
-    or of one D2 left out together (the worse of the two); those of the largest D2 from the smaller ones. The ratio is
-    that of the first error to the reference law's, with 95 % intervals of a paired bootstrap over points and over whole
-    rows of D1: an interval that holds 1 does not tell the two laws apart. AIC is the difference to the lowest. F
-    compares the residuals' mean square with the variance between seeds, with its degrees of freedom; a small p of fit
-    rejects the law. The p of no interaction is the probability of as large an interaction if there were none (by
-    bootstrap). A column `warning`, where there is one, names what to know before trusting the numbers: the report has
-    it in full.
+    Error in nats of predicting losses that were left out of the fit: one at a time; all of one D1 or one D2 (the worse
+    of the two); those of the largest D2. Ratio: the first error over that of the reference law, with 95 % intervals of
+    a paired bootstrap over points, and over whole rows of D1; an interval that contains 1 does not separate the laws.
+    AIC: difference from the lowest. F: mean square of the residuals over the variance between seeds; a small p of fit
+    rejects the law. p of no interaction: probability of an interaction as large if there were none (bootstrap).
+    `warning`, where there is one, names what limits trust in a row; the report's section on laws has it in full.
 
     Raises `UserError` when no law is fitted to the sweep.
     """

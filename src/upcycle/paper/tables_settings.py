@@ -14,14 +14,14 @@ from upcycle.study.counting import count_parameters
 from upcycle.study.spec import MoESpec, RunSpec
 
 SAME_IN_ABLATIONS = ("role", "start_step", "end_step", "parent", "dense_parent", "dense_tokens", "schedule.floor")
-"""What follows from a budget and is no setting that an ablation compares."""
+"""What follows from a budget: not a setting that an ablation compares."""
 
 
 def table_3(inputs: Inputs) -> pd.DataFrame:
     """Table 3. Dense models.
 
-    Shapes, and exact numbers of non-embedding parameters: of the dense model, and of its mixture with as many experts
-    as most of the study's mixtures have.
+    Shapes and exact numbers of non-embedding parameters: of the dense model, and of its mixture with the most common
+    number of experts of the study.
     """
     experts = inputs.losses.loc[inputs.losses["n_expert"] > 1, "n_expert"]
     n_expert = int(experts.mode().iloc[0]) if len(experts) else None
@@ -40,7 +40,7 @@ def table_3(inputs: Inputs) -> pd.DataFrame:
 def table_4(inputs: Inputs) -> pd.DataFrame:
     """Table 4. Training configuration.
 
-    What all runs have in common; several values where they differ.
+    Settings of all runs; several values where runs differ.
     """
     specs = [inputs.spec(run_id) for run_id in inputs.losses["id"]]
     settings: dict[str, Any] = {
@@ -59,8 +59,8 @@ def table_4(inputs: Inputs) -> pd.DataFrame:
 def table_5(inputs: Inputs) -> pd.DataFrame:
     """Table 5. Training configuration by model.
 
-    As the longest runs of each model were trained: warm-up, standard deviation of the initial weights, steps, sequences
-    a step, and the maximum learning rate of the dense model and of its mixtures.
+    Settings of the longest runs of each model: warm-up steps, standard deviation of the initial weights, steps,
+    sequences a step, and the maximum learning rate of the dense model and of its mixtures.
     """
     rows = {}
     for name, specs in _by_model(inputs).items():
@@ -81,7 +81,8 @@ def table_5(inputs: Inputs) -> pd.DataFrame:
 def table_6(inputs: Inputs, sweeps: Sequence[str] | None = None) -> pd.DataFrame:
     """Table 6. Training configuration of the ablations.
 
-    A row a sweep: by default those whose models were all trained for equally many steps; and what their runs differ in.
+    One row a sweep, by default each sweep whose models were all trained for the same number of steps. Last column: the
+    settings in which its runs differ.
 
     Raises `UserError` when there is no such sweep.
     """

@@ -1,4 +1,4 @@
-"""What the report says of a study beyond its losses: settings, times, texts, and the products to show."""
+"""What the report reads of a study beyond its losses: settings, times, texts, and the products to show."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Background:
     def manifests(self, fingerprints: set[str]) -> list[dict[str, Any]]:
         """Manifests of the token sets that runs were trained on, by fingerprint.
 
-        Raises `UserError` naming the fingerprints when no token set at hand has one of them.
+        Raises `UserError` naming a fingerprint that no token set has.
         """
         found = {}
         for path in sorted(self.tokens.glob("*/manifest.json")):
@@ -81,7 +81,7 @@ class Timing:
 
     @property
     def core_seconds(self) -> float:
-        """Wall seconds times cores: what was there to be used."""
+        """Wall seconds times cores."""
         return sum(entry["wall_seconds"] * entry["cores"] for entry in self.invocations)
 
     @property

@@ -1,4 +1,4 @@
-"""What to do with the laws: upcycle or train from scratch, up to how many tokens, and how far that can be trusted."""
+"""When to upcycle by the study's own laws: up to how many tokens, and how far the answer can be trusted."""
 
 from __future__ import annotations
 
@@ -18,13 +18,11 @@ from upcycle.paper.three_laws import with_few_draws
 from upcycle.study.spec import short_count
 
 SETTLED = 0.95
-"""Share of the draws without a crossing from which on there is none."""
-WITHIN = "within"
-"""Of what lies within the data."""
+"""Share of the draws without a crossing from which on "no crossing" is settled."""
 
 
 def decisions(inputs: Inputs) -> dict[str, Any] | None:
-    """The section's content: `missing`, one sentence on the fit that lacks, or sentences and a table.
+    """The section's content: `missing`, one sentence on the fit that is missing, or sentences and a table.
 
     None for a study without any fit, whose report has no laws to decide by.
     """
@@ -34,9 +32,9 @@ def decisions(inputs: Inputs) -> dict[str, Any] | None:
         three = with_few_draws(from_fits(inputs.fits, "this study"))
         three.need("moe")
     except UserError as error:
-        return {"missing": f"These fits do not tell up to how many tokens upcycling pays: {error}"}
+        return {"missing": f"These fits do not give a threshold: {error}"}
     if few := _too_few(inputs, three):
-        return {"missing": f"No law tells up to how many tokens upcycling pays. {few}"}
+        return {"missing": f"There are too few losses for a threshold. {few}"}
     rows = [_row(three, size, d1) for size, d1 in _fitted(inputs, three)]
     return {
         "missing": "",
@@ -49,7 +47,7 @@ def decisions(inputs: Inputs) -> dict[str, Any] | None:
 
 
 def _too_few(inputs: Inputs, three: ThreeLaws) -> str:
-    """Which law has fewer points than it takes to predict one left out, in words; nothing if none of those used has."""
+    """Which of the laws has too few points for a leave-one-out error, in words; nothing if none has."""
     singles = [fit for fit in inputs.fits.values() if fit.by is None]
     grouped = [fit for fit in inputs.fits.values() if fit.by == "lineage"]
     groups = [FitResult.from_json(group) for fit in grouped for group in fit.groups or []]
@@ -62,7 +60,7 @@ def _too_few(inputs: Inputs, three: ThreeLaws) -> str:
 
 @dataclass(frozen=True)
 class _Row:
-    """What the laws say of one size, with the largest D1 that was upcycled at it."""
+    """Thresholds of one size, with the largest D1 that was upcycled at it."""
 
     size: float
     d1: float
@@ -95,7 +93,7 @@ def _row(three: ThreeLaws, size: float, d1: float) -> _Row:
 
 def _columns(three: ThreeLaws) -> list[str]:
     optimum = ["compute-optimal D2"] if three.upcycled.depends_on_size else []
-    return ["N1", "D* (D1 = D2)", "D* off the data", "D1", "D2, dense cost sunk", "D2, dense cost paid", *optimum]
+    return ["N1", "D* (D1 = D2)", "D* beyond the data", "D1", "D2, dense cost sunk", "D2, dense cost paid", *optimum]
 
 
 def _cells(row: _Row) -> list[str]:
@@ -109,65 +107,68 @@ def _cells(row: _Row) -> list[str]:
 
 
 def _cell(crossing: Threshold) -> str:
-    """The first root with its band, and who is ahead below it where that is not upcycling; or who always is."""
+    """The reported root with its band and the others, and who is ahead above it where that is not scratch.
+
+    Without a root, who is always ahead.
+    """
     if crossing.root is None:
         return f"none: {WORDS[crossing.below]}"
+    others = [short_count(root) for root in crossing.roots if root != crossing.root]
+    also = f"; also {', '.join(others)}" if others else ""
     above = ", upcycling above" if crossing.ahead(crossing.root) == "scratch" else ""
-    return f"{short_count(crossing.root)}{_band(crossing.band)}{above}"
+    return f"{short_count(crossing.root)}{_band(crossing.band)}{above}{also}"
 
 
 def _sentences(three: ThreeLaws, row: _Row) -> list[str]:
     """Short sentences on the largest size fitted, the most useful first."""
     sunk, paid = _who("D2", row.sunk), _who("D2", row.paid)
     found = [
-        f"Given a dense model of {short_count(row.size)} parameters that has seen {short_count(row.d1)} tokens, and D2 "
-        f"tokens to train the mixture ({three.n_expert} experts, top-{three.top_k}) on, {sunk}; if training from "
-        f"scratch also gets the FLOPs that the dense model cost, {paid}."
-        + (" Both hold: the first takes the dense model as given, the second pays for it." if sunk != paid else ""),
-        f"With as many tokens of the mixture as the dense model has seen, D1 = D2, {_who('D*', row.equal)}.",
+        f"Dense cost sunk: given a dense model of {short_count(row.size)} parameters trained on {short_count(row.d1)} "
+        f"tokens, and D2 tokens for the mixture ({three.n_expert} experts, top-{three.top_k}), {sunk}.",
+        f"Dense cost paid: if training from scratch also gets the dense model's FLOPs, {paid}.",
+        f"D1 = D2: with as many tokens for the mixture as the dense model has seen, {_who('D*', row.equal)}.",
     ]
     if row.optimum is not None:
         found.append(_optimum_words(row.optimum))
     crossings = {"D*": row.equal, "D2 with the dense cost sunk": row.sunk, "D2 with the dense cost paid": row.paid}
     present = {name: each for name, each in crossings.items() if each.root is not None}
     far = {name: max(each.outside.values(), default=0.0) for name, each in present.items()}
-    beyond = [
-        f"{name} lies a factor of {number(math.exp(far[name]), 2)} outside the data" for name in far if far[name] > 0
-    ]
+    beyond = [f"{name} lies {number(math.exp(far[name]), 2)} times beyond the data" for name in far if far[name] > 0]
     if beyond:
-        found.append(f"{'; '.join(beyond)}: trust such a crossing less than its interval suggests.")
+        found.append(f"{'; '.join(beyond)}: trust it less than its interval suggests.")
     elif present:
         found.append("These crossings lie within the range of the data.")
     return found
 
 
 def _who(symbol: str, crossing: Threshold) -> str:
-    """Who is ahead where, in words, with the share of the draws that see it otherwise."""
-    none = crossing.shares.get("none", 0.0)
-    if crossing.root is None:
-        agree = (
-            f" by the central estimate (not settled: {1 - none:.0%} of the draws have a crossing)"
-            if none < 0.95
-            else ""
-        )
-        return f"{WORDS[crossing.below]} is ahead at every {symbol} near the data{agree if crossing.draws else ''}"
-    below = crossing.ahead(crossing.root)
-    words = f"{WORDS[below]} is ahead below {symbol} = {short_count(crossing.root)}{_band(crossing.band)} tokens, "
-    words += f"{WORDS[OTHER[below]]} above"
-    if higher := [root for root in crossing.roots if root > crossing.root]:
-        words += f" and until {short_count(higher[0])}"
-    return words + (f" (no crossing in {none:.0%} of the draws)" if none > 0 else "")
+    """Who is ahead where, which of several crossings is reported, and the share of the draws without any."""
+    none, root = crossing.shares.get("none", 0.0), crossing.root
+    if root is None:
+        words = f"{WORDS[crossing.below]} is ahead at every {symbol} near the data"
+        if crossing.draws and none < SETTLED:
+            words += f" by the central estimate (not settled: {100 * (1 - none):.0f} % of the draws have a crossing)"
+        return words
+    place, count = crossing.roots.index(root), len(crossing.roots)
+    start = f"from {short_count(crossing.roots[place - 1])} to" if place > 0 else "below"
+    end = f"from there to {short_count(crossing.roots[place + 1])}" if place + 1 < count else "above"
+    below = crossing.ahead(root)
+    words = f"{WORDS[below]} is ahead {start} {symbol} = {short_count(root)}{_band(crossing.band)} tokens and "
+    words += f"{WORDS[OTHER[below]]} {end}"
+    remarks = [f"of {count} crossings the one nearest the data is reported"] if count > 1 else []
+    remarks += [f"{100 * none:.0f} % of the draws have no crossing"] if none > 0 else []
+    return words + (f" ({'; '.join(remarks)})" if remarks else "")
 
 
 def _optimum_words(optimum: UpcycledBands) -> str:
     if math.isnan(optimum.d2):
-        return "From this D1 there is no compute-optimal upcycling: by these laws more upcycled tokens gain nothing."
+        return "There is no compute-optimal D2 from this D1: by these laws more upcycled tokens gain nothing."
     exponent = number(optimum.exponent)
     if optimum.exponent_band:
         exponent += " [{}, {}]".format(*map(number, optimum.exponent_band))
     return (
-        f"The compute-optimal D2 for this size and D1 is {short_count(optimum.d2)}{_band(optimum.d2_band)} tokens; "
-        f"with the size it grows as N1 to the power of {exponent}."
+        f"The compute-optimal D2 for this size and D1 is {short_count(optimum.d2)}{_band(optimum.d2_band)} tokens; it "
+        f"grows as N1 to the power {exponent}."
     )
 
 
@@ -176,6 +177,6 @@ def _band(band: tuple[float, float] | None) -> str:
 
 
 def _far(outside: Mapping[str, float]) -> str:
-    """How far outside the data: the factor of each input."""
+    """How far beyond the data: the factor of each input."""
     factors = [f"{name} ×{number(math.exp(distance), 2)}" for name, distance in outside.items() if distance > 0]
-    return ", ".join(factors) or WITHIN
+    return ", ".join(factors) or "within"

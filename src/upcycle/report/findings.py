@@ -1,4 +1,4 @@
-"""What was found, in plain words that are computed from the losses and fits; no result is written down here."""
+"""What was found, in sentences computed from the losses and fits; no result is typed in here."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ REJECTED = 0.05
 
 @dataclass(frozen=True)
 class Finding:
-    """One sentence that says it, and the numbers behind it."""
+    """One sentence, and the numbers behind it."""
 
     sentence: str
     detail: str
@@ -40,7 +40,7 @@ def headline(inputs: Inputs, sweep: str | None = None) -> str:
 
 
 def findings(inputs: Inputs, sweep: str | None = None) -> list[Finding]:
-    """Everything that the report says first, the most important first."""
+    """The findings at the head of the report, the most important first."""
     grid = inputs.grid(sweep)
     noise = inputs.noise
     found = [
@@ -62,51 +62,51 @@ def _best_law(inputs: Inputs, grid: Grid) -> Finding | None:
     ratio = inputs.error_ratio(fits[second], fits[best])
     families = [name for name in ("multiplicative", "additive") if {best, second} != {name, f"{name}_no_interaction"}]
     gains = [_gain(inputs, fits, family) for family in families]
-    against = f"The second error over the first is {_ratio(ratio)}." if ratio else ""
+    against = f"The ratio of the second error to the first is {_ratio(ratio)}." if ratio else ""
     detail = " ".join(filter(None, [against, *gains, _misfit(inputs, fits[best], LAWS[best])]))
     if ratio is None or not ratio.clear:
         return Finding(
-            f"The losses do not tell the {LAWS[best]} from the {LAWS[second]}: leave-one-out errors of "
+            f"The losses do not separate the {LAWS[best]} from the {LAWS[second]}: their leave-one-out errors are "
             f"{number(errors[best], 2)} and {number(errors[second], 2)} nats.",
             detail,
             "open",
         )
     sentence = (
-        f"Of the paper's {_count(len(errors))} laws the {LAWS[best]} fits best: leaving one loss out, it predicts it "
-        f"to {number(errors[best], 2)} nats, and the next, the {LAWS[second]}, to {number(errors[second], 2)}."
+        f"Of the paper's {_count(len(errors))} laws the {LAWS[best]} fits best: its leave-one-out error is "
+        f"{number(errors[best], 2)} nats; that of the next, the {LAWS[second]}, is {number(errors[second], 2)}."
     )
     return Finding(sentence, detail, "clear" if best == "multiplicative" else "against")
 
 
 def _ratio(ratio: ErrorRatio) -> str:
-    """`1.3 (95 % interval 0.84 to 1.6 over points, 1.1 to 1.5 over rows of D1)`."""
-    points = "95 % interval {} to {} over points".format(*(number(end) for end in ratio.by_points))
-    rows = ", {} to {} over rows of D1".format(*(number(end) for end in ratio.by_groups)) if ratio.by_groups else ""
+    """`1.3 (95 % interval 0.84 to 1.6 over points, 1.1 to 1.5 over rows of D1)`: what the bootstrap draws."""
+    points = "95 % interval {} to {} over points".format(*map(number, ratio.by_points))
+    rows = ", {} to {} over rows of D1".format(*map(number, ratio.by_groups)) if ratio.by_groups else ""
     return f"{number(ratio.ratio)} ({points}{rows})"
 
 
 def _gain(inputs: Inputs, fits: Mapping[str, FitResult], family: str) -> str:
-    """What interaction does to the error of a family of laws, in words; nothing where one of the two is not fitted."""
+    """What interaction does to the error of a family of laws; nothing where one of the two is not fitted."""
     plain = f"{family}_no_interaction"
     if family not in fits or plain not in fits:
         return ""
     ratio, inverse = inputs.error_ratio(fits[plain], fits[family]), inputs.error_ratio(fits[family], fits[plain])
     if ratio is None or inverse is None:
         return ""
-    shown = f"the error without over that with it is {_ratio(ratio)}"
-    if ratio.clear or inverse.clear:
-        return f"Interaction makes the {family} law {'better' if ratio.clear else 'worse'}: {shown}."
-    return f"Whether interaction makes the {family} law better is not settled: {shown}."
+    verdict = "improves" if ratio.clear else "worsens" if inverse.clear else "neither clearly improves nor worsens"
+    return (
+        f"Interaction {verdict} the {family} law: the ratio of the error without it to that with it is {_ratio(ratio)}."
+    )
 
 
 def _misfit(inputs: Inputs, fit: FitResult, name: str) -> str:
-    """Whether the noise of seeds explains what the law misses, in words; nothing where that noise is unknown."""
+    """Whether the noise between seeds explains a law's residuals; nothing where that noise is unknown."""
     test = inputs.lack_of_fit(fit)
     if test is None:
         return ""
-    rejected = "more than seeds explain, so the law is rejected" if test.p < REJECTED else "no more than seeds explain"
+    verdict = "rejects" if test.p < REJECTED else "does not reject"
     return (
-        f"What the {name} misses is {rejected} (lack of fit: F = {number(test.F)} with {test.freedom[0]} and "
+        f"The noise between seeds {verdict} the {name} (lack of fit: F = {number(test.F)} with {test.freedom[0]} and "
         f"{test.freedom[1]} degrees of freedom, p = {number(test.p, 2)})."
     )
 
@@ -123,8 +123,8 @@ def _against_scratch(inputs: Inputs, grid: Grid, noise: SeedNoise | None) -> Fin
     parts: list[str] = []
     details: list[str] = []
     for found, rival, tokens in (
-        (added, "the tokens that upcycling adds (D2)", "D2"),
-        (both, "all the tokens, the dense model's included (D1 + D2)", "D1 + D2"),
+        (added, "the upcycling tokens (D2)", "D2"),
+        (both, "all tokens (D1 + D2)", "D1 + D2"),
     ):
         if found:
             parts.append(f"against {'one' if parts else 'the same mixture'} trained from scratch on {rival}, ")
@@ -133,15 +133,15 @@ def _against_scratch(inputs: Inputs, grid: Grid, noise: SeedNoise | None) -> Fin
     details.insert(1, _along_d2(added, bound))
     kinds = tally([*added, *both], bound)
     if kinds["undecided"] and noise:
-        details.append(f"Undecided: the difference is within what seeds alone give ({number(bound, 2)} nats).")
+        details.append(f"Undecided means a difference within the noise between seeds ({number(bound, 2)} nats).")
     if noise is None:
         details.append("No point was trained with two seeds, so some of these differences may be chance.")
     if both:
         details.append(
-            "A dense token costs fewer FLOPs than a token of the mixture: an account in FLOPs that pays for the dense "
-            "model lies between these two."
+            "A dense token costs fewer FLOPs than a mixture token, so a comparison at equal FLOPs, dense model "
+            "included, lies between these two."
             if added
-            else "A dense token costs fewer FLOPs than a token of the mixture, so this is an account in tokens alone."
+            else "A dense token costs fewer FLOPs than a mixture token: this comparison is at equal tokens alone."
         )
     decided = kinds["ahead"] + kinds["behind"]
     verdict: Verdict = "open" if noise is None or not decided else "part" if kinds["undecided"] else "clear"
@@ -171,7 +171,7 @@ def _extremes(found: list[Lead], rival: str) -> str:
     if least == most:
         return f"The lead of upcycling over {rival} is {signed(least.nats)} nats at {places[0]}."
     return (
-        f"The lead of upcycling over {rival} runs from {signed(least.nats)} nats at {places[0]} "
+        f"The lead of upcycling over {rival} ranges from {signed(least.nats)} nats at {places[0]} "
         f"to {signed(most.nats)} at {places[1]}."
     )
 
@@ -188,16 +188,16 @@ def _along_d2(found: list[Lead], bound: float) -> str:
         if behind:
             overtaken.append(f"between D2 = {short_count(ahead[-1].D2)} and {short_count(behind[0].D2)} {at}")
         elif later:
-            faded.append(f"from D2 = {short_count(later[0].D2)} on {at}")
+            faded.append(f"from D2 = {short_count(later[0].D2)} {at}")
     sentences = [f"Training from scratch overtakes {'; '.join(overtaken)}."] if overtaken else []
-    sentences += [f"The lead is no longer clear {'; '.join(faded)}."] if faded else []
+    sentences += [f"Upcycling is no longer clearly ahead {'; '.join(faded)}."] if faded else []
     if len(found) > 1 and tally(found, bound)["ahead"] == len(found):
-        sentences.append("Nowhere in the grid did training from scratch catch up.")
+        sentences.append("Training from scratch caught up nowhere in the grid.")
     return " ".join(sentences)
 
 
 def _offset(inputs: Inputs, grid: Grid) -> Finding | None:
-    """What an offset in D2, which the paper's laws do not have, does to the multiplicative law."""
+    """What an offset in D2, which the paper's laws do not have, does to the multiplicative law's error."""
     plain, offset = (inputs.fit_or_none(grid, law) for law in ("multiplicative", "multiplicative_offset"))
     if plain is None or offset is None or plain.loo_rms is None or offset.loo_rms is None:
         return None
@@ -206,37 +206,38 @@ def _offset(inputs: Inputs, grid: Grid) -> Finding | None:
         return None
     difference = offset.certificate["aic"] - plain.certificate["aic"]
     detail = (
-        f"The law with (1 + D2/D0) in place of (1 + D2) equals the dense law at D2 = 0 and has one parameter more: "
-        f"D0 = {short_count(offset.values['D0'])} tokens. Its AIC is {number(abs(difference), 2)} "
-        f"{'lower' if difference < 0 else 'higher'} than without. {_misfit(inputs, offset, 'law with the offset')}"
+        f"The ratio of the error without the offset to that with it is {_ratio(ratio)}. Replacing 1 + D2 by 1 + D2/D0 "
+        f"makes the law equal the dense law at D2 = 0; D0 = {short_count(offset.values['D0'])} tokens. AIC is "
+        f"{number(abs(difference), 2)} {'lower' if difference < 0 else 'higher'} with the offset. "
+        f"{_misfit(inputs, offset, 'law with the offset')}"
     )
-    errors = f"leave-one-out errors of {number(offset.loo_rms, 2)} nats with it and {number(plain.loo_rms, 2)} without"
-    detail = f"The error without over that with it is {_ratio(ratio)}. {detail.strip()}"
-    if not ratio.clear:
-        sentence = "Whether an offset in D2, which the paper's laws lack, helps the multiplicative law is not settled"
-        return Finding(f"{sentence}: {errors}.", detail, "open")
-    sentence = "With an offset in D2, which the paper's laws lack, the multiplicative law predicts better"
-    return Finding(f"{sentence}: {errors}.", detail)
+    verb = "improves" if ratio.clear else "does not clearly improve"
+    return Finding(
+        f"An offset in D2, which the paper's laws do not have, {verb} the multiplicative law: the leave-one-out error "
+        f"is {number(offset.loo_rms, 2)} nats with it and {number(plain.loo_rms, 2)} without.",
+        detail.strip(),
+        "clear" if ratio.clear else "open",
+    )
 
 
 def _interaction(inputs: Inputs, grid: Grid) -> Finding | None:
     fit = inputs.fit_or_none(grid, "multiplicative")
     if fit is None:
         return None
-    unsettled = "Whether more dense training slows upcycled training down is not settled."
+    unsettled = "These losses do not settle whether more dense training slows upcycled training."
     value = f"α3 = {number(fit.values['alpha3'])}"
     low, high = fit.intervals.get("alpha3", [None, None])
     if low is None or high is None:
         return Finding(unsettled, f"{value}, without an interval: the law is {fit.statement}.", "open")
     first, last = (f"{number(d2_exponent(fit, D1))} at D1 = {short_count(D1)}" for D1 in (grid.D1[0], grid.D1[-1]))
-    goes = f"is {first}" if len(grid.D1) == 1 else f"goes from {first} to {last}"
-    detail = f"{value}, 95 % interval {number(low)} to {number(high)}: the exponent of D2 {goes}."
+    ends = first if len(grid.D1) == 1 else f"{first} and {last}"
+    detail = f"{value} (95 % interval {number(low)} to {number(high)}): the exponent of D2 is {ends}."
     if not fit.identifiable:
         detail += f" The law as a whole is {fit.statement}."
     test = inputs.lack_of_fit(fit)
     rejected = test is not None and test.p < REJECTED
     if rejected:
-        detail += " The noise of seeds rejects this law (lack of fit), so the interval holds only as far as it does."
+        detail += " The noise between seeds rejects this law (lack of fit): trust the interval only as far as the law."
     if low <= 0 <= high:
         return Finding(unsettled, detail, "open")
     verdict: Verdict = "open" if rejected else "clear" if low > 0 else "against"
@@ -253,18 +254,18 @@ def d2_exponent(fit: FitResult, D1: float) -> float:
 def _noise(noise: SeedNoise | None, grid: Grid) -> Finding:
     if noise is None:
         return Finding(
-            "The noise of a loss was not measured: no point was trained with more than one seed.",
-            "Small differences may be chance. The standard errors shown are of the held-out text alone.",
+            "The noise between seeds is unknown: no point was trained with more than one seed.",
+            "Small differences may be chance. The standard errors shown cover the held-out text alone.",
             "open",
         )
     spread = float(grid.rows["loss"].max() - grid.rows["loss"].min())
     span = ""
     if len(grid.rows) > 1:
-        span = f"The upcycled losses span {spread:.2f} nats, {number(spread / noise.deviation, 2)} times that. "
+        span = f"The upcycled losses span {spread:.2f} nats, {number(spread / noise.deviation, 2)} times as much. "
     return Finding(
-        f"The same run with another seed ends {number(noise.deviation, 2)} nats away (standard deviation).",
+        f"Losses that differ in the seed alone have a standard deviation of {number(noise.deviation, 2)} nats.",
         f"Measured at {plural(noise.points, 'point')} with {plural(noise.freedom, 'degree')} of freedom. {span}Two "
-        f"single losses differ clearly if they are more than {number(clear_difference(noise), 2)} nats apart.",
+        f"single losses differ clearly when they are more than {number(clear_difference(noise), 2)} nats apart.",
     )
 
 

@@ -12,7 +12,7 @@ from upcycle.paper.inputs import Inputs
 from upcycle.paper.render import number
 from upcycle.study.spec import short_count
 
-_GREEK = {"alpha": "α", "beta": "β", "gamma": "γ", "eta": "η", "delta": "δ"}
+GREEK = {"alpha": "α", "beta": "β", "gamma": "γ", "eta": "η", "delta": "δ"}
 _SYMBOL = re.compile(r"\b(alpha|beta|gamma|delta|eta|[A-Z])(\d|_prime)?\b")
 _POWER = re.compile(r"\^(\((?:[^()]|\([^()]*\))*\)|-?\w+)")
 
@@ -53,7 +53,7 @@ def _card(name: str, fit: FitResult) -> dict[str, Any]:
 
 
 def _certificate(certificate: Mapping[str, Any]) -> list[str]:
-    """What refits say of the fit, in sentences; nothing of a part that could not be had."""
+    """What refits say of the fit, in sentences; only those that were computed."""
     found = []
     if interaction := certificate.get("interaction"):
         found.append(f"Interaction: {interaction['statement']}.")
@@ -61,13 +61,13 @@ def _certificate(certificate: Mapping[str, Any]) -> list[str]:
         if "interval" in entry:
             low, high = (None if end is None else number(end) for end in entry["interval"])
             ends = f"{low or 'its lower bound'} to {high or 'its upper bound'}"
-            found.append(f"Profile likelihood of {name}: 95 % in {ends}.")
+            found.append(f"95 % interval of {name} by profile likelihood: {ends}.")
     out = [f"{name} {number(e['rms'])}" for name, e in certificate.get("folds", {}).items() if "rms" in e]
     if out:
-        found.append(f"Error when all points of one value are left out together, in nats: {', '.join(out)}.")
+        found.append(f"Error with all points of one value left out, in nats: {', '.join(out)}.")
     far = [f"{name} {number(e['rms'])}" for name, e in certificate.get("extrapolation", {}).items() if "rms" in e]
     if far:
-        found.append(f"Error at the largest values from a fit to the smaller ones, in nats: {', '.join(far)}.")
+        found.append(f"Error at the largest value, fitted without it, in nats: {', '.join(far)}.")
     if (aic := certificate.get("aic")) is not None:
         found.append(f"AIC {aic:.1f}, BIC {certificate['bic']:.1f}.".replace("-", "−"))
     return found
@@ -127,7 +127,7 @@ def symbols(text: str) -> str:
     def symbol(match: re.Match[str]) -> str:
         name, mark = match.groups()
         suffix = "′" if mark == "_prime" else f"<sub>{mark}</sub>" if mark else ""
-        return f"<i>{_GREEK.get(name, name)}</i>{suffix}"
+        return f"<i>{GREEK.get(name, name)}</i>{suffix}"
 
     if "_" in text.replace("_prime", ""):
         return html.escape(text.replace("_", " "))

@@ -1,4 +1,4 @@
-"""What a sweep cannot show, as far as it follows from what was run."""
+"""Limits of a sweep that follow from what was run."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ def limits(inputs: Inputs, grid: Grid, texts: list[dict[str, Any]]) -> list[str]
         _short_runs(inputs, grid),
         _repetition(grid, texts),
         "" if inputs.noise else "No run was repeated with another seed: small differences may be chance.",
-        f"Every prediction outside D1 = {span(grid.D1)} and D2 = {span(grid.D2)} extrapolates, as does every floor E.",
-        "The held-out text comes from the same sources as the training text, and losses in nats per token depend on "
-        "the tokenizer: they do not compare with losses of other studies.",
+        f"Predictions outside D1 = {span(grid.D1)} and D2 = {span(grid.D2)} are extrapolations, and so is every E.",
+        "The losses do not compare with those of other studies: the held-out text comes from the same sources as the "
+        "training text, and nats per token depend on the tokenizer.",
     ]
     found += [f"{names}: {sentence}." for sentence, names in _warnings(inputs).items()]
     return [sentence for sentence in found if sentence]
 
 
 def _warnings(inputs: Inputs) -> dict[str, str]:
-    """Warnings of the fits, each with the fits that it is of."""
+    """Warnings of the fits, each with the names of its fits."""
     fits: dict[str, list[str]] = {}
     for name, fit in inputs.fits.items():
         for sentence in fit.warnings.values():
@@ -54,9 +54,9 @@ def _size(grid: Grid) -> str:
     if size >= PAPER_SMALLEST_N1:
         return ""
     return (
-        f"The dense model has {short_count(size)} non-embedding parameters, {PAPER_SMALLEST_N1 / size:,.0f} times "
-        f"fewer than the smallest of the paper, and saw at most {short_count(grid.D1[-1])} tokens. The shape of a law "
-        "may carry over to larger models; its numbers do not."
+        f"The dense model is small: {short_count(size)} non-embedding parameters, {PAPER_SMALLEST_N1 / size:,.0f} "
+        f"times fewer than the paper's smallest, and at most {short_count(grid.D1[-1])} tokens. The shape of a law may "
+        "carry over to larger models; its numbers do not."
     )
 
 
@@ -65,8 +65,8 @@ def _sizes(inputs: Inputs) -> str:
     if sizes > 2:
         return ""
     return (
-        f"Upcycled models of {'one size' if sizes == 1 else 'two sizes'} say nothing reliable about how the loss and "
-        "the paper's D* (the tokens from which on training from scratch wins) depend on the model's size."
+        f"The upcycled models have {'one size' if sizes == 1 else 'two sizes'}. How the loss and the paper's D* (the "
+        "tokens above which training from scratch wins) depend on the model's size cannot be told."
     )
 
 
@@ -75,7 +75,7 @@ def _mixtures(inputs: Inputs, grid: Grid) -> str:
     if mixtures >= PAPER_MIXTURES:
         return ""
     number = "One mixture of experts was" if mixtures == 1 else f"{mixtures} mixtures of experts were"
-    return f"{number} upcycled, where the paper compares {PAPER_MIXTURES}: whether others follow the same law is open."
+    return f"{number} upcycled; the paper compares {PAPER_MIXTURES}. Whether others follow the same law is open."
 
 
 def _short_runs(inputs: Inputs, grid: Grid) -> str:
@@ -84,8 +84,8 @@ def _short_runs(inputs: Inputs, grid: Grid) -> str:
     if short == 0:
         return ""
     return (
-        f"{short} of {plural(len(steps), 'upcycled run')} took fewer than {SHORT_RUN} steps (the least {min(steps)}). "
-        "So early, a loss falls faster than a power law, which bends every fit that includes it."
+        f"{short} of {plural(len(steps), 'upcycled run')} took fewer than {SHORT_RUN} steps (the shortest: "
+        f"{min(steps)}). A loss falls faster than a power law that early, which bends every fit that includes it."
     )
 
 
@@ -98,6 +98,6 @@ def _repetition(grid: Grid, texts: list[dict[str, Any]]) -> str:
     if both > available:
         return (
             f"The text has {short_count(available)} training tokens, fewer than the {short_count(both)} of the largest "
-            "D1 and D2 together: upcycled training sees text again that its dense parent had seen."
+            "D1 and D2 together: upcycled training repeats text that its dense parent has seen."
         )
     return ""

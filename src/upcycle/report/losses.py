@@ -86,7 +86,7 @@ def _lead_table(inputs: Inputs, grid: Grid) -> list[tuple[str, list[Cell]]]:
         value = found[D1, D2]
         text = signed(value)
         if abs(value) <= bound:
-            return Cell(f"({text})", note="within what seeds alone give")
+            return Cell(f"({text})", note="within the noise between seeds")
         # The root lets small leads show a colour beside large ones.
         return Cell(text, round(100 * math.sqrt(abs(value) / largest)), "ahead" if value > 0 else "behind")
 

@@ -1,8 +1,9 @@
-"""report.html: one self-contained page that says what was run, what was found and what was not."""
+"""report.html: one self-contained page on what was run, what was found and what was not."""
 
 from __future__ import annotations
 
 import base64
+import re
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,9 @@ LONG = 60
 
 MARKS: dict[Verdict, str] = {
     "clear": "● settled by these losses",
-    "part": "◐ settled at some points only",
+    "part": "◐ settled at some points",
     "open": "○ not settled",
-    "against": "◆ settled, and other than in the paper that this sweep follows",
+    "against": "◆ settled, and unlike the paper",
 }
 """What the marks of findings mean; page.css draws them."""
 
@@ -60,8 +61,9 @@ def environment() -> jinja2.Environment:
 
 
 def words(sentence: str) -> Markup:
-    """A sentence of a message as HTML: it begins and ends as a sentence does, and what is in backticks is code."""
+    """A message as a sentence of HTML: capital and full stop, Greek letters, and code where it has backticks."""
     text = f"{sentence[:1].upper()}{sentence[1:]}{'' if sentence.endswith(('.', '?', '!')) else '.'}"
+    text = re.sub(r"\b(alpha|beta)(\d?)\b", lambda match: laws.GREEK[match[1]] + match[2], text)
     parts = [escape(part) for part in text.split("`")]
     return Markup("").join(Markup("<code>{}</code>").format(part) if i % 2 else part for i, part in enumerate(parts))
 
