@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 
 import numpy as np
 import pytest
 from scipy.optimize import brentq
 
+from upcycle.decisions.allocation import upcycled_bands
 from upcycle.decisions.curves import Curve, ThreeLaws, published
 from upcycle.decisions.roots import all_roots
 from upcycle.decisions.thresholds import (
@@ -239,6 +241,18 @@ def test_statement_and_distance() -> None:
     assert [threshold.ahead(tokens) for tokens in (1e8, 1e10, 1e13)] == ["upcycle", "scratch", "upcycle"]
     assert "no band is known" in d_star(CENTRAL, 7e9).statement
     assert d_star(CENTRAL, 7e9).band is None
+
+
+def test_one_draw_has_no_band() -> None:
+    assert d_star(published(draws=1), 7e9).band is None
+    assert d_star(published(draws=2), 7e9).band is not None
+    assert upcycled_bands(published(draws=1), 2e12, 7e9).d2_band is None
+
+
+def test_of_several_roots_the_statement_names_the_one_that_its_band_is_of() -> None:
+    threshold = d_star(dataclasses.replace(published(draws=50), rounded=False), 1e9)
+    assert [f"{root:.3g}" for root in threshold.roots] == ["3.02e+09", "5.36e+11"]
+    assert "95 % of the reported D* (3.02B, the root nearest the data) among" in threshold.statement
 
 
 def test_tokens_far_outside_the_data_are_words() -> None:

@@ -258,7 +258,7 @@ def upcycled_bands(three: ThreeLaws, d1: float, n1: float) -> UpcycledBands:
         d2, below, above = (_stationary_d2(curve, d1, n1 * np.exp(shift)) for shift in (0.0, -step, step))
         exponent = np.log(above / below) / (2 * step)
     has = np.isfinite(d2[1:]) & np.isfinite(exponent[1:])
-    bands = [central_95(column[1:][has]) if has.any() else None for column in (d2, exponent)]
+    bands = [central_95(column[1:][has]) if has.sum() > 1 else None for column in (d2, exponent)]
     return UpcycledBands(
         float(d2[0]), float(exponent[0]), bands[0], bands[1], float(1 - has.mean()) if len(has) else float("nan")
     )

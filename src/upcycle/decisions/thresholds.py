@@ -52,7 +52,7 @@ class Threshold:
     shares: Mapping[str, float]
     """Share of the draws with `none`, `one`, `two or more` roots; empty without draws."""
     band: tuple[float, float] | None
-    """Central 95 % of the reported root among the draws that have one."""
+    """Central 95 % of the reported root among the draws that have one; None where fewer than two have."""
     outside: Mapping[str, float]
     """Distance in natural logarithms of the reported root's inputs (without a root: of those given) to the data."""
     statement: str
@@ -247,16 +247,22 @@ def _threshold(criterion: str, symbol: str, opening: str, gap: Gap) -> Threshold
     at_low: Ahead = "upcycle" if gap.on_grid(np.array([np.log(LOW)]))[0, 0] > 0 else "scratch"
     below = at_low if len(before) % 2 == 0 else OTHER[at_low]
     reported = [root for each in draws if (root := window.reported(each)) is not None]
-    band = central_95(reported) if reported else None
+    band = central_95(reported) if len(reported) > 1 else None  # one draw has no spread
     shares = _shares(draws)
     root = window.reported(roots)
     outside = _outside(gap, root)
     which, data = "first" if window.frame is None else "reported", gap.three.data_tokens
     # Of a root far outside the data even the distance is a digit too many: only that of what is given is told.
     told = root if root is not None and Window(data).counted((root,)) else None
+    # "First" says which of several roots it is; "reported" alone does not.
+    named = (
+        f"{which} {symbol}"
+        if window.frame is None or told is None or len(roots) < 2
+        else (f"{which} {symbol} ({short_count(told)}, the root nearest the data)")
+    )
     sentences = (
         _who(symbol, opening, everywhere, at_low, Window(data)),
-        *_uncertainty(f"{which} {symbol}", shares, band, len(draws), data),
+        *_uncertainty(named, shares, band, len(draws), data),
         *_far(gap, _outside(gap, told), "" if told is None else f"{which} root"),
     )
     slopes = tuple(gap.slope(float(np.log(each))) for each in roots)
