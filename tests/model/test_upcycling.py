@@ -1,18 +1,25 @@
-"""Upcycling by copy: what is kept, what is new, and what the receipt says of it."""
+"""Upcycling by copy: what is kept, what is new, and what the receipt states about it."""
 
 from __future__ import annotations
 
-import copy
 import json
+from copy import deepcopy
+from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from upcycle.errors import UserError
 from upcycle.model import upcycling
 from upcycle.model.transformer import Transformer, init_weights
-from upcycle.model.upcycling import ZERO_GAP, ZERO_SHARE, receipt, upcycle
-from upcycle.study.spec import Gate, ModelSpec, MoESpec
+from upcycle.model.upcycling import ZERO_GAP, ZERO_SHARE, upcycle
+from upcycle.study.execution import Execution
+from upcycle.study.spec import Gate, ModelSpec, MoESpec, RunSpec
+from upcycle.train.receipt import measure_upcycling
+from upcycle.train.record import Clock
+from upcycle.train.trainee import Trainee
 
 GATES = ["topk_softmax", "softmax_topk", "softmax_topk_renormalised"]
 SIZES = [(4, 1), (4, 2), (8, 1), (8, 2), (8, 8)]
@@ -20,11 +27,33 @@ every_gate = pytest.mark.parametrize("gate", GATES)
 every_size = pytest.mark.parametrize(("n_expert", "top_k"), SIZES)
 
 
+def receipt(dense: Transformer, upcycled: Transformer, *, micro_batch: int | None = None) -> dict:
+    """The receipt of these two models' states, on 8 sequences of random tokens."""
+    run = RunSpec.model_validate(
+        {
+            "model": dense.model.model_dump(),
+            "moe": upcycled.moe.model_dump(),
+            "data": {"dataset": "random", "vocab_size": dense.model.vocab_size},
+            "optim": {"lr": 2e-3, "batch": 8},
+            "schedule": {},
+            "end_step": 1,
+            "origin": "upcycle:copy",
+            "dense_parent": "dense-x",
+            "parent": "dense-x",
+            "dense_tokens": 1,
+        }
+    )
+    tokens = SimpleNamespace(train=np.random.default_rng(2).integers(0, dense.model.vocab_size, 8 * 32 + 1))
+    execution = Execution(device="cpu", micro_batch=micro_batch, layers="composed")
+    trainee = Trainee(run, Path(), execution, tokens, upcycled, None, Clock())
+    return measure_upcycling(trainee, dense.state_dict(), upcycled.state_dict())
+
+
 ISSUED: dict[tuple[int, int, Gate], tuple[dict, Transformer, Transformer]] = {}
 
 
 @pytest.fixture
-def issue(small: ModelSpec, build, batch):
+def issue(small: ModelSpec, build):
     """The receipt of a copy and the two models it compares, made once for each configuration; not to be changed."""
 
     def issue(n_expert: int, top_k: int, gate: Gate) -> tuple[dict, Transformer, Transformer]:
@@ -33,7 +62,7 @@ def issue(small: ModelSpec, build, batch):
             moe = MoESpec(n_expert=n_expert, top_k=top_k, gate=gate)
             dense, upcycled = build(), Transformer(small, moe)
             upcycled.load_state_dict(upcycle("copy", dense.state_dict(), small, moe, seed=3))
-            ISSUED[key] = receipt(dense, upcycled, *batch(), method="copy", lr=2e-3), dense, upcycled
+            ISSUED[key] = receipt(dense, upcycled), dense, upcycled
         return ISSUED[key]
 
     return issue
@@ -87,7 +116,7 @@ def test_top_1_under_equation_15_has_a_router_gradient_of_exactly_zero(issue) ->
 
 @pytest.mark.parametrize(("n_expert", "top_k"), SIZES)
 def test_experts_are_copies_and_all_else_is_untouched_bit_for_bit(issue, n_expert: int, top_k: int) -> None:
-    """Also after the receipt, whose optimizer step is taken on a copy."""
+    """Also after the receipt, whose optimizer step is taken on models of its own."""
     found, dense, upcycled = issue(n_expert, top_k, "topk_softmax")
     assert found["expert_distance"] == 0
     assert found["expert_distance_by_layer"] == [0, 0]
@@ -122,19 +151,19 @@ def test_upcycled_weights_do_not_share_memory_with_the_dense_ones(small: ModelSp
     assert all(torch.equal(weight, before[name]) for name, weight in dense.items())
 
 
-def test_expert_distance_is_the_largest_between_two_experts(issue, build, batch) -> None:
+def test_expert_distance_is_the_largest_between_two_experts(issue) -> None:
     """One expert scaled by 1.5 lies half its norm from the others."""
-    _, dense, upcycled = copy.deepcopy(issue(4, 2, "topk_softmax"))
+    _, dense, upcycled = deepcopy(issue(4, 2, "topk_softmax"))
     with torch.no_grad():
         upcycled.mixtures[1].w_in[2] *= 1.5
         upcycled.mixtures[1].w_out[2] *= 1.5
-    found = receipt(dense, upcycled, *batch(), method="copy", lr=2e-3)
+    found = receipt(dense, upcycled)
     assert found["expert_distance_by_layer"] == [0, pytest.approx(0.5, rel=1e-6)]
     assert found["expert_distance"] == pytest.approx(0.5, rel=1e-6)
 
 
 def test_the_receipts_step_takes_cross_entropy_and_balance_loss_and_its_gradients_cross_entropy_alone(
-    small: ModelSpec, build, batch
+    small: ModelSpec, build
 ) -> None:
     """Another coefficient of the balance loss changes the gradient after the step, not the one before it."""
     gradients = []
@@ -142,9 +171,22 @@ def test_the_receipts_step_takes_cross_entropy_and_balance_loss_and_its_gradient
         moe = MoESpec(n_expert=4, top_k=2, gate="softmax_topk", aux_coef=aux_coef)
         upcycled = Transformer(small, moe)
         upcycled.load_state_dict(upcycle("copy", build().state_dict(), small, moe, seed=3))
-        gradients.append(receipt(build(), upcycled, *batch(), method="copy", lr=2e-3)["router_gradient"])
+        gradients.append(receipt(build(), upcycled)["router_gradient"])
     assert gradients[0]["step_0"] == gradients[1]["step_0"]
     assert gradients[0]["step_1"]["norm"] != pytest.approx(gradients[1]["step_1"]["norm"], rel=1e-3)
+
+
+def test_a_receipt_in_micro_batches_differs_in_rounding_only(small: ModelSpec, build) -> None:
+    """As training: a batch that does not fit memory whole is measured in the parts that do."""
+    moe = MoESpec(n_expert=4, top_k=2, balance_group=2)
+    upcycled = Transformer(small, moe)
+    upcycled.load_state_dict(upcycle("copy", build().state_dict(), small, moe, seed=3))
+    whole, parts = (receipt(build(), upcycled, micro_batch=size) for size in (None, 2))
+    assert parts["logit_gap"] <= ZERO_GAP
+    for step in ("step_0", "step_1"):
+        found, wanted = (each["router_gradient"][step] for each in (parts, whole))
+        assert found["zero"] == wanted["zero"]
+        assert found["share"] == pytest.approx(wanted["share"], rel=1e-3, abs=ZERO_SHARE)
 
 
 def test_the_receipt_is_json_and_names_gate_method_and_bounds(issue) -> None:

@@ -7,7 +7,6 @@ Shapes: B sequences, S positions, D d_model, M width of the MLP, E experts, V vo
 
 from __future__ import annotations
 
-import copy as copying
 import math
 from collections.abc import Callable, Iterable, Mapping
 from itertools import combinations
@@ -97,42 +96,8 @@ def starves_router(moe: MoESpec) -> bool:
     return moe.top_k == 1 and preserves_function(moe)
 
 
-def receipt(
-    dense: Transformer,
-    moe: Transformer,
-    ids_BS: Tensor,
-    targets_BS: Tensor,
-    *,
-    method: str,
-    lr: float,
-    betas: tuple[float, float] = (0.9, 0.95),
-    weight_decay: float = 0.1,
-) -> dict[str, Any]:
-    """What upcycling did, measured on one batch in the models' own precision (float32), as JSON-able data.
-
-    Largest logit gap to the dense parent; the router's cross-entropy gradient now and after one AdamW step of `lr`
-    on cross-entropy and balance loss (on a copy: `moe` is left as it was); distances between experts; in words,
-    what it means. A router gradient counts as zero below ZERO_SHARE of the whole gradient.
-    """
-    assert moe.moe is not None
-    spec = moe.moe
-    with torch.no_grad():
-        gap = (moe.logits(ids_BS) - dense.logits(ids_BS)).abs().max().item()
-    trained = copying.deepcopy(moe)
-    before = _router_gradient(trained, ids_BS, targets_BS)
-    optimizer = torch.optim.AdamW(trained.parameters(), lr=lr, betas=betas, weight_decay=weight_decay)
-    out = trained(ids_BS, targets_BS)
-    (out.loss + spec.aux_coef * out.balance).backward()
-    optimizer.step()
-    after = _router_gradient(trained, ids_BS, targets_BS)
-    experts = [(mixture.router.weight, mixture.w_in, mixture.w_out) for mixture in moe.mixtures]
-    return written_receipt(
-        spec, experts, method=method, lr=lr, tokens=ids_BS.numel(), gap=gap, router_gradients=(before, after)
-    )
-
-
 @torch.no_grad()
-def written_receipt(
+def receipt(
     spec: MoESpec,
     mixtures: Iterable[tuple[Tensor, Tensor, Tensor]],
     *,
@@ -142,7 +107,11 @@ def written_receipt(
     gap: float,
     router_gradients: tuple[dict[str, Any], dict[str, Any]],
 ) -> dict[str, Any]:
-    """The receipt of what was measured; `mixtures` are each layer's router (E, D), w_in (E, 2M, D), w_out (E, D, M)."""
+    """The receipt of what `train/receipt.py` measured, as JSON-able data: numbers, bounds, and a statement in words.
+
+    `mixtures` are each layer's router (E, D), w_in (E, 2M, D) and w_out (E, D, M), from which the distances between
+    experts come; `router_gradients` are `router_share` before and after one update.
+    """
     before, after = router_gradients
     routers, w_ins, w_outs = zip(*mixtures, strict=True)
     by_layer = [_expert_distance(w_in, w_out) for w_in, w_out in zip(w_ins, w_outs, strict=True)]
@@ -161,14 +130,6 @@ def written_receipt(
         "tokens": tokens,
         "statement": _statement(spec, gap, before, after),
     }
-
-
-def _router_gradient(model: Transformer, ids_BS: Tensor, targets_BS: Tensor) -> dict[str, Any]:
-    """Norm of the cross-entropy's gradient on the routers, by layer and as a share of the whole gradient's."""
-    loss = model.loss(ids_BS, targets_BS)
-    parameters = dict(model.named_parameters())
-    gradients = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
-    return router_share({name: _norm([gradient]) for name, gradient in zip(parameters, gradients, strict=True)})
 
 
 def router_share(norms: Mapping[str, float]) -> dict[str, Any]:

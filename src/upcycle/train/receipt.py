@@ -12,8 +12,10 @@ from torch import Tensor
 from upcycle.model import upcycling
 from upcycle.model.fill import give
 from upcycle.model.kernels import Kernels, float32_kernels
+from upcycle.model.stacks import own
 from upcycle.model.transformer import Transformer
-from upcycle.train.optim import local_square_sums, of_one_mesh
+from upcycle.train.optim import of_one_mesh
+from upcycle.train.record import Clock
 from upcycle.train.step import accumulate
 from upcycle.train.trainee import Trainee, build_model, run_batch
 
@@ -21,56 +23,22 @@ from upcycle.train.trainee import Trainee, build_model, run_batch
 def measure_upcycling(
     trainee: Trainee, dense_state: Mapping[str, Tensor] | None, moe_state: Mapping[str, Tensor] | None
 ) -> dict[str, Any] | None:
-    """What upcycling did (`upcycling.receipt`), on the run's first batch; states are whole, of the first process.
+    """What upcycling did, on the run's first batch: the content of `receipt.json`, for the first process to write.
 
-    Several processes measure it on models of their own, sharded as the run's and in float32, batch and all divided as
-    in training: no process ever holds more than its parts, and for a moment one whole tensor. For those of the first
-    process, which has read the states, None.
+    The first process has read the states and holds them whole; the others pass None and get None. Measured are the
+    largest logit gap to the dense parent, and the router's cross-entropy gradient before and after one AdamW step of
+    the run's learning rate on cross-entropy and balance loss. This is done on models of their own in float32, held and
+    fed as in training: micro-batch by micro-batch, and by several processes in parts, so that a receipt needs no more
+    memory than an update.
     """
-    if trainee.group.size > 1:
-        return _measure_sharded(trainee, dense_state, moe_state)
-    run = trainee.run
-    assert dense_state is not None
-    ids = torch.from_numpy(run_batch(run, trainee.tokens, step=0)).to(trainee.device)
-    kernels, moe = _kernels(trainee), trainee.model
-    if kernels is not moe.kernels:
-        assert moe_state is not None
-        moe = Transformer(run.model, run.moe, kernels).to(trainee.device)
-        moe.load_state_dict(moe_state)
-    dense = Transformer(run.model, kernels=kernels).to(trainee.device)
-    dense.load_state_dict(dense_state)
-    optim = run.optim
-    return upcycling.receipt(
-        dense,
-        moe,
-        ids[:, :-1],
-        ids[:, 1:],
-        method=run.origin.partition(":")[2],
-        lr=optim.lr,
-        betas=(optim.beta1, optim.beta2),
-        weight_decay=optim.weight_decay,
-    )
-
-
-def _kernels(trainee: Trainee) -> Kernels:
-    """The run's kernels, or for a bfloat16 run, whose kernels may know nothing else, such as take float32."""
-    run, execution = trainee.run, trainee.execution
-    if run.dtype == "float32":
-        return trainee.model.kernels
-    return float32_kernels(
-        run.model, execution.kernels, device=execution.device, tensor_parallel=execution.tensor_parallel
-    )
-
-
-def _measure_sharded(
-    trainee: Trainee, dense_state: Mapping[str, Tensor] | None, moe_state: Mapping[str, Tensor] | None
-) -> dict[str, Any] | None:
     run, group, kernels = trainee.run, trainee.group, _kernels(trainee)
     models = {}
     for name, moe, state in (("dense", None, dense_state), ("moe", run.moe, moe_state)):
         models[name] = build_model(run, moe, kernels, trainee.device, group, mixed=False)
         give(dict(models[name].named_parameters()), group.whole_of_first(state, trainee.device))
-    probe = replace(trainee, run=run.model_copy(update={"dtype": "float32"}), model=models["moe"])
+    # The probe's clock is its own: the receipt counts as start-up, its batches are no time of the training.
+    float32 = run.model_copy(update={"dtype": "float32"})
+    probe = replace(trainee, run=float32, model=models["moe"], clock=Clock())
     gap = _logit_gap(probe, models["dense"])
     del models["dense"]
     before = _router_gradient(probe)
@@ -85,7 +53,7 @@ def _measure_sharded(
         return None
     assert run.moe is not None
     blocks = [f"blocks.{layer}.moe" for layer in range(run.model.n_layer)]
-    return upcycling.written_receipt(
+    return upcycling.receipt(
         run.moe,
         [(moe_state[f"{at}.router.weight"], moe_state[f"{at}.w_in"], moe_state[f"{at}.w_out"]) for at in blocks],
         method=run.origin.partition(":")[2],
@@ -93,6 +61,16 @@ def _measure_sharded(
         tokens=run.tokens_per_step,
         gap=gap,
         router_gradients=(before, after),
+    )
+
+
+def _kernels(trainee: Trainee) -> Kernels:
+    """The run's kernels, or for a bfloat16 run, whose kernels may know nothing else, such as take float32."""
+    run, execution = trainee.run, trainee.execution
+    if run.dtype == "float32":
+        return trainee.model.kernels
+    return float32_kernels(
+        run.model, execution.kernels, device=execution.device, tensor_parallel=execution.tensor_parallel
     )
 
 
@@ -105,7 +83,8 @@ def _logit_gap(probe: Trainee, dense: Transformer) -> float:
     for ids_BS in batch_BS.split(probe.execution.micro_batch or len(batch_BS)):
         own_BS = group.positions(ids_BS[:, :-1])
         gap = torch.maximum(gap, (probe.model.logits(own_BS) - dense.logits(own_BS)).abs().max())
-    cast(Any, probe.model).reshard()  # FSDP's
+    if group.size > 1:
+        cast(Any, probe.model).reshard()  # FSDP's
     return group.gather(gap).max().item()
 
 
@@ -113,6 +92,10 @@ def _router_gradient(probe: Trainee) -> dict[str, Any]:
     """Norms of the cross-entropy's gradient over the first batch."""
     probe.model.zero_grad()
     accumulate(probe, run_batch(probe.run, probe.tokens, step=0), aux_coef=0.0)
-    squares = probe.group.sum(local_square_sums(probe.model.parameters(), first=probe.group.is_first))
-    names = [name for name, _ in probe.model.named_parameters()]
-    return upcycling.router_share(dict(zip(names, squares.sqrt().tolist(), strict=True)))
+    squares = []
+    for parameter in probe.model.parameters():
+        assert parameter.grad is not None
+        counted = probe.group.is_first or hasattr(parameter.grad, "to_local")  # what is held whole: once
+        squares.append(own(parameter.grad).double().square().sum() * counted)
+    norms = probe.group.sum(torch.stack(squares)).sqrt().tolist()
+    return upcycling.router_share(dict(zip(dict(probe.model.named_parameters()), norms, strict=True)))
