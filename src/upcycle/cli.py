@@ -36,7 +36,7 @@ class Parser(argparse.ArgumentParser):
     """Bad arguments are one line, as any bad input."""
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong and where to look; exit code 2."""
+        """Print what is wrong and where to look; exit code 2."""
         self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`\n")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
@@ -95,7 +95,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--fresh",
         action="store_true",
-        help="discard a finished or damaged result and train again from the start; an unfinished run goes on",
+        help="discard a finished or damaged result and train again from the start; an unfinished run continues",
     )
     evaluate = verb("evaluate", "Held-out loss of a finished run on another text of the study.")
     evaluate.add_argument("run", help="a run id of the plan")
@@ -263,7 +263,7 @@ def _main(arguments: list[str]) -> int:
 
 
 def last_words(verb: str, code: int, message: str) -> int:
-    """Say why a verb ended early: to the reader, or to the launcher, which makes one message of its workers'."""
+    """Report why a verb ended early: to the reader, or to the launcher, which joins its workers' messages into one."""
     from upcycle.train.processes.launch import End, leave_word
 
     if not leave_word(End(code, message)):

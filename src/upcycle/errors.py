@@ -1,11 +1,11 @@
-"""The one exception that a user of upcycle is meant to read, and how it suggests the mend."""
+"""The one exception that a user of upcycle is meant to read, and the parts of its messages."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """Bad input, found before any work starts: names the key, file or value, and the mend.
+    """Bad input, found before any work starts: the message names the key, file or value, and how to fix it.
 
     The command line prints its message alone, without a traceback, and exits 2.
     """

@@ -17,7 +17,7 @@ from upcycle.errors import UserError
 MANIFEST = "manifest.json"
 METRICS = "metrics.json"
 SEAL = "sha256"
-MEND = "restore it from a copy, or train this run again with --fresh"
+FIX = "restore it from a copy, or train this run again with --fresh"
 
 
 class DamagedError(UserError):
@@ -31,7 +31,7 @@ def read_file(path: Path) -> bytes | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise DamagedError(f"{path}: damaged, it cannot be read ({error.strerror}); {MEND}") from None
+        raise DamagedError(f"{path}: damaged, it cannot be read ({error.strerror}); {FIX}") from None
 
 
 def json_bytes(value: Any) -> bytes:
@@ -65,16 +65,14 @@ def read_manifest(run_dir: Path) -> dict[str, Any]:
         raise DamagedError(f"{path}: missing, so {run_dir.name} is not a finished run; train it first")
     manifest = unsealed(data)
     if manifest is None:
-        raise DamagedError(f"{path}: damaged, not the manifest that was written; {MEND}")
+        raise DamagedError(f"{path}: damaged, not the manifest that was written; {FIX}")
     return manifest
 
 
 def check_bytes(path: Path, data: bytes, expected: dict[str, Any]) -> None:
     """DamagedError naming the file unless its bytes have the size and SHA-256 of its entry in a manifest's `files`."""
     if len(data) != expected["bytes"] or hashlib.sha256(data).hexdigest() != expected["sha256"]:
-        raise DamagedError(
-            f"{path}: damaged, {len(data):,} bytes of {expected['bytes']:,} expected, or altered; {MEND}"
-        )
+        raise DamagedError(f"{path}: damaged, {len(data):,} bytes of {expected['bytes']:,} expected, or altered; {FIX}")
 
 
 def check_listed(path: Path) -> None:

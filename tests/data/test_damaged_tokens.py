@@ -143,10 +143,10 @@ def test_cut_missing_and_exchanged_files_are_named(made: Path, tmp_path: Path) -
     first, second = made / "train-00000.bin", made / "train-00001.bin"
     kept = first.read_bytes()
     os.truncate(first, len(kept) - 2)
-    with pytest.raises(UserError, match=rf"{first.name} has 6,142 bytes, the manifest says 6,144 bytes; {WAY_OUT}"):
+    with pytest.raises(UserError, match=rf"{first.name} has 6,142 bytes, the manifest lists 6,144 bytes; {WAY_OUT}"):
         TokenSet(made)
     first.unlink()
-    with pytest.raises(UserError, match=rf"{first.name} is missing, the manifest says 6,144 bytes; {WAY_OUT}"):
+    with pytest.raises(UserError, match=rf"{first.name} is missing, the manifest lists 6,144 bytes; {WAY_OUT}"):
         TokenSet(made)
     first.mkdir()
     with pytest.raises(UserError, match=rf"{first.name}: cannot be read \(Is a directory\); {WAY_OUT}"):
@@ -157,7 +157,7 @@ def test_cut_missing_and_exchanged_files_are_named(made: Path, tmp_path: Path) -
         read_all(made, "train")
     first.write_bytes(second.read_bytes())
     second.write_bytes(kept)
-    with pytest.raises(UserError, match=r"train-0000\d.bin has [\d,]+ bytes, the manifest says"):
+    with pytest.raises(UserError, match=r"train-0000\d.bin has [\d,]+ bytes, the manifest lists"):
         TokenSet(made)
 
 

@@ -243,10 +243,3 @@ def test_a_missing_parquet_column_is_refused_with_those_there_are(tmp_path: Path
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "a.parquet")
     with pytest.raises(UserError, match=r"a.parquet: no column 'content'; there are id, body"):
         read(tmp_path / "a.parquet", text_key="content")
-
-
-def test_a_built_in_name_or_no_files_are_refused() -> None:
-    with pytest.raises(UserError, match="'english' is a built-in dataset"):
-        local_dataset("english", ["a.txt"])
-    with pytest.raises(UserError, match="'mine': no files given"):
-        local_dataset("mine", [])

@@ -7,12 +7,14 @@ import random
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from upcycle.data import tokens as tokens_module
 from upcycle.data.provenance import text_fingerprint
 from upcycle.data.shards import Shard, ShardedTokens, ShardWriter, token_dtype
 from upcycle.data.tokenizer import END_OF_TEXT
@@ -116,8 +118,16 @@ def test_equal_text_gives_equal_tokens_in_any_process_with_any_threads(
         assert (out / "train-00000.bin").read_bytes() == (made / "train-00000.bin").read_bytes()
 
 
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Token sets are cut into shards of 1,000 tokens, until it is undone."""
+    monkeypatch.setattr(tokens_module, "ShardWriter", partial(ShardWriter, shard_tokens=1000))
+    return monkeypatch
+
+
+@pytest.mark.usefixtures("small_shards")
 def test_shards_are_one_array_and_do_not_change_the_fingerprint(made: Path, text_file: Path, tmp_path: Path) -> None:
-    make(text_file, tmp_path / "sharded", shard_tokens=1000)
+    make(text_file, tmp_path / "sharded")
     whole, sharded = TokenSet(made), TokenSet(tmp_path / "sharded")
     assert len(sharded.manifest["parts"]["train"]["shards"]) > 5
     assert sharded.fingerprint == whole.fingerprint
@@ -137,8 +147,12 @@ def test_the_fingerprint_follows_the_tokenizer_and_both_parts() -> None:
     assert len({text_fingerprint("a", parts), *changed}) == 4
 
 
-def test_shards_made_before_are_gone_when_fewer_are_made(text_file: Path, tmp_path: Path) -> None:
-    make(text_file, tmp_path, shard_tokens=1000)
+def test_shards_made_before_are_gone_when_fewer_are_made(
+    text_file: Path, tmp_path: Path, small_shards: pytest.MonkeyPatch
+) -> None:
+    make(text_file, tmp_path)
+    assert len(list(tmp_path.glob("train-*.bin"))) > 5
+    small_shards.undo()
     make(text_file, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "heldout-00000.bin",

@@ -76,7 +76,7 @@ def test_yaml_numbers_in_scientific_notation_are_numbers(tmp_path):
         ("models/tiny/n_head", None, "key `models.tiny.n_head` is missing"),
         ("models/tiny/n_head", 3, "models.tiny: n_head 3 does not divide d_model 64"),
         ("models/tiny/lr", "fast", "`models.tiny.lr`: 'fast' is not a number"),
-        ("models/tiny/n_dense", 5, "models.tiny.n_dense says 5 but the shape has 131,392 parameters"),
+        ("models/tiny/n_dense", 5, "models.tiny.n_dense is 5 but the shape has 131,392 parameters"),
         ("moes/8x2/gate", "softmax", "`moes.8x2.gate`"),
         ("moes/8x2/top_k", 1, "must name its gate"),
         ("sweeps/dense/model", "tinny", r"sweeps.dense.model: `tinny` is not under `models`; did you mean `tiny`\?"),

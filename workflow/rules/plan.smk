@@ -1,4 +1,4 @@
-# Functions of the workflow; the other files hold rules only. No rule names a hyperparameter: a run's id says it all.
+# Functions of the workflow; the other files hold rules only. No rule names a hyperparameter: a run's id stands for all of them.
 import sys
 from pathlib import Path
 
@@ -42,7 +42,7 @@ wildcard_constraints:
 def source(path, output):
     """An input: plain while the output is to be made; once it is there only the input's existence matters.
 
-    An id's content never changes, so a date says nothing. But were the inputs of what is to be made ancient too,
+    The content behind an id never changes, so dates do not matter. But were the inputs of what is to be made ancient too,
     Snakemake would stop looking behind a job that it runs again.
     """
     return path if output in FRESH else ancient(path)

@@ -1,4 +1,4 @@
-# One definition of training, four rules: they are told apart by the id's first word and sized apart by a profile.
+# One definition of training, four rules: a rule takes the runs whose id begins with its word, and a profile sizes each rule.
 # metrics.json, written last, is the only declared output: Snakemake deletes declared files before a retry, and
 # weights and resume state must outlive that.
 rule pretrain_dense:

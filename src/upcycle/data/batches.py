@@ -54,9 +54,7 @@ def batch(
 
 
 def sequences(n_tokens: int, *, context: int, start: float = 0.0, stop: float = 1.0) -> tuple[int, int]:
-    """First token and number of whole sequences of a slice; UserError if it holds none."""
-    if not 0 <= start < stop <= 1:
-        raise UserError(f"slice [{start}, {stop}) is not a part of [0, 1)")
+    """First token and number of whole sequences of a slice (0 <= start < stop <= 1); UserError if it holds none."""
     first, end = math.floor(start * n_tokens), math.floor(stop * n_tokens)
     n_sequence = (end - first - 1) // context
     if n_sequence < 1:

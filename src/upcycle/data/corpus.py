@@ -1,7 +1,7 @@
 """From a data set's raw documents to a training and a held-out part that share no document and, by default, no text.
 
 Everything is decided by the SHA-256 of a document's cleaned text: whether it is a repetition, on which side it
-falls, and where it stands in the order. So neither the order of files nor a random state matters, and documents
+falls, and its place in the order. So neither the order of files nor a random state matters, and documents
 of all sources are mixed. The documents are held in memory: some three times the size of the text.
 """
 

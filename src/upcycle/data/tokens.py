@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib.metadata import version
+from importlib.metadata import version as library_version
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
-from upcycle.data.corpus import Corpus, Document, prepare_corpus
+from upcycle.data.corpus import Document, prepare_corpus
 from upcycle.data.datasets import Dataset, find_dataset, local_dataset
 from upcycle.data.provenance import MANIFEST, PARTS, SourceFile, manifest_bytes, read_token_manifest, text_fingerprint
-from upcycle.data.shards import BLOCK_TOKENS, SHARD_TOKENS, Shard, ShardedTokens, ShardWriter, token_dtype
+from upcycle.data.shards import Shard, ShardedTokens, ShardWriter, token_dtype
 from upcycle.data.sources import DEFAULT_CACHE, sha256_file
 from upcycle.data.tokenizer import encode_documents, end_of_text, load_tokenizer, train_bpe
 from upcycle.data.verified import VERIFIED, read_notes, write_notes
@@ -42,8 +41,6 @@ def tokenize_corpus(
     heldout_fraction: float | None = None,
     decontaminate: bool = True,
     version: str = "1",
-    shard_tokens: int = SHARD_TOKENS,
-    block_tokens: int = BLOCK_TOKENS,
 ) -> dict[str, Any]:
     """Fetch, clean, split and tokenise a data set into `out_dir`; returns its manifest, which is written last.
 
@@ -60,26 +57,34 @@ def tokenize_corpus(
     path = Path(tokenizer).expanduser()
     given_files = [SourceFile(path)] if tokenizer_from is None and path.is_file() else []
     chosen = _given_tokenizer(dataset, vocab_size, path, tokenizer_from)
-    began = time.monotonic()
     corpus = prepare_corpus(dataset, cache_dir, heldout_fraction, decontaminate=decontaminate)
-    prepared = time.monotonic()
     bpe = chosen or train_bpe((document.text for document in corpus.train), vocab_size)
-    trained = time.monotonic()
     _clear(out_dir)
     write_atomic(out_dir / TOKENIZER, bpe.to_str())
-    cut = {"shard_tokens": shard_tokens, "block_tokens": block_tokens}
-    parts = {part: _write_part(out_dir, part, getattr(corpus, part), bpe, cut) for part in PARTS}
-    seconds = {"prepare": prepared - began, "tokenizer": trained - prepared, "encode": time.monotonic() - trained}
+    parts = {part: _write_part(out_dir, part, getattr(corpus, part), bpe) for part in PARTS}
+    tokenizer_sha256 = sha256_file(out_dir / TOKENIZER)
     given = f"of token set {tokenizer_from.name}" if tokenizer_from else tokenizer
-    origin = {
-        "origin": "trained on the training part" if chosen is None else given,
-        "files": [file.record() for file in given_files],
-    }
-    manifest = _manifest(out_dir, dataset, corpus, bpe, parts, origin)
-    manifest |= {
+    manifest = {
+        "dataset": dataset.name,
+        "version": dataset.version,
+        "description": dataset.description,
+        "fingerprint": text_fingerprint(tokenizer_sha256, parts),
+        "vocab_size": bpe.get_vocab_size(),
+        "dtype": token_dtype(bpe.get_vocab_size()).name,
+        "end_of_text": end_of_text(bpe),
+        "tokenizer": {
+            "origin": given if chosen else "trained on the training part",
+            "files": [file.record() for file in given_files],
+            "sha256": tokenizer_sha256,
+            "library": f"tokenizers {library_version('tokenizers')}",
+        },
+        "train_tokens": parts["train"]["tokens"],
+        "heldout_tokens": parts["heldout"]["tokens"],
+        "parts": parts,
+        "removed": {reason: asdict(removed) for reason, removed in corpus.removed.items()},
+        "sources": [source.record() for source in dataset.sources],
         "text_key": text_key,
         "decontaminated": decontaminate,
-        "seconds": {key: round(value, 2) for key, value in seconds.items()},
     }
     write_atomic(out_dir / MANIFEST, manifest_bytes(manifest))
     return manifest
@@ -110,15 +115,13 @@ def _given_tokenizer(
     return None
 
 
-def _write_part(
-    folder: Path, part: str, documents: Sequence[Document], tokenizer: Tokenizer, cut: dict[str, int]
-) -> dict[str, Any]:
+def _write_part(folder: Path, part: str, documents: Sequence[Document], tokenizer: Tokenizer) -> dict[str, Any]:
     """Write one part's shards; returns its record, with counts in all and by source."""
     dtype = token_dtype(tokenizer.get_vocab_size())
     tokens: Counter[str] = Counter()
     size: Counter[str] = Counter()
     count = Counter(document.source for document in documents)
-    with ShardWriter(folder, part, dtype, **cut) as writer:
+    with ShardWriter(folder, part, dtype) as writer:
         texts = [document.text for document in documents]
         for document, ids in zip(documents, encode_documents(tokenizer, texts, dtype), strict=True):
             writer.add(ids)
@@ -137,32 +140,11 @@ def _write_part(
     }
 
 
-def _manifest(
-    folder: Path, dataset: Dataset, corpus: Corpus, tokenizer: Tokenizer, parts: dict[str, Any], origin: dict[str, Any]
-) -> dict[str, Any]:
-    tokenizer_sha256 = sha256_file(folder / TOKENIZER)
-    return {
-        "dataset": dataset.name,
-        "version": dataset.version,
-        "description": dataset.description,
-        "fingerprint": text_fingerprint(tokenizer_sha256, parts),
-        "vocab_size": tokenizer.get_vocab_size(),
-        "dtype": token_dtype(tokenizer.get_vocab_size()).name,
-        "end_of_text": end_of_text(tokenizer),
-        "tokenizer": {**origin, "sha256": tokenizer_sha256, "library": f"tokenizers {version('tokenizers')}"},
-        "train_tokens": parts["train"]["tokens"],
-        "heldout_tokens": parts["heldout"]["tokens"],
-        "parts": parts,
-        "removed": {reason: asdict(removed) for reason, removed in corpus.removed.items()},
-        "sources": [source.record() for source in dataset.sources],
-    }
-
-
 class TokenSet:
     """A folder that `tokenize_corpus` wrote, whose tokens are verified as they are read, by blocks (`shards`).
 
     Opening reads the manifest and looks at the files' sizes. The held-out tokens are hashed by every process that reads
-    them; training tokens only if no note says that they were, unchanged since (`remember`).
+    them; training tokens only if no note of an earlier process vouches for them (`remember`).
     """
 
     def __init__(self, folder: Path) -> None:
@@ -192,8 +174,8 @@ class TokenSet:
     def remember(self) -> None:
         """Note the training blocks that were verified, beside the set, for the jobs that come after.
 
-        Other processes do the same: what another's note took away is noted again, a few times. One that is lost costs
-        hashing.
+        Other processes write the same file: a note that another one overwrote is written again, a few times. A lost
+        note only costs hashing.
         """
         for _ in range(ATTEMPTS if self._remembers else 0):
             notes = read_notes(self.folder)

@@ -1,7 +1,7 @@
-"""Notes of what was hashed and found whole, kept beside it, so that nothing is hashed twice.
+"""Notes of which files were hashed and with what result, kept beside them, so that nothing is hashed twice.
 
-A note counts only while its file's size and times of change are those at which the file was hashed, and only for the
-path that it names: a copy is hashed again. It is no guard against a disk that alters bytes behind the file system.
+A note counts only while size and times of change of its file are the same as when the file was hashed, and only for
+its path: a copy is hashed again. Notes do not protect against a disk that alters bytes behind the file system.
 Standard library only: the plan reads notes too.
 """
 
@@ -72,7 +72,7 @@ class NotedHashes:
             return None
 
     def save(self) -> None:
-        """Keep what was computed for who comes after."""
+        """Write what was computed here to the folder's notes."""
         if self._added:
             write_notes(self._folder, self._notes)
 

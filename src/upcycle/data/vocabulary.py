@@ -1,4 +1,4 @@
-"""Whether a vocabulary can be what a study says, before its tokenizer is trained or used. Standard library only."""
+"""Checks of a study's vocabulary before its tokenizer is trained or used. Standard library only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""13-word windows: whether two sets of documents share text, and the passages to drop so that they do not.
+"""13-word windows: whether two sets of documents share text, and which passages to drop so that they share none.
 
 Words are runs of letters and digits, whatever their case. A window is held as a 64-bit hash of its words; a false
 match among 10^9 windows against 10^6 has a chance of 10^-4. Scripts that write no spaces need other units.
@@ -53,7 +53,7 @@ class Windows:
     def without(self, text: str, forbidden: Hashes, separator: str) -> tuple[str, int]:
         """The text without the passages that a forbidden window touches, and how many were dropped.
 
-        Dropping makes neighbours of what was apart, so it goes on until no window is forbidden.
+        Dropping a passage joins the passages around it, so this repeats until no window is forbidden.
         """
         if not contains(forbidden, self.of(text)).any():
             return text, 0

@@ -3,9 +3,9 @@
 A figure is a public function of a module `upcycle.paper.figures_*` that returns a matplotlib `Figure`, a table one of
 `upcycle.paper.tables_*` that returns a `DataFrame`. The Snakefile lists targets and captions from here on every node,
 so matplotlib must not be imported to know their names. The docstring is the entry: its first line is the label
-("Figure 4. A title.") or, for what the paper does not have, a title alone; its second paragraph is the caption. The
-first parameter is `inputs: Inputs`, unless the item is the same for every study. All other parameters are options that
-a study may give, each of the type that its annotation names.
+("Figure 4. A title.") or, for an item that the paper does not have, a title alone; its second paragraph is the
+caption. The first parameter is `inputs: Inputs`, unless the item is the same for every study. All other parameters are
+options that a study may give, each of the type that its annotation names.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class CatalogueItem:
     module: str
     function: str
     label: str
-    """`Figure 4`; empty for what the paper has not."""
+    """`Figure 4`; empty for items that the paper does not have."""
     title: str
     caption: str
     parameters: Mapping[str, str]
@@ -56,7 +56,7 @@ class CatalogueItem:
         return function
 
     def read(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The options that a study gives, each as its annotation says.
+        """The options that a study gives, each read as the type of its annotation.
 
         Raises `UserError` naming the key for an option that the item does not have, or of another type.
         """

@@ -1,6 +1,6 @@
-"""How a run is executed: what changes rounding and speed, never the expected loss.
+"""How a run is executed: settings that affect rounding and speed, never the expected loss.
 
-Recorded in metrics.json, not in a run's id: moving from 8 to 16 GPUs retrains nothing.
+They are recorded in metrics.json and are not in a run's id: moving from 8 to 16 GPUs retrains nothing.
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ class Execution(Frozen):
     device_memory_gb: Positive | None = None
     """Memory of one process's device, 10^9 bytes: `plan` warns of runs whose peak, by formula, exceeds it."""
     max_segment_hours: Positive | None = None
-    """A trunk segment expected to take longer is cut into more links; one that has begun never is."""
+    """A trunk segment that is expected to take longer is cut into several; one that has begun is never cut."""
 
     def check(self, run: RunSpec) -> None:
-        """Raise UserError, naming the keys and the mend, if a run cannot be divided so."""
+        """Raise UserError, naming the keys and how to fix them, if a run cannot be divided so."""
         group = run.moe.balance_group if run.moe else 1
         if self.micro_batch is not None and self.micro_batch % group:
             raise UserError(

@@ -65,7 +65,7 @@ class Expression:
     text: str
     tree: ast.expr
     named: Mapping[str, str]
-    """Column by the identifier that stands for it in the tree."""
+    """Column by the identifier that replaces it in the tree."""
 
     @property
     def columns(self) -> list[str]:

@@ -57,7 +57,7 @@ LIMITS: dict[tuple[str, str], Limits] = {
 def why_not(op: str, name: str, model: ModelSpec, *, device: str, dtype: str, tensor_parallel: int = 1) -> str:
     """Why kernel `name` of `op` cannot compute this model on this device in this precision, or nothing.
 
-    `dtype` is that of the products (`RunSpec.dtype`).
+    `dtype` is the precision of the products (`RunSpec.dtype`).
     """
     limits = LIMITS.get((op, name), Limits())
     head_dim = -(-model.head_dim // HEAD_DIM_MULTIPLE) * HEAD_DIM_MULTIPLE

@@ -154,7 +154,7 @@ class _Job:
 
 
 def peak_memory(run: RunSpec, execution: Execution) -> Memory:
-    """Bytes that one process of the run's job holds at its peak, by part; the module says how."""
+    """Bytes that one process of the run's job holds at its peak, by part; the module's docstring has the formulas."""
     job = _Job(run, execution)
     counts = count_parameters(run.model, run.moe)
     processes, on_cpu = execution.devices, execution.device == "cpu"
@@ -299,8 +299,8 @@ def _loss_buffers(job: _Job) -> float:
 
 
 def _backward_buffers(job: _Job) -> float:
-    """A block's backward pass at its widest, beside what it kept: gradients of SiLU and of the up projection (that of
-    the product takes the product's place), and of the residual stream and the layer's result."""
+    """A block's backward pass at its widest, beside what it kept: gradients of SiLU and of the up projection (the
+    gradient of the product takes the product's place), and of the residual stream and the layer's result."""
     model, moe = job.run.model, job.run.moe
     if job.native:
         return 3 * _input(job)

@@ -98,7 +98,7 @@ class Plan:
 def build_plan(study: StudyConfig, results: Path) -> Plan:
     """Expand every sweep, link trunk points into chains, keep the parents that run folders record.
 
-    Raises `UserError` naming the sweep or run and the mend; also for a kernel that could not compute a run.
+    Raises `UserError` naming the sweep or run and how to fix it; also for a kernel that could not compute a run.
     """
     points: dict[str, list[Point]] = {name: expand(study, name) for name in study.sweeps}
     goals: dict[str, RunSpec] = {}
@@ -151,7 +151,7 @@ def _trunk_points(branches: dict[int, RunSpec], execution: Execution, folders: R
 
     A point that has begun keeps its parent. Any other continues from the nearest earlier point, needed or begun (a cut
     of an older estimate, a point of another study). Only if that leaves a segment which is expected to exceed
-    `max_segment_hours` is it cut: an estimate says what is trained next, never what is trained again.
+    `max_segment_hours` is it cut: an estimate decides what is trained next, never what is trained again.
     """
     decay = next(iter(branches.values()))
     needed = {step: trunk_point(_recipe_of(decay), step) for step in sorted(branches)}

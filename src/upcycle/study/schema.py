@@ -21,7 +21,7 @@ from upcycle.study.values import NUMBER
 
 SCHEMA = Path("workflow") / "schemas" / "study.schema.json"
 _BOUNDS = {"ge": "minimum", "le": "maximum", "gt": "exclusiveMinimum", "lt": "exclusiveMaximum"}
-"""Pydantic's names of a range that is checked behind a validator of ours, and JSON schema's."""
+"""Pydantic's keys of a range that is checked after a validator of ours, and JSON schema's keys."""
 
 
 def schema_text() -> str:
@@ -34,7 +34,10 @@ def schema_text() -> str:
 
 
 def _field_docstrings(section: type) -> dict[str, str]:
-    """What stands below each field of a section, in one line. (Pydantic can collect it, at every import.)"""
+    """The docstring below each field of a section, in one line.
+
+    Pydantic can collect them too (`use_attribute_docstrings`), but at each import: 0.1 s of every job.
+    """
     found: dict[str, str] = {}
     for part in reversed([each for each in section.__mro__ if issubclass(each, study.Frozen)]):
         (tree,) = ast.parse(inspect.getsource(part)).body

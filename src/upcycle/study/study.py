@@ -2,7 +2,7 @@
 
 Layer 0. `load_study` reads YAML with a loader of its own (duplicate keys are errors, `8e-3` is a number)
 and turns every mistake into one `UserError` that names the key path and the nearest valid name. Nothing is
-merged: a study is exactly what its file says. Docstrings of fields are the descriptions in the editor schema.
+merged: a study is exactly what is in its file. Docstrings of fields are the descriptions in the editor schema.
 """
 
 from __future__ import annotations
@@ -289,7 +289,7 @@ class StudyConfig(Frozen):
                 ("n_total_8", entry.n_total_8, count_parameters(model, eight).non_embedding),
             ):
                 if expected is not None and expected != count:
-                    raise ValueError(f"models.{name}.{key} says {expected:,} but the shape has {count:,} parameters")
+                    raise ValueError(f"models.{name}.{key} is {expected:,} but the shape has {count:,} parameters")
         return self
 
     def model_spec(self, name: str) -> ModelSpec:
@@ -349,8 +349,8 @@ def describe_error(error: ValidationError) -> str:
     if first["type"] == "string_type" and isinstance(first["input"], bool | int | float):
         message = "text is wanted, and this is not; put it in quotes"
     # Messages of our own name the value already.
-    says = first["type"] != "value_error" and not isinstance(first["input"], dict | Frozen)
-    given = f" (given: {brief(first['input'])})" if location and says else ""
+    show = first["type"] != "value_error" and not isinstance(first["input"], dict | Frozen)
+    given = f" (given: {brief(first['input'])})" if location and show else ""
     return f"`{path}`: {message}{given}" if path else message
 
 

@@ -1,7 +1,7 @@
 """From the grids of a study to finished models: the points of each sweep as `RunSpec`s.
 
 Layer 0. A point is a finished model: a WSD decay, or a whole cosine or constant run. What must be trained
-to reach it (trunk chains, dense parents) is `plan.py`'s.
+to reach it (trunk chains, dense parents) is up to `plan.py`.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ def _origin(dense: Point | None, method: str) -> dict[str, Any]:
 def _override(fields: dict[str, Any], overrides: dict[str, Any], where: str, key: str) -> Recipe:
     """The recipe with dotted paths set, as the sweep's `key` asks for.
 
-    Raises `UserError` for an unknown path, for one that would have no effect, and for an impossible recipe.
+    Raises `UserError` for an unknown path, for a path that would have no effect, and for an impossible recipe.
     """
     changed = dict(fields)
     where = f"{where}.{key}" if overrides else where

@@ -14,13 +14,13 @@ _IN_ID = (
 )
 """Fields of RunSpec that a run's id, or the steps beside it, show."""
 DENSE = "dense_set."
-"""Stands before a setting of an upcycled model's dense parent, as the study's key that sets it."""
+"""Prefix of a setting of an upcycled model's dense parent, after the study's key that sets it."""
 
 
 def varying(plan: Plan, sweep: str) -> dict[str, list[Any]]:
     """Settings (dotted paths of RunSpec) that differ between a sweep's finished models, with their values in order.
 
-    One of the dense parents that is always the models' own is not named again.
+    A setting of the dense parents that always equals the models' own is left out.
     """
     models = [_settings(plan, plan.runs[run_id]) for run_id in plan.sweeps[sweep]]
     values: dict[str, list[Any]] = {}

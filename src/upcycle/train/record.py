@@ -18,7 +18,7 @@ import numpy
 import torch
 
 import upcycle
-from upcycle.manifest import MEND, DamagedError, read_file
+from upcycle.manifest import FIX, DamagedError, read_file
 from upcycle.train.states.checkpoint import disk_full_is_named, write_bytes
 
 
@@ -71,7 +71,7 @@ class MetricsLog:
             return
         rows = [row for row in self.rows() if start < row["step"] <= step or row["step"] == start == 0]
         if step > start and not any("loss" in row for row in rows):
-            raise DamagedError(f"{self._path}: has no row of the updates up to the saved step {step}; {MEND}")
+            raise DamagedError(f"{self._path}: has no row of the updates up to the saved step {step}; {FIX}")
         write_bytes(self._path, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
     def rows(self) -> list[dict[str, Any]]:
@@ -84,7 +84,7 @@ class MetricsLog:
             except (ValueError, RecursionError):
                 row = None
             if not isinstance(row, dict) or type(row.get("step")) is not int:
-                raise DamagedError(f"{self._path}: line {number} is damaged; {MEND}")
+                raise DamagedError(f"{self._path}: line {number} is damaged; {FIX}")
             rows.append(row)
         return rows
 

@@ -1,11 +1,11 @@
 """What the Snakefile knows: the frozen plan, the paths of everything, and which products are stale.
 
 Imported whenever the Snakefile is parsed, on every node of a cluster too, so neither torch nor matplotlib is.
-Training is keyed by content: a run's id says what it is. Products (losses, fits, figures, tables, report) are keyed
-likewise: code fingerprint, settings and the keys of what they are made from; beside its key each job records digests
-of what it read (`records`). A product's key file under results/.keys is its one input that Snakemake compares by
-date; it is old while the product is fresh and new when it is stale. So copied results, touched files and edited
-comments rebuild nothing, and an edited figure function redraws its figure, with or without Snakemake's own records.
+Training is keyed by content: a run's id is a hash of its settings. Products (losses, fits, figures, tables, report)
+are keyed by their code's fingerprint, their settings and the keys of their sources; beside the key each job records
+digests of what it read (`records`). Snakemake compares only one input of a product by date, its key file under
+results/.keys: the file is old while the product is fresh and new when it is stale. So copied results, touched files
+and edited comments rebuild nothing, and an edited figure function redraws its figure, whatever Snakemake's own records.
 """
 
 from __future__ import annotations
@@ -206,7 +206,8 @@ class Workflow:
 def audit_digests() -> list[str]:
     """Digests of the files that the audit's table is made from beside code: its items' words, and the paper's settings.
 
-    The settings are missing where the package is installed apart from its repository; making the table says so.
+    The settings are missing where the package is installed apart from its repository: making the table then fails and
+    names the file.
     """
     settings = PACKAGE_ROOT.parents[1] / "config" / "paper.yaml"
     words = sorted((PACKAGE_ROOT / "audit" / "items").glob("*.yaml"))

@@ -79,21 +79,21 @@ class Failures(logging.Handler):
         print("\n".join([*lines, *map(str, failures[-SHOWN:])]), file=sys.stderr, flush=True)
 
     def _failure(self, record: logging.LogRecord) -> Failure:
-        """Why a job failed, by its logs, its end and what the executor says."""
+        """Why a job failed: from its logs, its exit status and the executor's message."""
         # Logs beyond the job's own are an executor's: what the job's node wrote.
         logs = [log for log in record.__dict__["log"] if _stamp(log) != self._before.get(log)]
         by_signal = _signal(self._said.pop(record.thread, ""))
         if by_signal and logs:
             why = " (out of memory, or another process)" if by_signal == "SIGKILL" else ""
             _add_to_log(
-                logs[0], f"upcycle: killed by {by_signal}{why}. What it saved is kept: the same command goes on"
+                logs[0], f"upcycle: killed by {by_signal}{why}. What it saved is kept: the same command continues"
             )
         words = [line for log in logs for line in _last_words(log)]
         own = [line for line in words if OWN.match(line)]
         executor = [line for line in str(record.__dict__["rule_msg"] or "").splitlines() if line.strip()]
-        told = [*executor, *own] if own else [*words, *executor]
+        shown = [*executor, *own] if own else [*words, *executor]
         where = logs[0] if logs else ", ".join(record.__dict__["log"])
-        return Failure(record.__dict__["rule_name"], where, told or ["it left no words; Snakemake's are above"])
+        return Failure(record.__dict__["rule_name"], where, shown or ["its log is empty; see above"])
 
 
 def _stamp(path: str) -> tuple[int, int] | None:
@@ -106,7 +106,7 @@ def _stamp(path: str) -> tuple[int, int] | None:
 
 
 def _signal(said: str) -> str | None:
-    """The signal that ended a command, by the words of its exception; a shell or the fork server says 128 + n."""
+    """The signal that ended a command, by the words of its exception; a shell or the fork server returns 128 + n."""
     match = STATUS.search(said)
     if match is None or (match["code"] and int(match["code"]) <= 128):
         return None

@@ -1,4 +1,4 @@
-"""Where everything lies under results/: one function a kind of path."""
+"""Paths under results/: one function for each kind."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ RESULTS = Path("results")
 
 
 def metrics_path(run_id: str) -> str:
-    """The file whose presence says that a run is finished."""
+    """The file whose presence means that a run is finished."""
     return str(RESULTS / "runs" / run_id / "metrics.json")
 
 
@@ -21,7 +21,7 @@ def tokens_path(tokens_id: str) -> str:
 
 
 def evaluation_path(run_id: str, evaluation: EvaluationConfig) -> str:
-    """Result of a run's evaluation on another text, named by that text: studies share runs, not their words."""
+    """Result of a run's evaluation on another text, named by that text, because studies share runs but not names."""
     name = f"{evaluation.dataset}-{evaluation.version}-{evaluation.max_tokens}.json"
     return str(RESULTS / "runs" / run_id / "evaluations" / name)
 

@@ -1,8 +1,8 @@
-"""What a product was made with and from: results/.made/<product>, the other half of its key.
+"""Records of how each product was made: results/.made/<product>.
 
-A key is known when the Snakefile is parsed, before a run exists. What a job then read is known to the job alone. So
-the job records digests of it beside the key, and of what it wrote; the next parse compares them with the files as
-they are. A run that was trained again with another loss, and a losses.csv that somebody edited, are found that way.
+A product's key is known when the Snakefile is parsed, before a run exists. Only the job knows what it read. So the job
+records the key with digests of what it read and wrote, and the next parse compares these with the files. This finds a
+run that was trained again with another loss, and a losses.csv that somebody edited.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def _is_place_or_time(key: str) -> bool:
 
 @dataclass(frozen=True)
 class Made:
-    """The record of a product as it was made last."""
+    """The record of a product's last making."""
 
     key: str
     read: dict[str, str]
@@ -86,7 +86,7 @@ def record_made(out: Path, product: str, made: Made) -> None:
 
 
 def forget_made(out: Path, product: str) -> None:
-    """The job's first act: a product whose job was killed is made again, not taken for one that was altered."""
+    """The job's first act, so that a product whose job was killed is made again and not refused as altered."""
     (out / ".made" / product).unlink(missing_ok=True)
 
 

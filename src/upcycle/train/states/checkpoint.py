@@ -25,8 +25,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from upcycle.manifest import (
+    FIX,
     MANIFEST,
-    MEND,
     METRICS,
     DamagedError,
     check_bytes,
@@ -213,13 +213,13 @@ def read_tensors(run_dir: Path, name: str) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load(data)
     except SafetensorError as error:
-        raise DamagedError(f"{run_dir / name}: not a safetensors file ({error}); {MEND}") from None
+        raise DamagedError(f"{run_dir / name}: not a safetensors file ({error}); {FIX}") from None
 
 
 def _read_verified(path: Path, expected: dict[str, Any]) -> bytes:
     data = read_file(path)
     if data is None:
-        raise DamagedError(f"{path}: missing, though {MANIFEST} lists it; {MEND}")
+        raise DamagedError(f"{path}: missing, though {MANIFEST} lists it; {FIX}")
     check_bytes(path, data, expected)
     return data
 
@@ -232,7 +232,7 @@ def verify_finished(run_dir: Path, run_id: str) -> bool:
     """
     if not (run_dir / MANIFEST).exists():
         if (run_dir / METRICS).exists():
-            raise DamagedError(f"{run_dir / METRICS}: there without {MANIFEST}; {MEND}")
+            raise DamagedError(f"{run_dir / METRICS}: there without {MANIFEST}; {FIX}")
         return False
     manifest = read_manifest(run_dir)
     if manifest["id"] != run_id:
@@ -294,9 +294,9 @@ def read_spec(run_dir: Path) -> RunSpec:
         stated = fields.pop("id")
         run = RunSpec.model_validate(fields)
     except ValidationError as error:
-        raise DamagedError(f"{path}: not a run's specification ({describe_error(error)}); {MEND}") from None
+        raise DamagedError(f"{path}: not a run's specification ({describe_error(error)}); {FIX}") from None
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise DamagedError(f"{path}: not a run's specification ({error}); {MEND}") from None
+        raise DamagedError(f"{path}: not a run's specification ({error}); {FIX}") from None
     if run.id != stated:
         raise DamagedError(f"{path}: makes the id {run.id} but states {stated}: edited by hand, or of another version")
     check_listed(path)
