@@ -147,13 +147,12 @@ def test_thresholds_against_d2(n1: float, d1: float, expected: float | None, hal
 
 def test_cost_decides() -> None:
     """With the dense cost sunk, FLOPs are tokens; with it paid, training from scratch is ahead from the start."""
-    sunk, paid = (threshold_flops(CENTRAL, 1e9, 1e10, sunk=sunk) for sunk in (True, False))
-    assert sunk.roots == threshold_d2(CENTRAL, 1e9, 1e10).roots
+    sunk, paid = threshold_d2(CENTRAL, 1e9, 1e10), threshold_flops(CENTRAL, 1e9, 1e10)
     assert (sunk.below, paid.below) == ("upcycle", "scratch")
     extra = 1e10 / 1.75
     expected = brute_force(CENTRAL, lambda D: {"D": D + extra, "N1": 1e9}, lambda D: {"D1": 1e10, "D2": D, "N1": 1e9})
     np.testing.assert_allclose(paid.roots, expected, rtol=1e-10)
-    assert (sunk.criterion, paid.criterion) == ("FLOPs, dense cost sunk", "FLOPs, dense cost paid")
+    assert (sunk.criterion, paid.criterion) == ("D2", "FLOPs, dense cost paid")
 
 
 def random_laws(seed: int) -> ThreeLaws:
@@ -285,7 +284,7 @@ def test_bad_input_is_refused() -> None:
         threshold_d2(CENTRAL, 1e9, float("nan"))
     alone = ThreeLaws(None, None, CENTRAL.upcycled, 8, 2, "one fit", False, True)
     with pytest.raises(UserError, match="one fit has no law of MoEs"):
-        threshold_flops(alone, 1e9, 1e9, sunk=False)
+        threshold_flops(alone, 1e9, 1e9)
 
 
 def with_extra_roots(low_root: float, high_root: float, frame: tuple[float, float]) -> ThreeLaws:

@@ -9,7 +9,7 @@ from upcycle.errors import UserError
 from upcycle.laws.fit import fit
 from upcycle.laws.forms import LAWS
 from upcycle.laws.grouped import fit_by
-from upcycle.laws.result import FitResult, predict, read_fit, write_fit
+from upcycle.laws.result import FitResult, read_fit, write_fit
 
 FLOOR, GAMMA, E_PRIME, SCALE, ETA = 1.5, 0.02, -0.55, 3000.0, 0.3
 D1 = 1e6 * 4.0 ** np.arange(5)
@@ -106,16 +106,17 @@ def test_doubtful_groups_make_doubtful_relations() -> None:
         assert relation["statement"] == "not identifiable: its points are parameters of fits that are not"
 
 
-def test_the_file_of_a_grouped_fit_is_exact_and_predicts(shared: FitResult, tmp_path: Path) -> None:
+def test_the_file_of_a_grouped_fit_is_exact_and_of_its_groups(shared: FitResult, tmp_path: Path) -> None:
     path = tmp_path / "power.json"
     write_fit(shared, path)
     again = read_fit(path)
     assert again == shared
     data = grid()
-    np.testing.assert_allclose(predict(again, data).response_N, data["loss"], rtol=5e-3)
-    assert predict(again, {"D1": D1[0], "D2": 10 * D2[-1]}).outside["D2"][0] == pytest.approx(np.log(10))
-    with pytest.raises(UserError, match="no group with D1 = 3e"):
-        predict(again, {"D1": 3e6, "D2": 1e6})
+    assert list(again.group_fits) == np.unique(data["D1"]).tolist()
+    for value, group in again.group_fits.items():
+        here = data["D1"] == value
+        predicted = LAWS["power"].predict(group.values, {"D2": data["D2"][here]})
+        np.testing.assert_allclose(predicted, data["loss"][here], rtol=5e-3)
 
 
 def test_groups_must_hold_their_column_constant() -> None:

@@ -83,7 +83,7 @@ def test_every_key_named_exists(ran):
     table = PAGE[PAGE.index("## What the JSON holds") : PAGE.index("With `--by` there are")]
     named = set(re.findall(r"`([a-z_0-9]+)`", table))
     assert named <= set(content)
-    rest = {"tex", "response", "simulated", "floor", "by"}  # of no use to a reader of the page
+    rest = {"response", "simulated", "floor", "by"}  # of no use to a reader of the page
     assert set(content) - named <= rest
     certificate = set(re.findall(r"`([a-z_0-9]+)`", PAGE[PAGE.index("## How to read the certificate") :]))
     assert certificate <= keys_of(content["certificate"]) | set(content)

@@ -7,7 +7,7 @@ import pytest
 from upcycle.errors import UserError
 from upcycle.laws.fit import fit, fit_floor
 from upcycle.laws.forms import LAWS
-from upcycle.laws.result import FitResult, predict
+from upcycle.laws.result import FitResult
 
 TOKENS = 0.577e9 * 2.0 ** np.arange(5)
 SIZES = np.array([1.5e7, 4.4e7, 9.8e7, 2.3e8, 5.2e8, 1.1e9])
@@ -89,9 +89,8 @@ def test_a_floor_comes_from_both_kinds() -> None:
         fit_floor({name: column.to_numpy() for name, column in rows[rows["lineage"] == "dense"].items()})
 
 
-def test_a_prediction_names_the_lineage(floor: FitResult) -> None:
-    at = predict(floor, {"lineage": ["dense", "moe"], "D": [1e9, 1e9], "N": [1e8, 1e8]})
-    expected = [LAWS["chinchilla"].predict(values, {"D": 1e9, "N": 1e8})[0] for values in (DENSE, MOE)]
-    np.testing.assert_allclose(at.response_N, expected, rtol=2e-2)
-    with pytest.raises(UserError, match="no group with lineage = up"):
-        predict(floor, {"lineage": "up", "D": 1e9, "N": 1e8})
+def test_the_first_steps_groups_are_lineages(floor: FitResult) -> None:
+    for lineage, values in (("dense", DENSE), ("moe", MOE)):
+        at = {"D": 1e9, "N": 1e8}
+        found = LAWS["chinchilla"].predict(floor.group_fits[lineage].values, at)
+        np.testing.assert_allclose(found, LAWS["chinchilla"].predict(values, at), rtol=2e-2)

@@ -240,7 +240,7 @@ def test_the_edges_of_the_map_are_the_thresholds(panel, size, figures, study):
     for D1, D2 in marked(axes, "paid")[0].get_paths()[0].vertices[::5]:
         # Where this edge turns back its D1 has no root just beside it, so who is ahead is asked on all sides.
         sides = [(D1 * x, D2 * y) for x in (0.97, 1.03) for y in (0.97, 1.03)]
-        assert {threshold_flops(three, size, x, sunk=False).ahead(y) for x, y in sides} == {"upcycle", "scratch"}
+        assert {threshold_flops(three, size, x).ahead(y) for x, y in sides} == {"upcycle", "scratch"}
     stars = [star.get_xydata()[0] for star in marked(axes, "d_star")]
     assert np.allclose(stars, [[root, root] for root in d_star(three, size).roots][: len(stars)])
 

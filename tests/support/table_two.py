@@ -31,7 +31,6 @@ def fit_result(law_name: str, values: Mapping[str, float], rows: pd.DataFrame, *
         "law": law.name,
         "label": law.label,
         "formula": law.formula,
-        "tex": law.tex,
         "response": "loss",
         "identifiable": True,
         "statement": "identifiable",

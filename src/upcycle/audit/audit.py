@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ import pandas as pd
 
 from upcycle.audit.items import allocation, cost, laws, models, tables, thresholds, training
 from upcycle.audit.verdict import VERDICTS, AuditItem, Evidence
-from upcycle.files import write_atomic
+from upcycle.files import plain, write_atomic
 
 TOPICS = {
     "Models and mixtures": models.models_items,
@@ -160,9 +159,7 @@ def _lines(item: AuditItem) -> str:
 
 def _record(item: AuditItem) -> dict[str, Any]:
     """An item as JSON holds it: numbers that do not exist are null."""
-    values = {name: value if math.isfinite(value) else None for name, value in item.values.items()}
-    fields = {"from" if name == "source" else name: value for name, value in vars(item).items()}
-    return fields | {"values": values, "allowed": list(item.allowed) if item.allowed else None}
+    return dict(plain({"from" if name == "source" else name: value for name, value in vars(item).items()}))
 
 
 def _markdown(table: pd.DataFrame) -> str:

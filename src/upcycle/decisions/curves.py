@@ -18,15 +18,12 @@ from numpy.typing import ArrayLike, NDArray
 from upcycle.decisions.published import D_RANGE, N1_RANGE, NOTES, TABLE_2, TABLE_2_E, half_unit
 from upcycle.errors import UserError
 from upcycle.laws.forms import get_law
-from upcycle.laws.law import Law
+from upcycle.laws.law import Box, Law
 from upcycle.laws.result import FitResult, read_fit
 from upcycle.laws.terms import Array
 
 Rows = NDArray[np.intp]
 """Numbers of rows: 0 is the central estimate, 1 + b is draw b."""
-
-Box = Mapping[str, tuple[float, float]]
-"""Smallest and largest value of the data in each of D (or D1, D2) and N1."""
 
 
 @dataclass(frozen=True)
@@ -356,7 +353,7 @@ def _scratch(fits: Mapping[str, FitResult], up: FitResult) -> tuple[str, FitResu
             )
 
         name = min(grouped, key=rank)
-        groups = {str(group["lineage"]): FitResult.from_json(group) for group in grouped[name].groups or []}
+        groups = grouped[name].group_fits
         return f"fit `{name}`", groups.get("dense"), groups.get("moe")
     single = {
         lineage: {name: fit for name, fit in fits.items() if _is_scratch(fit) and fit.lineage == lineage}

@@ -42,7 +42,7 @@ class Threshold:
     """Every number of tokens at which the two ways give the same loss."""
 
     criterion: str
-    """`D1` (Equation 13), `D2`, `FLOPs, dense cost sunk` or `FLOPs, dense cost paid`."""
+    """`D1` (Equation 13), `D2` or `FLOPs, dense cost paid`."""
     roots: tuple[float, ...]
     """Tokens (D* or D2) of those that count, ascending, central estimate; empty: none."""
     below: Ahead
@@ -151,21 +151,15 @@ def threshold_d2(three: ThreeLaws, n1: float, d1: float) -> Threshold:
     return _threshold("D2", "D2", _given(n1, d1, "against the same tokens from scratch"), _gap_d2(three, n1, d1, 0.0))
 
 
-def threshold_flops(three: ThreeLaws, n1: float, d1: float, *, sunk: bool) -> Threshold:
-    """D2 at which both ways cost the same FLOPs and give the same loss, with a dense model of n1 and d1.
+def threshold_flops(three: ThreeLaws, n1: float, d1: float) -> Threshold:
+    """D2 at which both ways give the same loss for the FLOPs of both stages: the dense model's cost is paid, not sunk.
 
-    Training from scratch gets 6 N2 D2 FLOPs (`sunk`), or 6 N2 D2 + 6 N1 d1, which is D2 + d1 N1 / N2 tokens. Raises
-    `UserError` as `d_star`.
+    Training from scratch gets 6 N2 D2 + 6 N1 d1 FLOPs, which is D2 + d1 N1 / N2 tokens; with the cost sunk it is
+    `threshold_d2`. Raises `UserError` as `d_star`.
     """
     n1, d1 = as_positive("n1", n1), as_positive("d1", d1)
-    extra = 0.0 if sunk else d1 / three.active_ratio
-    what = "the FLOPs of the upcycled stage" if sunk else "the FLOPs of both stages"
-    return _threshold(
-        f"FLOPs, dense cost {'sunk' if sunk else 'paid'}",
-        "D2",
-        _given(n1, d1, f"against {what} from scratch"),
-        _gap_d2(three, n1, d1, extra),
-    )
+    opening = _given(n1, d1, "against the FLOPs of both stages from scratch")
+    return _threshold("FLOPs, dense cost paid", "D2", opening, _gap_d2(three, n1, d1, d1 / three.active_ratio))
 
 
 @dataclass(frozen=True)

@@ -32,14 +32,10 @@ def with_context(result: FitResult, rows: pd.DataFrame) -> FitResult:
         n_expert=None if n_expert is None else int(n_expert),
         top_k=None if top_k is None else int(top_k),
     )
-    if result.by is None or result.groups is None:
+    if result.by is None:
         return result
-    groups = []
-    for group in result.groups:
-        one = FitResult.from_json({key: value for key, value in group.items() if key != result.by})
-        part = with_context(one, rows[rows[result.by] == group[result.by]])
-        groups.append(group_json(result.by, group[result.by], part))
-    return replace(result, groups=groups)
+    parts = {value: with_context(one, rows[rows[result.by] == value]) for value, one in result.group_fits.items()}
+    return replace(result, groups=[group_json(result.by, value, part) for value, part in parts.items()])
 
 
 def _only(rows: pd.DataFrame, column: str) -> Any:

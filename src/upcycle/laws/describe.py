@@ -12,6 +12,7 @@ import numpy as np
 
 import upcycle
 from upcycle.errors import UserError
+from upcycle.files import plain
 from upcycle.laws.certificate.certify import certify
 from upcycle.laws.certificate.validate import (
     LeaveOneOut,
@@ -164,7 +165,6 @@ def describe(fitted: Fitted, selection: Selection, *, interval_method: str) -> F
         law=law.name,
         label=law.label,
         formula=law.formula,
-        tex=law.tex,
         response=law.response,
         identifiable=not reasons,
         statement=verdict_statement(fitted, reasons),
@@ -174,7 +174,7 @@ def describe(fitted: Fitted, selection: Selection, *, interval_method: str) -> F
         interval_method=interval_method if fitted.draws_BP is not None else "none",
         derived={d.name: _entry(d.value(values, box), d.unit, d.meaning) for d in law.derived},
         objective=fitted.optimum.objective,
-        delta=finite(law.delta),
+        delta=plain(law.delta),
         n=len(prepared.target_N),
         rms=rms,
         rms_log=rms_log,
@@ -211,9 +211,9 @@ def certificate(fitted: Fitted) -> dict[str, Any]:
         "start_grid": optimum.grid,
         "starts": optimum.starts,
         "starts_agree": optimum.agree,
-        "gradient": finite(optimum.gradient),
+        "gradient": plain(optimum.gradient),
         "iterations": optimum.iterations,
-        "condition": finite(condition_number(prepared, optimum.phi_R)),
+        "condition": plain(condition_number(prepared, optimum.phi_R)),
         "confounded": list(prepared.confounded),
         "bounds_hit": bounds_hit(fitted),
         "loo_converged": float(fitted.loo.refits.converged_S.mean()) if fitted.loo else None,
@@ -303,14 +303,8 @@ def _intervals(fitted: Fitted) -> dict[str, list[float | None]]:
     """95 % intervals of the free parameters and of what follows from them; an end that is not finite is None."""
     if fitted.draws_BP is None:
         return {}
-    pairs = intervals_by_name(fitted.prepared, fitted.draws_BP)
-    return {name: [finite(low), finite(high)] for name, (low, high) in pairs.items()}
+    return dict(plain(intervals_by_name(fitted.prepared, fitted.draws_BP)))
 
 
 def _entry(value: float, unit: str, meaning: str) -> dict[str, Any]:
-    return {"value": finite(value), "unit": unit, "meaning": meaning}
-
-
-def finite(value: float) -> float | None:
-    """None for what JSON cannot hold: an infinite or undefined number."""
-    return float(value) if math.isfinite(value) else None
+    return {"value": plain(value), "unit": unit, "meaning": meaning}

@@ -28,8 +28,6 @@ from upcycle.laws.tables.losses import select_losses as select_rows
 from upcycle.laws.tables.mixed_kernels import warned
 
 DRAWS = 200
-COMPARED = ("law", "loo_rms", "loo_rms_log", "rms", "n", "identifiable", "statement")
-"""What a comparison of laws shows of each."""
 
 
 def fit(
@@ -75,17 +73,6 @@ def fit_floor(data: Mapping[str, Any], *, ids: Sequence[str] | None = None, **ab
             f"E comes from dense models and MoEs from scratch together; these rows are of {', '.join(found)}"
         )
     return fit_by(get_law("chinchilla"), data, by="lineage", shared=["E"], ids=ids, draws=DRAWS, **about)
-
-
-def compare_laws(
-    laws: Sequence[Law], data: Mapping[str, Any], *, ids: Sequence[str] | None = None, draws: int = DRAWS
-) -> pd.DataFrame:
-    """Leave-one-out RMS of several laws on the same points, a row a law (Table 1 has one such column a mixture)."""
-    rows = []
-    for law in laws:
-        result = fit(law, data, ids=ids, draws=draws)
-        rows.append({column: getattr(result, column) for column in COMPARED})
-    return pd.DataFrame(rows).set_index("law")
 
 
 def run_fit(

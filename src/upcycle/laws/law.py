@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -28,7 +28,6 @@ class Shifted:
 
     times: Array | float
     x: Array
-    offset: str = "D0"
 
 
 Coefficient = Array | float | Shifted
@@ -104,7 +103,6 @@ class Law:
     label: str
     """Where it is in the paper."""
     formula: str
-    tex: str
     inputs: tuple[str, ...]
     """Columns of losses.csv."""
     parameters: tuple[Parameter, ...]
@@ -112,7 +110,6 @@ class Law:
     """From the inputs, by name: for each term the coefficient of each internal parameter in its exponent."""
     derived: tuple[Derived, ...] = ()
     response: str = "loss"
-    response_unit: str = "nats"
     line: bool = False
     """The response itself (not its logarithm) is linear in the parameters."""
     delta: float = 1e-3
@@ -225,17 +222,6 @@ class Law:
     def gradient(self, values: Mapping[str, float], data: Mapping[str, Array]) -> Array:
         """Gradient [N, P] of the log response (of the response, for a line) in the internal parameters."""
         return self.model(data).derivatives(self.internal(values)[None]).slope_SNP[0]
-
-    def without(self, name: str, *, drop: str, formula: str, tex: str, label: str) -> Law:
-        """The special case in which a parameter is 0."""
-        self.parameter(drop)
-        terms = self.terms
-
-        def fewer(**inputs: Array) -> list[dict[str, Coefficient]]:
-            return [{key: value for key, value in term.items() if key != drop} for term in terms(**inputs)]
-
-        kept = tuple(p for p in self.parameters if p.name != drop)
-        return replace(self, name=name, label=label, formula=formula, tex=tex, parameters=kept, terms=fewer, derived=())
 
 
 def _log(value: float) -> float:

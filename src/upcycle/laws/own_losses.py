@@ -317,9 +317,8 @@ def own_fit_summary(result: FitResult) -> str:
         lines.append("SIMULATED losses")
     lines.append(_known(result))
     lines += ["", *_parameters(result)]
-    for group in result.groups or []:
-        one = FitResult.from_json({key: value for key, value in group.items() if key != result.by})
-        lines += ["", f"{result.by} = {group[str(result.by)]}: {one.n} rows", *_parameters(one)]
+    for value, one in result.group_fits.items():
+        lines += ["", f"{result.by} = {value}: {one.n} rows", *_parameters(one)]
     delta = "least squares" if result.delta is None else f"Huber delta {result.delta:g} on the log {result.response}"
     lines += ["", f"objective  {result.objective:.10g} (sum over the rows; {delta})"]
     errors = {
@@ -337,7 +336,7 @@ def _known(result: FitResult) -> str:
     """What the rows are of, for the advice."""
     said = {"lineage": result.lineage, "experts": result.n_expert, "top-k": result.top_k}
     if result.by == "lineage":
-        said["lineage"] = " and ".join(str(group[result.by]) for group in result.groups or [])
+        said["lineage"] = " and ".join(result.group_fits)
     known = [f"{name} {value}" for name, value in said.items() if value is not None]
     if said["lineage"] is None:
         known.append("lineage not known: `upcycle advise` needs a column `lineage`, or --columns lineage='up'")

@@ -1,25 +1,71 @@
-"""The registry of laws, and the parameters that many of them share."""
+"""The registry of laws: how a law is made from its formula, and the parameters that many laws share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
 
 from upcycle.errors import UserError, nearest
-from upcycle.laws.law import Coefficient, Law, Parameter
+from upcycle.laws.law import Coefficient, Law, Parameter, Shifted
+from upcycle.laws.terms import Array
+from upcycle.study.formulas import Base, Factor, Formula, read_formula
 
 LAWS: dict[str, Law] = {}
 """Every law by name."""
 
-Term = dict[str, Coefficient]
-
 
 def register(make: Callable[[], Law]) -> Callable[[], Law]:
     """Enter a law under its function's name."""
-    law = make()
-    if law.name != make.__name__ or law.name in LAWS:
-        raise ValueError(f"law `{law.name}` must be made once, by a function of its name")
-    LAWS[law.name] = law
+    if make.__name__ in LAWS:
+        raise ValueError(f"there are two laws `{make.__name__}`")
+    LAWS[make.__name__] = replace(make(), name=make.__name__)
     return make
+
+
+def form(label: str, formula: str, *parameters: Parameter, **more: Any) -> Law:
+    """A law of this formula (see `upcycle.study.formulas`); `register` names it. `more`: other fields of `Law`."""
+    read = read_formula(formula)
+    return Law("", label, formula, read.inputs, parameters, _terms(read), **more)
+
+
+def _terms(formula: Formula) -> Callable[..., Sequence[Mapping[str, Coefficient]]]:
+    """From the inputs by name, for each term the coefficient of each parameter in its exponent (see `Law.terms`)."""
+
+    def terms(**inputs: Array) -> list[dict[str, Coefficient]]:
+        return [
+            {name: value for factor in term for name, value in _coefficients(factor, inputs).items()}
+            for term in formula.terms
+        ]
+
+    return terms
+
+
+def _coefficients(factor: Factor, inputs: Mapping[str, Array]) -> dict[str, Coefficient]:
+    """What a factor adds to its term's exponent, by parameter."""
+    base = factor.base
+    if base is None:
+        return {factor.parameter: 1.0}
+    slope = None if factor.of is None else _log(factor.of, inputs)
+    found: dict[str, Coefficient]
+    if base.offset:  # is fitted itself: the logarithm is not known yet
+        found = {factor.parameter: Shifted(-1.0, inputs[base.input])}
+        return found if slope is None else found | {str(factor.slope): Shifted(slope, inputs[base.input])}
+    log = _log(base, inputs)
+    found = {factor.parameter: -log}
+    return found if slope is None else found | {str(factor.slope): slope * log}
+
+
+def _log(base: Base, inputs: Mapping[str, Array]) -> Array:
+    return np.asarray((np.log1p if base.one_plus else np.log)(inputs[base.input]))
+
+
+def special_case(law: Law, without: str, label: str, formula: str) -> Law:
+    """The law with one parameter set to 0; what follows from its parameters is left out."""
+    kept = tuple(parameter for parameter in law.parameters if parameter.name != without)
+    return form(label, formula, *kept, decides=law.decides)
 
 
 def get_law(name: str) -> Law:

@@ -8,12 +8,8 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from upcycle.errors import UserError
 from upcycle.files import read_record, write_atomic
-from upcycle.laws.forms import get_law
-from upcycle.laws.terms import Array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +19,6 @@ class FitResult:
     law: str
     label: str
     formula: str
-    tex: str
     response: str
     """What was fitted: `loss`, or a parameter of other fits."""
     identifiable: bool
@@ -85,6 +80,15 @@ class FitResult:
         """Parameters by name."""
         return {name: entry["value"] for name, entry in self.parameters.items()}
 
+    @property
+    def group_fits(self) -> dict[Any, FitResult]:
+        """With `by`: the groups' fits by their value."""
+        known = {f.name for f in fields(self)}  # `by` may name a field of a fit itself, as `lineage` does
+        return {
+            group[str(self.by)]: FitResult.from_json({key: item for key, item in group.items() if key in known})
+            for group in self.groups or []
+        }
+
     def to_json(self) -> dict[str, Any]:
         """The file's content."""
         content = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -107,66 +111,6 @@ class FitResult:
                 f"not a fit: missing fields {sorted(missing)}, unknown fields {sorted(set(content) - known)}; fit again"
             )
         return cls(**content)
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """Predicted responses, and how far outside the fitted data they are asked for."""
-
-    response_N: Array
-    outside: dict[str, Array]
-    """For each input the distance in natural logarithms to the range fitted; 0 inside."""
-
-    @property
-    def farthest_N(self) -> Array:
-        """The largest of the distances of each point."""
-        return np.max(list(self.outside.values()), axis=0)
-
-
-def predict(fit: FitResult, inputs: Mapping[str, Any]) -> Prediction:
-    """The response at inputs (scalars or arrays of one length), with its distance to the data.
-
-    A grouped fit takes the group's column too, at values that were fitted. Raises `UserError` for other values.
-    """
-    columns = {name: np.atleast_1d(np.asarray(value)) for name, value in inputs.items()}
-    columns = {name: column if column.dtype.kind == "U" else column.astype(float) for name, column in columns.items()}
-    if fit.by is not None:
-        return _predict_groups(fit, columns)
-    response_N = get_law(fit.law).predict(fit.values, columns)
-    with np.errstate(divide="ignore"):
-        outside = {
-            name: np.maximum(0.0, np.maximum(np.log(low / columns[name]), np.log(columns[name] / high)))
-            for name, (low, high) in fit.box.items()
-            if name in get_law(fit.law).inputs
-        }
-    return Prediction(response_N, outside)
-
-
-def _predict_groups(fit: FitResult, columns: Mapping[str, Array]) -> Prediction:
-    by, groups = str(fit.by), {group[str(fit.by)]: group for group in fit.groups or []}
-    if by not in columns:
-        raise UserError(f"this fit is one of each {by}: give {by} too")
-    wrong = set(columns[by].tolist()) - set(groups)
-    if wrong:
-        raise UserError(
-            f"no group with {by} = {_text(min(wrong))}; fitted: {', '.join(_text(value) for value in sorted(groups))}"
-        )
-    arrays = dict(zip(columns, np.broadcast_arrays(*columns.values()), strict=True))
-    response_N = np.empty(len(arrays[by]))
-    outside = {name: np.zeros(len(arrays[by])) for name in get_law(fit.law).inputs}
-    for value, group in groups.items():
-        here = arrays[by] == value
-        if here.any():
-            one = FitResult.from_json({key: item for key, item in group.items() if key != by})
-            part = predict(one, {name: column[here] for name, column in arrays.items()})
-            response_N[here] = part.response_N
-            for name, distance in part.outside.items():
-                outside[name][here] = distance
-    return Prediction(response_N, outside)
-
-
-def _text(value: float | str) -> str:
-    return value if isinstance(value, str) else f"{value:g}"
 
 
 def write_fit(fit: FitResult, path: Path) -> None:

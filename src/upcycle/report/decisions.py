@@ -86,7 +86,7 @@ def _row(three: ThreeLaws, size: float, d1: float) -> _Row:
         d1,
         equal=d_star(three, size),
         sunk=threshold_d2(three, size, d1),
-        paid=threshold_flops(three, size, d1, sunk=False),
+        paid=threshold_flops(three, size, d1),
         optimum=upcycled_bands(three, d1, size) if three.upcycled.depends_on_size else None,
     )
 

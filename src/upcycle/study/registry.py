@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
 from upcycle.fingerprint import module_path
+from upcycle.study.formulas import read_formula
+
+FORMULA_ARGUMENT = {"form": 1, "special_case": 3}
+"""Functions of `upcycle.laws.registry` that take a formula, and which of their arguments it is."""
 
 
 @dataclass(frozen=True)
@@ -52,35 +55,23 @@ def law_names() -> dict[str, LawNames]:
     functions: dict[str, ast.FunctionDef] = {}
     for module in modules:
         functions |= decorated(f"upcycle.laws.forms.{module}", "register")
-    return {name: _law(name, functions) for name in functions}
+    return {name: _law(function) for name, function in functions.items()}
 
 
-def _law(name: str, functions: dict[str, ast.FunctionDef]) -> LawNames:
-    """Names of a law's parts, from its function `terms` or, where it has none, from the law that it is made from.
+def _law(function: ast.FunctionDef) -> LawNames:
+    """Names of a law's parts from its formula, or from its function `terms` where it is no sum of products of powers.
 
-    `terms` takes the inputs and returns a dict of parameters a term; `Shifted` brings an offset, `drop` takes a
-    parameter out. Raises `ValueError` for a law that is written otherwise (a test reads them all).
+    `terms` takes the inputs and returns a dict of parameters a term. Raises `ValueError` for a law that is written
+    otherwise (a test reads them all).
     """
-    function = functions[name]
-    terms = next(
-        (node for node in ast.walk(function) if isinstance(node, ast.FunctionDef) and node.name == "terms"), None
-    )
-    calls = [node for node in ast.walk(function) if isinstance(node, ast.Call)]
-    keywords = {keyword.arg: keyword.value for call in calls for keyword in call.keywords}
+    nodes = list(ast.walk(function))
+    of_fits = any(isinstance(node, ast.keyword) and node.arg == "source" for node in nodes)
+    terms = next((node for node in nodes if isinstance(node, ast.FunctionDef) and node.name == "terms"), None)
     if terms is not None:
-        inputs = tuple(argument.arg for argument in terms.args.args)
-        return LawNames(inputs, tuple(dict.fromkeys(_keys(terms))), "source" in keywords)
-    base = next((call.func.id for call in calls if isinstance(call.func, ast.Name) and call.func.id in functions), None)
-    if base is None:
-        raise ValueError(f"law `{name}` has no function `terms` and is made from no other law")
-    whole = _law(base, functions)
-    dropped = ast.literal_eval(keywords["drop"]) if "drop" in keywords else None
-    return LawNames(whole.inputs, tuple(p for p in whole.parameters if p != dropped), whole.of_fits)
-
-
-def _keys(terms: ast.FunctionDef) -> Iterator[str]:
-    for node in ast.walk(terms):
-        if isinstance(node, ast.Dict):
-            yield from (ast.literal_eval(key) for key in node.keys if key is not None)
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Shifted":
-            yield next((ast.literal_eval(word.value) for word in node.keywords if word.arg == "offset"), "D0")
+        keys = [key for node in ast.walk(terms) if isinstance(node, ast.Dict) for key in node.keys if key is not None]
+        return LawNames(tuple(a.arg for a in terms.args.args), tuple(map(ast.literal_eval, keys)), of_fits)
+    for node in nodes:
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in FORMULA_ARGUMENT:
+            formula = read_formula(ast.literal_eval(node.args[FORMULA_ARGUMENT[node.func.id]]))
+            return LawNames(formula.inputs, formula.parameters, of_fits)
+    raise ValueError(f"law `{function.name}` has neither a formula nor a function `terms`")

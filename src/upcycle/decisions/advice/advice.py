@@ -114,7 +114,7 @@ def advise(
     table = tuple(_row(asked, n1, d1, share, law_error, flops_per_second) for share in SHARES_OF_D1)
     thresholds = (
         threshold_d2(asked, n1, d1),
-        threshold_flops(asked, n1, d1, sunk=False),
+        threshold_flops(asked, n1, d1),
         d_star(asked, n1),
     )
     verdicts = {verdict_of(each) for each in (comparisons[:1] or [row.comparison for row in table])}

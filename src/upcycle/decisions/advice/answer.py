@@ -5,8 +5,6 @@ D, D1, D2 in tokens, N1 in non-embedding parameters, losses in nats. docs/advice
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,6 +13,7 @@ from upcycle.decisions.advice.recommendation import Recommendation
 from upcycle.decisions.advice.rules import Rule
 from upcycle.decisions.advice.settling import SettlingRun
 from upcycle.decisions.thresholds import Threshold
+from upcycle.files import plain
 
 UPCYCLED = "upcycled"
 SCRATCH = "MoE from scratch, same FLOPs"
@@ -120,15 +119,5 @@ class Advice:
             del expected_loss["rows"]
         for threshold in data["thresholds"]:
             del threshold["draws"]
-        return {key: _strict(value) for key, value in data.items()}
-
-
-def _strict(value: Any) -> Any:
-    """Tuples as lists, mappings as dicts, plain floats; what is not finite is None."""
-    if isinstance(value, Mapping):
-        return {key: _strict(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [_strict(item) for item in value]
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    return value
+        found: dict[str, Any] = plain(data)
+        return found

@@ -15,6 +15,7 @@ from scipy.special import ndtr
 
 from upcycle.decisions.curves import Curve, ThreeLaws, central_95
 from upcycle.decisions.published import D_RANGE, N1_RANGE
+from upcycle.files import plain
 from upcycle.laws.terms import Array
 from upcycle.study.spec import short_count
 
@@ -143,12 +144,8 @@ def tokens_to_reach(curve: Curve, name: str, target: Array, **others: float) -> 
     if len(tokens) > 1:
         # neighbours, not interpolation: half of infinity is no number
         ends = np.quantile(tokens[1:], [0.025, 0.975], method="inverted_cdf")
-        band = (_finite(ends[0]), _finite(ends[1]))
-    return Reach(_finite(tokens[0]), band, float(np.mean(never[1:])) if len(tokens) > 1 else None)
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
+        band = (plain(ends[0]), plain(ends[1]))
+    return Reach(plain(tokens[0]), band, float(np.mean(never[1:])) if len(tokens) > 1 else None)
 
 
 def distances(three: ThreeLaws, n1: float, d1: float, tokens: tuple[float, ...]) -> tuple[Distance, ...]:

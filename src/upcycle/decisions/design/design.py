@@ -14,8 +14,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
 from upcycle.decisions.curves import Curve, ThreeLaws, published, read_three_laws
 from upcycle.decisions.design.answer import DesignAnswer, Verified
 from upcycle.decisions.design.candidates import Candidate, largest, linearise, rank, simulated_error
@@ -33,6 +31,7 @@ from upcycle.decisions.design.words import design_in_words
 from upcycle.decisions.quantities import quantity
 from upcycle.decisions.thresholds import Threshold
 from upcycle.errors import UserError
+from upcycle.files import plain
 from upcycle.laws.certificate.validate import seed_noise
 from upcycle.laws.forms import get_law
 from upcycle.laws.tables.losses import read_losses
@@ -267,7 +266,8 @@ def as_data(answer: DesignAnswer) -> dict[str, Any]:
         "further_runs": _further(answer),
         "notes": list(setting.notes),
     }
-    return dict(_finite(data))
+    found: dict[str, Any] = plain(data)
+    return found
 
 
 def _threshold_data(threshold: Threshold) -> dict[str, Any]:
@@ -304,14 +304,3 @@ def _further(answer: DesignAnswer) -> dict[str, Any] | None:
             for each in answer.verified
         ],
     }
-
-
-def _finite(value: Any) -> Any:
-    """The same with null for numbers that JSON cannot hold."""
-    if isinstance(value, Mapping):
-        return {str(name): _finite(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    if isinstance(value, (float, np.floating)):
-        return float(value) if math.isfinite(value) else None
-    return value

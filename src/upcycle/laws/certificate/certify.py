@@ -5,13 +5,11 @@ Everything is ready for JSON: an entry that could not be had is `{"skipped": "wh
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-
+from upcycle.files import plain
 from upcycle.laws.certificate.holdout import HeldOut, extrapolation, folds
 from upcycle.laws.certificate.likelihood import criteria
 from upcycle.laws.certificate.profile import INTERACTIONS, PROFILED, calibrated_threshold, interaction_test, profile
@@ -24,7 +22,6 @@ from upcycle.laws.certificate.validate import (
 )
 from upcycle.laws.solver.prepare import Prepared
 from upcycle.laws.solver.search import Optimum, Refits
-from upcycle.laws.terms import Array
 
 MOST_RESIDUALS = 100_000
 """Of one kind of bootstrap: draws x points. Draws are fewer where there are more than 500 points."""
@@ -59,9 +56,6 @@ def certify(
     if prepared.confounded:
         return {"skipped": f"the inputs of these points cannot tell {', '.join(prepared.confounded)} apart"}
     count = _affordable(draws, n)
-    likely = {
-        name: _finite(value) for name, value in asdict(criteria(optimum.objective, n, p, prepared.law.delta)).items()
-    }
     names = [slot.parameter.name for slot in prepared.slots if slot.group is None]
     # Thresholds of profiles are of one E, so draws with an E of their own are no use to them.
     same_floor = None if residual is None or drawn_floor else residual.first(count)
@@ -69,7 +63,7 @@ def certify(
     perfect = optimum.objective <= n * PERFECT**2 / 2
     no_noise = {"skipped": "the law passes through every point: there is no noise to judge by"}
     content: dict[str, Any] = {
-        **likely,
+        **asdict(criteria(optimum.objective, n, p, prepared.law.delta)),
         "profile": {
             name: no_noise if perfect else _profile(prepared, optimum, name, loo, same_floor, draws=count, seed=seed)
             for name in names
@@ -86,8 +80,8 @@ def certify(
     elif interactions:
         pool_N = residual_pool(loo.residual_N)
         test = interaction_test(prepared, optimum, interactions[0], pool_N, draws=count, seed=seed)
-        content["interaction"] = {key: _finite(value) for key, value in asdict(test).items()}
-    return content
+        content["interaction"] = asdict(test)
+    return dict(plain(content))
 
 
 def _affordable(draws: int, n: int) -> int:
@@ -110,8 +104,8 @@ def _profile(
     found = profile(prepared, optimum, name, drop)
     return {
         "value": found.values.tolist(),
-        "objective": [_finite(value) for value in found.objective.tolist()],
-        "deviance": [_finite(value) for value in found.deviance.tolist()],
+        "objective": found.objective.tolist(),
+        "deviance": found.deviance.tolist(),
         "interval": list(found.interval),
         "threshold": found.threshold,
     }
@@ -136,16 +130,8 @@ def _intervals(
     kinds = {"residual": residual, "pair": bootstrap_pairs(prepared, optimum, draws=draws, seed=seed)}
     if noise is not None and prepared.law.response == "loss":
         kinds["seed_noise"] = bootstrap_noise(prepared, optimum, noise, draws=draws, seed=seed)
-    content: dict[str, Any] = {kind: _table(prepared, prepared.values(refits.phi_SR)) for kind, refits in kinds.items()}
+    content: dict[str, Any] = {
+        kind: intervals_by_name(prepared, prepared.values(refits.phi_SR)) for kind, refits in kinds.items()
+    }
     content["failed"] = {kind: int((~refits.converged_S).sum()) for kind, refits in kinds.items()}
     return content
-
-
-def _table(prepared: Prepared, values_BP: Array) -> dict[str, list[float | None]]:
-    pairs = intervals_by_name(prepared, values_BP)
-    return {name: [_finite(low), _finite(high)] for name, (low, high) in pairs.items()}
-
-
-def _finite(value: Any) -> Any:
-    """None for a number that JSON cannot hold."""
-    return None if isinstance(value, float | np.floating) and not math.isfinite(value) else value

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -255,13 +254,13 @@ class SeedNoise:
     """Settings with more than one seed."""
 
 
-def seed_noise(losses: pd.DataFrame, settings: Sequence[str] = EQUAL_SETTINGS) -> SeedNoise | None:
+def seed_noise(losses: pd.DataFrame) -> SeedNoise | None:
     """Pooled standard deviation of the losses of runs that differ in their seed alone; None where none was repeated.
 
     Rows of equal settings and equal seed differ in something else (an ablation) and are left out.
     """
     squares, freedom, points = 0.0, 0, 0
-    for _, group in losses.groupby(list(settings), dropna=False):
+    for _, group in losses.groupby(list(EQUAL_SETTINGS), dropna=False):
         if len(group) > 1 and group["seed"].is_unique:
             squares += float(((group["loss"] - group["loss"].mean()) ** 2).sum())
             freedom, points = freedom + len(group) - 1, points + 1

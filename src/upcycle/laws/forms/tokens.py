@@ -9,10 +9,10 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from numpy import log, log1p
+from numpy import log
 
-from upcycle.laws.law import Box, Derived, Law, Parameter, ParameterSource, Shifted
-from upcycle.laws.registry import FLOOR, INTERACTION, OFFSET, Term, exponent_parameter, register, scale
+from upcycle.laws.law import Box, Coefficient, Derived, Law, Parameter, ParameterSource
+from upcycle.laws.registry import FLOOR, INTERACTION, OFFSET, exponent_parameter, form, register, scale, special_case
 from upcycle.laws.terms import Array
 
 
@@ -44,27 +44,18 @@ def chinchilla() -> Law:
     In this project's tables N is the dense model's size N1 for both, as in the comparison at fixed N1 of Equation 13.
     """
 
-    def terms(D: Array, N: Array) -> tuple[Term, ...]:
-        return {"A": 1.0, "alpha": -log(D)}, {"B": 1.0, "beta": -log(N)}, {"E": 1.0}
-
     def share_of(name: str) -> Callable[[Mapping[str, float], Box], float]:
         return lambda values, box: values[name] / (values["alpha"] + values["beta"])
 
-    return Law(
-        name="chinchilla",
-        label="Equation 3",
-        formula="L = A D^-alpha + B N^-beta + E",
-        tex=r"$L = A\,D^{-\alpha} + B\,N^{-\beta} + E$",
-        inputs=("D", "N"),
+    return form(
+        "Equation 3",
+        "L = A D^-alpha + B N^-beta + E",
+        scale("A", "loss that more data would save", "nats at D = 1 token"),
+        exponent_parameter("alpha", "exponent of D"),
+        scale("B", "loss that a larger model would save", "nats at N = 1 parameter"),
+        exponent_parameter("beta", "exponent of N"),
+        FLOOR,
         decides="scratch",
-        parameters=(
-            scale("A", "loss that more data would save", "nats at D = 1 token"),
-            exponent_parameter("alpha", "exponent of D"),
-            scale("B", "loss that a larger model would save", "nats at N = 1 parameter"),
-            exponent_parameter("beta", "exponent of N"),
-            FLOOR,
-        ),
-        terms=terms,
         derived=(
             Derived("optimal_D_exponent", "1", "compute-optimal D grows as FLOPs to this power", share_of("beta")),
             Derived("optimal_N_exponent", "1", "compute-optimal N grows as FLOPs to this power", share_of("alpha")),
@@ -72,25 +63,19 @@ def chinchilla() -> Law:
     )
 
 
+POWER_STARTS = (0.02, 0.1, 0.3, 0.6, 1.2, 2.0)
+"""Of an exponent that alone decides the curve: few points of a group leave it anywhere between."""
+
+
 @register
 def power() -> Law:
     """Equation 7. L(D2) = A D2^-alpha + E, at fixed D1."""
-
-    def terms(D2: Array) -> tuple[Term, ...]:
-        return {"A": 1.0, "alpha": -log(D2)}, {"E": 1.0}
-
-    return Law(
-        name="power",
-        label="Equation 7",
-        formula="L = A D2^-alpha + E",
-        tex=r"$L = A\,D_2^{-\alpha} + E$",
-        inputs=("D2",),
-        parameters=(
-            scale("A", "scaling factor", "nats at D2 = 1 token"),
-            exponent_parameter("alpha", "exponent of D2", starts=(0.02, 0.1, 0.3, 0.6, 1.2, 2.0)),
-            FLOOR,
-        ),
-        terms=terms,
+    return form(
+        "Equation 7",
+        "L = A D2^-alpha + E",
+        scale("A", "scaling factor", "nats at D2 = 1 token"),
+        exponent_parameter("alpha", "exponent of D2", starts=POWER_STARTS),
+        FLOOR,
     )
 
 
@@ -98,49 +83,28 @@ def power() -> Law:
 def power_in_tokens() -> Law:
     """The same for training from scratch at one model size, L(D) = A D^-alpha + E (section 2.2)."""
 
-    def terms(D: Array) -> tuple[Term, ...]:
-        return {"A": 1.0, "alpha": -log(D)}, {"E": 1.0}
-
-    return replace(
-        power(),
-        name="power_in_tokens",
-        label="Section 2.2",
-        formula="L = A D^-alpha + E",
-        tex=r"$L = A\,D^{-\alpha} + E$",
-        inputs=("D",),
+    return form(
+        "Section 2.2",
+        "L = A D^-alpha + E",
+        scale("A", "scaling factor", "nats at D = 1 token"),
+        exponent_parameter("alpha", "exponent of D", starts=POWER_STARTS),
+        FLOOR,
         decides="scratch",
-        parameters=(
-            scale("A", "scaling factor", "nats at D = 1 token"),
-            exponent_parameter("alpha", "exponent of D", starts=(0.02, 0.1, 0.3, 0.6, 1.2, 2.0)),
-            FLOOR,
-        ),
-        terms=terms,
     )
 
 
 @register
 def multiplicative_limit() -> Law:
     """Equation 1. L(D1, D2) = A D1^-alpha1 D2^(-alpha2 + alpha3 ln D1) + E: Equation 8 at D2 >> 1."""
-
-    def terms(D1: Array, D2: Array) -> tuple[Term, ...]:
-        factor: Term = {"A": 1.0, "alpha1": -log(D1), "alpha2": -log(D2), "alpha3": log(D1) * log(D2)}
-        return factor, {"E": 1.0}
-
-    return Law(
-        name="multiplicative_limit",
-        label="Equation 1",
-        formula="L = A D1^-alpha1 D2^(-alpha2 + alpha3 ln D1) + E",
-        tex=r"$L = A\,D_1^{-\alpha_1} D_2^{-\alpha_2 + \alpha_3 \ln D_1} + E$",
-        inputs=("D1", "D2"),
+    return form(
+        "Equation 1",
+        "L = A D1^-alpha1 D2^(-alpha2 + alpha3 ln D1) + E",
+        scale("A", "scaling factor", "nats at D1 = D2 = 1 token"),
+        exponent_parameter("alpha1", "exponent of D1 at D2 = 1 token"),
+        exponent_parameter("alpha2", "exponent of D2 at D1 = 1 token"),
+        INTERACTION,
+        FLOOR,
         decides="upcycled",
-        parameters=(
-            scale("A", "scaling factor", "nats at D1 = D2 = 1 token"),
-            exponent_parameter("alpha1", "exponent of D1 at D2 = 1 token"),
-            exponent_parameter("alpha2", "exponent of D2 at D1 = 1 token"),
-            INTERACTION,
-            FLOOR,
-        ),
-        terms=terms,
         derived=EXPONENT_OF_D2,
     )
 
@@ -152,17 +116,15 @@ def bilinear() -> Law:
     The same curves as Equation 1, with c = ln A. The signs are those of Equation 8; C.3 prints them all positive.
     """
 
-    def terms(D1: Array, D2: Array) -> tuple[Term, ...]:
-        factor: Term = {"c": 1.0, "alpha1": -log(D1), "alpha2": -log(D2), "alpha3": log(D1) * log(D2)}
+    def terms(D1: Array, D2: Array) -> tuple[dict[str, Coefficient], ...]:
+        factor: dict[str, Coefficient] = {"c": 1.0, "alpha1": -log(D1), "alpha2": -log(D2), "alpha3": log(D1) * log(D2)}
         return factor, {"E": 1.0}
 
     limit = multiplicative_limit()
     return replace(
         limit,
-        name="bilinear",
         label="Section C.3",
         formula="ln(L - E) = c - alpha1 ln D1 - alpha2 ln D2 + alpha3 ln D1 ln D2",
-        tex=r"$\ln(L - E) = c - \alpha_1 \ln D_1 - \alpha_2 \ln D_2 + \alpha_3 \ln D_1 \ln D_2$",
         parameters=(
             Parameter("c", "exponent", "1", "ln(L - E) at D1 = D2 = 1 token", (-10.0, 40.0), starts=(1.0, 5.0, 15.0)),
             *limit.parameters[1:],
@@ -174,26 +136,15 @@ def bilinear() -> Law:
 @register
 def multiplicative() -> Law:
     """Equation 8. L(D1, D2) = A D1^-alpha1 (1 + D2)^(-alpha2 + alpha3 ln D1) + E: the paper's choice."""
-
-    def terms(D1: Array, D2: Array) -> tuple[Term, ...]:
-        factor: Term = {"A": 1.0, "alpha1": -log(D1), "alpha2": -log1p(D2), "alpha3": log(D1) * log1p(D2)}
-        return factor, {"E": 1.0}
-
-    return Law(
-        name="multiplicative",
-        label="Equation 8",
-        formula="L = A D1^-alpha1 (1 + D2)^(-alpha2 + alpha3 ln D1) + E",
-        tex=r"$L = A\,D_1^{-\alpha_1}(1 + D_2)^{-\alpha_2 + \alpha_3 \ln D_1} + E$",
-        inputs=("D1", "D2"),
+    return form(
+        "Equation 8",
+        "L = A D1^-alpha1 (1 + D2)^(-alpha2 + alpha3 ln D1) + E",
+        scale("A", "scaling factor", "nats at D1 = 1 token, D2 = 0"),
+        exponent_parameter("alpha1", "exponent of D1 at D2 = 0"),
+        exponent_parameter("alpha2", "exponent of D2 at D1 = 1 token"),
+        INTERACTION,
+        FLOOR,
         decides="upcycled",
-        parameters=(
-            scale("A", "scaling factor", "nats at D1 = 1 token, D2 = 0"),
-            exponent_parameter("alpha1", "exponent of D1 at D2 = 0"),
-            exponent_parameter("alpha2", "exponent of D2 at D1 = 1 token"),
-            INTERACTION,
-            FLOOR,
-        ),
-        terms=terms,
         derived=EXPONENT_OF_D2,
     )
 
@@ -201,12 +152,8 @@ def multiplicative() -> Law:
 @register
 def multiplicative_no_interaction() -> Law:
     """The special case alpha3 = 0 of the multiplicative form (section 4.1, Table 1)."""
-    return multiplicative().without(
-        "multiplicative_no_interaction",
-        drop="alpha3",
-        label="Equation 8 with alpha3 = 0",
-        formula="L = A D1^-alpha1 (1 + D2)^-alpha2 + E",
-        tex=r"$L = A\,D_1^{-\alpha_1}(1 + D_2)^{-\alpha_2} + E$",
+    return special_case(
+        multiplicative(), "alpha3", "Equation 8 with alpha3 = 0", "L = A D1^-alpha1 (1 + D2)^-alpha2 + E"
     )
 
 
@@ -218,32 +165,16 @@ def multiplicative_offset() -> Law:
     Equation 8 the offset is one token. For D2 >> D0 it is Equation 1 with alpha1 + alpha3 ln D0 as exponent of D1. It
     is the same law in any unit of tokens.
     """
-
-    def terms(D1: Array, D2: Array) -> tuple[Term, ...]:
-        factor: Term = {
-            "A": 1.0,
-            "alpha1": -log(D1),
-            "alpha2": Shifted(-1.0, D2),
-            "alpha3": Shifted(log(D1), D2),
-        }
-        return factor, {"E": 1.0}
-
-    return Law(
-        name="multiplicative_offset",
-        label="Equation 8 with an offset",
-        formula="L = A D1^-alpha1 (1 + D2/D0)^(-alpha2 + alpha3 ln D1) + E",
-        tex=r"$L = A\,D_1^{-\alpha_1}(1 + D_2/D_0)^{-\alpha_2 + \alpha_3 \ln D_1} + E$",
-        inputs=("D1", "D2"),
+    return form(
+        "Equation 8 with an offset",
+        "L = A D1^-alpha1 (1 + D2/D0)^(-alpha2 + alpha3 ln D1) + E",
+        scale("A", "scaling factor", "nats at D1 = 1 token, D2 = 0"),
+        exponent_parameter("alpha1", "exponent of D1 at D2 = 0"),
+        exponent_parameter("alpha2", "exponent of D2 >> D0 at D1 = 1 token"),
+        INTERACTION,
+        OFFSET,
+        FLOOR,
         decides="upcycled",
-        parameters=(
-            scale("A", "scaling factor", "nats at D1 = 1 token, D2 = 0"),
-            exponent_parameter("alpha1", "exponent of D1 at D2 = 0"),
-            exponent_parameter("alpha2", "exponent of D2 >> D0 at D1 = 1 token"),
-            INTERACTION,
-            OFFSET,
-            FLOOR,
-        ),
-        terms=terms,
         derived=EXPONENT_OF_D2,
     )
 
@@ -251,12 +182,11 @@ def multiplicative_offset() -> Law:
 @register
 def multiplicative_offset_no_interaction() -> Law:
     """The special case alpha3 = 0 of the form with an offset."""
-    return multiplicative_offset().without(
-        "multiplicative_offset_no_interaction",
-        drop="alpha3",
-        label="Equation 8 with an offset and alpha3 = 0",
-        formula="L = A D1^-alpha1 (1 + D2/D0)^-alpha2 + E",
-        tex=r"$L = A\,D_1^{-\alpha_1}(1 + D_2/D_0)^{-\alpha_2} + E$",
+    return special_case(
+        multiplicative_offset(),
+        "alpha3",
+        "Equation 8 with an offset and alpha3 = 0",
+        "L = A D1^-alpha1 (1 + D2/D0)^-alpha2 + E",
     )
 
 
@@ -267,30 +197,16 @@ def additive() -> Law:
     Unlike Equation 8, this form is not the same in other units of D2: the interaction multiplies a change of unit by a
     power of D1 that no other parameter can absorb. Tokens are the paper's units.
     """
-
-    def terms(D1: Array, D2: Array) -> tuple[Term, ...]:
-        return (
-            {"A": 1.0, "alpha1": -log(D1)},
-            {"F": 1.0, "alpha2": -log1p(D2), "alpha3": log(D1) * log1p(D2)},
-            {"E": 1.0},
-        )
-
-    return Law(
-        name="additive",
-        label="Equation 9",
-        formula="L = A D1^-alpha1 + F (1 + D2)^(-alpha2 + alpha3 ln D1) + E",
-        tex=r"$L = A\,D_1^{-\alpha_1} + F\,(1 + D_2)^{-\alpha_2 + \alpha_3 \ln D_1} + E$",
-        inputs=("D1", "D2"),
+    return form(
+        "Equation 9",
+        "L = A D1^-alpha1 + F (1 + D2)^(-alpha2 + alpha3 ln D1) + E",
+        scale("A", "loss that more dense training would save", "nats at D1 = 1 token"),
+        exponent_parameter("alpha1", "exponent of D1"),
+        scale("F", "loss that more upcycled training would save", "nats at D2 = 0"),
+        exponent_parameter("alpha2", "exponent of D2 at D1 = 1 token"),
+        INTERACTION,
+        FLOOR,
         decides="upcycled",
-        parameters=(
-            scale("A", "loss that more dense training would save", "nats at D1 = 1 token"),
-            exponent_parameter("alpha1", "exponent of D1"),
-            scale("F", "loss that more upcycled training would save", "nats at D2 = 0"),
-            exponent_parameter("alpha2", "exponent of D2 at D1 = 1 token"),
-            INTERACTION,
-            FLOOR,
-        ),
-        terms=terms,
         derived=EXPONENT_OF_D2,
     )
 
@@ -298,27 +214,20 @@ def additive() -> Law:
 @register
 def additive_no_interaction() -> Law:
     """The special case alpha3 = 0 of the additive form (section 4.1, Table 1)."""
-    return additive().without(
-        "additive_no_interaction",
-        drop="alpha3",
-        label="Equation 9 with alpha3 = 0",
-        formula="L = A D1^-alpha1 + F (1 + D2)^-alpha2 + E",
-        tex=r"$L = A\,D_1^{-\alpha_1} + F\,(1 + D_2)^{-\alpha_2} + E$",
-    )
+    return special_case(additive(), "alpha3", "Equation 9 with alpha3 = 0", "L = A D1^-alpha1 + F (1 + D2)^-alpha2 + E")
 
 
 @register
 def exponent_vs_d1() -> Law:
     """Equation 10. -alpha(D1) = gamma ln D1 + E', a line through the exponents of Equation 7; least squares."""
 
-    def terms(D1: Array) -> tuple[Term, ...]:
+    def terms(D1: Array) -> tuple[dict[str, Coefficient], ...]:
         return ({"gamma": log(D1), "E_prime": 1.0},)
 
     return Law(
-        name="exponent_vs_d1",
+        name="",
         label="Equation 10",
         formula="-alpha(D1) = gamma ln D1 + E'",
-        tex=r"$-\alpha(D_1) = \gamma \ln D_1 + E'$",
         inputs=("D1",),
         parameters=(
             Parameter(
@@ -333,7 +242,6 @@ def exponent_vs_d1() -> Law:
         ),
         terms=terms,
         response="minus_alpha",
-        response_unit="1",
         line=True,
         delta=math.inf,
         source=ParameterSource("power", "alpha", sign=-1.0),
@@ -343,23 +251,11 @@ def exponent_vs_d1() -> Law:
 @register
 def scale_vs_d1() -> Law:
     """Equation 16. A(D1) = C D1^-eta, a power law through the scaling factors of Equation 7; least squares on ln A."""
-
-    def terms(D1: Array) -> tuple[Term, ...]:
-        return ({"C": 1.0, "eta": -log(D1)},)
-
-    return Law(
-        name="scale_vs_d1",
-        label="Equation 16",
-        formula="A(D1) = C D1^-eta",
-        tex=r"$A(D_1) = C\,D_1^{-\eta}$",
-        inputs=("D1",),
-        parameters=(
-            Parameter("C", "scale", "nats at D1 = D2 = 1 token", "scaling factor", bounds=(1e-6, 1e100), starts=(1.0,)),
-            Parameter(
-                "eta", "exponent", "1", "exponent of D1 in the scaling factor", bounds=(-20.0, 20.0), starts=(0.5,)
-            ),
-        ),
-        terms=terms,
+    return form(
+        "Equation 16",
+        "A(D1) = C D1^-eta",
+        Parameter("C", "scale", "nats at D1 = D2 = 1 token", "scaling factor", bounds=(1e-6, 1e100), starts=(1.0,)),
+        Parameter("eta", "exponent", "1", "exponent of D1 in the scaling factor", bounds=(-20.0, 20.0), starts=(0.5,)),
         response="A",
         delta=math.inf,
         source=ParameterSource("power", "A"),

@@ -19,14 +19,12 @@ Value = Cells | float | str | bool
 _FUNCTIONS: dict[str, Callable[[Any], Any]] = {name: getattr(np, name) for name in FUNCTIONS}
 
 
-def evaluate_expression(
-    expression: Expression, columns: Mapping[str, Cells], kinds: Mapping[str, Kind] | None = None
-) -> Value:
+def evaluate_expression(expression: Expression, columns: Mapping[str, Cells]) -> Value:
     """The value of an expression over a table: numbers or truths [N], a column of words as it is, or a constant.
 
-    `kinds`: of the columns; None: as their values are. Raises `UserError` as `check` does.
+    Raises `UserError` as `check` does.
     """
-    check(expression, kinds or _kinds(expression, columns))
+    check(expression, _kinds(expression, columns))
     return _value(expression, columns)
 
 
@@ -35,7 +33,8 @@ def truths(
 ) -> NDArray[np.bool_]:
     """Whether a condition holds in each row [N]; no comparison holds with a missing number, except `!=`.
 
-    Raises `UserError` as `evaluate_expression` does, and if the expression is no condition.
+    `kinds`: of the columns; None: as their values are. Raises `UserError` as `evaluate_expression` does, and if the
+    expression is no condition.
     """
     check_condition(expression, kinds or _kinds(expression, columns))
     held = np.asarray(_value(expression, columns))
