@@ -7,7 +7,6 @@ from itertools import cycle
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from upcycle.laws.forms import get_law
@@ -32,10 +31,11 @@ def figure_5(inputs: Inputs) -> Figure:
     values = predicted(fit, rows)
     errors = None if fit.loo_residuals_log is None else rows["loss"] * np.expm1(fit.loo_residuals_log)
     sizes, uses = sorted(rows["N1"].unique()), sorted(rows["top_k"].unique())
+    colours = dict(zip(sizes, style.sequence(len(sizes)), strict=True))
     markers = dict(zip(uses, cycle(style.MARKERS), strict=False))
     square(left, rows["loss"].tolist(), values.tolist())
     right.axhline(0, color=style.GREY, linewidth=0.8)
-    for size, colour in zip(sizes, style.sequence(len(sizes)), strict=True):
+    for size, colour in colours.items():
         for top_k, marker in markers.items():
             here = ((rows["N1"] == size) & (rows["top_k"] == top_k)).to_numpy()
             if here.any():
@@ -49,14 +49,9 @@ def figure_5(inputs: Inputs) -> Figure:
     right.xaxis.set_major_locator(round_ticks())
     right.set_xlabel("measured loss (nats per token)")
     right.set_ylabel("predicted − measured (nats)")
-    handles: list[Artist] = [
-        Patch(color=colour, label=f"$N_1$ = {short_count(size)}")
-        for size, colour in zip(sizes, style.sequence(len(sizes)), strict=True)
-    ]
-    handles += [
-        Line2D([], [], color=style.GREY, marker=marker, linestyle="none", label=f"top-{top_k}")
-        for top_k, marker in markers.items()
-    ]
+    handles: list[Artist] = [Patch(color=c, label=f"$N_1$ = {short_count(size)}") for size, c in colours.items()]
+    grey = {top_k: (style.GREY, marker) for top_k, marker in markers.items()}
+    handles += style.look_handles(grey, lambda top_k: f"top-{top_k}", linestyle="none")
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 8), columnspacing=1)
     return figure
 
@@ -74,7 +69,7 @@ def figure_13(inputs: Inputs) -> Figure:
     uses, experts = sorted(rows["top_k"].unique()), sorted(rows["n_expert"].unique())
     figure = style.new_figure(max(style.PAGE * len(uses) / 3, style.COLUMN), 2.6, simulated=inputs.simulated)
     panels = figure.subplots(1, len(uses), sharey=True, squeeze=False)[0]
-    looks = dict(zip(experts, zip(style.sequence(len(experts)), cycle(style.MARKERS), strict=False), strict=False))
+    looks = style.looks(experts)
     for axes, top_k in zip(panels, uses, strict=True):
         here = rows[rows["top_k"] == top_k]
         line = np.geomspace(here["N2"].min(), here["N2"].max(), 100)
@@ -91,8 +86,5 @@ def figure_13(inputs: Inputs) -> Figure:
         style.token_axis(axes, sorted(here["N2"]), "active parameters, $N_2$", apart=0.2)
         axes.set_title(f"top-{top_k}\n$P$ = {', '.join(shown)}", loc="left")
     style.loss_axis(panels[0])
-    handles = [
-        Line2D([], [], color=colour, marker=marker, label=f"{n_expert}") for n_expert, (colour, marker) in looks.items()
-    ]
-    style.legend_below(figure, handles, "experts")
+    style.legend_below(figure, style.look_handles(looks, str), "experts")
     return figure

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from itertools import cycle
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -29,7 +28,6 @@ def figure_3(inputs: Inputs, sweep: str | None = None, model: str | None = None)
     figure = style.new_figure(style.COLUMN, 2.5, simulated=inputs.simulated)
     axes = figure.subplots()
     seed = int(grid.rows["seed"].min())
-    colours = style.sequence(len(grid.D1))
     first = math.inf
     curves = []
     for D1 in grid.D1:
@@ -38,7 +36,7 @@ def figure_3(inputs: Inputs, sweep: str | None = None, model: str | None = None)
         curves.append((rows, curve))
         first = min(first, *(tokens for tokens, _ in curve if tokens > 0))
     origin = first / 2  # where a logarithmic axis shows 0
-    for colour, marker, (rows, curve) in zip(colours, cycle(style.MARKERS), curves, strict=False):
+    for (colour, marker), (rows, curve) in zip(style.looks(grid.D1).values(), curves, strict=True):
         start = [(origin, loss) for tokens, loss in curve if tokens == 0]
         trained = [(tokens, loss) for tokens, loss in curve if tokens > 0]
         axes.plot(*zip(*start, *trained, strict=True), color=colour, linewidth=1)
@@ -99,7 +97,7 @@ def _loss_by_D1(axes: Axes, inputs: Inputs, grid: Grid) -> FitResult:
     fit = inputs.fit(grid, "power", by="D1")
     curves = {int(group["D1"]): group for group in fit.groups or []}
     D2 = np.geomspace(grid.D2[0], grid.D2[-1], 100)
-    for D1, colour, marker in zip(grid.D1, style.sequence(len(grid.D1)), cycle(style.MARKERS), strict=False):
+    for D1, (colour, marker) in style.looks(grid.D1).items():
         rows = grid.rows[grid.rows["D1"] == D1]
         if D1 in curves:
             values = {name: entry["value"] for name, entry in curves[D1]["parameters"].items()}
@@ -126,8 +124,8 @@ def _relation(axes: Axes, fit: FitResult, parameter: str, law: str) -> None:
     line = np.geomspace(D1.min(), D1.max(), 100)
     axes.plot(line, get_law(law).predict(values, {"D1": line}), color=style.FIT, label=get_law(law).label)
     points = [sign * group["parameters"][parameter]["value"] for group in groups]
-    looks = zip(style.sequence(len(groups)), cycle(style.MARKERS), strict=False)
-    for group, value, (colour, marker) in zip(groups, points, looks, strict=True):
+    looks = style.looks(range(len(groups)))
+    for group, value, (colour, marker) in zip(groups, points, looks.values(), strict=True):
         interval = group["intervals"].get(parameter)
         if interval and None not in interval:
             axes.vlines(group["D1"], *(sign * bound for bound in interval), color=colour, linewidth=1)

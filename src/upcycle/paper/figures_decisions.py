@@ -148,7 +148,7 @@ def figure_16(inputs: Inputs) -> Figure:
         axes.set_facecolor(OUTSIDE)
         axes.axvspan(spent.min(), spent.max(), color="white", zorder=0)
     style.loss_axis(top, "lowest loss (nats per token)")
-    bottom.set_ylabel("minus MoE (nats)")
+    bottom.set_ylabel("loss − MoE's (nats)")
     bottom.set_xscale("log")
     bottom.xaxis.set_minor_locator(NullLocator())
     bottom.set(xlim=(flops[0], flops[-1]), xlabel="compute, $C$ (FLOPs)")

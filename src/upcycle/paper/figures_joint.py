@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import cycle
-
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -44,8 +42,7 @@ def figure_6(inputs: Inputs) -> Figure:
     panels = [(title, shown, values) for title, shown, values in candidates if values is not None]
     figure = style.new_figure(max(style.PAGE * len(panels) / 3, style.COLUMN), 4.2, simulated=inputs.simulated)
     grid = figure.subplots(2, len(panels), squeeze=False, sharex="col", sharey="row", height_ratios=[2, 1])
-    sizes = sorted(rows["N1"].unique())
-    looks = dict(zip(sizes, zip(style.sequence(len(sizes)), cycle(style.MARKERS), strict=False), strict=False))
+    looks = style.looks(sorted(rows["N1"].unique()))
     for (top, bottom), (title, shown, values) in zip(grid.T, panels, strict=True):
         part = rows[shown]
         errors = values - part["loss"].to_numpy()
@@ -61,10 +58,7 @@ def figure_6(inputs: Inputs) -> Figure:
     for axes in grid[0, 1:]:
         axes.set_ylabel("")
     grid[1, 0].set_ylabel("error (nats)")
-    handles = [
-        Line2D([], [], color=colour, marker=marker, linestyle="none", label=short_count(size))
-        for size, (colour, marker) in looks.items()
-    ]
+    handles = style.look_handles(looks, short_count, linestyle="none")
     columns = min(len(handles), 8)
     figure.legend(handles=handles, title="$N_1$", loc="outside lower center", ncols=columns, columnspacing=1)
     return figure
@@ -83,9 +77,8 @@ def figure_14(inputs: Inputs) -> Figure:
     figure = style.new_figure(style.COLUMN, 3.0, simulated=inputs.simulated)
     axes = figure.subplots()
     groups = _common_budgets(rows)
-    looks = zip(style.sequence(len(groups)), cycle(style.MARKERS), strict=False)
     handles = []
-    for group, (colour, marker) in zip(groups, looks, strict=False):
+    for group, (colour, marker) in zip(groups, style.looks(range(len(groups))).values(), strict=True):
         D1, D2 = float(group["D1"].iloc[0]), float(group["D2"].iloc[0])
         line = np.geomspace(group["N1"].min(), group["N1"].max(), 100)
         data = {"D1": np.full_like(line, D1), "D2": np.full_like(line, D2), "N1": line}

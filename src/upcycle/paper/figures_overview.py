@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import cycle
-
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -39,7 +37,7 @@ def overview(inputs: Inputs, sweep: str | None = None) -> Figure:
         if not line.empty:
             handles += top.plot(line.index, line, color=colour, marker=marker, ls="--", markersize=5, label=label)
             tokens |= {int(value) for value in line.index}
-    for D1, shade, marker in zip(grid.D1, style.sequence(len(grid.D1)), cycle(style.MARKERS), strict=False):
+    for D1, (shade, marker) in style.looks(grid.D1).items():
         line = grid.rows[grid.rows["D1"] == D1].groupby("D2")["loss"].mean()
         style.points(top, line.index, line, shade, marker, line=True)
         for axes in rest:
@@ -79,7 +77,7 @@ def residuals(inputs: Inputs, sweep: str | None = None) -> Figure:
             axes.axhspan(-2 * noise.deviation, 2 * noise.deviation, color=style.GREY, alpha=0.25, linewidth=0)
         axes.axhline(0, color=style.GREY, linewidth=0.7)
         handles = []
-        for D1, colour, marker in zip(grid.D1, style.sequence(len(grid.D1)), cycle(style.MARKERS), strict=False):
+        for D1, (colour, marker) in style.looks(grid.D1).items():
             here = points["D1"] == D1
             handles += style.points(axes, points["D2"][here], errors[here], colour, marker, label=short_count(D1))
         axes.set_title(f"{row.replace('α3', '$α_3$')}\nRMS {number(fit.loo_rms, 2)} nats", loc="left")

@@ -106,7 +106,7 @@ class Inputs:
     def spec(self, run_id: str) -> RunSpec:
         """What a run is: its shape, data, optimizer, schedule.
 
-        Raises `UserError` as `record`, where the plan is not at hand.
+        Raises `UserError` as `record` does, for a run that is not planned.
         """
         if run_id in self.specs:
             return self.specs[run_id]
@@ -199,10 +199,7 @@ class Inputs:
         """
         fit = self.fit_or_none(grid, law, by=by)
         if fit is None:
-            raise UserError(
-                f"no fit of law `{law}`{f' by {by}' if by else ''} to sweep `{grid.sweep}`, {grid.model} {grid.label}: "
-                f"add one under `fits` in the study (fits at hand: {', '.join(self.fits) or 'none'})"
-            )
+            raise self._no_fit(law, by, f" to sweep `{grid.sweep}`, {grid.model} {grid.label}")
         return fit
 
     def fit_or_none(self, grid: Grid, law: str, *, by: str | None = None) -> FitResult | None:
@@ -223,11 +220,13 @@ class Inputs:
         """
         found = [fit for fit in self.fits.values() if fit.law == law and fit.by == by]
         if not found:
-            raise UserError(
-                f"no fit of law `{law}`{f' by {by}' if by else ''}: add one under `fits` in the study "
-                f"(fits at hand: {', '.join(self.fits) or 'none'})"
-            )
+            raise self._no_fit(law, by, "")
         return max(found, key=lambda fit: len(fit.ids))
+
+    def _no_fit(self, law: str, by: str | None, to: str) -> UserError:
+        fits = ", ".join(self.fits) or "none"
+        grouped = f" by {by}" if by else ""
+        return UserError(f"no fit of law `{law}`{grouped}{to}: add one under `fits` in the study (it has: {fits})")
 
     def rows_of(self, fit: FitResult) -> pd.DataFrame:
         """The rows of losses.csv that a fit was made to, in its order.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -29,6 +30,17 @@ def cells(frame: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
             texts.append(text)
         rows.append([str(label), *texts])
     return [str(frame.index.name or ""), *values], rows
+
+
+def with_interval(column: str, value: float, bounds: Sequence[float | None] | None) -> dict[str, float]:
+    """A value and its interval as the columns that `cells` folds; NaN for a bound that is missing or not finite."""
+    low, high = bounds or (None, None)
+    return {column: value, f"{column} low": or_nan(low), f"{column} high": or_nan(high)}
+
+
+def or_nan(value: float | None) -> float:
+    """NaN for a number that there is not."""
+    return math.nan if value is None else value
 
 
 def number(value: Any, digits: int = 3) -> str:

@@ -7,10 +7,10 @@ Colours are safe for colour-blind readers and keep their order in grey: a trunca
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from itertools import cycle
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import matplotlib as mpl
 import numpy as np
@@ -32,6 +32,9 @@ FIT = "#0072B2"
 SIMULATED = "#B00020"
 GREY = "#6B6B6B"
 Colour = str | tuple[float, float, float, float]
+Value = TypeVar("Value", bound=float)
+RIM: dict[str, Any] = {"markeredgecolor": "white", "markeredgewidth": 0.4}
+"""Keeps markers apart where they crowd."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 
 _SETTINGS: dict[Any, Any] = {
@@ -76,6 +79,16 @@ def sequence(count: int) -> list[tuple[float, float, float, float]]:
     """`count` colours for ordered values, light to dark, all readable on white."""
     positions = np.linspace(0.80, 0.05, count) if count > 1 else [0.3]
     return [mpl.colormaps["viridis"](position) for position in positions]
+
+
+def looks(values: Sequence[Value]) -> dict[Value, tuple[Colour, str]]:
+    """Colour and marker of each of some ordered values, light to dark; markers repeat after the tenth."""
+    return dict(zip(values, zip(sequence(len(values)), cycle(MARKERS), strict=False), strict=True))
+
+
+def look_handles(shown: Mapping[Value, tuple[Colour, str]], name: Callable[[Value], str], **more: Any) -> list[Line2D]:
+    """A legend's entry for each of these looks; `more` are properties of its line."""
+    return [Line2D([], [], color=c, marker=m, label=name(value), **more) for value, (c, m) in shown.items()]
 
 
 def new_figure(width: float, height: float, *, simulated: bool) -> Figure:
@@ -150,18 +163,13 @@ def points(
     label: str = "",
 ) -> list[Line2D]:
     """Markers with a thin white rim, so that they stay apart where they crowd."""
-    rim: dict[str, Any] = {"markeredgecolor": "white", "markeredgewidth": 0.4}
     style = "-" if line else "none"
-    return axes.plot(list(x), list(y), marker, color=colour, linestyle=style, label=label, **rim)
+    return axes.plot(list(x), list(y), marker, color=colour, linestyle=style, label=label, **RIM)
 
 
 def sequence_legend(axes: Axes, D1: Sequence[int], *, more: Sequence[Line2D] = (), title: str = "$D_1$") -> None:
     """Legend of the values of D1, smallest first as the curves lie, in the corner that falling losses leave empty."""
-    rim: dict[str, Any] = {"markeredgecolor": "white", "markeredgewidth": 0.4}
-    handles = [
-        Line2D([], [], color=colour, marker=marker, label=short_count(value), **rim)
-        for value, colour, marker in zip(D1, sequence(len(D1)), cycle(MARKERS), strict=False)
-    ]
+    handles = look_handles(looks(D1), short_count, **RIM)
     axes.legend(handles=handles, title=title, loc="upper right", ncols=1 + (len(handles) > 6))
     if more:
         figure = axes.get_figure()

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import pandas as pd
 
 from upcycle.errors import UserError
 from upcycle.paper.inputs import Grid, Inputs
+from upcycle.paper.render import or_nan, with_interval
 
 LAWS = {
     "multiplicative": "multiplicative law with interaction",
@@ -48,15 +47,16 @@ def table_8(inputs: Inputs, sweep: str | None = None) -> pd.DataFrame:
 
     Exponents of Equation 8 with interaction, for each mixture (experts, active experts). Brackets: 95 % intervals.
     """
-    columns: dict[str, list[float]] = {}
-    for grid in inputs.grids(sweep):
-        fit = inputs.fit(grid, "multiplicative")
-        heading = _heading(inputs, grid, sweep)
-        intervals = [fit.intervals.get(name, [None, None]) for name in _EXPONENTS]
-        columns[heading] = [fit.values[name] for name in _EXPONENTS]
-        columns[f"{heading} low"] = [math.nan if low is None else low for low, _ in intervals]
-        columns[f"{heading} high"] = [math.nan if high is None else high for _, high in intervals]
-    return pd.DataFrame(columns, index=pd.Index(_EXPONENTS.values(), name="exponent"))
+    fits = {_heading(inputs, grid, sweep): inputs.fit(grid, "multiplicative") for grid in inputs.grids(sweep)}
+    rows = [
+        {
+            column: value
+            for heading, fit in fits.items()
+            for column, value in with_interval(heading, fit.values[name], fit.intervals.get(name)).items()
+        }
+        for name in _EXPONENTS
+    ]
+    return pd.DataFrame(rows, index=pd.Index(_EXPONENTS.values(), name="exponent"))
 
 
 def law_errors(inputs: Inputs, grid: Grid) -> dict[str, float]:
@@ -71,7 +71,7 @@ def law_errors(inputs: Inputs, grid: Grid) -> dict[str, float]:
             f"the fits of {', '.join(fits)} to sweep `{grid.sweep}` take different runs, their errors do not compare: "
             "give them the same `sweep` and `where` in the study"
         )
-    return {law: math.nan if fit.loo_rms is None else fit.loo_rms for law, fit in fits.items()}
+    return {law: or_nan(fit.loo_rms) for law, fit in fits.items()}
 
 
 def _heading(inputs: Inputs, grid: Grid, sweep: str | None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ import pandas as pd
 from upcycle.errors import UserError
 from upcycle.laws.result import FitResult
 from upcycle.paper.inputs import Inputs
+from upcycle.paper.render import with_interval
 
 COLUMNS = {
     "A": "A",
@@ -59,11 +59,7 @@ def _laws(inputs: Inputs) -> dict[str, Mapping[str, Any]]:
 
 
 def _row(parameters: Mapping[str, Any], intervals: Mapping[str, Any]) -> dict[str, float]:
-    row = {}
+    row: dict[str, float] = {}
     for name, entry in parameters.items():
-        column = COLUMNS[name]
-        low, high = intervals.get(name, [None, None])
-        row[column] = entry["value"]
-        row[f"{column} low"] = math.nan if low is None else low
-        row[f"{column} high"] = math.nan if high is None else high
+        row |= with_interval(COLUMNS[name], entry["value"], intervals.get(name))
     return row

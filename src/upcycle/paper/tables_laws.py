@@ -10,6 +10,7 @@ import pandas as pd
 from upcycle.errors import UserError
 from upcycle.laws.result import FitResult
 from upcycle.paper.inputs import Inputs
+from upcycle.paper.render import or_nan, with_interval
 
 
 def laws(inputs: Inputs, sweep: str | None = None) -> pd.DataFrame:
@@ -35,7 +36,7 @@ def laws(inputs: Inputs, sweep: str | None = None) -> pd.DataFrame:
         raise UserError(f"no law is fitted to all runs of sweep `{grid.sweep}`: add one under `fits` in the study")
     reference = next(
         (name for name, fit in found.items() if fit.law == "multiplicative" and fit.loo_residuals_log is not None),
-        min(found, key=lambda name: _number(found[name].loo_rms)),
+        min(found, key=lambda name: or_nan(found[name].loo_rms)),
     )
     rows = {
         name.replace("_", " "): _row(fit) | _against(inputs, fit, found[reference], reference)
@@ -53,18 +54,11 @@ def laws(inputs: Inputs, sweep: str | None = None) -> pd.DataFrame:
 
 def _against(inputs: Inputs, fit: FitResult, reference: FitResult, name: str) -> dict[str, Any]:
     """The ratio of errors to the reference law's, and the test of lack of fit; NaN where they cannot be computed."""
-    ratio = inputs.error_ratio(fit, reference)
-    low, high = ratio.by_points if ratio else (math.nan, math.nan)
-    first, last = (ratio.by_groups if ratio else None) or (math.nan, math.nan)
-    test = inputs.lack_of_fit(fit)
-    heading, rows = f"ratio to {name.replace('_', ' ')}", "ratio, rows drawn"
+    ratio, test = inputs.error_ratio(fit, reference), inputs.lack_of_fit(fit)
+    value = ratio.ratio if ratio else math.nan
     return {
-        heading: ratio.ratio if ratio else math.nan,
-        f"{heading} low": low,
-        f"{heading} high": high,
-        rows: ratio.ratio if ratio else math.nan,
-        f"{rows} low": first,
-        f"{rows} high": last,
+        **with_interval(f"ratio to {name.replace('_', ' ')}", value, ratio.by_points if ratio else None),
+        **with_interval("ratio, rows drawn", value, ratio.by_groups if ratio else None),
         "F of fit": test.F if test else math.nan,
         "degrees of freedom": f"{test.freedom[0]}, {test.freedom[1]}" if test else "",
         "p of fit": test.p if test else math.nan,
@@ -76,19 +70,9 @@ def _row(fit: FitResult) -> dict[str, Any]:
     interaction = fit.certificate.get("interaction", {})
     return {
         "parameters": float(fit.certificate["parameters"]),
-        "leave one out": _number(fit.loo_rms),
+        "leave one out": or_nan(fit.loo_rms),
         "one budget out": max(folds, default=math.nan),
-        "largest D2 out": _number(_extrapolated(fit.certificate.get("extrapolation", {}))),
-        "AIC": _number(fit.certificate.get("aic")),
-        "p of no interaction": _number(interaction.get("p_bootstrap")),
+        "largest D2 out": or_nan(fit.certificate.get("extrapolation", {}).get("D2", {}).get("rms")),
+        "AIC": or_nan(fit.certificate.get("aic")),
+        "p of no interaction": or_nan(interaction.get("p_bootstrap")),
     }
-
-
-def _extrapolated(entries: dict[str, Any]) -> float | None:
-    """Error at the largest D2, from a fit to the others."""
-    found: float | None = entries.get("D2", {}).get("rms")
-    return found
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value

@@ -50,23 +50,15 @@ def with_few_draws(three: ThreeLaws, draws: int = DRAWS) -> ThreeLaws:
     )
 
 
-def largest_n1(three: ThreeLaws) -> float:
-    """The largest dense size N1 among the upcycled models fitted."""
-    return three.upcycled.box["N1"][1]
-
-
-def one_size(three: ThreeLaws) -> bool:
-    """Whether the upcycled models fitted have one size, so that nothing is known of others."""
-    low, high = three.upcycled.box["N1"]
-    return low == high
-
-
 def sizes_of(three: ThreeLaws, sizes: Sequence[float] | None, defaults: Sequence[float]) -> list[float]:
-    """Sizes N1 to show: those asked for, else the paper's; where the data are far smaller, multiples of the largest."""
+    """Sizes N1 to show: those asked for, else the paper's; where the data are far smaller, multiples of the largest.
+
+    Laws fitted to one size know nothing of others: that size alone.
+    """
     if sizes is not None:
         return list(sizes)
-    largest = largest_n1(three)
-    if one_size(three):
+    smallest, largest = three.upcycled.box["N1"]
+    if smallest == largest:
         return [largest]
     if largest * 10 < defaults[0]:
         return [largest * size / defaults[0] for size in defaults]

@@ -20,6 +20,7 @@ from upcycle.report.decisions import decisions
 from upcycle.report.findings import Verdict, findings, headline
 from upcycle.report.limits import limits
 from upcycle.study import catalogue
+from upcycle.study.spec import short_count
 from upcycle.study.values import duration
 
 __all__ = ["Background", "headline", "write_report"]
@@ -56,7 +57,7 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     found.filters |= {"number": number, "plural": plural, "words": words}
-    found.filters |= {"duration": duration, "count": sections.count}
+    found.filters |= {"duration": duration, "count": short_count}
     return found
 
 

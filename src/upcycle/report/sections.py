@@ -150,8 +150,3 @@ def texts(inputs: Inputs, background: Background) -> list[dict[str, Any]]:
         }
         for manifest in background.manifests(fingerprints)
     ]
-
-
-def count(number: float) -> str:
-    """A count with three digits and a letter."""
-    return short_count(number)
