@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from upcycle.model import cuda_kernels, te_kernels
 from upcycle.model.kernels import Kernels
-from upcycle.model.moe import MoE
 from upcycle.model.torch_kernels import loop, plain_attention, rms_norm
 from upcycle.model.transformer import Transformer, init_weights
 from upcycle.study.spec import ModelSpec, MoESpec
@@ -128,51 +127,6 @@ def test_a_model_trains_on_the_wrappers_of_transformer_engine_and_keeps_its_own_
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
     for name, gradient in gradients[0].items():
         assert (gradient - gradients[1][name]).norm() <= 0.02 * gradients[1][name].norm(), name
-
-
-def te_mixture(model: ModelSpec, moe: MoESpec) -> nn.ModuleDict:
-    """One layer's experts as a model made of TE modules has them."""
-    fc1 = recorded.GroupedLinear(
-        num_gemms=moe.n_expert,
-        in_features=model.d_model,
-        out_features=2 * model.mlp_width,
-        bias=False,
-        params_dtype=torch.float32,
-        device="cpu",
-    )
-    fc2 = recorded.GroupedLinear(
-        num_gemms=moe.n_expert,
-        in_features=model.mlp_width,
-        out_features=model.d_model,
-        bias=False,
-        params_dtype=torch.float32,
-        device="cpu",
-    )
-    return nn.ModuleDict({"moe": nn.ModuleDict({"fc1": fc1, "fc2": fc2})})
-
-
-def test_a_state_dict_goes_to_modules_of_transformer_engine_and_comes_back() -> None:
-    model = ModelSpec(n_layer=1, d_model=8, n_head=1, vocab_size=8, context=8)
-    moe = MoESpec(n_expert=3, top_k=1, gate="softmax_topk")
-    ours = nn.ModuleDict({"moe": MoE(model, moe, Kernels())})
-    for seed, parameter in enumerate(ours.parameters()):
-        parameter.data = random(*parameter.shape, seed=seed, dtype=torch.float32)
-    state = ours.state_dict()
-    theirs = te_mixture(model, moe)
-    incompatible = theirs.load_state_dict(te_kernels.to_te(state), strict=False)
-    assert all(name.endswith("_extra_state") for name in incompatible.missing_keys)
-    assert incompatible.unexpected_keys == ["moe.router.weight"]
-    assert torch.equal(theirs["moe"]["fc1"].weight2, state["moe.w_in"][2])
-    back = te_kernels.from_te(theirs.state_dict() | {"moe.router.weight": state["moe.router.weight"]})
-    assert back.keys() == state.keys()
-    assert all(torch.equal(back[name], state[name]) for name in state)
-
-
-def test_a_state_dict_of_transformer_engine_without_one_expert_is_refused() -> None:
-    state = te_kernels.to_te({"exp_avg.blocks.0.moe.w_in": torch.zeros(3, 4, 2)})
-    del state["exp_avg.blocks.0.moe.fc1.weight1"]
-    with pytest.raises(ValueError, match=r"exp_avg.blocks.0.moe.w_in: no weights for expert 1 of 3"):
-        te_kernels.from_te(state)
 
 
 def test_the_recorded_releases_are_those_pinned_in_pyproject() -> None:

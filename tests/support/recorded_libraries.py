@@ -151,7 +151,7 @@ class RMSNorm(nn.Module):
 
 
 class GroupedLinear(nn.Module):
-    """One matrix a group, `weight0` to `weight{E-1}`, and an empty `_extra_state`."""
+    """One matrix a group, `weight0` to `weight{E-1}`."""
 
     def __init__(self, **keywords: Any) -> None:
         super().__init__()
@@ -161,12 +161,6 @@ class GroupedLinear(nn.Module):
             shape = (given["out_features"], given["in_features"])
             weight = torch.randn(shape, device=given["device"], dtype=given["params_dtype"])
             self.register_parameter(f"weight{group}", nn.Parameter(weight))
-
-    def get_extra_state(self) -> Tensor:
-        return torch.empty(0, dtype=torch.uint8)
-
-    def set_extra_state(self, state: Tensor) -> None:
-        pass
 
     def forward(self, **keywords: Any) -> Tensor:
         call = _bind("GroupedLinear.forward", keywords)

@@ -113,14 +113,10 @@ def choose_kernels(
     chosen: dict[str, Any] = {}
     described: dict[str, str] = {}
     versions = {"torch": str(torch.__version__)}
+    fit: dict[str, Any] = {"device": device, "dtype": dtype, "tensor_parallel": tensor_parallel}
     for op in KERNELS:
         check_name(op, wanted[op])
-        fit = {"device": device, "dtype": dtype, "tensor_parallel": tensor_parallel}
-        if wanted[op] == "auto":
-            name, reason, kernel, version = _automatic(op, model, fit)
-        else:
-            name, reason = wanted[op], "as asked for"
-            kernel, version = _named(op, name, model, fit)
+        name, reason, kernel, version = _choose(op, wanted[op], model, fit)
         library = LIBRARIES[name].distribution if name in LIBRARIES else "torch"
         versions[library] = version
         described[op] = name
@@ -131,7 +127,7 @@ def choose_kernels(
         chosen[op] = kernel
     if described["cross_entropy"] == "chunked":
         chosen["token_cross_entropy"] = torch_kernels.chunked_token_cross_entropy
-    native = _whole_layers(wanted, model, device=device, dtype=dtype, tensor_parallel=tensor_parallel, compile=compile)
+    native = _whole_layers(wanted, model, {**fit, "compile": compile})
     described |= {"router": "torch", "layers": "composed"}
     if native:  # whole layers compute every op of a training step
         described = dict.fromkeys(described, "native")
@@ -148,14 +144,11 @@ def float32_kernels(model: ModelSpec, names: Mapping[str, str], *, device: str, 
     return choose_kernels(model, able | {"layers": "composed"}, **fit)
 
 
-def _whole_layers(
-    wanted: Mapping[str, str], model: ModelSpec, *, device: str, dtype: str, tensor_parallel: int, compile: bool
-) -> bool:
+def _whole_layers(wanted: Mapping[str, str], model: ModelSpec, fit: Mapping[str, Any]) -> bool:
     """Whether to use the C kernels, as they can be and nothing else is asked for; a log line gives the reason."""
     if wanted["layers"] == "composed":
         log.info("layers=composed: as asked for, or as several processes need")
         return False
-    fit: dict[str, Any] = {"device": device, "dtype": dtype, "tensor_parallel": tensor_parallel, "compile": compile}
     reason = why_not_native(model, named_kernels(wanted), **fit)
     if not reason:
         try:
@@ -168,18 +161,24 @@ def _whole_layers(
     return not reason
 
 
-def _automatic(op: str, model: ModelSpec, fit: Mapping[str, Any]) -> tuple[str, str, Any, str]:
-    """The first kernel in the order of preference that fits and can be loaded: name, reason, kernel, version."""
+def _choose(op: str, wanted: str, model: ModelSpec, fit: Mapping[str, Any]) -> tuple[str, str, Any, str]:
+    """Name, reason, kernel and version of the kernel asked for, or for `auto` of the first that fits and loads.
+
+    Raises UserError with op, name, reason and how to fix it for a named kernel that cannot be used.
+    """
     refused: list[str] = []
-    for name in _preference(op, fit["device"]):
-        reason = why_not(op, name, model, **fit)
+    for name in _preference(op, fit["device"]) if wanted == "auto" else (wanted,):
+        reason, fix = why_not(op, name, model, **fit), alternatives(op)
         if not reason:
             try:
                 kernel, version = _load(op, name)
             except MissingLibraryError as error:
-                reason = str(error)
+                reason, fix = str(error), f"to install: {LIBRARIES[name].install} (docs/cluster.md); or {fix}"
             else:
-                return name, "; ".join(refused) or "the first choice on this device", kernel, version
+                first = "the first choice on this device" if wanted == "auto" else "as asked for"
+                return name, "; ".join(refused) or first, kernel, version
+        if name == wanted:
+            raise UserError(f"{op} kernel {name} cannot be used: {reason}; {fix}")
         refused.append(f"not {name}: {reason}")
     raise AssertionError(f"the last {op} kernel in order of preference fits anything: {refused}")
 
@@ -189,18 +188,6 @@ def _preference(op: str, device: str) -> tuple[str, ...]:
     if op == "attention":
         return ("flash2", "sdpa_flash", "sdpa") if device == "cuda" else ("sdpa",)
     return {"experts": ("grouped_mm", "loop"), "rms_norm": ("torch",), "cross_entropy": ("plain",)}[op]
-
-
-def _named(op: str, name: str, model: ModelSpec, fit: Mapping[str, Any]) -> tuple[Any, str]:
-    """The kernel asked for and its version, or UserError with op, name, reason and mend."""
-    reason = why_not(op, name, model, **fit)
-    if reason:
-        raise UserError(f"{op} kernel {name} cannot be used: {reason}; {alternatives(op)}")
-    try:
-        return _load(op, name)
-    except MissingLibraryError as error:
-        install = f"; to install: {LIBRARIES[name].install} (docs/cluster.md)" if name in LIBRARIES else ""
-        raise UserError(f"{op} kernel {name} cannot be used: {error}{install}; or {alternatives(op)}") from error
 
 
 def _load(op: str, name: str) -> tuple[Any, str]:

@@ -2,8 +2,7 @@
 
 Opt-in by name. The model keeps its own parameters under its own names, experts stacked as (E, ., .); the modules of
 Transformer Engine are lent them for a call. So a run may change kernels between two segments, and its files, FSDP and
-the optimizer do not know. `to_te` and `from_te` convert state dicts for exchange with models that are made of TE
-modules, where every expert has a parameter of its own.
+the optimizer do not know.
 
 Shapes: B sequences, S positions, H heads, C head dimension, D d_model, M width of an expert, E experts, N slots.
 """
@@ -11,8 +10,6 @@ Shapes: B sequences, S positions, H heads, C head dimension, D d_model, M width 
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -114,51 +111,3 @@ def _empty_grouped_linear(te: Any, weights_EJK: Tensor) -> nn.Module:
     for parameter in module.parameters():
         parameter.data = parameter.data.new_empty(0)
     return module
-
-
-# --- exchange of state dicts with models made of TE modules
-
-_STACKED = {"w_in": "fc1", "w_out": "fc2"}
-_EXPERT = re.compile(r"(?P<stem>.*moe\.)(?P<layer>fc1|fc2)\.weight(?P<expert>\d+)")
-
-
-def to_te(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Stacked experts `moe.w_in` (E, 2M, D) and `moe.w_out` (E, D, M) as `moe.fc1.weight<e>` and `moe.fc2.weight<e>`.
-
-    The first M rows of fc1 are the gate, as TE's SwiGLU has it and ours. All else keeps its name, whatever stands
-    before it (optimizer moments as well). The result shares memory with the argument.
-    """
-    converted: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        stem, _, last = name.rpartition(".")
-        if stem.endswith("moe") and last in _STACKED:
-            for expert, weight in enumerate(tensor.unbind()):
-                converted[f"{stem}.{_STACKED[last]}.weight{expert}"] = weight
-        else:
-            converted[name] = tensor
-    return converted
-
-
-def from_te(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `to_te`; `_extra_state`, TE's (without FP8 empty) bookkeeping, is left out.
-
-    Raises ValueError where an expert is missing.
-    """
-    names = {layer: name for name, layer in _STACKED.items()}
-    converted: dict[str, Tensor] = {}
-    experts: dict[str, dict[int, Tensor]] = {}
-    for name, tensor in state.items():
-        if name.endswith("_extra_state"):
-            continue
-        found = _EXPERT.fullmatch(name)
-        if found is None:
-            converted[name] = tensor
-        else:
-            stacked = found["stem"] + names[found["layer"]]
-            experts.setdefault(stacked, {})[int(found["expert"])] = tensor
-    for name, weights in experts.items():
-        missing = sorted(set(range(max(weights) + 1)) - set(weights))
-        if missing:
-            raise ValueError(f"{name}: no weights for expert {missing[0]} of {max(weights) + 1}")
-        converted[name] = torch.stack([weights[expert] for expert in sorted(weights)])
-    return converted

@@ -157,12 +157,6 @@ class Transformer(nn.Module):
         assert logits_BSV is not None
         return logits_BSV
 
-    def loss(self, ids_BS: Tensor, targets_BS: Tensor) -> Tensor:
-        """Mean cross-entropy in nats, a scalar, without the balance loss."""
-        loss = self(ids_BS, targets_BS).loss
-        assert loss is not None
-        return loss
-
 
 # --- initial weights
 
