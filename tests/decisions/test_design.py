@@ -235,7 +235,7 @@ def test_bad_grids_are_named(text):
         (["--noise", "0.001", "--law", "jont"], "did you mean `joint`"),
         (["--noise", "0.001", "--law", "chinchilla"], "law of D1, D2"),
         (["--noise", "0.001", "--fix", "e"], "no parameter `e`"),
-        (["--noise", "0.001", "--fix", "E=x"], "neither NAME nor NAME=VALUE"),
+        (["--noise", "0.001", "--fix", "E=x"], "--fix E=x: `x` is no number"),
         (["--noise", "-1"], "--noise"),
         (["--noise", "5"], "losses below 0"),
         (["--noise", "0.001", "--simulations", "3"], "at least 40"),

@@ -1,4 +1,4 @@
-"""Numbers as people write them: 7e9, 7B, 2T, 1.5M, 300k."""
+"""Numbers as people write and read them: 7e9, 7B, 2T, 1.5M, 300k, 83.6 %."""
 
 from __future__ import annotations
 
@@ -31,3 +31,8 @@ def quantity(text: str | float, name: str, *, least: float = 0.0, unit: str = ""
             f"is a letter missing, as in {text}B?"
         )
     return value
+
+
+def percent(share: float, digits: int = 0) -> str:
+    """A share as text."""
+    return f"{100 * share:.{digits}f} %" if share < 10 else "> 1000 %"

@@ -160,7 +160,6 @@ def describe(fitted: Fitted, selection: Selection, *, interval_method: str) -> F
     box = box_of(law, prepared.data)
     draws = None if fitted.draws_BP is None else dict(zip(names, fitted.draws_BP.T.tolist(), strict=True))
     reasons = fit_doubts(fitted)
-    rms, rms_log = root_mean_squares(prepared, fitted.residual_N)
     return FitResult(
         law=law.name,
         label=law.label,
@@ -173,31 +172,34 @@ def describe(fitted: Fitted, selection: Selection, *, interval_method: str) -> F
         intervals=_intervals(fitted),
         interval_method=interval_method if fitted.draws_BP is not None else "none",
         derived={d.name: _entry(d.value(values, box), d.unit, d.meaning) for d in law.derived},
-        objective=fitted.optimum.objective,
         delta=plain(law.delta),
-        n=len(prepared.target_N),
-        rms=rms,
-        rms_log=rms_log,
-        loo_rms=fitted.loo.rms if fitted.loo else None,
-        loo_rms_log=fitted.loo.rms_log if fitted.loo else None,
-        certificate=certificate(fitted),
-        box={name: list(limits) for name, limits in box.items()},
-        ids=selection.ids,
-        residuals_log=fitted.residual_N.tolist(),
-        loo_residuals_log=fitted.loo.residual_N.tolist() if fitted.loo else None,
         selection=selection.words,
-        data_sha256=selection.sha256,
         version=upcycle.__version__,
         simulated=selection.simulated,
         draws=draws,
-        warnings=warnings(fitted),
+        **outcome(fitted, selection),
     )
 
 
-def warnings(fitted: Fitted) -> dict[str, str]:
-    """What to know of the solved fit before trusting its numbers, by short name."""
-    near = fitted.loo.near if fitted.loo else None
-    return {EQUAL_OPTIMA: near.statement} if near and near.points else {}
+def outcome(fitted: Fitted, selection: Selection) -> dict[str, Any]:
+    """The fields of a result that hold for all points of a fit together: errors, certificate, rows, warnings."""
+    rms, rms_log = root_mean_squares(fitted.prepared, fitted.residual_N)
+    loo = fitted.loo
+    return {
+        "objective": fitted.optimum.objective,
+        "n": len(fitted.prepared.target_N),
+        "rms": rms,
+        "rms_log": rms_log,
+        "loo_rms": loo.rms if loo else None,
+        "loo_rms_log": loo.rms_log if loo else None,
+        "certificate": certificate(fitted),
+        "box": {name: list(limits) for name, limits in box_of(fitted.prepared.law, selection.data).items()},
+        "ids": selection.ids,
+        "residuals_log": fitted.residual_N.tolist(),
+        "loo_residuals_log": loo.residual_N.tolist() if loo else None,
+        "data_sha256": selection.sha256,
+        "warnings": {EQUAL_OPTIMA: loo.near.statement} if loo and loo.near and loo.near.points else {},
+    }
 
 
 def certificate(fitted: Fitted) -> dict[str, Any]:
@@ -252,9 +254,9 @@ def fit_doubts(fitted: Fitted) -> list[str]:
     if fitted.draws_BP is not None:
         for slot, value, (low, high) in zip(prepared.slots, fitted.values_P, intervals(fitted.draws_BP), strict=True):
             limits = prepared.plausible(slot)
-            if slot_name(slot) not in hit and _spans(
-                slot.parameter, limits, low, high, float(prepared.response_N.min())
-            ):
+            if slot.parameter.kind == "floor":
+                limits = limits[0], min(limits[1], float(prepared.response_N.min()))
+            if slot_name(slot) not in hit and spans_range(slot.parameter, limits, (low, high)):
                 reasons.append(f"{slot_name(slot)} = {value:.4g} could be anything from {low:.3g} to {high:.3g}")
     return reasons
 
@@ -280,18 +282,12 @@ def bounds_hit(fitted: Fitted) -> dict[str, str]:
     return hit
 
 
-def _spans(
-    parameter: Parameter, plausible: tuple[float, float], low: float, high: float, smallest_response: float
-) -> bool:
-    """Whether an interval covers most of a parameter's plausible range: in the logarithm for a scale."""
-    least, most = plausible
-    if parameter.kind == "floor":
-        most = min(most, smallest_response)
-    if parameter.positive:
-        if low <= 0 or not math.isfinite(high):
-            return True
-        return math.log(high / low) > WIDE * math.log(most / least)
-    return high - low > WIDE * (most - least)
+def spans_range(parameter: Parameter, plausible: tuple[float, float], interval: tuple[float, float]) -> bool:
+    """Whether an interval covers most (`WIDE`) of a parameter's plausible range: in the logarithm for a scale."""
+    (least, most), (low, high) = plausible, interval
+    if not parameter.positive:
+        return high - low > WIDE * (most - least)
+    return low <= 0 or not math.isfinite(high) or math.log(high / low) > WIDE * math.log(most / least)
 
 
 def box_of(law: Law, data: Mapping[str, Array]) -> dict[str, tuple[float, float]]:

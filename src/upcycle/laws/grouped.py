@@ -20,12 +20,11 @@ from upcycle.laws.describe import (
     Fitted,
     Selection,
     box_of,
-    certificate,
     describe,
     fit_doubts,
+    outcome,
     solve,
     verdict_statement,
-    warnings,
 )
 from upcycle.laws.forms import LAWS
 from upcycle.laws.law import Law
@@ -120,7 +119,6 @@ def _shared_result(joint: Fitted, whole: Selection, like: FitResult, shared: lis
     prepared = joint.prepared
     columns = {slot.parameter.name: k for k, slot in enumerate(prepared.slots) if slot.group is None}
     reasons = fit_doubts(joint)
-    rms, rms_log = root_mean_squares(prepared, joint.residual_N)
     return replace(
         like,
         identifiable=not reasons,
@@ -128,20 +126,8 @@ def _shared_result(joint: Fitted, whole: Selection, like: FitResult, shared: lis
         parameters={name: like.parameters[name] for name in (*columns, *prepared.fixed)},
         intervals={name: like.intervals[name] for name in columns if name in like.intervals},
         derived={},
-        objective=joint.optimum.objective,
-        n=len(prepared.target_N),
-        rms=rms,
-        rms_log=rms_log,
-        loo_rms=joint.loo.rms if joint.loo else None,
-        loo_rms_log=joint.loo.rms_log if joint.loo else None,
-        certificate=certificate(joint),
-        box=_box(prepared.law, whole),
-        ids=whole.ids,
-        residuals_log=joint.residual_N.tolist(),
-        loo_residuals_log=joint.loo.residual_N.tolist() if joint.loo else None,
-        data_sha256=whole.sha256,
         draws=None if like.draws is None else {name: like.draws[name] for name in columns},
-        warnings=warnings(joint),
+        **outcome(joint, whole),
     )
 
 
@@ -175,7 +161,7 @@ def _separate_result(law: Law, groups: Sequence[FitResult], whole: Selection) ->
             "starts_agree": min(c["starts_agree"] for c in certificates),
             "gradient": max(c["gradient"] for c in certificates),
         },
-        box=_box(law, whole),
+        box={name: list(limits) for name, limits in box_of(law, whole.data).items()},
         ids=whole.ids,
         residuals_log=[r for group in groups for r in group.residuals_log],
         loo_residuals_log=None
@@ -189,10 +175,6 @@ def _separate_result(law: Law, groups: Sequence[FitResult], whole: Selection) ->
             for name, sentence in group.warnings.items()
         },
     )
-
-
-def _box(law: Law, whole: Selection) -> dict[str, list[float]]:
-    return {name: list(limits) for name, limits in box_of(law, whole.data).items()}
 
 
 def _pooled(groups: Sequence[FitResult], name: str) -> float | None:

@@ -134,28 +134,48 @@ def read_fixed(text: str) -> tuple[dict[str, float], FitResult | None]:
     """
     fixed: dict[str, float] = {}
     floor: FitResult | None = None
-    for part in _split(text):
-        name, equals, value = (piece.strip() for piece in part.partition("="))
-        if not equals or not name or name in fixed:
-            raise UserError(f"--fix {part}: write NAME=VALUE, each name once, as in E=1.69,alpha=0.5")
-        try:
-            fixed[name] = float(value)
-        except ValueError:
-            if not value.endswith(".json"):
-                raise UserError(f"--fix {part}: `{value}` is neither a number nor a fit (a .json file)") from None
-            if name != "E":
-                raise UserError(f"--fix {part}: of another fit, only E can be held; give {name} a number") from None
-            floor = read_fit(Path(value))
-            if "E" not in floor.parameters:
-                raise UserError(f"--fix {part}: law `{floor.law}` fitted there shares no E") from None
-            if floor.draws is not None and "E" not in floor.draws:
-                floor = replace(floor, draws=None)
-    if floor is not None and "E" in fixed:
-        raise UserError("--fix holds E twice")
-    wrong = [name for name, value in fixed.items() if not math.isfinite(value)]
-    if wrong:
-        raise UserError(f"--fix {wrong[0]}={fixed[wrong[0]]}: a fixed value is a finite number")
+    for name, value in named_values(text, "--fix").items():
+        if value is None:
+            raise UserError(f"--fix {name}: write NAME=VALUE, as in E=1.69,alpha=0.5")
+        if not value.endswith(".json"):
+            fixed[name] = finite_number(f"--fix {name}={value}", value, "neither a number nor a fit (a .json file)")
+            continue
+        if name != "E":
+            raise UserError(f"--fix {name}={value}: of another fit, only E can be held; give {name} a number")
+        floor = read_fit(Path(value))
+        if "E" not in floor.parameters:
+            raise UserError(f"--fix {name}={value}: law `{floor.law}` fitted there shares no E")
+        if floor.draws is not None and "E" not in floor.draws:
+            floor = replace(floor, draws=None)
     return fixed, floor
+
+
+def named_values(text: str, option: str) -> dict[str, str | None]:
+    """The parts of `NAME=VALUE,NAME`; a name without a value has None.
+
+    Raises `UserError` for a part without a name, and for a name that comes twice.
+    """
+    found: dict[str, str | None] = {}
+    for part in filter(None, (piece.strip() for piece in text.split(","))):
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not name or name in found:
+            raise UserError(f"{option} {part}: write NAME=VALUE, each name once")
+        found[name] = value if equals else None
+    return found
+
+
+def finite_number(what: str, text: str, wrong: str = "no number, e.g. 0.165") -> float:
+    """A number.
+
+    Raises `UserError` that begins with `what`, for a text that is none (then `wrong` says what it is), or not finite.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        raise UserError(f"{what}: `{text}` is {wrong}") from None
+    if not math.isfinite(value):
+        raise UserError(f"{what}: a value must be finite")
+    return value
 
 
 def select_inputs(csv: Path, law: Law, columns: str, where: str, *, by: str | None = None) -> Rows:

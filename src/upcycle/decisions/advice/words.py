@@ -10,6 +10,7 @@ from upcycle.decisions.advice.answer import Advice, Laws, Row
 from upcycle.decisions.advice.expectations import Distance, Expected, Reach, Verdict, times_in_words, verdict_of
 from upcycle.decisions.advice.recommendation import Option, Recommendation
 from upcycle.decisions.advice.settling import SettlingRun
+from upcycle.decisions.quantities import percent
 from upcycle.decisions.thresholds import Threshold, Window, band_in_words, near_or_words
 from upcycle.study.spec import short_count
 
@@ -129,13 +130,13 @@ def _share(found: Recommendation, laws: Laws) -> str:
     if laws.draws == 0 or found.share is None:
         return "not known, as the fits have no draws"
     error = ", laws' own error included" if laws.error else ""
-    return f"best in {_percent(found.share, 1)} of the draws{error}"
+    return f"best in {percent(found.share, 1)} of the draws{error}"
 
 
 def _shares_of_rows(rows: Sequence[Row], laws: Laws) -> str:
     if laws.draws == 0:
         return "not known, as the fits have no draws"
-    shares = [f"{_percent(row.comparison.share_with_error)} ({short_count(row.tokens)})" for row in rows]
+    shares = [f"{percent(row.comparison.share_with_error)} ({short_count(row.tokens)})" for row in rows]
     return f"upcycling beats scratch in {', '.join(shares)} of draws"
 
 
@@ -205,10 +206,10 @@ def settling(run: SettlingRun | None, n1: float) -> list[str]:
         reading += f"above, for: {VERDICTS[other]}"
     return [
         f"{opening}{what}: {made.flops:.2e} FLOPs, {_hours(run.gpu_hours)} GPU-hours, "
-        f"{_percent(run.share_of_budget, 1)} of the budget of {about} tokens",
+        f"{percent(run.share_of_budget, 1)} of the budget of {about} tokens",
         f"why: of the runs of at most a tenth of the budget its loss, measured to {run.noise:.3f} nats, goes most "
         "closely with the difference of the two losses over the draws (or nearly so, and it is nearer in size, then "
-        f"cheaper): knowing it takes away {_percent(run.told)} of the difference's variance",
+        f"cheaper): knowing it takes away {percent(run.told)} of the difference's variance",
         f"how to read it: expected is a loss of {run.loss:.3f} ({run.band[0]:.3f} to {run.band[1]:.3f}); {reading}",
     ]
 
@@ -250,7 +251,7 @@ def _table(advice: Advice) -> list[str]:
         dense = "" if row.dense_trained_on is None else f"{row.dense_trained_on:.3f}"
         lines.append(
             f"{row.share_of_d1:>7g}{short_count(row.tokens):>8}{_hours(row.gpu_hours):>12}{row.upcycled:>10.3f}"
-            f"{row.scratch:>9.3f}{dense:>10}{_percent(row.comparison.share_with_error, 1):>9}  {verdict}"
+            f"{row.scratch:>9.3f}{dense:>10}{percent(row.comparison.share_with_error, 1):>9}  {verdict}"
         )
     return lines
 
@@ -280,7 +281,7 @@ def reach(found: Reach, data: tuple[float, float] | None) -> str:
     if found.band is None:
         return central
     ends = ["never" if end is None else near_or_words(end, data) for end in found.band]
-    never = f"; never in {_percent(found.share_never)} of the draws" if found.share_never else ""
+    never = f"; never in {percent(found.share_never)} of the draws" if found.share_never else ""
     return f"{central} ({' to '.join(dict.fromkeys(ends))}{never})"
 
 
@@ -289,10 +290,6 @@ def _band(band: tuple[float, float] | None, form: str) -> str:
         return ""
     low, high = (format(end, form) for end in band)
     return f"({low} to {high})"
-
-
-def _percent(share: float, digits: int = 0) -> str:
-    return f"{100 * share:.{digits}f} %"
 
 
 def _hours(hours: float) -> str:

@@ -34,6 +34,7 @@ from upcycle.errors import UserError
 from upcycle.files import plain
 from upcycle.laws.certificate.validate import seed_noise
 from upcycle.laws.forms import get_law
+from upcycle.laws.own_losses import finite_number, named_values
 from upcycle.laws.tables.losses import read_losses
 from upcycle.study.plan import Plan
 from upcycle.study.study import StudyConfig
@@ -168,16 +169,10 @@ def parse_fix(text: str, option: str = "--fix") -> dict[str, float | None]:
 
     Raises `UserError` for a value that is no number.
     """
-    fix: dict[str, float | None] = {}
-    for part in filter(None, (piece.strip() for piece in text.split(","))):
-        name, equals, value = (piece.strip() for piece in part.partition("="))
-        try:
-            fix[name] = float(value) if equals else None
-        except ValueError:
-            raise UserError(f"{option}: `{part}` is neither NAME nor NAME=VALUE, e.g. E=0.165") from None
-        if equals and not math.isfinite(float(value)):
-            raise UserError(f"{option}: `{part}` must be finite")
-    return fix
+    return {
+        name: None if value is None else finite_number(f"{option} {name}={value}", value)
+        for name, value in named_values(text, option).items()
+    }
 
 
 def _sweep(args: argparse.Namespace, three: ThreeLaws, read_study: ReadStudy) -> tuple[PlannedSweep, list[str]]:

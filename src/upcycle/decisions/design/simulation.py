@@ -17,7 +17,7 @@ from upcycle.decisions.curves import ThreeLaws, central_95
 from upcycle.decisions.design.model import Setting, Side
 from upcycle.decisions.thresholds import Threshold, d_star
 from upcycle.errors import UserError
-from upcycle.laws.describe import WIDE
+from upcycle.laws.describe import spans_range
 from upcycle.laws.law import Parameter
 from upcycle.laws.solver.prepare import Prepared, prepare, start_grid
 from upcycle.laws.solver.search import refit
@@ -260,11 +260,7 @@ def _doubt(prepared: Prepared, side: Side, parameter: Parameter, values_S: Array
     if at_bound > OFTEN:
         bounds = f"{least:.3g} to {most:.3g}"
         return f"at or beyond its plausible bounds ({bounds}) in {100 * at_bound:.0f} % of the simulations"
-    if parameter.positive:
-        wide = np.log(high / low) > WIDE * np.log(most / least)
-    else:
-        wide = high - low > WIDE * (most - least)
-    if wide:
+    if spans_range(parameter, (least, most), (low, high)):
         return f"95 % of its estimates span most of its plausible range ({least:.3g} to {most:.3g})"
     relative = _relative(parameter, float(side.values[parameter.name]), values_S)
     if relative is not None and relative > 1:

@@ -9,6 +9,7 @@ import numpy as np
 from upcycle.decisions.design.answer import DesignAnswer
 from upcycle.decisions.design.candidates import CHEAP, Candidate
 from upcycle.decisions.design.simulation import Simulated, design_doubts
+from upcycle.decisions.quantities import percent
 from upcycle.decisions.thresholds import Threshold
 
 TITLES = {
@@ -16,11 +17,6 @@ TITLES = {
     "dense": "dense models",
     "moe": "MoEs from scratch",
 }
-
-
-def percent(share: float, digits: int = 0) -> str:
-    """A share as text."""
-    return f"{100 * share:.{digits}f} %" if share < 10 else "> 1000 %"
 
 
 def design_in_words(answer: DesignAnswer) -> str:
