@@ -83,6 +83,11 @@ def _imports(node: ast.AST) -> set[str]:
     return found
 
 
+@cache
+def _module_imports(module: str) -> set[str]:
+    return _imports(_tree(module))
+
+
 def _module_closure(modules: set[str]) -> set[str]:
     """These modules and every project module that they import, directly or not."""
     seen: set[str] = set()
@@ -91,7 +96,7 @@ def _module_closure(modules: set[str]) -> set[str]:
         module = stack.pop()
         if module not in seen:
             seen.add(module)
-            stack += _imports(_tree(module))
+            stack += _module_imports(module)
     return seen
 
 

@@ -5,7 +5,7 @@ import mutate
 
 def test_every_mutation_still_applies() -> None:
     gone = [each.name for each in mutate.MUTATIONS if each.old not in (mutate.SOURCE / each.file).read_text()]
-    assert not gone, "renew these lines of tests/mutate.py"
+    assert not gone, "renew these lines of tests/support/mutate.py"
 
 
 def test_every_mutation_names_tests_that_exist() -> None:

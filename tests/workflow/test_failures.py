@@ -44,7 +44,7 @@ def test_a_missing_column(checkout):
 @pytest.mark.workflow
 def test_losses_that_are_no_numbers(checkout):
     """Two trunks fail, each for itself. No setting that a study may have does this to so small a model."""
-    checkout.edit("src/upcycle/train/schedule.py", "return run.optim.lr * rise", "return 1e30 * run.optim.lr * rise")
+    checkout.edit("src/upcycle/train/schedule.py", "rate = run.optim.lr *", "rate = 1e30 * run.optim.lr *")
     count, *lines = last_lines(checkout, "sweep_dense", "sweep_moe")
     assert count == "2 jobs failed:"
     assert {line.split()[0] for line in lines[::2]} == {"pretrain_dense", "pretrain_moe"}

@@ -1,7 +1,7 @@
 """Do the tests notice? Changes one place of the core at a time and runs the tests that must fail by it.
 
-    python tests/mutate.py               # all, about 15 minutes on one core; exit code 1 if any change survives
-    python tests/mutate.py sweep moe     # those whose name contains one of the words
+    python tests/support/mutate.py               # all, about 15 minutes on one core; exit code 1 if any change survives
+    python tests/support/mutate.py sweep moe     # those whose name contains one of the words
 
 Not part of CI. A line of MUTATIONS: a file, a text that it holds exactly once, what takes its place, and the test files
 that must notice. A survivor means that a test is missing: add it to the file that mirrors the source.
@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SOURCE, TESTS = ROOT / "src" / "upcycle", ROOT / "tests"
 
 
