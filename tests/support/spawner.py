@@ -77,13 +77,17 @@ class Spawner:
         self._helper.wait()
 
 
-def run_job(request: dict[str, Any]) -> None:
-    """In the forked child: train as the command line would."""
+def run_job(request: dict[str, Any]) -> int:
+    """In the forked child: train as the command line would; the exit code."""
     from upcycle.train.loop import train_run
 
     folders = {key: value and Path(value) for key, value in request["folders"].items()}
     execution = Execution.model_validate(request["execution"])
-    train_run(RunSpec.model_validate(request["run"]), execution=execution, **folders)
+    try:
+        train_run(RunSpec.model_validate(request["run"]), execution=execution, **folders)
+    except SystemExit as stop:  # preempted, or ended by a peer
+        return int(stop.code or 0)
+    return 0
 
 
 def main() -> None:
