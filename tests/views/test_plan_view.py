@@ -42,7 +42,7 @@ def test_times_are_a_devices_own_before_anything_is_measured(execution, rate, so
     plan = describe_plan(planned)
     assert plan["total"]["seconds_to_train"] == pytest.approx(flops / rate)
     text = show_plan(planned, as_json=False, every_run=False)
-    assert f"Job time: one job after another, by {source}" in text
+    assert f"Job time: the sum over jobs, which run side by side, by {source}" in text
     assert not re.search(r" 0 s\b", text)
     assert describe_status(planned)["total"]["job_seconds_left"] == pytest.approx(flops / rate)
 
@@ -55,7 +55,7 @@ def test_times_are_measured_once_a_run_of_the_shape_is_finished():
     (folder / "metrics.json").write_text(json.dumps({"segment_tokens": 1000, "train_seconds": 2}))
     tokens = (900 + 40 + 100 - first.end_step) * 8 * 256
     assert describe_plan(planned)["total"]["seconds_to_train"] == pytest.approx(tokens / 500)
-    assert "by measured speed; jobs" in show_plan(planned, as_json=False, every_run=False)
+    assert "by measured speed." in show_plan(planned, as_json=False, every_run=False)
 
 
 def test_a_cpus_trunk_is_cut_at_a_cpus_rate():

@@ -129,7 +129,7 @@ def test_a_live_run_is_seen_with_its_pace_and_owner_and_is_left_alone(
     os.kill(pid, signal.SIGKILL)
     spawner.exit_code()
     killed = study.state(study.long)
-    assert (killed["state"], killed["note"]) == ("stopped", "nothing saved: begins anew")
+    assert (killed["state"], killed["note"]) == ("stopped", "nothing saved: starts from its first step")
     assert killed["owner"] is None
 
 
@@ -142,7 +142,7 @@ def test_a_stopped_run_says_where_it_goes_on(study: Study, spawner: Spawner) -> 
     stopped = study.state(study.moe_trunk)
     assert stopped["state"] == "stopped"
     assert stopped["saved_step"] == stopped["step"] >= 4
-    assert stopped["note"] == f"goes on from step {stopped['saved_step']}"
+    assert stopped["note"] == f"continues from step {stopped['saved_step']}"
     assert stopped["owner"] is None
     study.train(study.moe_trunk)
     finished = study.state(study.moe_trunk)
@@ -203,16 +203,16 @@ def test_an_owner_on_another_machine_counts_until_it_was_silent_for_long(study: 
         os.utime(path, (long_ago, long_ago))
     state = study.state(study.trunk)
     assert state["state"] == "silent"
-    assert state["note"] == "nothing written for 1 h: look whether it still runs on node17"
+    assert state["note"] == "nothing written for 1 h: check whether it still runs on node17"
     assert study.trunk.id in show_status(study.workflow, as_json=False, every_run=False)
 
 
 @pytest.mark.parametrize(
     ("name", "damage", "note"),
     [
-        ("metrics.json", b"{}", "metrics.json is not what training writes"),
-        ("metrics.json", b'{"lo', "metrics.json is not what training writes"),
-        ("weights.safetensors", b"short", "weights.safetensors has not the size that it was written with"),
+        ("metrics.json", b"{}", "metrics.json lacks what training writes"),
+        ("metrics.json", b'{"lo', "metrics.json lacks what training writes"),
+        ("weights.safetensors", b"short", "weights.safetensors does not have the size that it was written with"),
         ("weights.safetensors", None, "weights.safetensors: No such file or directory"),
         ("manifest.json", None, "manifest.json: missing"),
     ],

@@ -74,7 +74,7 @@ class Evidence:
     def read(cls, draws: int = 5000) -> Evidence:
         """Read config/paper.yaml and build the published laws with draws from their rounding boxes.
 
-        Raises `UserError` where the package stands apart from its repository.
+        Raises `UserError` where the package is installed without its repository.
         """
         if not STUDY.is_file():
             raise UserError(

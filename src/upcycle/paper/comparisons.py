@@ -28,12 +28,12 @@ Standing = Literal["ahead", "undecided", "behind"]
 
 
 def standing(lead: Lead, bound: float) -> Standing:
-    """How upcycling stands at a point: ahead or behind by more than `bound` nats, or undecided. Never two of them."""
+    """Whether upcycling is ahead or behind by more than `bound` nats at a point, or undecided: exactly one of them."""
     return "ahead" if lead.nats > bound else "behind" if lead.nats < -bound else "undecided"
 
 
 def tally(found: Iterable[Lead], bound: float) -> Counter[Standing]:
-    """Points by how upcycling stands there; they sum to the number of points."""
+    """Number of points of each standing; they sum to the number of points."""
     return Counter(standing(lead, bound) for lead in found)
 
 

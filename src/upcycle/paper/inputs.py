@@ -241,7 +241,7 @@ class Inputs:
         return rows.loc[fit.ids].reset_index(drop=True)
 
     def error_ratio(self, fit: FitResult, reference: FitResult) -> ErrorRatio | None:
-        """Leave-one-out error of a fit over that of another fit to the same losses; None where one has none.
+        """Ratio of the leave-one-out errors of two fits to the same losses; None where one has no such error.
 
         Groups of the bootstrap are the rows of equal D1.
         """

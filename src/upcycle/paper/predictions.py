@@ -1,4 +1,4 @@
-"""Panels of predicted against measured losses, and predictions of losses that a fit had not seen."""
+"""Panels of predicted against measured losses, and predictions of losses that were left out of a fit."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def look_handles(shown: Mapping[Value, tuple[Colour, str]], name: Callable[[Valu
 
 
 def new_figure(width: float, height: float, *, simulated: bool) -> Figure:
-    """An empty figure of this size in inches; one of simulated losses says so above everything else."""
+    """An empty figure of this size in inches; simulated losses are marked above everything else."""
     figure = Figure(figsize=(width, height), layout="constrained")
     if simulated:
         figure.suptitle("SIMULATED LOSSES", color=SIMULATED, fontsize=7.5, fontweight="bold")

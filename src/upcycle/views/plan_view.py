@@ -27,10 +27,10 @@ CHECKPOINT_BYTES = 4
 def describe_plan(workflow: Workflow) -> dict[str, Any]:
     """The plan as data: each run with its counts, cost and state, totals by sweep and in all.
 
-    Tokens are those that a run's own segment trains; seconds are of one job, from the speed of finished runs of
-    the same shape where there are any, else from `execution.expected_rate`. `peak_bytes` is the most
-    that one process of the job holds, by formula, and `memory` its parts (upcycle.study.memory). `varies`, of a sweep:
-    settings that differ between its models, with their values; of a run: its own values of these.
+    Tokens: what a run's own segment trains. Seconds: of one job, from the speed of finished runs of the same shape
+    where there are any, else from `execution.expected_rate`. `peak_bytes`: the peak of one process of the job, by
+    formula; `memory`: its parts (upcycle.study.memory). `varies` of a sweep: settings that differ between its models,
+    with their values; of a run: its own values of these settings.
     """
     speeds = measured_speeds(workflow)
     settings = varying_by_run(workflow.plan)
@@ -83,7 +83,7 @@ def describe_run(workflow: Workflow, run_id: str, speeds: dict[str, float]) -> d
 
 
 def source_of_rate(execution: Execution) -> str:
-    """Where the expected rate of a run comes from that has no measured one, in words."""
+    """Where the expected rate of a run without a measured one comes from, in words."""
     if execution.flops_per_second:
         return f"execution.flops_per_second ({execution.flops_per_second:.3g})"
     device = "GPU (an H100)" if execution.device == "cuda" else "CPU's thread"
@@ -108,7 +108,7 @@ def measured_speeds(workflow: Workflow) -> dict[str, float]:
             metrics = read_record(path)
             for total, name in ((tokens, "segment_tokens"), (seconds, "train_seconds")):
                 if not isinstance(metrics[name], int | float):
-                    raise UserError(f"{path} is damaged: {name} is no number; `upcycle train {run_id}` restores it")
+                    raise UserError(f"{path} is damaged: {name} is not a number; `upcycle train {run_id}` restores it")
                 total[shape_key(run)] += metrics[name]
     return {key: tokens[key] / seconds[key] for key in tokens if seconds[key] > 0}
 
@@ -144,10 +144,10 @@ def show_plan(workflow: Workflow, *, as_json: bool, every_run: bool) -> str:
     sources = {run["seconds_from"] for run in plan["runs"]}
     lines += [
         "",
-        f"FLOPs: of every matrix product; the paper's count by 6ND is {plan['total']['flops_6nd']:.4g}.",
-        f"Job time: one job after another, by {' and '.join(sorted(sources))}; jobs run side by side.",
+        f"FLOPs: all matrix products; the paper's count by 6ND is {plan['total']['flops_6nd']:.4g}.",
+        f"Job time: the sum over jobs, which run side by side, by {' and '.join(sorted(sources))}.",
         "Memory: the peak of one process of the largest run, by formula"
-        + ("." if execution.device == "cpu" else "; no CUDA job has been run by us."),
+        + ("." if execution.device == "cpu" else "; untested on CUDA."),
         *memory_warning(plan["runs"], execution),
     ]
     if every_run:
@@ -185,7 +185,7 @@ def _values(settings: dict[str, Any]) -> str:
 
 
 def memory_warning(runs: list[dict[str, Any]], execution: Execution) -> list[str]:
-    """What to say of unfinished runs whose peak exceeds `execution.device_memory_gb`; nothing if it is not stated."""
+    """A warning of unfinished runs whose peak exceeds `execution.device_memory_gb`; none where that is not set."""
     limit = execution.device_memory_gb
     large = [run for run in runs if not run["finished"] and limit and run["peak_bytes"] > limit * 1e9]
     if not large:
@@ -195,7 +195,7 @@ def memory_warning(runs: list[dict[str, Any]], execution: Execution) -> list[str
     more = f" and {len(large) - 3} more" if len(large) > 3 else ""
     return [
         "",
-        f"WARNING: more memory than execution.device_memory_gb {limit:g} is needed by {named}{more}. Lower "
+        f"WARNING: execution.device_memory_gb is {limit:g}; {named}{more} need more. Lower "
         "execution.micro_batch, or set activation_checkpointing: block, or give a job more devices.",
     ]
 

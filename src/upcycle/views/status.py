@@ -1,9 +1,10 @@
 """What `upcycle status` shows: the state of every run of a study while jobs run, their speed, and what is left.
 
-Layer 0, and it only reads: it never takes a lease, which a starting job might find taken. Whether a run's lease is
-held is read from the kernel's table of locks (/proc/locks: its owner's pid on its file), which knows the processes of
-this machine only. Of an owner on another one nothing is known but what it signed and when it last wrote: a job that
-ends by itself wipes its signature; one that was killed leaves it, and is `silent` once nothing was written for long.
+It only reads. It never takes a lease, because a starting job might then find it taken. Whether a run's lease is held
+is read from the kernel's table of locks (/proc/locks: the owner's pid on the lease file), which knows the processes of
+this machine only. Of an owner on another machine, the signature in the lease and the time of its last write are known:
+a job that ends by itself wipes its signature; a job that was killed leaves it, and is `silent` after some time without
+writes.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ SILENT_SECONDS = 900
 SILENT_ROWS = 10
 """A run is silent after SILENT_SECONDS without a sign, and no sooner than SILENT_ROWS rows would have taken."""
 STATES = ("running", "silent", "damaged", "stopped", "not started", "finished")
-"""In the order in which a person wants to see them."""
+"""In the order of display: what needs a look comes first."""
 PACE = ("tokens_per_second", "step_seconds", "data_seconds", "mfu")
 
 Locks = set[tuple[int, int]]
@@ -39,9 +40,9 @@ Locks = set[tuple[int, int]]
 def describe_status(workflow: Workflow) -> dict[str, Any]:
     """The state of every run as data, totals by sweep and in all. Times in seconds.
 
-    `seconds_left` of a run is its steps left at its present pace, or at that of runs of its shape, or as planned; of
-    the study, that of its unfinished runs over the number running now (at least 1), and no less than their longest
-    chain of parents takes.
+    `seconds_left` of a run: its steps left at its present pace, else at the pace of runs of its shape, else as planned.
+    Of the study: the sum over unfinished runs divided by the number running now (at least 1), and no less than the
+    longest chain of parents takes.
     """
     locks = held_locks()
     found = {run_id: read_state(RESULTS / "runs" / run_id, run, locks) for run_id, run in workflow.plan.runs.items()}
@@ -100,15 +101,15 @@ def read_state(run_dir: Path, run: RunSpec, locks: Locks | None) -> dict[str, An
     owner = read_owner(run_dir / "lease")
     held = owner is not None and holds(owner, run_dir / "lease", locks)
     if owner is None or held is False:
-        note = "nothing saved: begins anew" if saved is None else f"goes on from step {saved}"
+        note = "nothing saved: starts from its first step" if saved is None else f"continues from step {saved}"
         if (run_dir / "manifest.json").exists():
-            note = "was finished, but metrics.json is gone: training it again restores that"
+            note = "finished, but metrics.json is missing: training it again restores the file"
         return state | {"state": "stopped", "note": note}
     state |= {"state": "running", "owner": owner}
     signs = [age(run_dir / name) for name in ("metrics.jsonl", "resume", "lease")]
     quiet = min((seconds for seconds in signs if seconds is not None), default=0.0)
     if quiet > max(SILENT_SECONDS, SILENT_ROWS * _seconds_a_row(updates)):
-        doubt = "it runs, but may hang" if held else f"look whether it still runs on {owner['host']}"
+        doubt = "it runs, but may hang" if held else f"check whether it still runs on {owner['host']}"
         state |= {"state": "silent", "note": f"nothing written for {duration(quiet)}: {doubt}"}
     return state
 
@@ -123,13 +124,13 @@ def _finished(run_dir: Path, run: RunSpec) -> dict[str, Any]:
         sizes = {name: entry["bytes"] for name, entry in read_manifest(run_dir)["files"].items()}
         wrong = [name for name, size in sizes.items() if (run_dir / name).stat().st_size != size]
         if wrong:
-            raise UserError(f"{wrong[0]} has not the size that it was written with")
+            raise UserError(f"{wrong[0]} does not have the size that it was written with")
     except UserError as error:
         return {"state": "damaged", "note": str(error)}
     except OSError as error:
         return {"state": "damaged", "note": f"{Path(str(error.filename)).name}: {error.strerror}"}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return {"state": "damaged", "note": "metrics.json is not what training writes"}
+        return {"state": "damaged", "note": "metrics.json lacks what training writes"}
     return fields | {"state": "finished", "step": run.end_step}
 
 
@@ -140,14 +141,14 @@ def last_rows(curve: Path) -> list[dict[str, Any]]:
             end = file.seek(0, os.SEEK_END)
             file.seek(max(0, end - TAIL_BYTES))
             lines = file.read().split(b"\n")
-    except OSError:  # none yet, or none that can be read, which the next attempt at the run says
+    except OSError:  # none yet, or none that can be read: the next attempt at the run reports that
         return []
     rows = []
     for line in lines[:-1] if end <= TAIL_BYTES else lines[1:-1]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):
-            continue  # a torn line that a kill left in the middle is cut off when the run is resumed
+            continue  # a kill tore this line; resuming the run cuts it off
         if isinstance(row, dict) and "step" in row:
             rows.append(row)
     return rows
@@ -183,7 +184,7 @@ def held_locks() -> Locks | None:
 
 
 def read_owner(lease: Path) -> dict[str, Any] | None:
-    """Who signed a lease last: host, pid, since. None for a lease that was given back, or is just being signed."""
+    """Who signed a lease last: host, pid, since. None for a lease that was returned, or is just being signed."""
     try:
         owner = json.loads(lease.read_bytes())
         return {"host": str(owner["host"]), "pid": int(owner["pid"]), "since": str(owner["since"])}
@@ -192,12 +193,12 @@ def read_owner(lease: Path) -> dict[str, Any] | None:
 
 
 def holds(owner: dict[str, Any], lease: Path, locks: Locks | None) -> bool | None:
-    """Whether the owner still holds its lease; None for one on another machine, of which nothing is known here."""
+    """Whether the owner still holds its lease; None for an owner on another machine, which cannot be told here."""
     if owner["host"] != socket.gethostname():
         return None
     if locks is not None:
         return (owner["pid"], lease.stat().st_ino) in locks
-    try:  # no table of locks (not Linux): the process is there, if no other one has got its pid since
+    try:  # no table of locks (not Linux): the process exists, unless its pid has been reused
         os.kill(owner["pid"], 0)
     except ProcessLookupError:
         return False
@@ -242,7 +243,7 @@ def _seconds_left(state: dict[str, Any], planned_seconds: float) -> float:
 
 
 def _longest_chain(workflow: Workflow, found: dict[str, dict[str, Any]]) -> float:
-    """Seconds of the chain of parents and children that takes longest: no number of machines is faster."""
+    """Seconds of the longest chain of parents and children: more machines cannot be faster."""
     until: dict[str, float] = {}
     for run_id in workflow.plan.runs:  # parents first
         before = max((until.get(parent, 0.0) for parent in workflow.plan.needs(run_id)), default=0.0)
@@ -277,7 +278,7 @@ def show_status(workflow: Workflow, *, as_json: bool, every_run: bool) -> str:
     if total["job_seconds_left"]:
         lines.append(
             f"About {duration(total['seconds_left'])} left with {total['side_by_side']} at a time (the longest chain "
-            f"of runs alone: {duration(total['longest_chain_seconds'])}), fits and figures not counted."
+            f"of runs alone: {duration(total['longest_chain_seconds'])}), without fits and figures."
         )
     if total["damaged"]:
         lines.append(
@@ -285,7 +286,7 @@ def show_status(workflow: Workflow, *, as_json: bool, every_run: bool) -> str:
             "--fresh trains it again."
         )
     if total["stopped"]:
-        lines.append(f"Why a run stopped: {RESULTS}/logs/train/RUN.log. Snakemake, or `upcycle train RUN`, goes on.")
+        lines.append(f"Why a run stopped: {RESULTS}/logs/train/RUN.log. Snakemake or `upcycle train RUN` continues it.")
     if not every_run:
         lines.append("Every run: --all. As data: --json.")
     return "\n".join(lines)

@@ -36,7 +36,7 @@ FROM_RUN_FOLDERS = ("figure3",)
 def run_simulate(args: argparse.Namespace) -> None:
     """`upcycle simulate --study NAME [--noise NATS] [--seed N] [--out FOLDER]`.
 
-    Raises `UserError` for an unknown study, a noise that is no number, or a model that no simulated law describes.
+    Raises `UserError` for an unknown study, a noise that is not a number, or a model that no simulated law describes.
     """
     try:
         noise = float(args.noise)
@@ -56,7 +56,7 @@ def run_simulate(args: argparse.Namespace) -> None:
 def simulate_study(workflow: Workflow, world: World, *, noise: float, seed: int, processes: int = 1) -> None:
     """Write losses.csv, fits, figures, tables and README.md of a simulated study into the workflow's folder.
 
-    Fits are made `processes` at a time.
+    `processes`: how many fits run at a time.
     """
     study, out = workflow.study, workflow.out
     losses = simulate_losses(planned_losses(workflow.plan), world, noise=noise, seed=seed)
@@ -74,7 +74,7 @@ def simulate_study(workflow: Workflow, world: World, *, noise: float, seed: int,
     for name, options in study.tables.items():
         log.info("%s", write_table(name, inputs, out / "tables" / name, **options)[0])
     write_atomic(out / "README.md", _readme(study.study, losses, world, noise, seed, skipped))
-    log.info("%s says how all this was simulated", out / "README.md")
+    log.info("%s describes the simulation", out / "README.md")
 
 
 def _make_fits(workflow: Workflow, processes: int) -> None:
@@ -115,13 +115,13 @@ def _readme(study: str, losses: pd.DataFrame, world: World, noise: float, seed: 
     lines = [
         f"# SIMULATED LOSSES of the study `{study}`",
         "",
-        f"No model was trained for anything in this folder. The {len(losses)} losses of [losses.csv](losses.csv) are",
-        "drawn from laws; fits, figures and tables are made of them as they would be of measured losses. They show",
-        "that the study's grid, its fits and its figures work together, not what training gives.",
+        f"No model was trained for this folder. The {len(losses)} losses of [losses.csv](losses.csv) are drawn from",
+        "laws; fits, figures and tables are made from them as from measured losses. They show that the study's",
+        "grid, fits and figures work together. They do not show what training gives.",
+        "",
+        f"This command of upcycle {__version__} writes the folder; the content is the same each time:",
         "",
         f"    {command}",
-        "",
-        f"wrote this folder (upcycle {__version__}); losses, fits, figures and tables are equal each time.",
         "",
         "## Constants",
         "",
@@ -132,9 +132,9 @@ def _readme(study: str, losses: pd.DataFrame, world: World, noise: float, seed: 
         "",
         "## What is here",
         "",
-        "- `losses.csv`: with 1 in the column `simulated`; what training would measure beside the loss is empty.",
-        "- `fits/`: each fit says `\"simulated\": true`.",
-        "- `figures/`, `tables/`: SIMULATED LOSSES stands above each that is made of the losses.",
+        "- `losses.csv`: the column `simulated` is 1; columns that only training can measure are empty.",
+        "- `fits/`: each fit has `\"simulated\": true`.",
+        "- `figures/`, `tables/`: all that are made from the losses have SIMULATED LOSSES in their title.",
         *(f"- {line}" for line in skipped),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"

@@ -12,7 +12,7 @@ from upcycle.study.counting import count_parameters, n1, n2
 
 _NAMES = {"dense": "dense", "moe": "MoE", "upcycled": "upcycled MoE"}
 _DENSE_BUDGETS = 5
-"""Dense models of each size that are upcycled: the printed upcycled total over that of the MoEs."""
+"""Dense models of each size that are upcycled: the printed FLOPs of upcycled models over those of MoEs."""
 _TEXTS = Texts("cost")
 
 
