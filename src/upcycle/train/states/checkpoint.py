@@ -13,10 +13,10 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -51,27 +51,24 @@ RECEIPT = "receipt.json"
 RESUME = "resume"
 TEMPORARY = ".tmp"
 
+Part = bytes | memoryview
+
 
 # Files that are whole or absent
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file so that `path` is, at any moment, the old content or the new one, also after a power cut.
+def write_bytes(path: Path, *parts: Part) -> None:
+    """Write a file, in parts, so that `path` is at any moment the old content or the new one, also after a power cut.
 
-    Raises TrainingError with the mend when the disk is full; what was at `path` is untouched then.
+    Raises TrainingError when the disk is full, and DamagedError where `path` is a folder; both name the fix, and what
+    was at `path` is untouched.
     """
-    with replacing(path) as file:
-        file.write(data)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that takes the place of `path` when the `with` ends, durable and whole; as `write_bytes`."""
     temporary = path.with_name(path.name + TEMPORARY)
     with disk_full_is_named(path):
         try:
             with temporary.open("wb") as file:
-                yield file
+                for part in parts:
+                    file.write(part)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
@@ -116,20 +113,27 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, json_bytes(value))
 
 
-def file_entry(data: bytes) -> dict[str, Any]:
-    """Size and SHA-256, as a manifest's `files` keep them."""
-    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+def file_entry(*parts: Part) -> dict[str, Any]:
+    """Size and SHA-256 of a file with this content, as a manifest's `files` keep them."""
+    running = hashlib.sha256()
+    for part in parts:
+        running.update(part)
+    return {"bytes": sum(map(len, parts)), "sha256": running.hexdigest()}
+
+
+def entry_of(path: Path) -> dict[str, Any]:
+    """`file_entry` of a file on disk, which is never whole in memory."""
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        return {"bytes": file.tell(), "sha256": sha256}
 
 
 # Tensors as a safetensors file
 
-Part = bytes | memoryview
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64", torch.int64: "I64"}
 
 
-def safetensors_parts(
-    tensors: Mapping[str, Tensor], notes: Mapping[str, str] | None = None
-) -> list[bytes | memoryview]:
+def safetensors_parts(tensors: Mapping[str, Tensor], notes: Mapping[str, str] | None = None) -> list[Part]:
     """A safetensors file in parts, byte for byte what `safetensors.torch.save` makes, without a second copy in memory.
 
     The parts are the header and views of the tensors, so hashing and writing them releases the interpreter's lock: a
@@ -147,21 +151,6 @@ def safetensors_parts(
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
     text += b" " * (-len(text) % 8)
     return [len(text).to_bytes(8, "little") + text, *parts]
-
-
-def digest(parts: Iterable[Part]) -> str:
-    """SHA-256 of the parts in a row."""
-    running = hashlib.sha256()
-    for part in parts:
-        running.update(part)
-    return running.hexdigest()
-
-
-def write_parts(path: Path, parts: Iterable[Part]) -> None:
-    """As `write_bytes`, of the parts in a row."""
-    with replacing(path) as file:
-        for part in parts:
-            file.write(part)
 
 
 # Finished runs
@@ -186,8 +175,8 @@ def save_finished(
     files = {}
     for name, content in tensors.items():
         parts = safetensors_parts(content)
-        write_parts(run_dir / name, parts)
-        files[name] = {"bytes": sum(len(part) for part in parts), "sha256": digest(parts)}
+        write_bytes(run_dir / name, *parts)
+        files[name] = file_entry(*parts)
     for name in (SPEC, CURVE, RECEIPT):
         if (run_dir / name).exists():
             files[name] = file_entry((run_dir / name).read_bytes())

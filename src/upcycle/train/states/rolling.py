@@ -8,7 +8,6 @@ one, so that it takes no good one's place; the next save removes it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from upcycle.manifest import DamagedError
 from upcycle.model.fill import give
-from upcycle.train.states.checkpoint import digest, safetensors_parts, write_parts
+from upcycle.train.states.checkpoint import entry_of, file_entry, safetensors_parts, write_bytes
 from upcycle.train.states.folder import (
     NAME,
     check_tensor_names,
@@ -65,8 +64,8 @@ def save_rolling(folder: Path, step: int, tensors: Mapping[str, Tensor], notes: 
     """Publish a one-file state in `folder` (`resume/`), then remove all but it and the one before."""
     make_folder(folder)
     parts = safetensors_parts(tensors, {"notes": json.dumps(notes | {"step": step}, allow_nan=False)})
-    path = folder / f"step-{step:09d}-{digest(parts)}.safetensors"
-    write_parts(path, parts)
+    path = folder / f"step-{step:09d}-{file_entry(*parts)['sha256']}.safetensors"
+    write_bytes(path, *parts)
     prune(folder)
     return path
 
@@ -121,11 +120,9 @@ def _verified(path: Path) -> RollingState:
 def _verified_notes(path: Path, sha256: str) -> dict[str, Any]:
     """The notes of a one-file state that can be read and has this SHA-256, else DamagedError."""
     try:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-            size = file.tell()
-        if found != sha256:
-            raise DamagedError(f"{path}: damaged, {size:,} bytes do not have the SHA-256 of its name")
+        found = entry_of(path)
+        if found["sha256"] != sha256:
+            raise DamagedError(f"{path}: damaged, {found['bytes']:,} bytes do not have the SHA-256 of its name")
         with safetensors.safe_open(path, framework="pt") as file:
             notes: dict[str, Any] = json.loads(file.metadata()["notes"])
     except OSError as error:

@@ -31,7 +31,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.tensor import DTensor
 
 from upcycle.manifest import MANIFEST, DamagedError, json_bytes
-from upcycle.train.states.checkpoint import TEMPORARY, disk_is_full, sync_folder, write_bytes
+from upcycle.train.states.checkpoint import TEMPORARY, disk_is_full, entry_of, sync_folder, write_bytes
 from upcycle.train.states.folder import check_tensor_names, make_folder, prune
 
 T = TypeVar("T")
@@ -88,13 +88,7 @@ def save_sharded(
 def _own_files(temporary: Path, rank: int) -> dict[str, dict[str, Any]]:
     """Size and SHA-256 of the files that this process wrote."""
     paths = [*temporary.glob(f"__{rank}_*"), *([temporary / ".metadata"] if rank == 0 else [])]
-    return {path.name: _entry(path) for path in sorted(paths)}
-
-
-def _entry(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-        return {"bytes": file.tell(), "sha256": found}
+    return {path.name: entry_of(path) for path in sorted(paths)}
 
 
 def _together(processes: dist.ProcessGroup, folder: Path, work: Callable[[], T]) -> list[T]:
@@ -135,7 +129,7 @@ def verify(path: Path, manifest_sha256: str) -> dict[str, Any]:
 
     def check(name: str) -> str | None:
         try:
-            found = _entry(path / name)
+            found = entry_of(path / name)
         except OSError as error:
             return f"{path / name}: damaged, it cannot be read ({error.strerror})"
         if found != manifest["files"][name]:
