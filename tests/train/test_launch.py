@@ -191,7 +191,7 @@ def test_a_save_that_does_not_fit_is_cut_off_and_the_last_state_serves(desk: Des
     code, words = end(launcher)
     desk.slow_saves.unlink()
     assert code == 75
-    assert "SIGTERM, and ended before a new state was saved; the last one serves" in words[0]
+    assert "SIGTERM, and ended before a new state was saved; the last one is kept" in words[0]
     assert before in desk.states()
     assert any(name.endswith(".tmp") for name in desk.states())
 
@@ -220,7 +220,7 @@ def test_a_worker_that_dies_ends_the_job_with_its_name(desk: Desk) -> None:
     code, words = end(launcher)
     assert code == 1
     assert words == [
-        "upcycle train: process 1 of 2 was killed by SIGKILL. The last saved state is kept: the same command goes on"
+        "upcycle train: process 1 of 2 was killed by SIGKILL. The last saved state is kept: the same command continues"
     ]
     assert desk.states() == states
 

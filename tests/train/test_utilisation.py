@@ -48,7 +48,7 @@ def test_data_time_is_a_part_of_training_time() -> None:
     """It is not counted a second time, and is carried over from the attempts before."""
     clock = Clock(train=5.0, data=2.0, save=1.0)
     assert clock.wall == 6.0
-    clock.go_on_from(Clock(train=3.0, data=0.5))
+    clock.continue_from(Clock(train=3.0, data=0.5))
     assert (clock.train, clock.data, clock.wall) == (8.0, 2.5, 9.0)
     assert Clock(started="2026-01-01", train=1.0).data == 0.0, "states saved before it was measured are read"
 

@@ -93,7 +93,7 @@ def test_a_run_that_is_killed_or_preempted(checkout, number, server):
         assert (checkout.root / f"results/logs/train/{run}.log").read_text().splitlines()[-1] == why.strip()
     else:
         assert re.match(rf"    upcycle train: {run}: stopped by SIGTERM after step \d+", why)
-    assert why.endswith("the same command goes on")
+    assert why.endswith("the same command continues")
 
 
 # Executors that this machine has not, and rare ends, by the events that Snakemake sends

@@ -29,7 +29,7 @@ class Attention(nn.Module):
         """Mix positions: (B, S, D) -> (B, S, D), position s sees positions up to s."""
         B, S, _ = x_BSD.shape
         qkv = F.linear(x_BSD, own(self.wqkv).flatten(0, -2)).view(B, S, -1, self.head_dim)
-        H = qkv.shape[2] // 3  # those of this process: all, unless tensor parallel
+        H = qkv.shape[2] // 3  # heads of this process: all, unless tensor parallel
         qk, v = qkv.split([2 * H, H], dim=2)  # q and k are turned together: fewer passes over memory
         qk = rotate(qk, *rope_tables(S, self.head_dim, self.rope_base, x_BSD.device))
         q, k = qk.chunk(2, dim=2)

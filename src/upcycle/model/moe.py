@@ -103,7 +103,11 @@ class Routing(NamedTuple):
 
 
 class Router(nn.Module):
-    """Router logits, in float32 whatever the precision around them: a module, so that FSDP can keep it in float32."""
+    """The router (A.3): one logit an expert, linear in the token, in float32 whatever the precision around it.
+
+    bfloat16 has 8 bits: near-equal logits would tie, and rounding would choose the experts. A module of its own, so
+    that FSDP can leave its weight in float32.
+    """
 
     def __init__(self, model: ModelSpec, moe: MoESpec) -> None:
         super().__init__()
@@ -132,10 +136,12 @@ class MoE(nn.Module):
         K = self.moe.top_k
         x_TD = x_BSD.flatten(0, 1)
         logits_TE = self.router(x_TD)
-        ids_TK = logits_TE.topk(K, dim=-1).indices
+        ids_TK = logits_TE.topk(K, dim=-1).indices  # a choice has no gradient: gates and balance loss carry it
         gates_TK = self.gate(logits_TE, ids_TK)
         log_probs_TE = logits_TE.log_softmax(-1)
         load_BE, routing = self._report(B, ids_TK, log_probs_TE.exp(), log_probs_TE)
+        # Slots sorted by expert, tokens of an expert in their order: a stable sort gives the same bits at every run.
+        # `order` maps sorted slot to slot, `place` is its inverse; having both makes each direction a gather.
         order_N = ids_TK.flatten().argsort(stable=True)
         place_N = torch.empty_like(order_N).scatter_(0, order_N, torch.arange(len(order_N), device=order_N.device))
         ends_E = load_BE.sum(0).cumsum(0, dtype=torch.int32)
@@ -161,6 +167,7 @@ class MoE(nn.Module):
         group, E = self.moe.balance_group, self.moe.n_expert
         if self.training and sequences % group:
             raise ValueError(f"{sequences} sequences to train on are no whole number of balance groups ({group})")
+        # By comparison: a bincount would wait for the device, to learn the size of its result.
         load_BE = (ids_TK.view(sequences, -1, 1) == torch.arange(E, device=ids_TK.device)).sum(1)
         probs_BSE = probs_TE.view(sequences, -1, E)
         balance = balance_loss(probs_BSE=probs_BSE, load_BE=load_BE, top_k=self.moe.top_k, group=group)

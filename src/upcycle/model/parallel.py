@@ -69,7 +69,7 @@ def parallelize(model: Transformer, mesh: DeviceMesh, *, mixed: bool = False) ->
     fully_shard(model, mesh=world, ignored_params=kept)
     for module in model.modules():
         if isinstance(module, FSDPModule):
-            module.set_force_sum_reduction_for_comms(True)  # a sum, and one that gloo has too
+            module.set_force_sum_reduction_for_comms(True)  # gloo has sums, and no averages
             module.set_gradient_divide_factor(1.0)
     if mesh["tensor"].size() > 1:
         for block in model.blocks:
@@ -94,8 +94,8 @@ def _even_dimension(parameter: nn.Parameter, parts: int) -> int:
 def _share_sequences(layer: nn.Module, mesh: DeviceMesh) -> None:
     """Let a layer see whole sequences and give partial sums, around the tensor ranks' own positions.
 
-    The gradient of the gathered input is partial (each rank used its own part of the matrices), that of a partial
-    output is whole: both are what DTensor's redistribution makes of them in its backward pass.
+    The gradient of the gathered input is partial (each rank used its own part of the matrices), the gradient of a
+    partial output is whole: both are what DTensor's redistribution makes of them in its backward pass.
     """
 
     def gather(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -95,7 +95,7 @@ def _chunk(vocab_size: int) -> int:
 class _ChunkedCrossEntropy(torch.autograd.Function):
     """Sum of the tokens' cross-entropy, a chunk of tokens at a time: no (T, V) matrix is ever held.
 
-    The forward pass makes the gradients as well, while a chunk's logits are at hand, so nothing is computed twice.
+    The forward pass also computes the gradients, while it holds a chunk's logits, so nothing is computed twice.
     torch's own chunked `F.linear_cross_entropy` does the same, but in bfloat16 it returns a bfloat16 loss (three
     decimal digits). Products are in the given dtype; softmax, loss and the sum of weight gradients in float32.
     """

@@ -213,6 +213,7 @@ def expert_name(name: str, expert: int) -> str:
 
 def normal(shape: tuple[int, ...], std: float, name: str, seed: int) -> Tensor:
     """Normal float32 numbers on the CPU, a pure function of shape, std, name and seed."""
+    # Not `torch.manual_seed` and one stream: a layer or an expert more would change every weight drawn after it.
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
     return torch.empty(shape, dtype=torch.float32, device="cpu").normal_(0.0, std, generator=generator)

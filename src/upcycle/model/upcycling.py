@@ -1,4 +1,4 @@
-"""Upcycling: the weights of a dense model become those of a mixture of experts, and a receipt says what that did.
+"""Upcycling: the weights of a dense model become the weights of a mixture of experts; a receipt records the effect.
 
 To add a method, decorate one function with `@method`: it makes a layer's experts out of its dense MLP.
 
@@ -58,6 +58,9 @@ def upcycle(
     """
     make_experts = find_method(name)
     _check_state(dense_state, model)
+    # Identical experts compute the dense MLP only if the gate weights of a token sum to 1 (`preserves_function`). They
+    # are not scaled here for other gates: that would be another method. The router is fresh, as a dense model has
+    # nothing to copy it from, and random, as equal rows would send every token to the same experts.
     state: dict[str, Tensor] = {}
     for key, weight in dense_state.items():
         if key.endswith(".mlp.w_in"):
@@ -87,7 +90,7 @@ def _check_state(state: Mapping[str, Tensor], model: ModelSpec) -> None:
 
 
 def preserves_function(moe: MoESpec) -> bool:
-    """Whether theory says that identical experts give the dense function: the gate's weights sum to 1."""
+    """Whether identical experts compute the dense function, in theory: the gate's weights of a token sum to 1."""
     return moe.gate != "softmax_topk" or moe.top_k == moe.n_expert
 
 
@@ -133,14 +136,14 @@ def receipt(
 
 
 def router_share(norms: Mapping[str, float]) -> dict[str, Any]:
-    """What a receipt says of the routers' gradients, from the norm of every parameter's."""
+    """A receipt's entry on the routers' gradients, from the gradient norm of every parameter by name."""
     routers = [norm for name, norm in norms.items() if name.endswith(".router.weight")]
     norm, whole = math.hypot(*routers), math.hypot(*norms.values())
     return {
         "norm": norm,
         "by_layer": routers,
         "share": norm / whole,
-        "zero": norm <= ZERO_SHARE * whole,
+        "zero": norm <= ZERO_SHARE * whole,  # relative: rounding leaves a residue that grows with the gradient
     }
 
 

@@ -41,7 +41,7 @@ def precision(run: RunSpec, device: torch.device) -> contextlib.AbstractContextM
 
 @contextlib.contextmanager
 def out_of_memory_is_named(run: RunSpec, execution: Execution) -> Iterator[None]:
-    """Raise TrainingError with the mend where memory does not suffice; saved states are untouched."""
+    """Raise TrainingError with what to do where memory does not suffice; saved states are untouched."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:

@@ -41,10 +41,10 @@ def train_run(
     execution: Execution,
     fresh: bool = False,
 ) -> None:
-    """Train a run into its folder, go on with it, or verify that it is finished and return.
+    """Train a run into its folder, resume it, or verify that it is finished and return.
 
     `fresh` discards a finished result, or a damaged one, and trains again from the start; an unfinished run with a
-    valid state goes on, so that a preempted job with `fresh` keeps its work. Raises UserError for what cannot be
+    valid state is resumed, so that a preempted job with `fresh` keeps its work. Raises UserError for what cannot be
     trained; Preempted (exit code 75) after SIGTERM or SIGUSR1, the state saved; TrainingError for a non-finite loss, a
     full disk or too little memory, the last state kept.
     """
@@ -71,22 +71,22 @@ def train_run(
 
 
 def _open(run: RunSpec, run_dir: Path, held: ExitStack, group: Group, *, fresh: bool) -> bool:
-    """Take the run's folder, which the first process does for all, until `held` ends. Whether the run is finished."""
+    """Take the run's folder until `held` ends; return whether the run is finished. The first process acts for all."""
     with group.together():
         if group.is_first:
             run_dir.mkdir(parents=True, exist_ok=True)
             held.enter_context(lease(run_dir))
             clear_temporaries(run_dir)
-            if fresh and _can_go_on(run_dir, run.id):
-                log.info("%s: unfinished, goes on; to begin anew remove %s", run.id, run_dir / checkpoint.RESUME)
+            if fresh and _can_resume(run_dir, run.id):
+                log.info("%s: unfinished, resumes; to begin anew remove %s", run.id, run_dir / checkpoint.RESUME)
             elif fresh:
                 checkpoint.remove_results(run_dir)
             return checkpoint.verify_finished(run_dir, run.id)
     return False
 
 
-def _can_go_on(run_dir: Path, run_id: str) -> bool:
-    """Whether a run was never finished, by its files' presence, and has a valid state and a curve to go on from."""
+def _can_resume(run_dir: Path, run_id: str) -> bool:
+    """Whether a run was never finished, by its files' presence, and has a valid state and a curve to resume from."""
     if any((run_dir / name).exists() for name in (MANIFEST, METRICS)):
         return False
     try:
@@ -102,7 +102,7 @@ def _run_steps(trainee: Trainee, metrics: MetricsLog, stop: StopRequest) -> None
     run, clock = trainee.run, trainee.clock
     if trainee.step == 0 and trainee.group.from_first(not metrics.rows()):
         append_heldout(trainee, metrics)
-    saved_at = time.monotonic()
+    saved_at = time.monotonic()  # also after a resume: the state just read is as good as a save
     pace, rate = Pace(trainee), job_rate(run, trainee.execution)
     while trainee.step < run.end_step:
         trained = clock.train
@@ -120,7 +120,9 @@ def _run_steps(trainee: Trainee, metrics: MetricsLog, stop: StopRequest) -> None
             )
         if is_log_spaced(trainee.step) and trainee.step < run.end_step:
             append_heldout(trainee, metrics)
-        if trainee.group.size == 1:  # several have agreed in the update's one message: a later wish waits for the next
+        # A signal during the update stops a single process now. Several have agreed on what to do in the update's one
+        # message: what was wished after it waits for the next, or the processes would part.
+        if trainee.group.size == 1:
             wishes = _wishes(trainee, stop, saved_at)
         if wishes.stop or wishes.save:
             save(trainee, metrics)
@@ -128,7 +130,7 @@ def _run_steps(trainee: Trainee, metrics: MetricsLog, stop: StopRequest) -> None
         if wishes.stop:
             trainee.saver.wait()
             by = stop.requested or "a signal to another of its processes"
-            raise Preempted(f"{run.id}: stopped by {by} after step {trainee.step}; the same command goes on")
+            raise Preempted(f"{run.id}: stopped by {by} after step {trainee.step}; the same command continues")
 
 
 def _wishes(trainee: Trainee, stop: StopRequest, saved_at: float) -> Wishes:

@@ -102,5 +102,6 @@ def restore_optimizer(module: nn.Module, optimizer: torch.optim.AdamW, tensors: 
     """Put moments written by `optimizer_tensors` back, and the update count that Adam's bias correction uses."""
     for name, parameter in module.named_parameters():
         moments = {moment: tensors[f"{moment}.{name}"].to(parameter.device) for moment in MOMENTS}
+        # The fused kernel keeps the count as a float32 tensor beside the parameter; another dtype or device is refused.
         count = torch.tensor(float(step), dtype=torch.float32, device=parameter.device)
         optimizer.state[parameter] = {"step": count, **moments}

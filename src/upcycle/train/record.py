@@ -130,10 +130,10 @@ class Clock:
 
     @property
     def wall(self) -> float:
-        """Seconds of all phases (`data` is part of `train`)."""
+        """Seconds of all phases (`train` includes `data`)."""
         return self.startup + self.train + self.evaluate + self.save
 
-    def go_on_from(self, earlier: Clock) -> None:
+    def continue_from(self, earlier: Clock) -> None:
         """Add the sums of the attempts before this one."""
         self.started = earlier.started
         self.resumed = earlier.resumed + 1
@@ -141,7 +141,7 @@ class Clock:
             setattr(self, sum_, getattr(self, sum_) + getattr(earlier, sum_))
 
     def notes(self) -> dict[str, Any]:
-        """JSON-able; `Clock(**notes)` goes on from them."""
+        """JSON-able; `Clock(**notes)` is this clock again."""
         return asdict(self)
 
 

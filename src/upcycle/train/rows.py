@@ -38,7 +38,7 @@ class Pace:
         self._step, self._train, self._data = trainee.step, trainee.clock.train, trainee.clock.data
 
     def since_last_row(self, trainee: Trainee) -> dict[str, float]:
-        """The row's fields of time, means over the updates since the last call; evaluating and saving are no part."""
+        """The row's fields of time, means over the updates since the last call; without evaluating and saving."""
         steps = trainee.step - self._step
         seconds, data_seconds = trainee.clock.train - self._train, trainee.clock.data - self._data
         self._mark(trainee)

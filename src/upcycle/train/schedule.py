@@ -15,6 +15,8 @@ def learning_rate(run: RunSpec, step: int) -> float:
 
     Warm-up, then by role and kind: a WSD trunk and a constant run stay at `lr`, a WSD decay and a cosine run cool.
     """
+    # A trunk's rate does not depend on where it ends, so that points can be inserted and appended without training it
+    # again; a decay knows its own two ends alone.
     schedule = run.schedule
     rate = run.optim.lr * warm_up(step, schedule.warmup_steps)
     if run.role == "decay":

@@ -1,4 +1,4 @@
-"""Where a run stands before its next update: checked, built, and given the weights it starts or goes on from."""
+"""A run before its next update: checked, built, and given the weights that it starts or resumes from."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def prepare_trainee(
     clock: Clock,
     group: Group | None = None,
 ) -> Trainee:
-    """Check everything that can be wrong before work starts, then build the model where the run stands.
+    """Check everything that can be wrong before work starts, then build the model at the step that the run has reached.
 
     All processes of a `group` call it. Raises UserError naming the setting, file or value that does not fit.
     """
@@ -102,7 +102,7 @@ def _resume(trainee: Trainee) -> bool:
         state.fill(weights | moments)
     restore_optimizer(trainee.model, trainee.optimizer, moments, state.step)
     trainee.step = trainee.saver.step = state.step
-    trainee.clock.go_on_from(Clock(**state.notes["clock"]))
+    trainee.clock.continue_from(Clock(**state.notes["clock"]))
     log.info("%s: resumed at step %d", trainee.run.id, state.step)
     return True
 
@@ -131,7 +131,7 @@ def _parent(trainee: Trainee, parent_dir: Path | None) -> tuple[Path, dict[str, 
 
 
 def _continue(trainee: Trainee, parent_dir: Path | None) -> None:
-    """Stand exactly where the parent stood: weights, moments and count. The first process reads for all."""
+    """Take over weights, moments and update count of the parent, bit for bit. The first process reads for all."""
     run, group = trainee.run, trainee.group
     weights = state = None
     with group.together():
@@ -150,7 +150,7 @@ def _continue(trainee: Trainee, parent_dir: Path | None) -> None:
 
 
 def _upcycle(trainee: Trainee, parent_dir: Path | None) -> None:
-    """Make the dense parent's weights those of this MoE: fresh optimizer, step 0; `receipt.json` says what it did."""
+    """Make the dense parent's weights those of this MoE: fresh optimizer, step 0; `receipt.json` records the effect."""
     run, group = trainee.run, trainee.group
     assert run.moe is not None
     dense = weights = None

@@ -53,7 +53,7 @@ def update(trainee: Trainee, wishes: Wishes) -> tuple[Update, Wishes]:
         ids = run_batch(run, trainee.tokens, trainee.step)
     lr = learning_rate(run, trainee.step)
     set_learning_rate(trainee.optimizer, lr)
-    trainee.optimizer.zero_grad(set_to_none=True)
+    trainee.optimizer.zero_grad(set_to_none=True)  # the first micro-batch's are then kept, not added to zeros
     sums = accumulate(trainee, ids)
     if trainee.group.size == 1:
         grad_norm = clip_gradients(trainee.model.parameters(), run.optim.clip)
@@ -65,7 +65,7 @@ def update(trainee: Trainee, wishes: Wishes) -> tuple[Update, Wishes]:
         raise TrainingError(
             f"{run.id}: step {trainee.step + 1}: loss {loss}, gradient norm {grad_norm}. Stopped before the update; "
             f"the last saved state is kept in {trainee.run_dir / checkpoint.RESUME}. "
-            "The usual mend is a lower optim.lr or a longer schedule.warmup_steps"
+            "Usually a lower optim.lr or a longer schedule.warmup_steps helps"
         )
     trainee.optimizer.step()
     return Update(lr, loss, balance, grad_norm, sums.stats), wishes
@@ -75,7 +75,7 @@ def accumulate(trainee: Trainee, ids: np.ndarray, *, aux_coef: float | None = No
     """Gradients of this process's share of the global batch (batch, context + 1), summed over processes.
 
     Returns this process's part of loss, balance and routing: whole ones for one process.
-    `aux_coef` takes the place of the recipe's.
+    `aux_coef` replaces the recipe's coefficient of the balance loss.
     """
     model, run, group = trainee.model, trainee.run, trainee.group
     if aux_coef is None:
@@ -86,6 +86,8 @@ def accumulate(trainee: Trainee, ids: np.ndarray, *, aux_coef: float | None = No
     with trainee.clock.phase("data"):
         batch_BS = torch.from_numpy(ids[group.share(len(ids))]).to(trainee.device)
     for ids_BS in batch_BS.split(trainee.execution.micro_batch or len(batch_BS)):
+        # Of the global batch: a plain sum over micro-batches and processes is then its mean. A tensor rank has only its
+        # share of the positions of these sequences.
         share = len(ids_BS) / len(ids) / group.tensor_size
         with precision(run, trainee.device):
             output = model(group.positions(ids_BS[:, :-1]), group.positions(ids_BS[:, 1:]))
@@ -102,7 +104,7 @@ def accumulate(trainee: Trainee, ids: np.ndarray, *, aux_coef: float | None = No
 
 
 def _weighted_sum(parts: list[tuple[float, RouterStats]]) -> RouterStats | None:
-    """Routing over a batch from that of its micro-batches and their shares."""
+    """Routing over a batch, from the routing of its micro-batches and their shares of it."""
     if not parts:
         return None
     load_LE = torch.stack([share * stats.load_LE for share, stats in parts]).sum(0)

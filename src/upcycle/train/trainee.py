@@ -88,7 +88,7 @@ def use_execution(model: Transformer, execution: Execution) -> None:
 
 
 def _compile(block: nn.Module) -> None:
-    """Compile the inside of a block, for training: one graph serves all blocks, hooks around them stay as they are.
+    """Compile the inside of a block, for training: all blocks share one graph, hooks around them stay as they are.
 
     Evaluating stays eager: its batch sizes and lack of gradients would each be a graph more, for a few passes.
     """

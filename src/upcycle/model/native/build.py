@@ -49,7 +49,7 @@ RETURNING = ("hidden_units", "loss")
 
 
 class CannotBuildError(RuntimeError):
-    """Why there are no C kernels here, in words: the seam makes it a log line or a UserError."""
+    """Why there are no C kernels here; `kernels.py` turns the message into a log line or a UserError."""
 
 
 @functools.cache

@@ -98,7 +98,7 @@ class Group:
     # --- agreement
 
     def any(self, flag: bool) -> bool:
-        """Whether any process says so; all get the same answer."""
+        """Whether any process has the flag set; all get the same answer."""
         return flag if self.size == 1 else any(self._gather_objects(bool(flag)))
 
     def from_first(self, value: T) -> T:
@@ -212,7 +212,7 @@ def start_group(execution: Execution) -> Iterator[Group]:
     from torch.distributed.device_mesh import init_device_mesh
 
     cuda = execution.device == "cuda"
-    if cuda and torch.cuda.is_available():  # if not, `use_device` says so
+    if cuda and torch.cuda.is_available():  # if not, `use_device` raises
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     cuda = cuda and torch.cuda.is_available()
     store, rank, _ = next(dist.rendezvous("env://", timeout=TIMEOUT))

@@ -2,7 +2,7 @@
 
 Importing torch costs two seconds, more than a small run's first hundred steps. The first client starts a detached
 server that imports torch and the training code once, runs no torch operation (thread pools do not survive a fork) and
-forks a child a job. A client is a plain, light process that stands for its job: the child writes to the client's own
+forks a child a job. A client is a plain, light process that represents its job: the child writes to the client's own
 standard output and error, gets its arguments, folder, environment and signals, and ends with it.
 
 - A server belongs to one user, checkout, interpreter and state of the source (`_version_key`): edited code is never
@@ -48,7 +48,7 @@ GRACE_SECONDS = 20.0
 START_SECONDS = 120.0
 """How long a client waits for a new server to import torch."""
 REQUEST_SECONDS = 10.0
-"""How long a client may take over its request, the whole of it; others are served meanwhile."""
+"""How long a client may take over its request, the whole of it; the server hears the others meanwhile."""
 REQUEST = {"argv", "folder", "environment"}
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -82,7 +82,7 @@ def run_via_server(argv: list[str], *modules: str) -> int:
     if not status:
         raise TrainingError(
             f"the fork server ended before its job did, which saves and ends; see {_home() / 'log'}. "
-            "The same command goes on, or set fork_server: false"
+            "The same command continues, or set fork_server: false"
         )
     code = int(status)
     return code if code >= 0 else 128 - code
@@ -99,7 +99,7 @@ def _signals_held_back() -> Iterator[None]:
 
 
 def _forward(connection: socket.socket, number: int) -> None:
-    """Tell the server of a signal; one that finds the job ended, or the server, has nobody to reach."""
+    """Pass a signal on to the server; it is dropped if the job or the server has ended."""
     with contextlib.suppress(OSError):
         connection.send(bytes([number]))
 
@@ -108,6 +108,7 @@ def _connect(modules: Sequence[str]) -> socket.socket:
     """A connection to this version's server, which is started if there is none; safe for many clients at once."""
     home = _home()
     connection = socket.socket(socket.AF_UNIX)
+    # Without the lock, clients that start together would each start a server, and each unlink the other's socket.
     with (home / "start.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if connection.connect_ex(str(home / "socket")) == 0:
@@ -131,7 +132,7 @@ def _start_server(home: Path, connection: socket.socket, modules: Sequence[str])
     while connection.connect_ex(address) != 0:
         if server.poll() is not None or time.monotonic() > deadline:
             said = (home / "log").read_text().strip()[-2000:]
-            raise UserError(f"the fork server did not start; set fork_server: false, or mend this:\n{said}")
+            raise UserError(f"the fork server did not start; set fork_server: false, or fix this:\n{said}")
         time.sleep(0.02)
 
 
@@ -210,7 +211,7 @@ class Request:
 
 
 class Job:
-    """A child and the client it stands for; `kill_at` is when to send SIGKILL, once that client is gone."""
+    """A child and its client; `kill_at` is when to send SIGKILL, once that client is gone."""
 
     def __init__(self, pid: int, connection: socket.socket) -> None:
         self.pid, self.connection = pid, connection
@@ -222,6 +223,8 @@ def serve(address: str, *modules: str) -> None:
     main = [importlib.import_module(name) for name in modules][-1].main
     gc.collect()
     gc.freeze()  # children share these pages with the server as long as no collection touches them
+    # A child's end must wake the selector. A handler alone does not, as Python restarts select after it; the byte that
+    # the interpreter writes into this pipe at every signal does.
     wake, woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -266,7 +269,7 @@ class _Server:
 
     def _listen(self, request: Request) -> None:
         """Take what has come of a request. Once it is whole its job begins; a client that died or asks for nonsense is
-        dropped: one must never end the server, which stands for the jobs of all."""
+        dropped, because no client may end the server, on which the jobs of all depend."""
         if request.hear():
             return
         self._forget(request)
@@ -285,6 +288,7 @@ class _Server:
         server = os.getpid()
         pid = os.fork()
         if pid == 0:
+            # Not to hold the other clients' connections: their ends of file would not arrive while this child lives.
             self.selector.close()
             self.listener.close()
             for job in self.jobs:
@@ -298,7 +302,7 @@ class _Server:
         job = Job(pid, request.connection)
         self.jobs.append(job)
         self.selector.register(job.connection, selectors.EVENT_READ, job)
-        for number in signals:
+        for number in signals:  # until the child has its handlers they act by default, which ends it: nothing is lost
             os.kill(pid, number)
 
     def _hear(self, job: Job) -> None:

@@ -6,7 +6,7 @@ never restarted in place: the same command resumes.
 
 - SIGTERM, SIGUSR1 or SIGINT to the launcher goes to every worker (SIGINT as SIGTERM); one to a worker alone reaches the
   others by their own agreement. They finish the step, save and exit 75, and so does the launcher. torch kills what is
-  left 30 s after the first signal (TORCH_ELASTIC_SHUTDOWN_TIMEOUT); if a save does not fit, the last state serves.
+  left 30 s after the first signal (TORCH_ELASTIC_SHUTDOWN_TIMEOUT); if a save takes longer, the last state counts.
 - A worker that dies ends the job: exit code 1. A worker's words end in the launcher's one message, not in one a worker.
 - Workers die with their launcher (Linux), so no orphan holds the lease or computes on.
 """
@@ -54,12 +54,12 @@ def is_worker() -> bool:
 
 
 def is_first() -> bool:
-    """Whether a worker is the one that speaks for all."""
+    """Whether a worker is the first, which reports for all."""
     return os.environ["RANK"] == "0"
 
 
 def become_worker() -> None:
-    """Die with the launcher, and let the first process alone tell of progress."""
+    """Die with the launcher; only the first process logs progress."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         end_with_parent(signal.SIGKILL, int(os.environ.get(PARENT_VARIABLE, os.getppid())))
     if not is_first():
@@ -184,8 +184,8 @@ def _raise_outcome(
         if len(ends) == devices and set(by_code) == {0}:
             return
         raise Preempted(
-            f"stopped by {stopped_by.name}, and ended before a new state was saved; the last one serves: "
-            "the same command goes on"
+            f"stopped by {stopped_by.name}, and ended before a new state was saved; the last one is kept: "
+            "the same command continues"
         )
     if killed:
         raise TrainingError(killed)
@@ -200,6 +200,6 @@ def _killed(codes: Mapping[int, int], devices: int) -> str | None:
         if code < 0 and code != -signal.SIGTERM:
             return (
                 f"process {rank} of {devices} was killed by {signal.Signals(-code).name}. "
-                "The last saved state is kept: the same command goes on"
+                "The last saved state is kept: the same command continues"
             )
     return None

@@ -39,7 +39,10 @@ class EndedByPeer(SystemExit):
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on (non-finite loss, disk full); the last good state is kept. Names the mend; exit code 1."""
+    """Training cannot continue (non-finite loss, disk full): exit code 1. The last good state is kept.
+
+    The message names what to do.
+    """
 
     exit_code = 1
 
@@ -71,10 +74,10 @@ class StopRequest:
     def watch(self, items: Iterable[Item], of_any: Callable[[bool], bool] = bool) -> Iterator[Item]:
         """Pass items on until a stop is requested, then raise Preempted: for work that needs no saving.
 
-        Of several processes all stop together: `of_any` makes of each one's answer that of any.
+        Several processes stop together: `of_any` turns each one's flag into whether any process has it set.
         """
         for item in items:
             if of_any(self.requested is not None):
                 by = self.requested or "a signal to another of its processes"
-                raise Preempted(f"stopped by {by}; the same command goes on")
+                raise Preempted(f"stopped by {by}; the same command continues")
             yield item

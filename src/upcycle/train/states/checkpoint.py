@@ -93,7 +93,7 @@ def disk_full_is_named(path: Path) -> Iterator[None]:
 
 
 def disk_is_full(path: Path) -> TrainingError:
-    """The error that says so, with the mend."""
+    """The error that reports a full disk, with what to do."""
     return TrainingError(
         f"{path}: the disk is full. The last saved state is intact: free some space and give the same command again"
     )
@@ -216,7 +216,7 @@ def _read_verified(path: Path, expected: dict[str, Any]) -> bytes:
 def verify_finished(run_dir: Path, run_id: str) -> bool:
     """Whether the run is finished: False if it never was; DamagedError if it was and its files no longer hold.
 
-    Restores `metrics.json` from the manifest if it was removed or damaged, and says so; drops rolling states left by a
+    Restores `metrics.json` from the manifest if it was removed or damaged, and logs it; drops rolling states left by a
     late kill.
     """
     if not (run_dir / MANIFEST).exists():

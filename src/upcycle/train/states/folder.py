@@ -37,7 +37,7 @@ def put_aside(damaged: list[Path]) -> None:
 
 
 def set_aside(folder: Path) -> list[Path]:
-    """States that were found damaged when the run last went on."""
+    """States that were found damaged when the run was last resumed."""
     return sorted(folder.glob(f"step-*{DAMAGED}"))
 
 
@@ -55,7 +55,8 @@ def prune(folder: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    remove(path.rename(path.with_name(path.name + TEMPORARY)))  # out of sight first: a state half removed is none
+    # The rename is atomic, removing a folder is not: a kill between leaves no state of which half the files are gone.
+    remove(path.rename(path.with_name(path.name + TEMPORARY)))
 
 
 def clear_temporaries(run_dir: Path) -> None:
@@ -71,6 +72,6 @@ def check_tensor_names(path: Path, saved: Set[str], wanted: Mapping[str, object]
     if surplus or missing:
         words = [f"`{name}` too many" for name in surplus[:1]] + [f"no `{name}`" for name in missing[:1]]
         raise DamagedError(
-            f"{path}: holds other tensors than this run: {', '.join(words)}; go on with the version that saved it, or "
-            "begin anew with --fresh"
+            f"{path}: holds other tensors than this run: {', '.join(words)}; continue with the version that saved it, "
+            "or begin anew with --fresh"
         )

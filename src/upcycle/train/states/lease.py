@@ -43,7 +43,7 @@ def lease(run_dir: Path) -> Iterator[None]:
         except BlockingIOError:
             raise UserError(
                 f"{run_dir}: another process is writing this run: {_owner(run_dir / 'lease')}. "
-                "Wait for it, or end it: the lease goes with it"
+                "Wait for it, or end it: the lease ends with it"
             ) from None
         except OSError as error:
             if error.errno not in NO_LOCKS:
@@ -67,9 +67,9 @@ def lease(run_dir: Path) -> Iterator[None]:
 
 
 def _owner(path: Path) -> str:
-    """The owner in words; it may be caught between taking the lock and signing it."""
+    """Process, host and time of the owner; it may be caught between taking the lock and signing it."""
     try:
         owner = json.loads(path.read_text())
         return f"pid {owner['pid']} on {owner['host']} since {owner['since']}"
     except (ValueError, KeyError, TypeError):
-        return "one that has not yet signed"
+        return "a process that has not yet signed"

@@ -1,9 +1,9 @@
-"""Rolling states: where an unfinished run stands, so that the same command goes on after a stop, a kill or a power cut.
+"""Rolling states of an unfinished run, from which the same command continues after a stop, a kill or a power cut.
 
 One process writes ONE file (weights, AdamW moments, notes), several write a folder (`sharded`). Either has its step and
 a SHA-256 in its name, so that a single rename publishes it and a damaged one convicts itself, and either is read by any
-number of processes. The last two are kept in `resume/`. A damaged one is set aside when the run goes on from an older
-one, so that it takes no good one's place; the next save removes it.
+number of processes. The last two are kept in `resume/`. A damaged one is set aside when the run resumes from an older
+one, so that it does not count as one of the two; the next save removes it.
 """
 
 from __future__ import annotations
@@ -107,6 +107,7 @@ def _verified(path: Path) -> RollingState:
     if path.is_dir():
         from upcycle.train.states import sharded
 
+        # The folder's name has the SHA-256 of its manifest, which has those of the files.
         manifest = sharded.verify(path, named[2])
         step, notes = manifest["step"], manifest["notes"]
     else:

@@ -84,7 +84,7 @@ class Saver:
         In the background `before()` comes first (what must be durable before the state is), and `after(seconds)` last,
         with the time that it all took. Raises what the save before raised.
         """
-        self.wait()
+        self.wait()  # the thread of the save before still reads the buffers that the snapshot writes into
         snapshot = self._snapshot(tensors)
         processes = self._processes
 

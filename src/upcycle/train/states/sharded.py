@@ -70,6 +70,9 @@ def save_sharded(
         sync_folder(folder)
         prune(folder)
 
+    # `_together` after every step that can fail: a process that raised alone would leave the others waiting in the next
+    # collective until its timeout. The last one holds every process until the state is published, so that when `Saver`
+    # reports a save as done on any process, the state is there for all.
     try:
         _together(processes, folder, begin)
         try:
@@ -80,6 +83,8 @@ def save_sharded(
         parts = _together(processes, folder, lambda: _own_files(temporary, rank))
         _together(processes, folder, publish if rank == 0 else lambda: None)
     except Exception:
+        # The others do not wait for this. Their next save meets the first process in `begin`, after the removal; until
+        # then the folder has a temporary name, which `states_in` does not take for a state.
         if rank == 0:
             shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -107,7 +112,7 @@ def _together(processes: dist.ProcessGroup, folder: Path, work: Callable[[], T])
 
 
 def _first_error(folder: Path, errors: Sequence[BaseException]) -> BaseException:
-    """A full disk's, in words, if there is one."""
+    """The first error, or the message on a full disk if any of them is one."""
     for error in errors:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return disk_is_full(folder)
@@ -151,6 +156,7 @@ def fill_sharded(path: Path, tensors: Mapping[str, Tensor]) -> None:
     reader = dcp.FileSystemReader(path)
     entries = reader.read_metadata().state_dict_metadata
     check_tensor_names(path, entries.keys(), tensors)
+    # DCP wants the saved shapes, which for a whole tensor may be those of the stack ((3, D, D) for (3D, D)): a view.
     targets = {}
     for name, tensor in tensors.items():
         entry = entries[name]
