@@ -50,9 +50,8 @@ LINT := ruff check . && ruff format --check . && snakefmt --check Snakefile work
 lint: setup
 	$(LINT)
 
-# Each of two processes starts with one half of the tests; the one that is done takes over half of what the other has
-# left. Tests of one file stay in order, so a fixture of a module is made twice only where a file is split.
-PYTEST := pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+# A file's tests stay together, as they share fixtures; tests/conftest.py puts the costly files first.
+PYTEST := pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 # Says how long a command took, also when it fails.
 timed = @trap 'echo "$(1): $$((SECONDS / 60)) min $$((SECONDS % 60)) s in all"' EXIT; $(2)
 

@@ -4,6 +4,7 @@ What a session fixture makes is read and never changed. Imports are in the fixtu
 """
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,13 @@ from built_once import built_once
 # Before anything imports numpy or torch.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of several processes each takes one file after the other: files with the most costly tests come first."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        costly = Counter(item.path for item in items for mark in ("slow", "workflow") if item.get_closest_marker(mark))
+        items.sort(key=lambda item: -costly[item.path])
 
 
 @pytest.fixture(scope="session")
