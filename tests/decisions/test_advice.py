@@ -444,6 +444,7 @@ def test_the_pages_examples_are_what_the_commands_print(capsys):
         assert capsys.readouterr().out == output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [

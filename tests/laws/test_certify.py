@@ -187,6 +187,7 @@ def test_a_pair_draw_is_a_fit_to_the_points_drawn() -> None:
         assert prepared.values(draws.phi_SR[b : b + 1])[0] == pytest.approx(drawn.values(best.phi_R[None])[0], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_many_points_take_fewer_draws_and_folds_and_say_so() -> None:
     rng = np.random.default_rng(0)
     data = {"D": np.exp(rng.uniform(20, 25, MANY + 100)), "N": np.exp(rng.uniform(16, 20, MANY + 100))}

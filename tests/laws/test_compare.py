@@ -63,6 +63,7 @@ def test_a_true_law_is_rejected_in_one_case_of_twenty():
     assert 70 <= rejected <= 130
 
 
+@pytest.mark.slow
 def test_the_numbers_that_the_readme_states(tmp_path):
     """Interaction against none, and lack of fit, of the committed losses of the default sweep."""
     names = ("multiplicative", "multiplicative_no_interaction", "multiplicative_offset")

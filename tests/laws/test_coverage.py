@@ -17,6 +17,8 @@ from upcycle.laws.solver.prepare import Prepared, prepare
 from upcycle.laws.solver.search import FRESH, Optimum, refit
 from upcycle.laws.terms import Array
 
+pytestmark = pytest.mark.slow
+
 LOSS_LAWS = [name for name in LAWS if LAWS[name].response == "loss"]
 DRAWS = 80
 

@@ -25,6 +25,7 @@ def noisy() -> FitResult:
     return fit(LAWS["multiplicative"], simulated("multiplicative", 2e-4), ids=[f"run{k}" for k in range(25)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LAWS)
 def test_parameters_come_back_from_noiseless_data(name: str) -> None:
     """To a relative 1e-6, from the law's own starts alone."""
@@ -33,6 +34,7 @@ def test_parameters_come_back_from_noiseless_data(name: str) -> None:
     assert result.values == pytest.approx(TRUTH[name], rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [*FOUR, "power", "chinchilla", "multiplicative_offset", "exponent_vs_d1", "scale_vs_d1"]
 )
@@ -155,6 +157,7 @@ def test_an_undetermined_floor_is_said_in_words() -> None:
     assert high < 0.2
 
 
+@pytest.mark.slow
 def test_a_parameter_beyond_its_bounds_is_said_in_words() -> None:
     result = fit(LAWS["additive"], trial(), draws=20)
     assert result.values["E"] == 0.0

@@ -235,6 +235,7 @@ def compile_in(folder: Path, **environment: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 def test_two_jobs_that_start_together_compile_once(tmp_path: Path) -> None:
     """Counted by a compiler that notes each compilation and passes it on."""
     fake, notes = tmp_path / "bin" / "cc", tmp_path / "notes"
@@ -249,6 +250,7 @@ def test_two_jobs_that_start_together_compile_once(tmp_path: Path) -> None:
     assert not list((tmp_path / "upcycle").glob("*.tmp"))
 
 
+@pytest.mark.slow
 def test_a_damaged_library_is_compiled_again(tmp_path: Path) -> None:
     path = Path(compile_in(tmp_path).communicate()[0].strip())
     path.write_bytes(b"half a library")
@@ -257,6 +259,7 @@ def test_a_damaged_library_is_compiled_again(tmp_path: Path) -> None:
     assert again.returncode == 0
 
 
+@pytest.mark.slow
 def test_a_library_without_our_functions_is_named(tmp_path: Path) -> None:
     path = Path(compile_in(tmp_path).communicate()[0].strip())
     (tmp_path / "other.c").write_text("int other(void) { return 1; }\n")
@@ -306,6 +309,7 @@ print("equal")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flag", ["-mno-avx512f", "-mno-avx"])
 def test_narrower_vectors_compute_the_same(flag: str, tmp_path: Path) -> None:
     """The source has a way for each width of vectors; this machine's own is what the other tests take."""

@@ -17,6 +17,8 @@ from upcycle.paper.draw import draw, write_table
 from upcycle.paper.inputs import Inputs
 from upcycle.study import catalogue
 
+pytestmark = pytest.mark.slow
+
 OF_ONE_SIZE = {"figure3", "figure4", "figure12", "overview", "residuals"}
 """Figures of one grid of D1 and D2; all others need several sizes, and the laws of all three kinds of training."""
 

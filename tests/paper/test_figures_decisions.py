@@ -14,6 +14,8 @@ from upcycle.paper import figures_summary, style
 from upcycle.paper.three_laws import name_region, size_words, sizes_of, three_laws, tokens_to_show
 from upcycle.study import catalogue
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("figure1", "figure15", "figure16", "thresholds")
 
 

@@ -8,6 +8,8 @@ import pytest
 from upcycle.errors import UserError
 from upcycle.report.page import render
 
+pytestmark = pytest.mark.slow
+
 RECORDS = ("runs/{run}/metrics.json", "runs/{run}/spec.json", "tokens/english-1-bpe1024/manifest.json", "timing.json")
 TABLES = ("evaluations.csv", "tables/table1.csv")
 DAMAGES = [

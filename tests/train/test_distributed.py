@@ -39,6 +39,8 @@ from upcycle.study.execution import Execution
 from upcycle.study.spec import RunSpec
 from upcycle.train.processes.distributed import GLOO, Group, start_group
 
+pytestmark = pytest.mark.slow
+
 N_STEPS = 20
 U32, U16 = 2.0**-24, 2.0**-8
 LOSS_BOUND = 1e-6

@@ -21,6 +21,8 @@ from upcycle.train.processes.launch import End, _raise_outcome
 from upcycle.train.processes.preemption import Preempted, TrainingError
 from upcycle.train.states.lease import lease
 
+pytestmark = pytest.mark.slow
+
 STUDY = f"""
 study: default
 data: {{dataset: walk, vocab_size: {VOCABULARY}}}

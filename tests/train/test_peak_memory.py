@@ -209,6 +209,7 @@ def median_of(measurements: list[Future[int]]) -> float:
     return statistics.median(measurement.result() for measurement in measurements)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in JOBS if name != "recomputed-dense"])
 def test_the_formula_is_the_peak_of_a_fresh_process(name: str, peaks: dict[str, list[Future[int]]]) -> None:
     """Weights, activations or logits dominate, dense and MoE, each over 0.5 GB: a whole training's peak above its size
@@ -220,6 +221,7 @@ def test_the_formula_is_the_peak_of_a_fresh_process(name: str, peaks: dict[str, 
     assert ratio == pytest.approx(1, abs=0.15)
 
 
+@pytest.mark.slow
 def test_recomputation_saves_in_a_process_what_it_saves_in_tensors(peaks: dict[str, list[Future[int]]]) -> None:
     """`activation_checkpointing: block` within 15 %, with an allocator that gives freed blocks back: how much of its
     heap glibc loses to small blocks varies too much with them (memory.HEAP_LOSS_RECOMPUTED)."""

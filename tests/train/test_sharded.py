@@ -18,6 +18,8 @@ from upcycle.manifest import DamagedError
 from upcycle.train.states.folder import clear_temporaries, prune
 from upcycle.train.states.rolling import load_rolling, save_rolling
 
+pytestmark = pytest.mark.slow
+
 DRAWS = 120
 
 

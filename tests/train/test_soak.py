@@ -25,6 +25,7 @@ def soak(tokens_dir: Path, tmp_path: Path) -> Iterator[Soak]:
     spawner.close()
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_ends_in_the_same_bits(soak: Soak) -> None:
     """20 SIGKILLs, a fifth of them inside a save, one at the end: weights, moments, rows equal. A run of two."""
     phases: Counter[str] = Counter()

@@ -155,6 +155,7 @@ def test_every_model_of_the_paper_s_study_has_a_loss(world):
     assert (losses < 4).all()
 
 
+@pytest.mark.slow
 def test_without_noise_the_fits_find_table_2(tmp_path):
     inputs = simulated_study.write_study(tmp_path, noise=0.0)
     table = table_2(inputs)
@@ -167,6 +168,7 @@ def test_without_noise_the_fits_find_table_2(tmp_path):
         assert {name: table.loc[row, name] for name in values} == pytest.approx(values, rel=1e-3), row
 
 
+@pytest.mark.slow
 def test_everything_made_of_simulated_losses_says_so(tmp_path, world):
     flow = simulated_study.workflow(
         tmp_path / "simulated",
@@ -208,6 +210,7 @@ def study_file(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_folder_of_its_own_and_the_same_bytes_each_time(study_file):
     folder = study_file / "results" / "simulated" / "small"
     assert main(["simulate", "--study", "small", "--noise", "0.002"]) == 0
