@@ -150,7 +150,7 @@ def test_a_job_that_never_started_is_not_explained_by_an_old_log(log, capsys):
     snakemake.fail(1, log)
     assert snakemake.end(capsys)[1:] == [
         f"decay failed, see {log}:",
-        "    it left no words; Snakemake's are above",
+        "    it wrote no log; see the lines above",
     ]
 
 

@@ -93,7 +93,7 @@ class Failures(logging.Handler):
         executor = [line for line in str(record.__dict__["rule_msg"] or "").splitlines() if line.strip()]
         shown = [*executor, *own] if own else [*words, *executor]
         where = logs[0] if logs else ", ".join(record.__dict__["log"])
-        return Failure(record.__dict__["rule_name"], where, shown or ["its log is empty; see above"])
+        return Failure(record.__dict__["rule_name"], where, shown or ["it wrote no log; see the lines above"])
 
 
 def _stamp(path: str) -> tuple[int, int] | None:
