@@ -17,7 +17,8 @@ PIECE_CHARACTERS = 10_000
 """Plain text has no documents: files are cut at blank lines into pieces of about this size."""
 LONGEST = 2**26
 """Longest line of jsonl in bytes, and longest paragraph of plain text in characters. Reading stops there."""
-CHUNK = 2**20
+CHUNK = 2**23
+"""Bytes that are read at once. A long piece is joined and searched again for each chunk, so chunks are large."""
 ZSTD_CHUNK = 2**12
 """Compressed bytes that are decompressed at once: Zstandard makes at most 2^15 times as many of them, 128 MiB."""
 
@@ -65,22 +66,21 @@ def _chunks(file: BinaryIO, size: int = CHUNK) -> Iterator[bytes]:
 
 
 def _pieces(path: Path, chunks: Iterable[AnyStr], mark: AnyStr, name: str) -> Iterator[AnyStr]:
-    """What lies between marks, which no two chunks share; no more than LONGEST of a piece is ever held.
+    """The text between marks, wherever chunks end; never more than a chunk and LONGEST of a piece is held.
 
     `name` is the word for a piece in the UserError about a piece that is longer.
     """
-    parts, size, number = list[AnyStr](), 0, 1
+    rest, number = mark[:0], 1
     for chunk in chunks:
-        for index, part in enumerate(chunk.split(mark)):
-            if index:
-                yield mark[:0].join(parts)
-                parts, size, number = [], 0, number + 1
-            parts.append(part)
-            size += len(part)
-            if size > LONGEST:
-                unit = "bytes" if isinstance(part, bytes) else "characters"
-                raise UserError(f"{path}, {name} {number}: longer than {LONGEST:,} {unit}; divide it")
-    yield mark[:0].join(parts)
+        pieces = (rest + chunk).split(mark)
+        for place, piece in enumerate(pieces):
+            if len(piece) > LONGEST:
+                unit = "bytes" if isinstance(piece, bytes) else "characters"
+                raise UserError(f"{path}, {name} {number + place}: longer than {LONGEST:,} {unit}; divide it")
+        rest = pieces.pop()
+        number += len(pieces)
+        yield from pieces
+    yield rest
 
 
 def _txt(path: Path, text_key: str) -> Iterator[str]:
@@ -99,20 +99,16 @@ def _txt(path: Path, text_key: str) -> Iterator[str]:
 
 
 def _decoded(path: Path, chunks: Iterable[bytes]) -> Iterator[str]:
-    """Text of the bytes, line ends of any kind as one newline each; a row of newlines is in one chunk."""
+    """Text of the bytes, line ends of any kind as one newline each."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     lines = io.IncrementalNewlineDecoder(decoder, translate=True)
     given = first = 0  # bytes: so far, and up to those that the decoder holds back, with which its next input begins
-    newlines = ""
     try:
         for chunk in chunks:
-            text = newlines + lines.decode(chunk)
+            yield lines.decode(chunk)
             given += len(chunk)
             first = given - len(decoder.getstate()[0])
-            whole = text.rstrip("\n")
-            newlines = text[len(whole) :]
-            yield whole
-        yield newlines + lines.decode(b"", final=True)
+        yield lines.decode(b"", final=True)
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 at byte {first + error.start}; convert it first") from None
 

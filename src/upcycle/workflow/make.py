@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -160,15 +161,9 @@ def write_timing(workflow: Workflow) -> None:
         "cores": int(os.environ[CORES_VARIABLE]),
     }
     runs = [read_record(RESULTS / "runs" / run_id / "metrics.json") for run_id in workflow.plan.runs]
-    mine = [run for run in runs if _seconds(run["finished"]) >= float(started)]
+    mine = [run for run in runs if datetime.fromisoformat(run["finished"]).timestamp() >= float(started)]
     entry |= {"runs": len(mine)}
     for key in ("train_seconds", "eval_seconds", "startup_seconds", "wall_seconds"):
         entry[f"run_{key}"] = sum(run[key] for run in mine)
     entries = [old for old in entries if old["started"] != entry["started"]] + [entry]
     write_atomic(path, json.dumps({"invocations": entries}, indent=1) + "\n")
-
-
-def _seconds(iso: str) -> float:
-    from datetime import datetime
-
-    return datetime.fromisoformat(iso).timestamp()
