@@ -467,7 +467,13 @@ def test_the_command_answers_in_words_and_as_json(words, capsys):
     assert main(["advise", *words.split(), "--full"]) == 0
     text = capsys.readouterr().out
     assert text.startswith(short)
-    for title in ("By budget", "Where the answer flips", "How far outside the data", "What run", "Rules of"):
+    for title in (
+        "By budget",
+        "Where the answer flips",
+        "How far outside the data",
+        "What run would tell most",
+        "Rules of",
+    ):
         assert title in text
     assert max(len(line) for line in text.splitlines()) <= 118
     assert not re.search(r"\b(nan|inf|None)\b", text)

@@ -122,7 +122,7 @@ def test_the_file_of_a_grouped_fit_is_exact_and_of_its_groups(shared: FitResult,
 def test_groups_must_hold_their_column_constant() -> None:
     with pytest.raises(UserError, match="is an input of law `multiplicative`"):
         fit_by(LAWS["multiplicative"], grid(), by="D1", draws=0)
-    with pytest.raises(UserError, match="is no column"):
+    with pytest.raises(UserError, match="is not a column"):
         fit_by(LAWS["power"], grid(), by="N1", draws=0)
     with pytest.raises(UserError, match="no parameter `F`"):
         fit_by(LAWS["power"], grid(), by="D1", shared=("F",), draws=0)

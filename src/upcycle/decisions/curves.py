@@ -281,7 +281,7 @@ def from_fits(fits: Mapping[str, FitResult], source: str) -> ThreeLaws:
     """The three laws among fits by name.
 
     Dense and MoE: one fit `by: lineage` of Equation 3 (or of tokens alone), else one fit of each; upcycled: a law of
-    several sizes if there is one, else the law of smallest leave-one-out error. Only laws that say so (`Law.decides`)
+    several sizes if there is one, else the law of smallest leave-one-out error. Only laws marked for it (`Law.decides`)
     are used. Raises `UserError` when none is of upcycled losses.
     """
     name, up = _upcycled(fits, source)

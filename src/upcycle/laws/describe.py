@@ -60,7 +60,7 @@ class Selection:
     def of(
         cls, law: Law, data: Mapping[str, Any], ids: Sequence[str] | None, *, by: str | None = None, **about: Any
     ) -> Selection:
-        """The columns that a fit needs (those at hand), rows sorted by them (`by` first) and by id.
+        """The columns that a fit needs (of those given), rows sorted by them (`by` first) and by id.
 
         Raises `UserError` when the columns differ in length.
         """

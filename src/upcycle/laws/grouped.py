@@ -52,7 +52,7 @@ def fit_by(
     Raises `UserError` as `fit` does, and for a `by` that is no column or an input of the law.
     """
     if by in law.inputs or by not in data:
-        why = f"is an input of law `{law.name}`" if by in law.inputs else f"is no column at hand ({', '.join(data)})"
+        why = f"is an input of law `{law.name}`" if by in law.inputs else f"is not a column of {', '.join(data)}"
         raise UserError(f"by = `{by}` {why}: name a column that is constant within each fit")
     whole = Selection.of(law, data, ids, by=by, words=selection, simulated=simulated)
     values, group_N = np.unique(whole.data[by], return_inverse=True)

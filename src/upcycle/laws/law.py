@@ -46,7 +46,7 @@ class Parameter:
     meaning: str
     bounds: tuple[float, float]
     """Plausible values; of an offset in units of the smallest and of the largest positive input. A fit may leave them
-    (only a floor's 0 and an offset's bounds are walls), but says so."""
+    (only a floor's 0 and an offset's bounds are walls), but reports it."""
     starts: tuple[float, ...]
     """Start grid: of a scale or floor, its term's share of the loss (before normalising); of an offset, in units of the
     smallest positive input; of the others, values."""

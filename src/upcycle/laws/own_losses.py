@@ -57,7 +57,7 @@ class TableSource:
     """Those of --columns, in order."""
 
     def guilty(self, name: str, row: int) -> str | None:
-        """The file's column for want of whose number `name` has none in a row; None if the arithmetic has none."""
+        """The file's column whose missing number makes `name` missing in a row; None if the arithmetic makes it."""
         if name not in self.given:
             return name
         earlier = list(self.given)[: list(self.given).index(name)]
@@ -275,7 +275,7 @@ def _derive(table: Table, file: Table, law: Law) -> bool:
 
 
 def _finite(csv: Path, name: str, table: Table, source: TableSource, rows: Cells) -> Cells:
-    """A column as numbers [n]; a `UserError` names the first row that has none, the cell at fault, and the mend."""
+    """A column as numbers [n]; a `UserError` names the first row that has none, the wrong cell, and how to fix it."""
     column = np.asarray(numbers(table[name]))
     bad = np.flatnonzero(~np.isfinite(column))
     if not len(bad):
@@ -295,10 +295,10 @@ def _finite(csv: Path, name: str, table: Table, source: TableSource, rows: Cells
             f"{csv}: column `{guilty}` holds words in every row, such as {cell!r}, where numbers are needed"
         )
     if isinstance(cell, str):
-        mend = f'--where "{_quoted(guilty)} != {cell!r}"'
-        raise UserError(f"{place}: column `{guilty}` holds {cell!r}, which is no number; leave such rows out: {mend}")
-    mend = f'--where "notna({_quoted(guilty)})"'
-    raise UserError(f"{place}: column `{guilty}` has no value; leave such rows out: {mend}")
+        fix = f'--where "{_quoted(guilty)} != {cell!r}"'
+        raise UserError(f"{place}: column `{guilty}` holds {cell!r}, which is no number; leave such rows out: {fix}")
+    fix = f'--where "notna({_quoted(guilty)})"'
+    raise UserError(f"{place}: column `{guilty}` has no value; leave such rows out: {fix}")
 
 
 def _group(csv: Path, by: str, table: Table, rows: Cells) -> Cells:

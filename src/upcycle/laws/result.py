@@ -14,7 +14,7 @@ from upcycle.files import read_record, write_atomic
 
 @dataclass(frozen=True, kw_only=True)
 class FitResult:
-    """A fitted law. Every number is None where it could not be had; `statement` says in words why."""
+    """A fitted law. A number that could not be computed is None; `statement` says why."""
 
     law: str
     label: str

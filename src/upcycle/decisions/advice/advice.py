@@ -1,4 +1,4 @@
-"""`upcycle advise`: with a dense model at hand, upcycle it or train a mixture from scratch? With how many tokens?
+"""`upcycle advise`: upcycle a dense model, train a mixture from scratch, or train the dense model on? With what budget?
 
 D, D1, D2 in tokens, N1 in non-embedding parameters, losses in nats. docs/advice.md says how to read the answer.
 """
@@ -55,7 +55,7 @@ SHARES_OF_D1 = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 OPTION_OF: dict[str, Option] = {UPCYCLED: "upcycle", SCRATCH: "scratch", DENSE_ON: "dense"}
 """What is recommended, by the expected loss of it: the three that cost the same FLOPs."""
 LEAST_TOKENS = 1000.0
-"""Fewer parameters or tokens than this are a slip of the pen (7 for 7B)."""
+"""Fewer parameters or tokens than this are a typing error (7 for 7B)."""
 
 
 def advise(
@@ -219,7 +219,7 @@ def _compute_optimal(
     except UserError as error:
         return None, (f"No compute-optimal D2: {error}.",)
     if not math.isfinite(found.d2):
-        return None, ("No compute-optimal D2: by the central estimate more tokens gain nothing at this D1.",)
+        return None, ("No compute-optimal D2: by the central estimate more tokens do not lower the loss at this D1.",)
     notes: tuple[str, ...] = ()
     if found.share_without > 0:
         notes = (f"{found.share_without:.1%} of the draws have no compute-optimal D2; its band leaves them out.",)

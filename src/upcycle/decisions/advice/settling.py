@@ -1,4 +1,8 @@
-"""Which single run would settle upcycling against training from scratch: the one whose loss tells most about it.
+"""Which single affordable run tells most about upcycling against training from scratch.
+
+The laws' draws are the prior: the run whose predicted loss correlates best with the difference of the two losses is the
+best one. `upcycle design` asks another question, which runs sharpen D* of a sweep that is not trained yet: it has no
+draws, so it works with the information of the planned runs (`design/candidates.py`).
 
 D, D1, D2 in tokens, N1 in non-embedding parameters, losses in nats. Shape suffix: B draws.
 """
@@ -15,11 +19,11 @@ from upcycle.decisions.curves import Curve, ThreeLaws, central_95
 from upcycle.laws.terms import Array
 
 SHARE_OF_BUDGET = 0.1
-"""A run that settles a question may cost this share of what the question is about."""
+"""A run may cost this share of the budget that the question is about."""
 SHARES = (1.0, 1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64)
 """Sizes that are tried, as shares of N1, and costs, as shares of the most that a run may cost."""
 NEARLY_BEST = 0.9
-"""A run nearer in size, or a cheaper one, is taken if it tells this share of what the best one does."""
+"""A run nearer in size, or a cheaper one, is taken if it tells at least this share of what the best one tells."""
 LEAST_TOKENS_PER_PARAMETER = 2.0
 """Shorter runs are not tried: warm-up alone takes about one token a parameter (Table 5)."""
 LEAST_TOLD = 0.05
@@ -61,9 +65,9 @@ class SettlingRun:
     """Standard deviation over the draws of (upcycled - scratch), in nats."""
     spread_after: float
     turning_loss: float | None
-    """A measured loss here would make both equal; None: none that is plausible (within 3 standard deviations)."""
+    """The measured loss at which both would be equal; None: it is implausible (beyond 3 standard deviations)."""
     lower_speaks_for: Literal["upcycle", "scratch"]
-    """What a loss lower than expected speaks for."""
+    """Which option a loss lower than expected favours."""
 
 
 def settling_run(

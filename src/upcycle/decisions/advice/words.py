@@ -103,7 +103,7 @@ def _best_by_budget(found: Recommendation, laws: Laws) -> tuple[str, str]:
     window, stretches = Window(laws.data_tokens), found.stretches
     near = [each for each in stretches if each.low < window.high and each.high > window.low]
     sides = [side for side, end in (("below", 0), ("above", -1)) if near[end] != stretches[end]]
-    again = f", again far {' and '.join(sides)} the data" if sides else ""
+    again = f", more flips far {' and '.join(sides)} the data" if sides else ""
     if len(near) == 1:
         return f"{ACTIONS[near[0].option]} at every budget near the data (D2 = {window.words})", again
     first, *between, last = near
@@ -163,7 +163,7 @@ def advice_in_words(advice: Advice) -> str:
         ("Where the answer flips", _thresholds(advice)),
         ("How many tokens", _tokens(advice)),
         ("How far outside the data", [each.words for each in advice.distances]),
-        ("What run would settle it", settling(advice.settling_run, advice.question.n1)),
+        ("What run would tell most", settling(advice.settling_run, advice.question.n1)),
         ("Rules of thumb", [f"{rule.name}: {rule.says}. Rule: {rule.rule}." for rule in advice.rules_of_thumb]),
         (f"Laws: {advice.laws.source}", list(advice.notes)),
     ]
@@ -187,9 +187,7 @@ def _wrapped(line: str, indent: str) -> list[str]:
 def settling(run: SettlingRun | None, n1: float) -> list[str]:
     """The run worth making, what it costs and how to read its loss."""
     if run is None:
-        return [
-            "none: no affordable run (a tenth of the budget) tells a twentieth of the variance, or there are no draws"
-        ]
+        return ["none: no run of a tenth of the budget removes a twentieth of the variance, or the fits have no draws"]
     made = run.run
     size = f"N1 = {short_count(made.n1)}" + (" (the size asked about)" if made.n1 == n1 else "")
     if made.d1 is None:
@@ -197,20 +195,19 @@ def settling(run: SettlingRun | None, n1: float) -> list[str]:
     else:
         parent = "a dense model to be trained for it" if made.trains_dense else "the dense model"
         what = f"an upcycled MoE, {size}, from {parent} (D1 = {short_count(made.d1)}), on D2 = {short_count(made.d2)}"
-    opening = "" if run.told >= 0.5 else "no single affordable run settles it; the one that tells most is "
+    opening = "" if run.told >= 0.5 else "no single affordable run settles it; the most informative is "
     about, other = short_count(run.about_tokens), OPPOSITE[run.lower_speaks_for]
     if run.turning_loss is None:
-        reading = "no plausible loss of this run alone would turn the answer"
+        reading = "no plausible loss of this run alone would change the answer"
     else:
-        reading = f"below {run.turning_loss:.3f} it speaks for: {VERDICTS[run.lower_speaks_for]}; "
-        reading += f"above, for: {VERDICTS[other]}"
+        reading = f"below {run.turning_loss:.3f} it favours: {VERDICTS[run.lower_speaks_for]}; "
+        reading += f"above: {VERDICTS[other]}"
     return [
         f"{opening}{what}: {made.flops:.2e} FLOPs, {_hours(run.gpu_hours)} GPU-hours, "
         f"{percent(run.share_of_budget, 1)} of the budget of {about} tokens",
-        f"why: of the runs of at most a tenth of the budget its loss, measured to {run.noise:.3f} nats, goes most "
-        "closely with the difference of the two losses over the draws (or nearly so, and it is nearer in size, then "
-        f"cheaper): knowing it takes away {percent(run.told)} of the difference's variance",
-        f"how to read it: expected is a loss of {run.loss:.3f} ({run.band[0]:.3f} to {run.band[1]:.3f}); {reading}",
+        f"why: its loss, measured to {run.noise:.3f} nats, is the best affordable predictor of which mixture ends "
+        f"lower: it removes {percent(run.told)} of the variance of their difference over the draws",
+        f"how to read it: the expected loss is {run.loss:.3f} ({run.band[0]:.3f} to {run.band[1]:.3f}); {reading}",
     ]
 
 

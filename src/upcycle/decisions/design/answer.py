@@ -31,7 +31,7 @@ class DesignAnswer:
     simulated: Simulated
     threshold: Threshold | None
     linearised: Linearised | None
-    """None where D* cannot be had."""
+    """None where the sweep does not determine D*."""
     ranked: tuple[Candidate, ...]
     """The best further runs per FLOP."""
     largest: Candidate | None

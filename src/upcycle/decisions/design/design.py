@@ -123,7 +123,7 @@ def run_design(args: argparse.Namespace, read_study: ReadStudy) -> None:
 def from_arguments(args: argparse.Namespace, read_study: ReadStudy) -> DesignAnswer:
     """The answer to a command line.
 
-    Raises `UserError` naming the option that is wrong and the mend.
+    Raises `UserError` naming the option that is wrong and how to fix it.
     """
     three = read_three_laws(args.fits) if args.fits else published(draws=0)
     three = with_values(three, args.law, parse_fix(args.values or "", "--values"))
@@ -207,13 +207,13 @@ def _noise(args: argparse.Namespace, read_study: ReadStudy) -> tuple[float, str]
     if args.noise is not None:
         return quantity(args.noise, "--noise"), "given"
     path = read_study().out / "losses.csv"
-    mend = "give --noise, e.g. 0.003"
+    fix = "give --noise, e.g. 0.003"
     try:
         measured = seed_noise(read_losses(path))
     except UserError as error:
-        raise UserError(f"no noise measured: {error}; or {mend}") from None
+        raise UserError(f"no noise measured: {error}; or {fix}") from None
     if measured is None:
-        raise UserError(f"{path}: no run was repeated with another seed, so no noise is measured; {mend}")
+        raise UserError(f"{path}: no run was repeated with another seed, so no noise is measured; {fix}")
     return measured.deviation, (
         f"measured in {path}: {measured.points} settings repeated with other seeds, {measured.freedom} degrees of "
         f"freedom, so within {100 / math.sqrt(2 * measured.freedom):.0f} %"

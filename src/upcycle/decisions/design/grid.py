@@ -154,7 +154,7 @@ def from_study(study: StudyConfig, plan: Plan, name: str) -> PlannedSweep:
         "N1": np.array([float(n1(run.model)) for run in runs]),
     }
     sizes = np.unique(up["N1"])
-    if len(sizes) == 1:  # models of other sizes say nothing of the laws at one
+    if len(sizes) == 1:  # models of other sizes do not constrain the laws at one size
         plain = [run for run in plain if n1(run.model) == sizes[0]]
     dense = _scratch([run for run in (*parents, *plain) if run.lineage == "dense"])
     mixed = [run for run in plain if run.lineage == "moe" and run.moe is not None]

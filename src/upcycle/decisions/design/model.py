@@ -73,7 +73,7 @@ class Setting:
     n1: float
     """Size at which D* is asked for."""
     no_d_star: str
-    """Why D* cannot be had from this sweep; empty if it can."""
+    """Why this sweep does not determine D*; empty if it does."""
     confounded: str
     """Why B, beta and E are not fitted as such, in words; empty if they are."""
     notes: tuple[str, ...]
@@ -141,7 +141,7 @@ def set_up(
     elif moe is None:
         reason = "no MoEs from scratch are planned with the same mixture: D* compares with them"
     elif one_size and not np.isclose(asked, where, rtol=0.05):
-        reason = f"the sweep has one size, N1 = {where:.4g}: it says nothing of D* at N1 = {asked:.4g}"
+        reason = f"the sweep has one size, N1 = {where:.4g}: it does not determine D* at N1 = {asked:.4g}"
     elif not one_size and len(np.unique(moe.runs["N1"])) == 1:
         reason = "the MoEs from scratch have one size, the upcycled models several: D* needs MoEs at these sizes too"
     return Setting(

@@ -94,7 +94,7 @@ class Simulated:
         )
 
     def threshold(self) -> Threshold | None:
-        """D* (Equation 13) at the setting's size, through all laws of each simulation; None where it cannot be had."""
+        """D* (Equation 13) at the setting's size, through all laws of each simulation; None if not determined."""
         setting = self.setting
         if setting.no_d_star or setting.moe is None:
             return None

@@ -68,9 +68,9 @@ def _parameters(simulated: Simulated) -> str:
 def _interaction(simulated: Simulated) -> str:
     found, expected = simulated.interaction(), simulated.parameters["upcycled"].get("alpha3")
     if expected is None:
-        return f"Law `{simulated.setting.up.law.name}` has no alpha3: this sweep cannot speak of its sign."
+        return f"Law `{simulated.setting.up.law.name}` has no alpha3, so this sweep does not determine its sign."
     if expected.undetermined:
-        return f"This sweep cannot speak of alpha3: {expected.doubt}."
+        return f"This sweep does not determine alpha3: {expected.doubt}."
     if found is None and expected.truth == 0 and not expected.held:
         low, high = expected.interval
         return f"The truth has alpha3 = 0: 95 % of its estimates lie in {low:.3g} to {high:.3g}."
@@ -105,7 +105,7 @@ def _identifiable(simulated: Simulated) -> str:
 def _d_star(answer: DesignAnswer) -> str:
     setting, threshold = answer.setting, answer.threshold
     if threshold is None:
-        return f"D* cannot be had from this sweep: {setting.no_d_star}."
+        return f"This sweep does not determine D*: {setting.no_d_star}."
     opening = f"D* at N1 = {setting.n1:.4g} (Equation 13, through the laws of MoEs and of upcycled models): "
     if threshold.roots:
         roots = " and ".join(f"{root:.3g}" for root in threshold.roots)
@@ -118,7 +118,7 @@ def _d_star(answer: DesignAnswer) -> str:
         words = ", ".join(f"{name} by a factor of {np.exp(distance):.2g}" for name, distance in far.items())
         lines.append(f"That lies outside the planned runs in {words}: errors of the law's form are not in the band.")
     if setting.one_size:
-        lines.append("It is the answer for this size alone: one size says nothing of others.")
+        lines.append("This holds at this size alone: one size does not determine the laws at others.")
     return "\n".join(lines)
 
 

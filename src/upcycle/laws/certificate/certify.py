@@ -1,6 +1,6 @@
 """The part of a fit's certificate that takes refits: likelihood, profiles, folds, extrapolation, bootstrap intervals.
 
-Everything is ready for JSON: an entry that could not be had is `{"skipped": "why, in words"}`, an open end None.
+Everything is ready for JSON: an entry that could not be computed is `{"skipped": "why, in words"}`, an open end None.
 """
 
 from __future__ import annotations

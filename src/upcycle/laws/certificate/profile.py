@@ -164,7 +164,7 @@ def calibrated_threshold(
     Where residuals lie beyond delta without having exponential tails, deviances are larger than chi-square's (1.6 times
     for Gaussian residuals far beyond it). Their mean is taken over data simulated from the fit and its residuals
     `pool_N`, in which the true value is the fitted one (Bartlett's correction, by bootstrap). `full`: the residual
-    bootstrap of these draws and this seed, if it is at hand.
+    bootstrap of these draws and this seed, if there is one already.
     """
     least = threshold(len(whole.target_N), len(whole.slots))
     if draws == 0:

@@ -24,9 +24,9 @@ PULL = 1e-5
 EQUAL, NEAR = 1e-9, 1e-6
 """Relative differences of objectives up to which optima count as equal, and as near-equal."""
 TINY_OBJECTIVE = 1e-18
-"""Stands in for the objective of a perfect fit, of which nothing is a share."""
+"""Replaces the objective of a perfect fit, 0, where others are divided by it."""
 TINY_LOSS = 1e-12
-"""Stands in for a simulated loss that is not above 0."""
+"""Replaces a simulated loss that is not above 0 and so has no logarithm."""
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ def bootstrap_noise(prepared: Prepared, optimum: Optimum, noise: float, *, draws
     """
     if prepared.law.response != "loss":
         raise UserError(
-            f"law `{prepared.law.name}` fits `{prepared.law.response}`: a noise of the loss says nothing of it"
+            f"law `{prepared.law.name}` fits `{prepared.law.response}`: a noise of the loss does not apply to it"
         )
     fitted_N = np.exp(prepared.model.value(optimum.phi_R[None])[0])
     noise_BN = noise * np.random.default_rng(seed).standard_normal((draws, len(fitted_N)))
