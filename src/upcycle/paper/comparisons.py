@@ -47,6 +47,7 @@ def leads(inputs: Inputs, grid: Grid, *, dense_tokens_count: bool = False) -> li
     means = grid.rows.groupby(["D1", "D2"])["loss"].mean().reset_index()
     for D1, D2, loss in zip(means["D1"].tolist(), means["D2"].tolist(), means["loss"].tolist(), strict=True):
         tokens = D1 + D2 if dense_tokens_count else D2
+        # D1 + D2 of whole steps need not be a whole number of steps of the other run.
         near = [D for D in scratch.index if math.isclose(D, tokens, rel_tol=1e-3)]
         if near:
             found.append(Lead(D1, D2, float(scratch[near[0]]) - loss))

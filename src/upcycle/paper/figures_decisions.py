@@ -127,6 +127,7 @@ def figure_16(inputs: Inputs) -> Figure:
     three = three_laws(inputs)
     measured = _measured(inputs, three)
     spent = np.concatenate([cost for cost, _ in measured.values()])
+    # Three decades beyond the costliest run, where the paper asks which plan wins.
     flops = np.geomspace(spent.min() / 10, spent.max() * 1000, 49)
     table = three_way(three.without_draws(), flops)
     figure = style.new_figure(style.COLUMN, 4.3, simulated=inputs.simulated)
@@ -222,10 +223,12 @@ def thresholds(inputs: Inputs, sizes: Sequence[Positive] | None = None) -> Figur
 def _regions(axes: Axes, three: ThreeLaws, size: float) -> set[str]:
     """Who is ahead over D1 and D2 at one size; returns what can be seen, for the legend."""
     moe, upcycled = three.need("moe"), three.upcycled
+    # More room above the data than below: the map is read to see where more tokens lead.
     D1, D2 = (np.geomspace(box[0] / 3, box[1] * 30, 121) for box in (upcycled.box["D1"], upcycled.box["D2"]))
     D1_grid, D2_grid = np.meshgrid(D1, D2)
     up = upcycled.loss(D1=D1_grid, D2=D2_grid, N1=size)
     sunk = moe.loss(D=D2_grid, N1=size) - up
+    # 6 N1 D1 FLOPs of the dense model buy D1 N1 / N2 tokens of the mixture.
     paid = moe.loss(D=D2_grid + D1_grid / three.active_ratio, N1=size) - up
     regions = {"scratch": sunk <= 0, "sunk": (sunk > 0) & (paid <= 0), "paid": paid > 0}
     seen = {"diagonal", *(name for name, region in regions.items() if region.any())}
@@ -236,7 +239,7 @@ def _regions(axes: Axes, three: ThreeLaws, size: float) -> set[str]:
         edge = axes.contour(D1, D2, lead, levels=[0], colors="black", linewidths=1.1, linestyles=line)
         edge.set_gid("sunk" if lead is sunk else "paid")
     if three.n_draws:
-        coarse = slice(None, None, 2)
+        coarse = slice(None, None, 2)  # every other line: this is the one part that all draws enter
         leads = moe.loss_draws(D=D2[coarse, None], N1=size) - upcycled.loss_draws(
             D1=D1[None, coarse], D2=D2[coarse, None], N1=size
         )

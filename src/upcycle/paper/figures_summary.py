@@ -43,6 +43,7 @@ def figure_1(inputs: Inputs) -> Figure:
 
     Raises `UserError` when there is no fit for either panel.
     """
+    # Each panel needs fits of its own; a study that has one kind alone gets one panel.
     surface = any(fit.law == "configuration" and fit.by is None for fit in inputs.fits.values())
     try:
         three = three_laws(inputs)
@@ -80,6 +81,7 @@ def _surface(figure: SubFigure, inputs: Inputs, fit: FitResult) -> None:
     axes.scatter(
         data["P"], data["N2"], c=data["loss"], cmap=colours, norm=scale, s=30, edgecolors="white", linewidths=0.9
     ).set_gid("measured")
+    # A dark ring around the white one: on a fitted surface that is right, a disc has the colour of its surroundings.
     axes.scatter(data["P"], data["N2"], s=44, facecolors="none", edgecolors="black", linewidths=0.6)
     count_axis(axes, "y", "active parameters, $N_2$", between=True)
     ticks = [value for value in (1, 2, 4, 8, 16, 32, 64) if P[0] < value < P[-1]]
@@ -102,6 +104,7 @@ def _d_star_by_size(figure: SubFigure, three: ThreeLaws) -> None:
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3.5, 1])
     (low, high), tokens = three.upcycled.box["N1"], three.need("moe").box["D"]
     alone = low == high  # one size tells nothing of others: a point with its interval instead of curves
+    # Far beyond the largest size, since the question is asked about models that nobody has upcycled yet.
     sizes = np.array([low]) if alone else np.geomspace(low / 1.5, high * 100, SIZES)
     found = [d_star(three, size) for size in sizes]
     top.set(xlim=(low / 3, low * 3) if alone else (sizes[0], sizes[-1]), ylim=(tokens[0] / 5, tokens[1] * 100))
@@ -126,7 +129,7 @@ def _d_star_by_size(figure: SubFigure, three: ThreeLaws) -> None:
     band = np.array([each.band or (np.nan, np.nan) for each in found]).T
     if three.n_draws:
         none = np.array([100 * each.shares["none"] for each in found])
-        edge = 1.5 if alone else 0
+        edge = 1.5 if alone else 0  # an area over a single size has no width: its edge shows it
         top.fill_between(sizes, *band, color=style.FIT, alpha=0.2, linewidth=edge)
         bottom.fill_between(sizes, none, color=style.GREY, linewidth=edge, gid="none")
         if np.isfinite(band).any():

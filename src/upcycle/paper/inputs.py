@@ -150,6 +150,7 @@ class Inputs:
             raise UserError(f"sweep `{sweep}` has no upcycled run: give the figure or table an upcycled sweep")
         grids = []
         for (model, moe), arms in rows.groupby(["model", "moe"], sort=False):
+            # Only what varies within the sweep names an arm; grouping by all settings finds arms of any of them.
             varying = [name for name in GRID_SETTINGS if arms[name].nunique(dropna=False) > 1]
             for _, group in arms.groupby(list(GRID_SETTINGS), sort=False, dropna=False):
                 repeated = group[group.duplicated(["D1", "D2", "seed"], keep=False)]
@@ -188,6 +189,7 @@ class Inputs:
             rows = rows[rows["schedule"] == like["schedule"]]
             if lineage == "moe":
                 rows = rows[(rows["moe"] == grid.moe) & (rows["gate"] == like["gate"])]
+            # Two runs of one D and seed are an ablation's arms: none of them is the baseline.
             if not rows.empty and not rows.duplicated(["D", "seed"]).any():
                 return rows.sort_values(["D", "seed"])
         return self.losses.iloc[:0]
@@ -204,6 +206,7 @@ class Inputs:
 
     def fit_or_none(self, grid: Grid, law: str, *, by: str | None = None) -> FitResult | None:
         """The fit of a law to runs of a grid's mixture alone; of several the one to most of its runs."""
+        # A fit to other mixtures too answers another question, however many of the grid's runs it has.
         mixture = set(self.losses.loc[self._same_mixture(grid), "id"])
         own = set(grid.rows["id"])
         candidates = [

@@ -34,8 +34,9 @@ def extrapolated(fit: FitResult, rows: pd.DataFrame, held_out: NDArray[np.bool_]
     rest = rows[~held_out]
     if not held_out.any() or len(rest) <= len(set(law.names) - set(fit.fixed)):
         return None
+    # Fitted here, not read from a file: what is left out is this figure's choice, and one fit takes a moment.
     prepared = prepare(law, law_columns(rest, [*law.inputs, law.response]), fit.fixed)
-    if prepared.confounded:
+    if prepared.confounded:  # the rows that are left do not vary in what the law depends on
         return None
     values = dict(fit.fixed)
     found = prepared.values(search(prepared).phi_R[None])[0].tolist()

@@ -77,6 +77,7 @@ def context() -> AbstractContextManager[None]:
 
 def sequence(count: int) -> list[tuple[float, float, float, float]]:
     """`count` colours for ordered values, light to dark, all readable on white."""
+    # The yellow end of viridis is too pale on white.
     positions = np.linspace(0.80, 0.05, count) if count > 1 else [0.3]
     return [mpl.colormaps["viridis"](position) for position in positions]
 
@@ -106,7 +107,7 @@ def token_axis(axes: Axes, tokens: Sequence[float], label: str, *, apart: float 
     """
     axes.set_xscale("log")
     budgets = sorted(set(tokens))
-    kept = budgets[-1:]
+    kept = budgets[-1:]  # from the largest down, which is the one that must have a tick
     span = np.log(budgets[-1] / budgets[0]) or 1.0
     for budget in reversed(budgets[:-1]):
         if np.log(kept[-1] / budget) / span > apart:

@@ -34,6 +34,7 @@ def laws(inputs: Inputs, sweep: str | None = None) -> pd.DataFrame:
     }
     if not found:
         raise UserError(f"no law is fitted to all runs of sweep `{grid.sweep}`: add one under `fits` in the study")
+    # The paper's law is the reference; without its error, the best law is.
     reference = next(
         (name for name, fit in found.items() if fit.law == "multiplicative" and fit.loo_residuals_log is not None),
         min(found, key=lambda name: or_nan(found[name].loo_rms)),

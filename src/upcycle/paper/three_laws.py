@@ -67,6 +67,7 @@ def sizes_of(three: ThreeLaws, sizes: Sequence[float] | None, defaults: Sequence
 
 def size_is_inside(three: ThreeLaws, size: float) -> bool:
     """Whether upcycled models of sizes about this one were fitted."""
+    # Ten per cent of slack: 1e9 and Table 3's 1,085,859,424 are one size to a reader.
     return not any(math.log(1.1) < distance for distance in three.upcycled.outside(N1=size).values())
 
 
@@ -130,6 +131,7 @@ def clear_of(
     for line_x, line_y in lines:
         log_y = np.interp(np.log(x), np.log(line_x), np.log(line_y), left=np.nan, right=np.nan)
         rows = np.interp(log_y, np.log(y), np.arange(len(y)), left=np.nan, right=np.nan)
+        # A steep line crosses several rows within one column: all of them are taken.
         for column, (here, after) in enumerate(zip(rows, [*rows[1:], rows[-1]], strict=True)):
             if np.isfinite(here):
                 ends = sorted((here, after if np.isfinite(after) else here))
@@ -149,7 +151,9 @@ def name_region(
     `panel`: about the panel's width and height in inches.
     """
     step = panel[1] / len(y), panel[0] / len(x)
+    # Height of a line and mean width of a bold letter of 8 points, in inches.
     word = math.ceil(0.17 / step[0]), math.ceil(0.078 * len(text) / step[1])
+    # Cells around which the whole word lies in the region; of these the one farthest from its edge.
     fits = binary_erosion(region, np.ones(word, dtype=bool))
     if fits.any():
         room = np.where(fits, distance_transform_edt(np.pad(region, 1), sampling=step)[1:-1, 1:-1], 0)

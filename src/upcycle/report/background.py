@@ -80,6 +80,11 @@ class Timing:
         return sum(entry[key] for entry in self.invocations)
 
     @property
+    def cores(self) -> list[int]:
+        """The different numbers of cores of the invocations."""
+        return sorted({int(entry["cores"]) for entry in self.invocations})
+
+    @property
     def core_seconds(self) -> float:
         """Wall seconds times cores."""
         return sum(entry["wall_seconds"] * entry["cores"] for entry in self.invocations)

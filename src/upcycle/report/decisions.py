@@ -9,6 +9,7 @@ from typing import Any
 
 from upcycle.decisions.allocation import UpcycledBands, upcycled_bands
 from upcycle.decisions.curves import PLURALS, ThreeLaws, from_fits
+from upcycle.decisions.quantities import percent
 from upcycle.decisions.thresholds import NEAR, OTHER, WORDS, Threshold, d_star, threshold_d2, threshold_flops
 from upcycle.errors import UserError
 from upcycle.laws.result import FitResult
@@ -51,6 +52,7 @@ def _too_few(inputs: Inputs, three: ThreeLaws) -> str:
     singles = [fit for fit in inputs.fits.values() if fit.by is None]
     grouped = [fit for fit in inputs.fits.values() if fit.by == "lineage"]
     groups = [FitResult.from_json(group) for fit in grouped for group in fit.groups or []]
+    # A law with as many parameters as points predicts anything: its crossings must not be shown as an answer.
     for curve, lineage in ((three.upcycled, "up"), (three.need("moe"), "moe")):
         fits = [fit for fit in (*singles, *groups) if fit.law == curve.law.name and fit.lineage in (None, lineage)]
         if fits and all(fit.loo_rms is None for fit in fits):
@@ -147,7 +149,7 @@ def _who(symbol: str, crossing: Threshold) -> str:
     if root is None:
         words = f"{WORDS[crossing.below]} is ahead at every {symbol} near the data"
         if crossing.draws and none < SETTLED:
-            words += f" by the central estimate (not settled: {100 * (1 - none):.0f} % of the draws have a crossing)"
+            words += f" by the central estimate (not settled: {percent(1 - none)} of the draws have a crossing)"
         return words
     place, count = crossing.roots.index(root), len(crossing.roots)
     start = f"from {short_count(crossing.roots[place - 1])} to" if place > 0 else "below"
@@ -156,7 +158,7 @@ def _who(symbol: str, crossing: Threshold) -> str:
     words = f"{WORDS[below]} is ahead {start} {symbol} = {short_count(root)}{_band(crossing.band)} tokens and "
     words += f"{WORDS[OTHER[below]]} {end}"
     remarks = [f"of {count} crossings the one nearest the data is reported"] if count > 1 else []
-    remarks += [f"{100 * none:.0f} % of the draws have no crossing"] if none > 0 else []
+    remarks += [f"{percent(none)} of the draws have no crossing"] if none > 0 else []
     return words + (f" ({'; '.join(remarks)})" if remarks else "")
 
 

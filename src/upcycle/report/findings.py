@@ -60,6 +60,7 @@ def _best_law(inputs: Inputs, grid: Grid) -> Finding | None:
     best, second = sorted(errors, key=lambda law: errors[law])[:2]
     fits = {law: inputs.fit(grid, law) for law in errors}
     ratio = inputs.error_ratio(fits[second], fits[best])
+    # Where a family's two laws are the best and the second, their ratio is told already.
     families = [name for name in ("multiplicative", "additive") if {best, second} != {name, f"{name}_no_interaction"}]
     gains = [_gain(inputs, fits, family) for family in families]
     against = f"The ratio of the second error to the first is {_ratio(ratio)}." if ratio else ""
@@ -90,6 +91,7 @@ def _gain(inputs: Inputs, fits: Mapping[str, FitResult], family: str) -> str:
     plain = f"{family}_no_interaction"
     if family not in fits or plain not in fits:
         return ""
+    # Clear one way or the other: a ratio's bootstrap interval is not that of its inverse turned round.
     ratio, inverse = inputs.error_ratio(fits[plain], fits[family]), inputs.error_ratio(fits[family], fits[plain])
     if ratio is None or inverse is None:
         return ""
@@ -130,7 +132,7 @@ def _against_scratch(inputs: Inputs, grid: Grid, noise: SeedNoise | None) -> Fin
             parts.append(f"against {'one' if parts else 'the same mixture'} trained from scratch on {rival}, ")
             parts[-1] += f"{'it' if len(parts) > 1 else 'upcycling'} {_stands(tally(found, bound))}"
             details.append(_extremes(found, f"training from scratch on {tokens} tokens"))
-    details.insert(1, _along_d2(added, bound))
+    details.insert(1, _along_d2(added, bound))  # after the first comparison, which it continues
     kinds = tally([*added, *both], bound)
     if kinds["undecided"] and noise:
         details.append(f"Undecided means a difference within the noise between seeds ({number(bound, 2)} nats).")

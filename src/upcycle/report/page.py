@@ -103,6 +103,7 @@ def _figure(name: str, background: Background) -> dict[str, Any]:
     """A figure of the study: its SVG as a data address, title, caption."""
     item = catalogue.find_item(name, "figure")
     svg = _product(background.out / "figures" / f"{name}.svg")
+    # As an image, not inline: ids inside of two SVGs on one page would clash.
     source = "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
     return {"name": name, "label": item.label, "title": item.title, "caption": item.caption, "source": source}
 

@@ -36,7 +36,6 @@ def what_was_run(inputs: Inputs, background: Background) -> dict[str, Any]:
     records = [inputs.record(run_id, "metrics") for run_id in all_runs(inputs)]
     hardware = Counter(_machine(record["hardware"]) for record in records)
     software = {f"{name} {version}" for record in records for name, version in record["software"].items()}
-    timing = background.timing
     return {
         "sweeps": [_sweep(inputs, name) for name in inputs.sweep_names()],
         "runs": len(records),
@@ -52,15 +51,7 @@ def what_was_run(inputs: Inputs, background: Background) -> dict[str, Any]:
         "startup": sum(record["startup_seconds"] for record in records),
         "total": sum(record["wall_seconds"] for record in records),
         "resumed": sum(record["resumed"] > 0 for record in records),
-        "timing": timing
-        and {
-            "wall": timing.total("wall_seconds"),
-            "invocations": len(timing.invocations),
-            "cores": sorted({int(entry["cores"]) for entry in timing.invocations}),
-            "core_seconds": timing.core_seconds,
-            "useful": timing.useful_seconds,
-            "overhead": timing.overhead,
-        },
+        "timing": background.timing,
     }
 
 

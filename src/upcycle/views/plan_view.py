@@ -50,6 +50,7 @@ def describe_run(workflow: Workflow, run_id: str, speeds: dict[str, float]) -> d
     counts = count_parameters(run.model, run.moe)
     flops = flops_per_token(run.model, run.moe) * run.segment_tokens
     execution = workflow.study.execution_of(run)
+    # Runs of one shape train at one speed, whatever their data and schedule.
     speed = speeds.get(shape_key(run))
     seconds = run.segment_tokens / speed if speed else flops / execution.expected_rate
     memory = peak_memory(run, execution)

@@ -106,6 +106,7 @@ def read_state(run_dir: Path, run: RunSpec, locks: Locks | None) -> dict[str, An
             note = "finished, but metrics.json is missing: training it again restores the file"
         return state | {"state": "stopped", "note": note}
     state |= {"state": "running", "owner": owner}
+    # Long evaluations write no rows, and states are saved between rows: any of these is a sign of life.
     signs = [age(run_dir / name) for name in ("metrics.jsonl", "resume", "lease")]
     quiet = min((seconds for seconds in signs if seconds is not None), default=0.0)
     if quiet > max(SILENT_SECONDS, SILENT_ROWS * _seconds_a_row(updates)):

@@ -84,6 +84,7 @@ def _make_fits(workflow: Workflow, processes: int) -> None:
             make.make_fit(workflow, name, path)
             log.info("%s", path)
         return
+    # Spawned: a fork would inherit locks of NumPy's threads.
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         jobs = {path: pool.submit(make.make_fit, workflow, name, path) for name, path in paths.items()}
         for path, job in jobs.items():
