@@ -32,7 +32,7 @@ class OptimalAllocation:
     d: float
     loss: float
     at_bound: tuple[str, ...] = ()
-    """What ended at D_LOW or D_HIGH (`D2`): then the true optimum lies beyond, and these laws should not be asked."""
+    """What ended at D_LOW or D_HIGH (`D2`): then the true optimum lies beyond, where these laws do not hold."""
 
 
 @dataclass(frozen=True)

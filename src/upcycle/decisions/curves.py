@@ -139,7 +139,7 @@ class ThreeLaws:
     """The laws of dense models, of MoEs from scratch and of upcycled MoEs of one mixture."""
 
     dense: Curve | None
-    """None: these fits hold none; what needs it says which fit to add."""
+    """None: the fits have none; `need` then names the fit to add."""
     moe: Curve | None
     upcycled: Curve
     n_expert: int
@@ -160,7 +160,7 @@ class ThreeLaws:
 
     @property
     def curves(self) -> tuple[Curve, ...]:
-        """Those that there are."""
+        """The laws that are known."""
         return tuple(curve for curve in (self.dense, self.moe, self.upcycled) if curve is not None)
 
     @property

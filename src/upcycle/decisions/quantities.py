@@ -18,16 +18,18 @@ def quantity(text: str | float, name: str, *, least: float = 0.0, unit: str = ""
     """
     match = re.fullmatch(r"([0-9][0-9_]*\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)? ?([a-z]?)", str(text).strip().lower())
     if match is None or match[3] not in SUFFIXES:
-        raise UserError(f"{name}: `{text}` is no number above 0; write 7e9 or 7B (k, M, B, T for 1e3, 1e6, 1e9, 1e12)")
+        raise UserError(
+            f"{name}: `{text}` is not a number above 0; write 7e9 or 7B (k, M, B, T for 1e3, 1e6, 1e9, 1e12)"
+        )
     try:
         value = float(match[1] + (match[2] or "")) * SUFFIXES[match[3]]
     except ValueError:  # an underscore where Python takes none
-        raise UserError(f"{name}: `{text}` is no number; write 1_000_000 or 1e6") from None
+        raise UserError(f"{name}: `{text}` is not a number; write 1_000_000 or 1e6") from None
     if not (math.isfinite(value) and value > 0):
         raise UserError(f"{name}: `{text}` is {value:g}, and must be finite and above 0")
     if value < least:
         raise UserError(
-            f"{name}: `{text}` is {value:g}{' ' + unit if unit else ''}, and at least {least:g} makes sense: "
+            f"{name}: `{text}` is {value:g}{' ' + unit if unit else ''}, below the least, {least:g}: "
             f"is a letter missing, as in {text}B?"
         )
     return value

@@ -31,7 +31,7 @@ def all_roots(
     """
     x_G = np.linspace(low, high, 1 + int(np.ceil((high - low) / spacing)))
     value_BG = on_grid(x_G)
-    above_BG = value_BG >= 0
+    above_BG = value_BG >= 0  # not np.sign: a value of exactly 0 belongs to one side, so each crossing counts once
     row_R, at_R = np.nonzero(above_BG[:, :-1] != above_BG[:, 1:])
     brackets = [(row_R, x_G[at_R], x_G[at_R + 1], above_BG[row_R, at_R])]
     brackets += _touching(at_rows, x_G, value_BG, above_BG)

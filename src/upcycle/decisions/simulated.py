@@ -34,7 +34,7 @@ GRID_SHAPE = (15, 640)
 CONFIGURATION_EXPONENTS = {"beta1": 1.87, "beta2": 0.34}
 """Exponents of Equation 11 as printed (section 4.2)."""
 CONFIGURATION_SCALE = 0.1
-"""A of Equation 11, nats at P = 1. Ours: at one mixture nothing printed tells it from E."""
+"""A of Equation 11, nats at P = 1. Ours: at one mixture no printed number separates it from E."""
 MIXTURE_EXPONENTS: dict[tuple[int, int], dict[str, float]] = {
     (4, 1): {"alpha1": 0.28, "alpha2": 0.29, "alpha3": 0.01},
     (4, 2): {"alpha1": 0.19, "alpha2": 0.20, "alpha3": 0.008},

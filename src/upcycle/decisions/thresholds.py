@@ -238,6 +238,7 @@ def _threshold(criterion: str, symbol: str, opening: str, gap: Gap) -> Threshold
     roots, draws = window.counted(everywhere), tuple(map(window.counted, in_draws))
     before = tuple(root for root in everywhere if root < window.low)
     after = tuple(root for root in everywhere if root > window.high)
+    # The gap is scratch's loss minus the upcycled one: above 0, upcycling is ahead.
     at_low: Ahead = "upcycle" if gap.on_grid(np.array([np.log(LOW)]))[0, 0] > 0 else "scratch"
     below = at_low if len(before) % 2 == 0 else OTHER[at_low]
     reported = [root for each in draws if (root := window.reported(each)) is not None]

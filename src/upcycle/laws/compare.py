@@ -1,7 +1,7 @@
-"""Two numbers without which a comparison of laws says too much: how sure a ratio of errors is, and whether a law fits.
+"""Two numbers that qualify a comparison of laws: how certain a ratio of errors is, and whether a law fits at all.
 
-Five by five losses choose a law only as surely as another draw of them would; and the best of several laws may still
-miss the losses by more than seeds do.
+Another draw of 5 x 5 losses might choose another law, and the best of several laws may still miss the losses by more
+than seeds differ.
 """
 
 from __future__ import annotations

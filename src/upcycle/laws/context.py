@@ -1,4 +1,4 @@
-"""What decisions need to know of the fitted rows beside a law's inputs: lineage, mixture, sizes."""
+"""What decisions need to know of the fitted rows besides a law's inputs: lineage, mixture, sizes."""
 
 from __future__ import annotations
 

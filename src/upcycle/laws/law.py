@@ -1,7 +1,7 @@
 """What a law is: a declaration, from which prediction, derivatives, scaling and starts all follow.
 
 A law's loss is a sum of terms. Each is exp(a linear combination of parameters) whose coefficients depend on the
-inputs, such as A D^-alpha = exp(ln A - alpha ln D), or a floor E, which is a parameter itself. One parameter may stand
+inputs, such as A D^-alpha = exp(ln A - alpha ln D), or a floor E, which is a parameter itself. One parameter may be
 inside a logarithm: the offset D0 of ln(1 + D2 / D0). The fit works on internal parameters: logarithms of scales and
 of the offset, the others as they are.
 """

@@ -296,7 +296,7 @@ def _finite(csv: Path, name: str, table: Table, source: TableSource, rows: Cells
         )
     if isinstance(cell, str):
         fix = f'--where "{_quoted(guilty)} != {cell!r}"'
-        raise UserError(f"{place}: column `{guilty}` holds {cell!r}, which is no number; leave such rows out: {fix}")
+        raise UserError(f"{place}: column `{guilty}` holds {cell!r}, which is not a number; leave such rows out: {fix}")
     fix = f'--where "notna({_quoted(guilty)})"'
     raise UserError(f"{place}: column `{guilty}` has no value; leave such rows out: {fix}")
 

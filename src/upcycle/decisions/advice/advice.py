@@ -119,6 +119,7 @@ def advise(
     )
     verdicts = {verdict_of(each) for each in (comparisons[:1] or [row.comparison for row in table])}
     verdict: Verdict = verdicts.pop() if len(verdicts) == 1 else "depends on the budget"
+    # Without a budget the run worth making is about the flip: there the answer is most open.
     about = d2 if d2 is not None else (d1 if thresholds[0].root is None else thresholds[0].root)
     asked_tokens = (d2,) if d2 is not None else tuple(row.tokens for row in table)
     far = distances(three, n1, d1, asked_tokens)
@@ -160,7 +161,9 @@ def _budget_tokens(
     if flops is not None:
         tokens = flops / per_token
     if tokens is not None and tokens > HIGH:
-        raise UserError(f"the budget comes to {tokens:.3g} tokens of this mixture: no law is asked beyond {HIGH:g}")
+        raise UserError(
+            f"the budget comes to {tokens:.3g} tokens of this mixture, and the laws are evaluated up to {HIGH:g}"
+        )
     if tokens is not None and tokens < LEAST_TOKENS:
         raise UserError(
             f"the budget comes to {tokens:.3g} tokens of this mixture: give at least {LEAST_TOKENS:g} "
@@ -270,7 +273,7 @@ def run_advise(args: argparse.Namespace) -> None:
     """
     for name in ("n1", "d1"):
         if quantity(getattr(args, name), f"--{name}") > HIGH:
-            raise UserError(f"--{name}: `{getattr(args, name)}` is beyond {HIGH:g}, where no law is asked")
+            raise UserError(f"--{name}: `{getattr(args, name)}` is above {HIGH:g}, up to which the laws are evaluated")
     n1 = quantity(args.n1, "--n1", least=LEAST_TOKENS, unit="parameters")
     d1 = quantity(args.d1, "--d1", least=LEAST_TOKENS, unit="tokens")
     rate = quantity(args.flops_per_second, "--flops-per-second")

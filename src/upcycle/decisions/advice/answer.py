@@ -42,7 +42,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Laws:
-    """What the answer rests on."""
+    """The laws that the answer uses, and how far they are known."""
 
     source: str
     rounded: bool
@@ -52,7 +52,7 @@ class Laws:
     hold_for_this_mixture: bool
     """False: losses are those of the laws' mixture, only FLOPs are those of the one asked for."""
     error: float | None
-    """Error of a predicted loss within the data, in nats: held-out RMS; None: not known."""
+    """Error of a predicted loss within the data, in nats (held-out RMS); None: not known."""
     draws: int
     data_tokens: tuple[float, float] | None
     """Fewest and most tokens of the data (D, D1, D2)."""
@@ -82,7 +82,7 @@ class ComputeOptimal:
     flops: float
     gpu_hours: float
     exponent: float
-    """D2 goes as N1 to this power."""
+    """D2 grows as N1 to this power."""
 
 
 @dataclass(frozen=True)

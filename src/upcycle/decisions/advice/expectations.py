@@ -32,7 +32,7 @@ _SEARCHED = (1.0, 1e21)
 
 @dataclass(frozen=True)
 class Expected:
-    """One way to go, and its expected loss."""
+    """One option, and its expected loss."""
 
     what: str
     tokens: float
@@ -125,7 +125,7 @@ def verdict_of(scratch: Comparison) -> Verdict:
 def tokens_to_reach(curve: Curve, name: str, target: Array, **others: float) -> Reach:
     """Tokens `name` at which a curve has come down to the losses `target` [1 + B], by bisection in log tokens.
 
-    For each draw its own curve and its own target. The curve falls with tokens or, in draws that make no sense, rises.
+    For each draw its own curve and its own target. A curve rises where a draw has a negative exponent.
     """
     rows = np.arange(len(target))
     fixed = {key: np.full(len(target), value) for key, value in others.items()}
@@ -142,7 +142,7 @@ def tokens_to_reach(curve: Curve, name: str, target: Array, **others: float) -> 
     tokens = np.where(never, np.inf, np.exp(high))
     band = None
     if len(tokens) > 1:
-        # neighbours, not interpolation: half of infinity is no number
+        # no interpolation: between a number and infinity there is none
         ends = np.quantile(tokens[1:], [0.025, 0.975], method="inverted_cdf")
         band = (plain(ends[0]), plain(ends[1]))
     return Reach(plain(tokens[0]), band, float(np.mean(never[1:])) if len(tokens) > 1 else None)

@@ -154,7 +154,7 @@ def _outside(far: Sequence[Distance]) -> str:
 
 
 def advice_in_words(advice: Advice) -> str:
-    """The whole answer, for a terminal: the short one, then all that it rests on."""
+    """The whole answer, for a terminal: the five lines, then what they rest on."""
     sections = [
         ("", advice.statement.splitlines()),
         ("", _question(advice)),
@@ -178,7 +178,7 @@ def advice_in_words(advice: Advice) -> str:
 
 
 def _wrapped(line: str, indent: str) -> list[str]:
-    """A line of a table as it is, other text within the width of a page."""
+    """A line that fits as it is, a longer one wrapped to the width of a page."""
     if len(indent + line) <= WIDTH:
         return [indent + line]
     return textwrap.wrap(line, WIDTH, initial_indent=indent, subsequent_indent=indent + "  ", break_on_hyphens=False)

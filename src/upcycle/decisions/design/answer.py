@@ -35,7 +35,7 @@ class DesignAnswer:
     ranked: tuple[Candidate, ...]
     """The best further runs per FLOP."""
     largest: Candidate | None
-    """Of further runs that cost little beside the sweep, the one that helps most."""
+    """Of further runs that cost at most 5 % of the sweep, the run that reduces the error most."""
     error: float | None
     """Standard error of the target over the simulations."""
     verified: tuple[Verified, ...]

@@ -28,12 +28,12 @@ SOLVABLE = 1e13
 CHEAP = 0.05
 """Share of the sweep's FLOPs up to which a further run is cheap beside it."""
 BUDGET_FACTOR = 2.0
-"""To the next budget or size, where a single one is planned."""
+"""Ratio to the next budget or size, where a single one is planned."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """What further runs are to make sharper."""
+    """The quantity whose error further runs reduce."""
 
     what: str
     """`ln D*`, or where the truth has none the smallest gap between the laws."""
@@ -208,7 +208,7 @@ def rank(linearised: Linearised) -> list[Candidate]:
 
 
 def largest(candidates: Sequence[Candidate], sweep_flops: float) -> Candidate | None:
-    """Of the runs that cost at most `CHEAP` of the sweep, the one after which the error is smallest."""
+    """Of the runs that cost at most `CHEAP` of the sweep, the run after which the error is smallest."""
     cheap = [candidate for candidate in candidates if candidate.flops <= CHEAP * sweep_flops]
     return min(cheap, key=lambda candidate: candidate.error, default=None)
 

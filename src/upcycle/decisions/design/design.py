@@ -1,4 +1,4 @@
-"""`upcycle design`: what a planned sweep would tell, before it is trained.
+"""`upcycle design`: what a planned sweep would determine, before it is trained.
 
 Simulates the sweep under a law and a noise, refits, and reports the expected intervals of every parameter and of D*,
 what is not identifiable, and which further runs shrink the band of D* most per FLOP.

@@ -61,7 +61,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Setting:
-    """All that a simulation needs beside the noise."""
+    """All that a simulation needs except the noise."""
 
     sweep: PlannedSweep
     up: Side

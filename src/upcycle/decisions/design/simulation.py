@@ -34,7 +34,7 @@ OFTEN = 0.05
 
 @dataclass(frozen=True)
 class ExpectedParameter:
-    """What the sweep will say of one parameter."""
+    """How well the sweep will determine one parameter."""
 
     truth: float
     median: float
@@ -49,12 +49,12 @@ class ExpectedParameter:
     doubt: str
     """Why it is not identifiable, in words; else empty."""
     undetermined: bool
-    """Whether the inputs alone leave it open: its estimates then mean nothing."""
+    """Whether the inputs alone leave it open: its estimates are then arbitrary."""
 
 
 @dataclass(frozen=True)
 class ExpectedInteraction:
-    """What the sweep will say of alpha3's sign."""
+    """How well the sweep will determine the sign of alpha3."""
 
     right_sign: float
     """Share of sweeps whose estimate has the true sign."""
@@ -248,7 +248,7 @@ def _undetermined(prepared: Prepared, name: str) -> str:
 
 
 def _doubt(prepared: Prepared, side: Side, parameter: Parameter, values_S: Array) -> str:
-    """Why the estimates of a parameter say little of it, in words; empty if they do not."""
+    """Why the simulated estimates do not determine a parameter, in words; empty if they do."""
     least, most = parameter.bounds
     if parameter.kind == "offset" and prepared.offset_walls is not None:
         least, most = prepared.offset_walls

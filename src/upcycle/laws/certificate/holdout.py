@@ -133,8 +133,8 @@ def _errors(prepared: Prepared, plan: HoldoutPlan, phi_GR: Array, residual_GN: A
     left_out_N = np.asarray(plan.left_out_GN.any(axis=0))
     residual_N = np.where(plan.left_out_GN, residual_GN, 0.0).sum(axis=0)
     if not np.isfinite(residual_N).all():
-        return "a refit ran off to a prediction that is no number"
+        return "a refit diverged: its prediction is not finite"
     rms, rms_log = root_mean_squares(prepared, residual_N, left_out_N)
     if not math.isfinite(rms):
-        return "a refit ran off to a prediction that is no number"
+        return "a refit diverged: its prediction is not finite"
     return HeldOut(len(plan.left_out_GN), int(left_out_N.sum()), float(input_N[left_out_N].min()), rms, rms_log)

@@ -185,7 +185,7 @@ def bootstrap_pairs(prepared: Prepared, optimum: Optimum, *, draws: int, seed: i
 def bootstrap_noise(prepared: Prepared, optimum: Optimum, noise: float, *, draws: int, seed: int) -> Refits:
     """Parametric bootstrap: refits to the fitted curve plus Gaussian noise of a known standard deviation of the loss.
 
-    Says how far the noise between seeds alone moves the parameters; that the law may be wrong is not in it.
+    Shows how far the noise between seeds alone moves the parameters; it excludes the error of the law's form.
     Raises `UserError` where the response is no loss.
     """
     if prepared.law.response != "loss":

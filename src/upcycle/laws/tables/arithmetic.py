@@ -42,7 +42,7 @@ def truths(
 
 
 def _value(expression: Expression, columns: Mapping[str, Cells]) -> Value:
-    with np.errstate(all="ignore"):  # what is no number is found where the values are used
+    with np.errstate(all="ignore"):  # NaN and infinity are found where the values are used
         return _Evaluator(expression.named, columns).value(expression.tree)
 
 
