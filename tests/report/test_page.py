@@ -11,7 +11,7 @@ from upcycle.errors import UserError
 from upcycle.paper.comparisons import clear_difference, leads
 from upcycle.report import laws, losses, sections
 from upcycle.report.findings import findings, headline
-from upcycle.report.page import render, write_report
+from upcycle.report.page import render, words, write_report
 
 
 @pytest.fixture(scope="session")
@@ -294,6 +294,13 @@ def test_other_texts_are_compared_with_the_own_one(study):
 def test_every_run_behind_the_finished_models_is_counted(study):
     inputs, background = study
     assert sections.what_was_run(inputs, background)["runs"] == 94
+
+
+def test_parameters_have_their_greek_names_in_sentences(page):
+    assert str(words("alpha3 = 0.01 by `alpha3`: alphabetical")) == "α3 = 0.01 by <code>alpha3</code>: alphabetical."
+    assert str(words("no fit: α3 is −1")) == "No fit: α3 is −1."
+    assert "interval of α3 by profile likelihood" in page
+    assert not re.search(r"\b(alpha|beta)\d?\b", re.sub(r"<code>.*?</code>", "", page))
 
 
 def test_formulas_become_subscripts_and_superscripts():

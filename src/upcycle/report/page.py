@@ -56,17 +56,25 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters |= {"number": number, "plural": plural, "words": words}
+    found.filters |= {"number": number, "plural": plural, "words": words, "greek": greek}
     found.filters |= {"duration": duration, "count": short_count}
     return found
 
 
+def greek(text: str) -> str:
+    """Names of parameters as the paper writes them: alpha1 becomes α1."""
+    return re.sub(r"\b(alpha|beta)(\d?)\b", lambda match: laws.GREEK[match[1]] + match[2], text)
+
+
 def words(sentence: str) -> Markup:
     """A message as a sentence of HTML: capital and full stop, Greek letters, and code where it has backticks."""
-    text = f"{sentence[:1].upper()}{sentence[1:]}{'' if sentence.endswith(('.', '?', '!')) else '.'}"
-    text = re.sub(r"\b(alpha|beta)(\d?)\b", lambda match: laws.GREEK[match[1]] + match[2], text)
-    parts = [escape(part) for part in text.split("`")]
-    return Markup("").join(Markup("<code>{}</code>").format(part) if i % 2 else part for i, part in enumerate(parts))
+    parts = sentence.split("`")
+    parts[::2] = map(greek, parts[::2])  # what stands in backticks is typed as it is
+    if parts[0][:1].isascii():  # a capital α would look like an A
+        parts[0] = parts[0][:1].upper() + parts[0][1:]
+    parts[-1] += "" if sentence.endswith((".", "?", "!")) else "."
+    marked = (Markup("<code>{}</code>").format(part) if i % 2 else escape(part) for i, part in enumerate(parts))
+    return Markup("").join(marked)
 
 
 def render(inputs: Inputs, background: Background) -> str:
