@@ -77,46 +77,18 @@ def advise(
     `UserError` for budgets that clash or come to less than 1,000 tokens, a mixture that cannot be, and fits without a
     law of MoEs from scratch.
     """
-    n_expert, top_k = three.n_expert if n_expert is None else n_expert, three.top_k if top_k is None else top_k
-    if n_expert < 1:
-        raise UserError(f"a mixture of {n_expert} experts: n_expert is at least 1")
-    if not 1 <= top_k <= n_expert:
-        raise UserError(f"a mixture of {n_expert} experts cannot use {top_k} of them: choose 1 to {n_expert}")
     three.need("moe")
-    same = (n_expert, top_k) == (three.n_expert, three.top_k)
-    laws = Laws(
-        three.source,
-        three.rounded,
-        three.paired,
-        three.n_expert,
-        three.top_k,
-        same,
-        law_error,
-        three.n_draws,
-        three.data_tokens,
-    )
-    asked = replace(three, n_expert=n_expert, top_k=top_k)  # its N2 sets FLOPs
+    asked, laws = _of_mixture(three, n_expert, top_k, law_error)
     per_token = 6 * asked.active_ratio * n1
     d2 = _budget_tokens(per_token, flops_per_second, tokens, flops, gpu_hours)
-    question = Question(
-        n1,
-        d1,
-        n_expert,
-        top_k,
-        asked.active_ratio * n1,
-        d2,
-        None if d2 is None else per_token * d2,
-        None if d2 is None else per_token * d2 / flops_per_second / 3600,
-        flops_per_second,
-    )
+    spent = None if d2 is None else per_token * d2
+    hours = None if spent is None else spent / flops_per_second / 3600
+    n2 = asked.active_ratio * n1
+    question = Question(n1, d1, asked.n_expert, asked.top_k, n2, d2, spent, hours, flops_per_second)
     losses = () if d2 is None else _losses(asked, n1, d1, d2, flops_per_second)
     comparisons = tuple(compare_options(losses[0], other, law_error) for other in losses[1:])
     table = tuple(_row(asked, n1, d1, share, law_error, flops_per_second) for share in SHARES_OF_D1)
-    thresholds = (
-        threshold_d2(asked, n1, d1),
-        threshold_flops(asked, n1, d1),
-        d_star(asked, n1),
-    )
+    thresholds = (threshold_d2(asked, n1, d1), threshold_flops(asked, n1, d1), d_star(asked, n1))
     verdicts = {verdict_of(each) for each in (comparisons[:1] or [row.comparison for row in table])}
     verdict: Verdict = verdicts.pop() if len(verdicts) == 1 else "depends on the budget"
     # Without a budget the run worth making is about the flip: there the answer is most open.
@@ -148,6 +120,29 @@ def advise(
         laws=laws,
         notes=notes,
     )
+
+
+def _of_mixture(
+    three: ThreeLaws, n_expert: int | None, top_k: int | None, law_error: float | None
+) -> tuple[ThreeLaws, Laws]:
+    """The laws with the mixture asked for, whose N2 sets the FLOPs (losses stay the laws' own), and their record."""
+    n_expert, top_k = three.n_expert if n_expert is None else n_expert, three.top_k if top_k is None else top_k
+    if n_expert < 1:
+        raise UserError(f"a mixture of {n_expert} experts: n_expert is at least 1")
+    if not 1 <= top_k <= n_expert:
+        raise UserError(f"a mixture of {n_expert} experts cannot use {top_k} of them: choose 1 to {n_expert}")
+    laws = Laws(
+        source=three.source,
+        rounded=three.rounded,
+        paired=three.paired,
+        n_expert=three.n_expert,
+        top_k=three.top_k,
+        hold_for_this_mixture=(n_expert, top_k) == (three.n_expert, three.top_k),
+        error=law_error,
+        draws=three.n_draws,
+        data_tokens=three.data_tokens,
+    )
+    return replace(three, n_expert=n_expert, top_k=top_k), laws
 
 
 def _budget_tokens(

@@ -29,14 +29,14 @@ class DesignAnswer:
     """Where the truth is from."""
     noise_words: str
     simulated: Simulated
-    threshold: Threshold | None
-    linearised: Linearised | None
+    threshold: Threshold | None = None
+    linearised: Linearised | None = None
     """None where the sweep does not determine D*."""
-    ranked: tuple[Candidate, ...]
+    ranked: tuple[Candidate, ...] = ()
     """The best further runs per FLOP."""
-    largest: Candidate | None
+    largest: Candidate | None = None
     """Of further runs that cost at most 5 % of the sweep, the run that reduces the error most."""
-    error: float | None
+    error: float | None = None
     """Standard error of the target over the simulations."""
-    verified: tuple[Verified, ...]
+    verified: tuple[Verified, ...] = ()
     """The best per FLOP and the largest, simulated with the same noise in the other runs."""

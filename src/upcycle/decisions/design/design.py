@@ -64,12 +64,12 @@ def design(
     simulated = simulate_sweeps(setting, noise, simulations=simulations, seed=seed)
     threshold = simulated.threshold()
     if threshold is None:
-        return DesignAnswer(setting, three.source, noise_words, simulated, None, None, (), None, None, ())
+        return DesignAnswer(setting, three.source, noise_words, simulated)
     linearised = linearise(setting, noise, threshold)
     if not linearised.determined:
         setting = replace(setting, no_d_star="its runs do not determine both laws where D* is asked for")
         undetermined = replace(simulated, setting=setting)
-        return DesignAnswer(setting, three.source, noise_words, undetermined, None, None, (), None, None, ())
+        return DesignAnswer(setting, three.source, noise_words, undetermined)
     candidates: list[Candidate] = []
     if math.isfinite(linearised.error()):
         candidates = [candidate for candidate in rank(linearised) if candidate.gain_per_flop > 0]
