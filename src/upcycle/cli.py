@@ -88,9 +88,9 @@ def parser() -> argparse.ArgumentParser:
     status = verb("status", "Show how the runs of a study stand: state, speed, time left. Works while jobs run.")
     status.add_argument("--json", action="store_true", help="as data")
     status.add_argument("--all", action="store_true", help="finished runs and those not started too")
-    tokenize = verb("tokenize", "Make a token set, results/tokens/NAME.")
+    tokenize = verb("tokenize", "Turn text into a token set, results/tokens/NAME.")
     tokenize.add_argument("name", help="a token set of the plan, e.g. english-1-bpe1024")
-    train = verb("train", "Train one run, or resume it, or verify it if it is finished.")
+    train = verb("train", "Train one run; resume it if it was stopped, verify it if it is finished.")
     train.add_argument("run", help="a run id of the plan, or the path of a spec.json")
     train.add_argument(
         "--fresh",
@@ -105,7 +105,7 @@ def parser() -> argparse.ArgumentParser:
         ("evaluations", "Gather evaluations on other texts into evaluations.csv."),
         ("fit", "Fit a law: one that the study names, or with --law and --csv any law to any table of losses."),
         ("figure", "Draw a figure as SVG and PDF."),
-        ("table", "Set a table as CSV and Markdown."),
+        ("table", "Write a table as CSV and Markdown."),
         ("report", "Write the self-contained report.html."),
     ):
         sub = verb(name, text)

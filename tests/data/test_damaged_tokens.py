@@ -124,7 +124,7 @@ def test_any_flipped_bit_is_found_by_who_reads_its_block_and_by_nobody_else(made
         start = first + block * BLOCK
         tokens[first:start], tokens[start + BLOCK :]
         with pytest.raises(UserError, match=f"{name}: damaged in block {block} of"):
-            tokens[start]
+            tokens[start : start + 1]
         (made / name).write_bytes(whole[name])
 
 

@@ -113,7 +113,7 @@ def test_raw_text_may_go_once_it_is_tokenised(root: Path) -> None:
 
 
 def test_another_column_is_another_text(root: Path) -> None:
-    with pytest.raises(UserError, match=r"token set set was made of column 'text', the study says `text: body`;"):
+    with pytest.raises(UserError, match=r"token set set was made of column 'text', the study has `text: body`;"):
         check(text_key="body")
 
 

@@ -84,6 +84,7 @@ def permute(places: NDArray[np.uint64], n: int, *, seed: int, epochs: NDArray[np
     key = mix64(mix64(np.full(len(places), seed, np.uint64)) ^ epochs)
     keys = [mix64(key + np.uint64(number)) for number in range(ROUNDS)]
     values = _feistel(places, side, keys)
+    # side^2 <= n + 2 sqrt(n), so few values fall outside; the network is a bijection, so each walk comes back inside.
     while (outside := np.flatnonzero(values >= np.uint64(n))).size:
         values[outside] = _feistel(values[outside], side, [key[outside] for key in keys])
     return values

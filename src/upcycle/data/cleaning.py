@@ -33,7 +33,7 @@ def clean(text: str, layout: Layout) -> str:
 
 
 def separator(layout: Layout) -> str:
-    """What divides passages: a line end in prose, a blank line in code and other verbatim text."""
+    """The text between passages: a line end in prose, a blank line in code and other verbatim text."""
     return "\n" if layout == "prose" else "\n\n"
 
 

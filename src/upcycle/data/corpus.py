@@ -28,14 +28,14 @@ class Document(NamedTuple):
 
 @dataclass
 class Removed:
-    """What one step of preparation took away."""
+    """What one step of preparation removed."""
 
     documents: int = 0
     passages: int = 0
     bytes: int = 0
 
     def document(self, text: str) -> None:
-        """Count a whole document that is gone."""
+        """Count a whole document that was removed."""
         self.documents += 1
         self.bytes += len(text.encode())
 
@@ -119,7 +119,7 @@ def _without_shared_text(
 ) -> list[Document]:
     """Training documents without the passages that share a 13-word window with a held-out document.
 
-    It is the training side that gives way: held-out text stays as it is found.
+    Passages are removed from the training side only: held-out text, which losses are measured on, stays as it is.
     """
     near = removed["training passage that shares a 13-word window with held-out text"] = Removed()
     windows = Windows()

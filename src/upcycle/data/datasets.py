@@ -1,4 +1,4 @@
-"""Which data sets there are, and where each one's text comes from. Text is fetched, never shipped."""
+"""The built-in data sets and the sources of their text. Text is fetched, never shipped."""
 
 from __future__ import annotations
 

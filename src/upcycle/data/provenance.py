@@ -78,14 +78,14 @@ def _size_and_time(stat: os.stat_result) -> dict[str, int]:
 def check_unchanged(folder: Path, now: Mapping[str, Sequence[Path]], *, text_key: str) -> None:
     """UserError naming the first of a user's files that is not what the token set in `folder` was made of.
 
-    `now` has the files that are there by what they are to it: `files`, `heldout_files`, `tokenizer`. A file is
-    unchanged by its path, size and modification time, or else by its content, which is hashed once (`verified`): one
-    that was touched or moved is the same. No file of a kind at all is no change: raw text may go once it is tokenised.
+    `now` lists the present files by their role: `files`, `heldout_files`, `tokenizer`. A file is unchanged if its path,
+    size and modification time are, or else if its content is, which is hashed once (`verified`): a touched or moved
+    file is the same. A role without any file is no change: raw text may be deleted once it is tokenised.
     """
     manifest = read_token_manifest(folder)
     if manifest["text_key"] != text_key:
         raise UserError(
-            f"token set {folder.name} was made of column {manifest['text_key']!r}, the study's is `text: {text_key}`; "
+            f"token set {folder.name} was made of column {manifest['text_key']!r}, the study has `text: {text_key}`; "
             f"{_ways_out(folder)}"
         )
     then = {source["name"]: source.get("files", []) for source in manifest["sources"]}
@@ -101,7 +101,7 @@ def check_unchanged(folder: Path, now: Mapping[str, Sequence[Path]], *, text_key
 
 def _check_kind(folder: Path, paths: Sequence[Path], recorded: list[dict[str, Any]], hashes: NotedHashes) -> None:
     then = {Path(record["file"]).absolute(): record for record in recorded}
-    others = []
+    others = []  # files that are new, or differ in size or time: compared by content with the records left in `then`
     for path in paths:
         name = path.absolute()
         if name in then and _size_and_time(path.stat()).items() <= then[name].items():
@@ -112,7 +112,7 @@ def _check_kind(folder: Path, paths: Sequence[Path], recorded: list[dict[str, An
     sizes = {size for size, _ in wanted}
     for path in others:
         size = path.stat().st_size
-        content = (size, hashes.of(path)) if size in sizes else None
+        content = (size, hashes.of(path)) if size in sizes else None  # no file of this size: need not be hashed
         if content is None or not wanted[content]:
             known = path.absolute() in then
             raise _changed(folder, path, "changed" if known else "is new, or changed,")

@@ -167,14 +167,14 @@ class Shard:
         self.verified[block] = True
 
     def recall(self, notes: dict[str, Any]) -> NDArray[np.bool_]:
-        """The blocks that notes say were verified, of this very file."""
+        """The blocks that were verified according to notes of this file, unchanged since."""
         found = recall(notes, self.path, self.stat)
         if found is None:
             return np.zeros_like(self.verified)
         return np.unpackbits(np.frombuffer(bytes.fromhex(found), np.uint8), count=len(self.verified)).astype(np.bool_)
 
     def note(self, notes: dict[str, Any], verified: NDArray[np.bool_]) -> None:
-        """Put down which blocks were verified."""
+        """Note which blocks were verified."""
         note(notes, self.path, self.stat, np.packbits(verified).tobytes().hex())
 
 

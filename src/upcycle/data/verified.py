@@ -46,7 +46,7 @@ def recall(notes: dict[str, Any], path: Path, stat: os.stat_result) -> str | Non
 
 
 def note(notes: dict[str, Any], path: Path, stat: os.stat_result, found: str) -> None:
-    """Put down what was found in a file; `stat` is of before it was read."""
+    """Note what was found in a file; `stat` is from before it was read."""
     notes[str(path.resolve())] = {"stamp": _stamp(stat), "found": found}
 
 

@@ -39,6 +39,8 @@ class Windows:
         """Polynomials in each `size` consecutive numbers, modulo 2^64: differences of running sums, scaled back."""
         if len(numbers) < self.size:
             return np.empty(0, np.uint64)
+        # sums[i + size] - sums[i] is the window's polynomial times multiplier^i; the inverse power removes that factor,
+        # so that a window has the same hash at every place.
         sums = np.cumsum(np.array([0, *numbers], np.uint64) * _powers(_MULTIPLIER, len(numbers) + 1))
         return (sums[self.size :] - sums[: -self.size]) * _powers(_INVERSE, len(sums) - self.size)
 

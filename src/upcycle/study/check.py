@@ -87,7 +87,7 @@ def override_execution(execution: Execution, settings: dict[str, Any]) -> Execut
 
 
 def check_names(study: StudyConfig) -> None:
-    """Data sets, laws, figures and tables that a study names must exist, and have the options that it gives them.
+    """Data sets, laws, figures and tables that a study names must exist and have the options that it gives them.
 
     Raises `UserError` naming the key and the nearest valid name.
     """

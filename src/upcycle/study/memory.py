@@ -4,7 +4,7 @@ Layer 0. Counted are the bytes of tensors: weights, AdamW's moments, gradients, 
 for the backward pass, buffers that are held for a moment, and on a CPU the snapshot of a save and what the process
 takes beside tensors. Not counted on CUDA: context, NCCL's buffers, fragmentation. Tested on a CPU against live tensors
 and against the peak of fresh processes (tests/train/test_peak_memory.py). For CUDA and for several processes the
-formula is derived in the same way from the same code; no CUDA job has been run by us.
+formula is derived in the same way from the same code; we have run no CUDA job.
 
 An update has moments at which memory can be largest; its peak is the largest of them:
 

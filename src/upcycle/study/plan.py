@@ -131,7 +131,7 @@ def _recipe_of(run: RunSpec) -> dict[str, Any]:
 
 
 def _trunk_of(run: RunSpec) -> str:
-    """The trunk that a run is a point of, or branches off: its recipe, less what trunks do not depend on."""
+    """The trunk that a run is a point of, or branches off: its recipe without `floor`."""
     recipe = _recipe_of(run)
     recipe["schedule"].pop("floor")  # trunks run at constant LR
     return canonical_json(recipe)
@@ -156,7 +156,7 @@ def _trunk_points(branches: dict[int, RunSpec], execution: Execution, folders: R
     decay = next(iter(branches.values()))
     needed = {step: trunk_point(_recipe_of(decay), step) for step in sorted(branches)}
     begun = {step: run for step, point in needed.items() if (run := folders.begun(point.id))}
-    if len(begun) < len(needed):
+    if len(begun) < len(needed):  # else nothing looks for a start, and folders of other studies need not be read
         trunk = _trunk_of(decay)
         begun |= {run.end_step: run for run in folders.like(needed[min(needed)]) if _trunk_of(run) == trunk}
     longest = _longest_segment(decay, execution)

@@ -1,4 +1,4 @@
-"""What run folders record: a specification, a result, a state to go on from. A run with one of the last two has begun.
+"""What run folders hold: a specification, a result, a state to resume from. A run with a result or a state has begun.
 
 Layer 0: names and small files only; contents are verified when a run is trained or read.
 """
@@ -66,7 +66,7 @@ def is_trained(run_dir: Path) -> bool:
 
 
 def has_begun(run_dir: Path) -> bool:
-    """Whether a run is trained or has a state to go on from: then it keeps the parent that its spec.json records."""
+    """Whether a run is trained or has a state to resume from: then it keeps the parent that its spec.json records."""
     return is_trained(run_dir) or saved_step(run_dir) is not None
 
 

@@ -88,7 +88,8 @@ class ModelSpec(ModelShape):
             raise ValueError(f"n_head {self.n_head} does not divide d_model {self.d_model}")
         if self.head_dim % 2:
             raise ValueError(f"head dimension d_model / n_head = {self.head_dim} is odd: RoPE rotates pairs")
-        # Equal specs are one run: a derived value written out is stored as the derived default.
+        # Equal specs are one run: a derived value written out is stored as the derived default. (The model is frozen,
+        # so its own validators assign by `object.__setattr__`.)
         if self.d_mlp == 4 * self.d_model:
             object.__setattr__(self, "d_mlp", None)
         if self.init_std is not None and math.isclose(self.init_std, default_init_std(self.d_model), rel_tol=1e-12):

@@ -303,6 +303,7 @@ class StudyConfig(Frozen):
 
     def execution_of(self, run: RunSpec) -> Execution:
         """How a run is executed: the study's settings, and those of the model that it is a size of."""
+        # By size, not by name: runs know no names, and `_check_sizes` made models of one size agree.
         for entry in self.models.values():
             if entry.tensor_parallel is not None and _size(entry) == _size(run.model):
                 return self.execution.model_copy(update={"tensor_parallel": entry.tensor_parallel})

@@ -86,6 +86,7 @@ def expand(study: StudyConfig, name: str) -> list[Point]:
                     if dense:
                         _check_parent(recipe, dense.run, overrides, where)
                     run = finished_run(recipe, budget.steps(recipe, where), study.schedule.decay_fraction, where)
+                    # Axes can meet in one run: budgets in tokens that round to the same steps, a default written out.
                     points.setdefault(run.id, Point(run=run, model=model, moe=moe, dense=dense))
     return list(points.values())
 

@@ -54,7 +54,7 @@ def read_workflow(name: str | None, root: Path, **settings: Any) -> Workflow:
 
 
 def open_workflow(config: dict[str, Any], root: Path, cores: int) -> Workflow:
-    """`read_workflow` for the Snakefile: the invocation that the user started freezes its plan and settles dates."""
+    """`read_workflow` for the Snakefile: the invocation that the user started freezes its plan and dates key files."""
     # Rules call `upcycle`: this interpreter's own, whether or not its environment is activated.
     tools = str(Path(sys.executable).parent)
     if tools not in os.environ["PATH"].split(os.pathsep):

@@ -1,4 +1,4 @@
-"""What must be there before anything starts: text and tokenizers of token sets to be made, checkpoints to start from.
+"""Checks before anything starts: text and tokenizers of token sets to be made, checkpoints to start from.
 
 Only what unfinished work needs: a finished study is read, and drawn again, on a machine without text and tokens.
 """
@@ -21,7 +21,7 @@ from upcycle.workflow.texts import local_files
 
 
 def check_needs(workflow: Workflow) -> None:
-    """Raise `UserError` for the first thing that unfinished work needs and that is not there, counting the others."""
+    """Raise `UserError` for the first thing missing that unfinished work needs, with a count of the others."""
     sets = workflow.token_sets()
     checks: list[Callable[[], None]] = [
         partial(check_source, workflow, sets[name]) for name in tokens_to_make(workflow)
@@ -39,7 +39,7 @@ def check_needs(workflow: Workflow) -> None:
 
 
 def tokens_to_make(workflow: Workflow) -> list[str]:
-    """Token sets that are not there and that an unfinished run or evaluation reads."""
+    """Missing token sets that an unfinished run or evaluation reads."""
     runs, evaluations = workflow.plan.runs, workflow.study.evaluations
     needed = {run.data.tokens_id: None for run_id, run in runs.items() if not is_finished(RESULTS / "runs" / run_id)}
     for name, pairs in workflow.evaluations().items():
@@ -51,7 +51,7 @@ def tokens_to_make(workflow: Workflow) -> list[str]:
 
 
 def check_source(workflow: Workflow, recipe: TokenRecipe) -> None:
-    """Raise `UserError` naming the key and the file where text or tokenizer of a token set cannot be what is wanted."""
+    """Raise `UserError` naming the key and the file where text or tokenizer of a token set cannot be used."""
     data = recipe.data
     local = workflow.study.datasets.get(data.dataset)
     for kind in ("files", "heldout_files") if local else ():

@@ -1,4 +1,4 @@
-"""A study's own text files: which ones its globs name, and whether they still are what its token sets were made of."""
+"""A study's own text files: which files its globs match, and whether they changed since they were tokenised."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _matches(pattern: str) -> list[Path]:
 def check_texts(workflow: Workflow) -> None:
     """Raise `UserError` for a user's file that changed since a token set was made of it (`check_unchanged`).
 
-    Token sets that are still to be made are passed over: `needs` looks for their files.
+    Token sets that are still to be made are skipped: `needs` checks their files.
     """
     for name, recipe in workflow.token_sets().items():
         local = workflow.study.datasets.get(recipe.data.dataset)
