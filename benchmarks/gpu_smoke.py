@@ -2,7 +2,7 @@
 
     make gpu-smoke        or        python benchmarks/gpu_smoke.py [--output FILE]
 
-Writes one file, gpu-smoke-<date>.md: versions, the kernels that can be had and those chosen, every test marked `gpu`,
+Writes one file, gpu-smoke-<date>.md: versions, the kernels available and those chosen, every test marked `gpu`,
 times of each attention kernel, and tokens/s, TFLOP/s and MFU of a training step at each size of the paper, dense and
 8x2, on one GPU and random tokens. The file is written anew after each part, so that a crash leaves what was found.
 `--device cpu --tiny` runs the same code on a laptop: it shows that the script works, nothing else.
@@ -94,8 +94,8 @@ def output_of(*command: str) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     except OSError as error:
-        return f"not to be had: {error.strerror}"
-    return done.stdout.strip() if done.returncode == 0 else f"not to be had: exit code {done.returncode}"
+        return f"not available: {error.strerror}"
+    return done.stdout.strip() if done.returncode == 0 else f"not available: exit code {done.returncode}"
 
 
 def versions(report: Report, where: str) -> None:
@@ -121,7 +121,7 @@ def versions(report: Report, where: str) -> None:
 
 
 def available_kernels(report: Report, model: ModelSpec, where: str) -> None:
-    """Which kernel of which op can be had here, in bfloat16, and why the others cannot."""
+    """Which kernel of which op is available here, in bfloat16, and why the others cannot."""
     chosen = Messages()
     chosen.listen(lambda: choose_kernels(model, {"layers": "composed"}, device=where, dtype="bfloat16"))
     report.add("## Kernels", "", f"Chosen by `auto` for d_model {model.d_model}, {model.n_head} heads, bfloat16:", "")
@@ -185,7 +185,7 @@ def _first_line(error: Exception) -> str:
 
 
 def attention_times(report: Report, models: dict[str, ModelSpec], where: str, sequences: int, seconds: float) -> bool:
-    """Forward and backward of attention alone, by kernel and size; whether every kernel at hand ran."""
+    """Forward and backward of attention alone, by kernel and size; whether every available kernel ran."""
     report.add("## Attention, forward and backward", "", f"{sequences} sequences, bfloat16, milliseconds.", "")
     names = [name for name in KERNELS["attention"] if name != "plain"]
     rows: list[tuple[object, ...]] = [("size", "heads x dimension", *names)]
