@@ -114,6 +114,7 @@ def test_a_part_that_would_be_empty_is_refused() -> None:
         prepare_corpus(dataset(["a", "b"], ["b"]), NOWHERE)
 
 
+@pytest.mark.slow
 def test_the_english_default_shares_no_window_across_its_split() -> None:
     """The real default: enough of every source on both sides, and no 13-word window in both."""
     corpus = prepare_corpus(find_dataset("english"), Path(".cache/downloads"))

@@ -24,6 +24,8 @@ from upcycle.train import evaluate, start
 from upcycle.train.optim import build_optimizer
 from upcycle.train.processes.distributed import Group
 
+pytestmark = pytest.mark.slow
+
 MODEL = ModelSpec(n_layer=2, d_model=280, n_head=4, vocab_size=256, context=64, d_mlp=320)
 MOE = MoESpec(n_expert=4, top_k=2, balance_group=4)
 STEPS = 8

@@ -13,6 +13,8 @@ from upcycle.laws.grouped import fit_by
 from upcycle.laws.solver.prepare import Prepared, prepare, start_grid
 from upcycle.laws.solver.search import search, starts
 
+pytestmark = pytest.mark.slow
+
 SIX = (
     "multiplicative",
     "multiplicative_no_interaction",

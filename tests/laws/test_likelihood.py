@@ -212,6 +212,7 @@ def test_the_statistic_is_that_of_the_law_without_interaction() -> None:
     assert "show an interaction" in found.statement
 
 
+@pytest.mark.slow
 def test_no_interaction_is_not_found_more_often_than_it_may() -> None:
     """20 simulations without interaction: p is below 0.5 in about half of them and below 0.05 in hardly any."""
     p = []

@@ -323,6 +323,7 @@ def test_what_the_rows_are_comes_from_the_table_or_from_columns(tmp_path, capsys
     assert "lineage not known" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("law", "where"),
     [("chinchilla", "lineage == 'dense'"), ("multiplicative", "lineage == 'up'"), ("unified", "role == 'decay'")],

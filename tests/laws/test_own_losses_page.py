@@ -14,6 +14,8 @@ from law_data import TRUTH
 
 from upcycle.laws.forms import LAWS
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).parents[2]
 PAGE = (REPOSITORY / "docs" / "your-own-losses.md").read_text()
 

@@ -114,6 +114,7 @@ def test_an_offset_does_not_depend_on_the_unit_of_tokens() -> None:
     assert other.values["alpha3"] == pytest.approx(one.values["alpha3"], rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["multiplicative_offset", "joint_offset"])
 def test_rows_without_upcycled_tokens_do_not_make_the_offset_form_worse_than_one_token(name: str) -> None:
     """At D0 = 1 token it is the printed form with 1 + D2, so no fit of it may be higher, wherever its walls are."""

@@ -56,6 +56,7 @@ def test_intervals_are_a_function_of_the_seed() -> None:
     assert one == same != other
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
     """30 noisy power laws: the 95 % interval of the exponent holds the truth in at least 25 of them."""
     law, hits = LAWS["power"], 0
