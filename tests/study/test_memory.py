@@ -106,7 +106,7 @@ def test_the_papers_sizes_fit_80_gb_with_its_micro_batch_and_not_without(
 
     text = show_plan(plan_of(paper, tmp_path, micro_batch=None), as_json=False, every_run=True)
     (warning,) = [line for line in text.splitlines() if line.startswith("WARNING")]
-    assert "execution.device_memory_gb 80" in warning
+    assert "execution.device_memory_gb is 80" in warning
     assert "moe-l30d1504-e8k2" in warning or "up-l30d1504-e8k2" in warning
     assert all(mend in warning for mend in ("micro_batch", "activation_checkpointing: block", "devices"))
     unstated = plan_of(paper, tmp_path, micro_batch=None, device_memory_gb=None)
