@@ -20,6 +20,8 @@ from upcycle.laws.forms import get_law
 from upcycle.study.plan import build_plan
 from upcycle.study.study import load_study
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).parents[2]
 BUDGETS = parse_numbers(PAPER_BUDGETS, "--d1")
 AT_01B = from_grids(BUDGETS, BUDGETS, np.array([float(PAPER_N1)]))

@@ -96,6 +96,7 @@ def test_rms_norm_is_the_formula_and_gives_the_same_bits_twice(where: str, name:
         assert relative_error(one, true) <= (2e-6 if dtype == torch.float32 else BACKWARD)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("where", "name"), kernels_by_device("cross_entropy"))
 def test_cross_entropy_is_float32s_and_gives_the_same_bits_twice(where: str, name: str, dtype: str) -> None:

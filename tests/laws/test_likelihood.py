@@ -18,6 +18,8 @@ from upcycle.laws.solver.prepare import Prepared, prepare
 from upcycle.laws.solver.search import Optimum, search
 from upcycle.laws.solver.solve import huber
 
+pytestmark = pytest.mark.slow
+
 
 def fitted(name: str, noise: float, seed: int = 0, **fixed: float) -> tuple[Prepared, Optimum]:
     """A law fitted to losses simulated from it."""
@@ -212,7 +214,6 @@ def test_the_statistic_is_that_of_the_law_without_interaction() -> None:
     assert "show an interaction" in found.statement
 
 
-@pytest.mark.slow
 def test_no_interaction_is_not_found_more_often_than_it_may() -> None:
     """20 simulations without interaction: p is below 0.5 in about half of them and below 0.05 in hardly any."""
     p = []

@@ -86,6 +86,7 @@ def plan_of(study: StudyConfig, root: Path, **execution: Any) -> Workflow:
     return Workflow(study, build_plan(study, root), root)
 
 
+@pytest.mark.slow
 def test_the_papers_sizes_fit_80_gb_with_its_micro_batch_and_not_without(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

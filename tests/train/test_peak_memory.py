@@ -110,6 +110,7 @@ LOGITS = {"n_layer": 2, "d_model": 32, "n_head": 2, "vocab_size": 8192}
 WEIGHTS = {"n_layer": 3, "d_model": 128, "n_head": 2, "vocab_size": 256}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moe", [None, MOE], ids=["dense", "moe"])
 @pytest.mark.parametrize(
     ("shape", "dtype", "execution"),
