@@ -121,7 +121,7 @@ def fork_job(request: dict[str, Any], rank: int, size: int, port: int) -> int:
 
 
 def wait_for_all(
-    children: list[int], *, longest: float = 600, patience: float = 30, grace: float = 15
+    children: list[int], *, longest: float = 600, patience: float = 30, grace: float = 120
 ) -> tuple[list[int], list[int]]:
     """Exit codes by rank, and the ranks that hung: that had to be killed.
 

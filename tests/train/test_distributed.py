@@ -100,10 +100,10 @@ def launch(n_process: int, jobs: list[Job], folder: Path) -> None:
         text=True,
     )
     try:
-        _, said = launcher.communicate(timeout=240)
+        _, said = launcher.communicate(timeout=600)
     except subprocess.TimeoutExpired:
         launcher.terminate()  # its workers have sessions of their own: only torchrun itself ends them all
-        launcher.communicate(timeout=60)
+        launcher.communicate(timeout=300)
         raise
     finally:
         launcher.kill()

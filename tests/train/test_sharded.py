@@ -26,7 +26,7 @@ DRAWS = 120
 def run_processes(scenarios: str, size: int, folder: Path) -> None:
     script = Path(__file__).parents[1] / "support" / "sharded_processes.py"
     done = subprocess.run(
-        [sys.executable, script, scenarios, str(size), folder], capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, script, scenarios, str(size), folder], capture_output=True, text=True, check=False, timeout=600
     )
     assert done.returncode == 0, done.stderr
 
