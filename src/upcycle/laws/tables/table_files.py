@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import bz2
 import csv
-import gzip
-import io
 import json
 import lzma
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from pandas.io.common import get_handle
 
 from upcycle.errors import UserError
 
@@ -30,11 +28,7 @@ DELIMITERS = (",", "\t", ";", "|")
 COMMENT = "#"
 SAMPLE = 50
 """Lines that the delimiter is judged by."""
-_OPENERS: dict[str, Callable[[Path], bytes]] = {
-    ".gz": lambda path: gzip.decompress(path.read_bytes()),
-    ".bz2": lambda path: bz2.decompress(path.read_bytes()),
-    ".xz": lambda path: lzma.decompress(path.read_bytes()),
-}
+PACKED = (".gz", ".bz2", ".xz")
 _SUFFIXES = ".csv, .tsv, .txt, .dat, .jsonl, .ndjson, .json or .parquet, or text with .gz, .bz2 or .xz behind"
 
 
@@ -43,15 +37,15 @@ def read_table(path: Path) -> Table:
 
     Raises `UserError` naming the file, and the line where one is damaged.
     """
-    packed = path.suffix.lower() if path.suffix.lower() in _OPENERS else ""
-    kind = Path(path.name[: len(path.name) - len(packed)]).suffix.lower()
+    suffix = path.suffix.lower()
+    kind = Path(path.stem).suffix.lower() if suffix in PACKED else suffix
     try:
-        if kind in (".parquet", ".pq") and not packed:
+        if suffix in (".parquet", ".pq"):
             table = _parquet(path)
         elif kind in (".csv", ".tsv", ".tab", ".txt", ".dat"):
-            table = _delimited(_text(path, packed), tabs=kind in (".tsv", ".tab"))
+            table = _delimited(_text(path), tabs=kind in (".tsv", ".tab"))
         elif kind in (".jsonl", ".ndjson", ".json"):
-            table = _json(_text(path, packed), lines=kind != ".json")
+            table = _json(_text(path), lines=kind != ".json")
         else:
             raise UserError(f"a table is read from {_SUFFIXES}; save it as one of these")
     except UserError as error:
@@ -67,9 +61,10 @@ def read_table(path: Path) -> Table:
     return table
 
 
-def _text(path: Path, packed: str) -> str:
-    content = _OPENERS[packed](path) if packed else path.read_bytes()
-    return content.decode("utf-8-sig")
+def _text(path: Path) -> str:
+    """The text of a file, unpacked as its suffix says."""
+    with get_handle(path, "r", encoding="utf-8-sig", compression="infer") as opened:
+        return str(opened.handle.read())
 
 
 def _parquet(path: Path) -> Table:
@@ -112,40 +107,25 @@ def _delimited(text: str, *, tabs: bool) -> Table:
     header, body = _comments(text)
     if not body:
         return {}
-    sample = body[:SAMPLE] if header is None else [header, *body[: SAMPLE - 1]]
-    delimiter = "\t" if tabs else _delimiter(sample)
-    first = _cells(sample, delimiter)[0]
-    if header is None and not _numeric(first):
-        header, body = body[0], body[1:]
-    if not body:
+    lines = body if header is None else [header, *body]
+    delimiter = "\t" if tabs else _delimiter(lines[:SAMPLE])
+    first, *rows = _cells(lines, delimiter)
+    if header is None and _numeric(first):
+        first, rows = [], [first, *rows]
+    if not rows:
         return {}
-    _even(text, _cells(body, delimiter))
-    frame = pd.read_csv(
-        io.StringIO("".join(line + "\n" for line in body)),
-        sep=delimiter or r"\s+",
-        header=None,
-        dtype=str,
-        keep_default_na=False,
-        skipinitialspace=True,
-    )
-    names = [f"column{k}" for k in range(1, frame.shape[1] + 1)]
-    if header is not None:
-        names = [name.strip() or f"column{k}" for k, name in enumerate(first, start=1)]
-        while len(names) > frame.shape[1] and names[-1] == f"column{len(names)}":
-            names.pop()  # a delimiter at the end of the header
-    if len(names) != frame.shape[1]:
-        raise UserError(f"its header names {len(names)} columns and its rows have {frame.shape[1]}: {', '.join(names)}")
-    return _columns(names, (frame.iloc[:, k] for k in range(frame.shape[1])))
-
-
-def _even(text: str, rows: Sequence[Sequence[str]]) -> None:
-    """Every row has as many cells as the first; a `UserError` names the line of the file that has not."""
-    odd = next((k for k, row in enumerate(rows) if len(row) != len(rows[0])), None)
-    if odd is None:
-        return
-    filled = [number for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
-    line = filled[len(filled) - len(rows) + odd]
-    raise UserError(f"line {line} has {len(rows[odd])} cells where the first row has {len(rows[0])}")
+    width = len(rows[0])
+    odd = next((k for k, row in enumerate(rows) if len(row) != width), None)
+    if odd is not None:
+        filled = [number for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
+        line = filled[len(filled) - len(rows) + odd]
+        raise UserError(f"line {line} has {len(rows[odd])} cells where the first row has {width}")
+    names = [name.strip() or f"column{k}" for k, name in enumerate(first or [""] * width, start=1)]
+    while len(names) > width and names[-1] == f"column{len(names)}":
+        names.pop()  # a delimiter at the end of the header
+    if len(names) != width:
+        raise UserError(f"its header names {len(names)} columns and its rows have {width}: {', '.join(names)}")
+    return _columns(names, zip(*rows, strict=True))
 
 
 def _comments(text: str) -> tuple[str | None, list[str]]:
@@ -177,8 +157,9 @@ def _delimiter(lines: Sequence[str]) -> str | None:
 
 def _cells(lines: Sequence[str], delimiter: str | None) -> list[list[str]]:
     if delimiter is None:
-        return [line.split() for line in lines]
-    return list(csv.reader(lines, delimiter=delimiter, skipinitialspace=True))
+        lines = [" ".join(line.split()) for line in lines]
+    # With the ends of lines, which are part of a quoted cell that has several.
+    return list(csv.reader((line + "\n" for line in lines), delimiter=delimiter or " ", skipinitialspace=True))
 
 
 def _numeric(cells: Sequence[str]) -> bool:
@@ -196,19 +177,14 @@ def _columns(names: Sequence[str], columns: Iterable[Iterable[Any]]) -> Table:
 
 def _column(cells: list[Any]) -> Cells:
     """One column's cells in the narrowest type that holds them all."""
-    words = [None if is_missing(cell) else cell for cell in cells]
-    present = [cell for cell in words if cell is not None]
-    if present and len(present) == len(words):
-        if all(isinstance(cell, (bool, np.bool_)) for cell in present):
-            return np.array(words, dtype=bool)
-        if all(isinstance(cell, str) and cell.strip().lower() in ("true", "false") for cell in present):
-            return np.array([cell.strip().lower() == "true" for cell in present])
-    numbers = np.array([as_number(cell) for cell in words])
-    if np.isnan(numbers).sum() == len(words) - len(present):
+    words = [None if is_missing(cell) else str(cell).strip() for cell in cells]
+    truths = [{"true": True, "false": False}.get(str(word).lower()) for word in words]
+    if cells and None not in truths:
+        return np.array(truths, dtype=bool)
+    numbers = np.array([as_number(cell) for cell in cells])
+    if np.isnan(numbers).sum() == words.count(None):
         return numbers
-    column = np.empty(len(words), dtype=object)
-    column[:] = [cell if cell is None else str(cell).strip() for cell in words]
-    return column
+    return np.array(words, dtype=object)
 
 
 def is_missing(cell: Any) -> bool:
