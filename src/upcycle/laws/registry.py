@@ -26,9 +26,13 @@ def register(make: Callable[[], Law]) -> Callable[[], Law]:
 
 
 def form(label: str, formula: str, *parameters: Parameter, **more: Any) -> Law:
-    """A law of this formula (see `upcycle.study.formulas`); `register` names it. `more`: other fields of `Law`."""
+    """A law of this formula (see `upcycle.study.formulas`); `register` names it. `more`: other fields of `Law`.
+
+    A formula that ends in `+ E` has `FLOOR` as its last parameter.
+    """
     read = read_formula(formula)
-    return Law("", label, formula, read.inputs, parameters, _terms(read), **more)
+    floor = (FLOOR,) if formula.endswith(" + E") else ()
+    return Law("", label, formula, read.inputs, (*parameters, *floor), _terms(read), **more)
 
 
 def _terms(formula: Formula) -> Callable[..., Sequence[Mapping[str, Coefficient]]]:
@@ -64,7 +68,7 @@ def _log(base: Base, inputs: Mapping[str, Array]) -> Array:
 
 def special_case(law: Law, without: str, label: str, formula: str) -> Law:
     """The law with one parameter set to 0; what follows from its parameters is left out."""
-    kept = tuple(parameter for parameter in law.parameters if parameter.name != without)
+    kept = (parameter for parameter in law.parameters if parameter.name != without and parameter is not FLOOR)
     return form(label, formula, *kept, decides=law.decides)
 
 

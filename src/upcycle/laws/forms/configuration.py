@@ -6,7 +6,7 @@ P = N_total / N2 is the sparsity (dimensionless, Equations 5 and 6), N2 the non-
 from __future__ import annotations
 
 from upcycle.laws.law import Law, Parameter
-from upcycle.laws.registry import FLOOR, exponent_parameter, form, register, scale, special_case
+from upcycle.laws.registry import exponent_parameter, form, register, scale, special_case
 
 INTERACTION_OF_P = Parameter(
     "beta3",
@@ -18,17 +18,23 @@ INTERACTION_OF_P = Parameter(
 )
 
 
+def of_sparsity(factor: str) -> tuple[Parameter, ...]:
+    """The factor, of this name, and beta1 of a term in P alone."""
+    return (
+        scale(factor, "loss that sparsity would save", "nats at P = 1"),
+        exponent_parameter("beta1", "exponent of P", starts=(0.3, 1.0, 2.0)),
+    )
+
+
 @register
 def configuration() -> Law:
     """Equation 11. L(P, N2) = A P^-beta1 + F N2^-beta2 + E: the paper's choice among the forms of D.1."""
     return form(
         "Equation 11",
         "L = A P^-beta1 + F N2^-beta2 + E",
-        scale("A", "loss that sparsity would save", "nats at P = 1"),
-        exponent_parameter("beta1", "exponent of P", starts=(0.3, 1.0, 2.0)),
+        *of_sparsity("A"),
         scale("F", "loss that active parameters would save", "nats at N2 = 1 parameter"),
         exponent_parameter("beta2", "exponent of N2"),
-        FLOOR,
     )
 
 
@@ -42,7 +48,6 @@ def configuration_multiplicative() -> Law:
         exponent_parameter("beta1", "exponent of P at N2 = 0", starts=(0.0, 0.3, 1.0)),
         exponent_parameter("beta2", "exponent of N2 at P = 1"),
         INTERACTION_OF_P,
-        FLOOR,
     )
 
 
@@ -60,12 +65,10 @@ def configuration_additive() -> Law:
     return form(
         "Equation 18",
         "L = A P^-beta1 + F (1 + N2)^(-beta2 + beta3 ln P) + E",
-        scale("A", "loss that sparsity would save", "nats at P = 1"),
-        exponent_parameter("beta1", "exponent of P", starts=(0.3, 1.0, 2.0)),
+        *of_sparsity("A"),
         scale("F", "loss that active parameters would save", "nats at N2 = 0"),
         exponent_parameter("beta2", "exponent of N2 at P = 1"),
         INTERACTION_OF_P,
-        FLOOR,
     )
 
 

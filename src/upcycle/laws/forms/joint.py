@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from upcycle.laws.forms.tokens import EXPONENT_OF_D2
+from upcycle.laws.forms.configuration import of_sparsity
+from upcycle.laws.forms.tokens import EXPONENT_OF_D2, OF_UPCYCLED, two_stages
 from upcycle.laws.law import Law
-from upcycle.laws.registry import FLOOR, INTERACTION, OFFSET, exponent_parameter, form, register, scale, special_case
+from upcycle.laws.registry import INTERACTION, OFFSET, exponent_parameter, form, register, scale, special_case
 
 _OF_N1 = (
     scale("B", "loss that a larger model would save", "nats at N1 = 1 parameter"),
@@ -20,7 +21,7 @@ _OF_N1 = (
 @register
 def power_in_size() -> Law:
     """Requirement 3. L(N1) = B N1^-beta + E, at fixed D1 and D2 (section E.1)."""
-    return form("Requirement 3", "L = B N1^-beta + E", *_OF_N1, FLOOR)
+    return form("Requirement 3", "L = B N1^-beta + E", *_OF_N1)
 
 
 @register
@@ -32,14 +33,9 @@ def joint() -> Law:
     return form(
         "Equation 12",
         "L = A D1^-alpha1 D2^(-alpha2 + alpha3 ln D1) + B N1^-beta + E",
-        scale("A", "scaling factor of the tokens", "nats at D1 = D2 = 1 token"),
-        exponent_parameter("alpha1", "exponent of D1 at D2 = 1 token"),
-        exponent_parameter("alpha2", "exponent of D2 at D1 = 1 token"),
-        INTERACTION,
+        *two_stages("1 token", "scaling factor of the tokens"),
         *_OF_N1,
-        FLOOR,
-        decides="upcycled",
-        derived=EXPONENT_OF_D2,
+        **OF_UPCYCLED,
     )
 
 
@@ -60,15 +56,10 @@ def joint_offset() -> Law:
     return form(
         "Equation 12 with an offset",
         "L = A D1^-alpha1 (1 + D2/D0)^(-alpha2 + alpha3 ln D1) + B N1^-beta + E",
-        scale("A", "scaling factor of the tokens", "nats at D1 = 1 token, D2 = 0"),
-        exponent_parameter("alpha1", "exponent of D1 at D2 = 0"),
-        exponent_parameter("alpha2", "exponent of D2 >> D0 at D1 = 1 token"),
-        INTERACTION,
+        *two_stages("0", "scaling factor of the tokens", "D2 >> D0"),
         OFFSET,
         *_OF_N1,
-        FLOOR,
-        decides="upcycled",
-        derived=EXPONENT_OF_D2,
+        **OF_UPCYCLED,
     )
 
 
@@ -87,7 +78,6 @@ def joint_rejected() -> Law:
         exponent_parameter("alpha2", "exponent of D2 at N1 = 1 parameter", starts=(-0.1, 0.05, 0.3)),
         exponent_parameter("beta", "exponent of N1 at D2 = 1 token", starts=(-0.1, 0.05, 0.3)),
         replace(INTERACTION, meaning="how much the exponent of N1 shrinks per e-fold of D2"),
-        FLOOR,
     )
 
 
@@ -107,7 +97,6 @@ def unified() -> Law:
         exponent_parameter("alpha2", "exponent of tokens as a mixture"),
         INTERACTION,
         *_OF_N1,
-        FLOOR,
     )
 
 
@@ -118,14 +107,11 @@ def joint_configuration() -> Law:
     The extension that the paper's footnote 3 leaves to others. At one mixture it is Equation 12, whose floor holds
     F P^-beta1; at fixed D1 and D2 it is Equation 11 with N1 in place of N2.
     """
-
-    parameters = joint().parameters
     return form(
         "Equations 11 and 12 in one",
         "L = A D1^-alpha1 D2^(-alpha2 + alpha3 ln D1) + B N1^-beta + F P^-beta1 + E",
-        *parameters[:-1],
-        scale("F", "loss that sparsity would save", "nats at P = 1"),
-        exponent_parameter("beta1", "exponent of P", starts=(0.3, 1.0, 2.0)),
-        parameters[-1],
+        *two_stages("1 token", "scaling factor of the tokens"),
+        *_OF_N1,
+        *of_sparsity("F"),
         derived=EXPONENT_OF_D2,
     )

@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from numpy import log
 
 from upcycle.laws.law import Box, Coefficient, Derived, Law, Parameter, ParameterSource
-from upcycle.laws.registry import FLOOR, INTERACTION, OFFSET, exponent_parameter, form, register, scale, special_case
+from upcycle.laws.registry import INTERACTION, OFFSET, exponent_parameter, form, register, scale, special_case
 from upcycle.laws.terms import Array
 
 
@@ -35,6 +36,8 @@ EXPONENT_OF_D2 = (
         _exhausting_D1,
     ),
 )
+OF_UPCYCLED: dict[str, Any] = {"decides": "upcycled", "derived": EXPONENT_OF_D2}
+"""What the laws of D1 and D2 that decisions may use have in common."""
 
 
 @register
@@ -54,7 +57,6 @@ def chinchilla() -> Law:
         exponent_parameter("alpha", "exponent of D"),
         scale("B", "loss that a larger model would save", "nats at N = 1 parameter"),
         exponent_parameter("beta", "exponent of N"),
-        FLOOR,
         decides="scratch",
         derived=(
             Derived("optimal_D_exponent", "1", "compute-optimal D grows as FLOPs to this power", share_of("beta")),
@@ -63,33 +65,35 @@ def chinchilla() -> Law:
     )
 
 
-POWER_STARTS = (0.02, 0.1, 0.3, 0.6, 1.2, 2.0)
-"""Of an exponent that alone decides the curve: few points of a group leave it anywhere between."""
+def _power_of(tokens: str) -> tuple[Parameter, ...]:
+    """A and alpha of a law of one input. The exponent alone decides the curve: few points leave it anywhere between."""
+    starts = (0.02, 0.1, 0.3, 0.6, 1.2, 2.0)
+    return (
+        scale("A", "scaling factor", f"nats at {tokens} = 1 token"),
+        exponent_parameter("alpha", f"exponent of {tokens}", starts=starts),
+    )
 
 
 @register
 def power() -> Law:
     """Equation 7. L(D2) = A D2^-alpha + E, at fixed D1."""
-    return form(
-        "Equation 7",
-        "L = A D2^-alpha + E",
-        scale("A", "scaling factor", "nats at D2 = 1 token"),
-        exponent_parameter("alpha", "exponent of D2", starts=POWER_STARTS),
-        FLOOR,
-    )
+    return form("Equation 7", "L = A D2^-alpha + E", *_power_of("D2"))
 
 
 @register
 def power_in_tokens() -> Law:
     """The same for training from scratch at one model size, L(D) = A D^-alpha + E (section 2.2)."""
+    return form("Section 2.2", "L = A D^-alpha + E", *_power_of("D"), decides="scratch")
 
-    return form(
-        "Section 2.2",
-        "L = A D^-alpha + E",
-        scale("A", "scaling factor", "nats at D = 1 token"),
-        exponent_parameter("alpha", "exponent of D", starts=POWER_STARTS),
-        FLOOR,
-        decides="scratch",
+
+def two_stages(least: str, meaning: str = "scaling factor", of_D2: str = "D2") -> tuple[Parameter, ...]:
+    """A, alpha1, alpha2, alpha3 of a term in D1 and D2; A and alpha1 are meant at D2 = `least`: 1 token, or 0."""
+    at = "D1 = D2 = 1 token" if least == "1 token" else f"D1 = 1 token, D2 = {least}"
+    return (
+        scale("A", meaning, f"nats at {at}"),
+        exponent_parameter("alpha1", f"exponent of D1 at D2 = {least}"),
+        exponent_parameter("alpha2", f"exponent of {of_D2} at D1 = 1 token"),
+        INTERACTION,
     )
 
 
@@ -99,13 +103,8 @@ def multiplicative_limit() -> Law:
     return form(
         "Equation 1",
         "L = A D1^-alpha1 D2^(-alpha2 + alpha3 ln D1) + E",
-        scale("A", "scaling factor", "nats at D1 = D2 = 1 token"),
-        exponent_parameter("alpha1", "exponent of D1 at D2 = 1 token"),
-        exponent_parameter("alpha2", "exponent of D2 at D1 = 1 token"),
-        INTERACTION,
-        FLOOR,
-        decides="upcycled",
-        derived=EXPONENT_OF_D2,
+        *two_stages("1 token"),
+        **OF_UPCYCLED,
     )
 
 
@@ -139,13 +138,8 @@ def multiplicative() -> Law:
     return form(
         "Equation 8",
         "L = A D1^-alpha1 (1 + D2)^(-alpha2 + alpha3 ln D1) + E",
-        scale("A", "scaling factor", "nats at D1 = 1 token, D2 = 0"),
-        exponent_parameter("alpha1", "exponent of D1 at D2 = 0"),
-        exponent_parameter("alpha2", "exponent of D2 at D1 = 1 token"),
-        INTERACTION,
-        FLOOR,
-        decides="upcycled",
-        derived=EXPONENT_OF_D2,
+        *two_stages("0"),
+        **OF_UPCYCLED,
     )
 
 
@@ -168,14 +162,9 @@ def multiplicative_offset() -> Law:
     return form(
         "Equation 8 with an offset",
         "L = A D1^-alpha1 (1 + D2/D0)^(-alpha2 + alpha3 ln D1) + E",
-        scale("A", "scaling factor", "nats at D1 = 1 token, D2 = 0"),
-        exponent_parameter("alpha1", "exponent of D1 at D2 = 0"),
-        exponent_parameter("alpha2", "exponent of D2 >> D0 at D1 = 1 token"),
-        INTERACTION,
+        *two_stages("0", of_D2="D2 >> D0"),
         OFFSET,
-        FLOOR,
-        decides="upcycled",
-        derived=EXPONENT_OF_D2,
+        **OF_UPCYCLED,
     )
 
 
@@ -205,9 +194,7 @@ def additive() -> Law:
         scale("F", "loss that more upcycled training would save", "nats at D2 = 0"),
         exponent_parameter("alpha2", "exponent of D2 at D1 = 1 token"),
         INTERACTION,
-        FLOOR,
-        decides="upcycled",
-        derived=EXPONENT_OF_D2,
+        **OF_UPCYCLED,
     )
 
 
