@@ -177,11 +177,6 @@ def test_deviances_of_gaussian_residuals_far_beyond_delta_are_larger_than_chi_sq
     assert found == pytest.approx(factor * 3.84, rel=0.1)
 
 
-def test_without_draws_the_threshold_is_that_of_least_squares() -> None:
-    prepared, optimum = fitted("power", 1e-3)
-    assert calibrated_threshold(prepared, optimum, "E", np.ones(12), draws=0, seed=0) == threshold(12, 3)
-
-
 def test_an_end_that_the_data_do_not_show_is_open() -> None:
     """With much noise no floor is excluded down to 0."""
     prepared, optimum = fitted("power", 5e-2)
@@ -229,13 +224,6 @@ def test_no_interaction_is_not_found_more_often_than_it_may() -> None:
         p.append(found.p_bootstrap)
     assert sum(value < 0.05 for value in p) <= 3
     assert 5 <= sum(value < 0.5 for value in p) <= 15
-
-
-def test_without_draws_the_test_is_chi_squares() -> None:
-    prepared, optimum = fitted("multiplicative", 2e-3)
-    found = interaction_test(prepared, optimum, "alpha3", np.zeros(25), draws=0, seed=0)
-    assert found.p_bootstrap is None
-    assert (found.draws, found.failed) == (0, 0)
 
 
 def test_the_profile_of_least_squares_is_that_of_an_infinite_delta() -> None:

@@ -88,11 +88,11 @@ class DesignMatrix:
     """In the exponents, times ln(1 + z / offset)."""
     z_N: Array | None = None
 
-    def at(self, offset: float) -> Array:
-        """The exponents' coefficients [M, N, P] at a value of the offset."""
+    def at(self, offset: float) -> DesignMatrix:
+        """The same with the offset held at a value."""
         if self.shifted_MNP is None or self.z_N is None:
-            return self.x_MNP
-        return self.x_MNP + np.log1p(self.z_N / offset)[:, None] * self.shifted_MNP
+            return self
+        return DesignMatrix(self.x_MNP + np.log1p(self.z_N / offset)[:, None] * self.shifted_MNP, self.floor_NP)
 
 
 @dataclass(frozen=True)
@@ -201,13 +201,11 @@ class Law:
         """The law's arithmetic over all of its internal parameters at these inputs."""
         design = self.design(data)
         zeros_MN, zeros_N = np.zeros(design.x_MNP.shape[:2]), np.zeros(len(design.floor_NP))
+        model = SumOfExponentials(design.x_MNP, design.floor_NP, zeros_MN, zeros_N, self.line)
         if self.offset is None or design.shifted_MNP is None or design.z_N is None:
-            return SumOfExponentials(design.x_MNP, design.floor_NP, zeros_MN, zeros_N, self.line)
+            return model
         return OffsetExponentials(
-            design.x_MNP,
-            design.floor_NP,
-            zeros_MN,
-            zeros_N,
+            **vars(model),
             shifted_MNP=design.shifted_MNP,
             shifted_offset_MN=zeros_MN,
             z_N=design.z_N,

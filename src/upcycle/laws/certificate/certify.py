@@ -22,6 +22,7 @@ from upcycle.laws.certificate.validate import (
 )
 from upcycle.laws.solver.prepare import Prepared
 from upcycle.laws.solver.search import Optimum, Refits
+from upcycle.laws.terms import Array
 
 MOST_RESIDUALS = 100_000
 """Of one kind of bootstrap: draws x points. Draws are fewer where there are more than 500 points."""
@@ -33,9 +34,9 @@ PERFECT = 1e-10
 def certify(
     prepared: Prepared,
     optimum: Optimum,
-    loo: LeaveOneOut | None,
+    loo: LeaveOneOut,
     *,
-    residual: Refits | None,
+    residual: Refits,
     drawn_floor: bool = False,
     draws: int,
     seed: int,
@@ -43,29 +44,28 @@ def certify(
 ) -> dict[str, Any]:
     """Information criteria, profiles, test of the interaction, folds, extrapolation and three kinds of intervals.
 
-    `residual`: the residual bootstrap of these draws and this seed, None where none was asked for; with `drawn_floor`
-    each of its draws held an E of its own, as in the second step of a two-step fit. `noise`: the standard deviation of
-    a loss between seeds, in nats, if it was measured.
+    `residual`: the residual bootstrap of these draws (at least one) and this seed; with `drawn_floor` each of them held
+    an E of its own, as in the second step of a two-step fit. `noise`: the standard deviation of a loss between seeds,
+    in nats, if it was measured.
 
     Keys: aic, aicc, bic, log_likelihood, scale, profile, interaction (for laws with one), folds, extrapolation,
     intervals, draws, loo_refits.
     """
     n, p = len(prepared.target_N), len(prepared.slots)
-    if loo is None or n <= p:
-        return {"skipped": f"{n} points for {p} parameters; at least {p + 1} are needed"}
     if prepared.confounded:
         return {"skipped": f"the inputs of these points cannot tell {', '.join(prepared.confounded)} apart"}
-    count = _affordable(draws, n)
+    count = min(draws, max(FEWEST_DRAWS, MOST_RESIDUALS // n))
+    pool_N = residual_pool(loo.residual_N)
     names = [slot.parameter.name for slot in prepared.slots if slot.group is None]
     # Thresholds of profiles are of one E, so draws with an E of their own are no use to them.
-    same_floor = None if residual is None or drawn_floor else residual.first(count)
+    same_floor = None if drawn_floor else residual.first(count)
     interactions = [name for name in names if name in INTERACTIONS]
     perfect = optimum.objective <= n * PERFECT**2 / 2
     no_noise = {"skipped": "the law passes through every point: there is no noise to judge by"}
     content: dict[str, Any] = {
         **asdict(criteria(optimum.objective, n, p, prepared.law.delta)),
         "profile": {
-            name: no_noise if perfect else _profile(prepared, optimum, name, loo, same_floor, draws=count, seed=seed)
+            name: no_noise if perfect else _profile(prepared, optimum, name, pool_N, same_floor, draws=count, seed=seed)
             for name in names
             if name in PROFILED
         },
@@ -78,28 +78,14 @@ def certify(
     if interactions and perfect:
         content["interaction"] = no_noise
     elif interactions:
-        pool_N = residual_pool(loo.residual_N)
         test = interaction_test(prepared, optimum, interactions[0], pool_N, draws=count, seed=seed)
         content["interaction"] = asdict(test)
     return dict(plain(content))
 
 
-def _affordable(draws: int, n: int) -> int:
-    """Bootstrap draws of each kind, fewer for many points."""
-    return min(draws, max(FEWEST_DRAWS, MOST_RESIDUALS // n))
-
-
 def _profile(
-    prepared: Prepared,
-    optimum: Optimum,
-    name: str,
-    loo: LeaveOneOut,
-    residual: Refits | None,
-    *,
-    draws: int,
-    seed: int,
+    prepared: Prepared, optimum: Optimum, name: str, pool_N: Array, residual: Refits | None, *, draws: int, seed: int
 ) -> dict[str, Any]:
-    pool_N = residual_pool(loo.residual_N)
     drop = calibrated_threshold(prepared, optimum, name, pool_N, draws=draws, seed=seed, full=residual)
     found = profile(prepared, optimum, name, drop)
     return {
@@ -116,17 +102,9 @@ def _held_out(results: Mapping[str, HeldOut | str]) -> dict[str, Any]:
 
 
 def _intervals(
-    prepared: Prepared,
-    optimum: Optimum,
-    residual: Refits | None,
-    *,
-    draws: int,
-    seed: int,
-    noise: float | None,
+    prepared: Prepared, optimum: Optimum, residual: Refits, *, draws: int, seed: int, noise: float | None
 ) -> dict[str, Any]:
     """95 % intervals of each kind, with the draws whose fit did not converge (they count all the same)."""
-    if residual is None:
-        return {"skipped": "no bootstrap draws were asked for"}
     kinds = {"residual": residual, "pair": bootstrap_pairs(prepared, optimum, draws=draws, seed=seed)}
     if noise is not None and prepared.law.response == "loss":
         kinds["seed_noise"] = bootstrap_noise(prepared, optimum, noise, draws=draws, seed=seed)

@@ -52,34 +52,30 @@ class HoldoutPlan:
     """Groups of points to be left out one after the other."""
 
     input: str
+    levels: int
+    """Groups that the input's levels make."""
     left_out_GN: NDArray[np.bool_]
 
 
 def folds(prepared: Prepared, optimum: Optimum) -> dict[str, HeldOut | str]:
     """Grouped k-fold: for each input, every level predicted from the others; or why not, in words."""
-    plans: dict[str, HoldoutPlan | str] = {}
+    plans: dict[str, HoldoutPlan] = {}
     for name in prepared.law.inputs:
         group_N = grouping(prepared.data[name])
         count = int(group_N.max()) + 1
-        if count < LEAST_LEVELS:
-            plans[name] = f"{count} levels of {name}; at least {LEAST_LEVELS} are needed"
-        else:
-            plans[name] = HoldoutPlan(name, group_N == np.arange(count)[:, None])
+        plans[name] = HoldoutPlan(name, count, group_N == np.arange(count)[:, None])
     return _carry_out(prepared, optimum, plans)
 
 
 def extrapolation(prepared: Prepared, optimum: Optimum) -> dict[str, HeldOut | str]:
     """The largest level of each input of tokens or size (and the largest two of many) predicted from the others."""
-    plans: dict[str, HoldoutPlan | str] = {}
+    plans: dict[str, HoldoutPlan] = {}
     for name in (name for name in EXTRAPOLATED if name in prepared.law.inputs):
         group_N = grouping(prepared.data[name])
-        last = int(group_N.max())
-        if last + 1 < LEAST_LEVELS:
-            plans[name] = f"{last + 1} levels of {name}; at least {LEAST_LEVELS} are needed"
-            continue
-        plans[name] = HoldoutPlan(name, (group_N == last)[None])
-        if last + 1 >= TWO_FROM:
-            plans[f"{name}, two largest"] = HoldoutPlan(name, (group_N >= last - 1)[None])
+        count = int(group_N.max()) + 1
+        plans[name] = HoldoutPlan(name, count, (group_N == count - 1)[None])
+        if count >= TWO_FROM:
+            plans[f"{name}, two largest"] = HoldoutPlan(name, count, (group_N >= count - 2)[None])
     return _carry_out(prepared, optimum, plans)
 
 
@@ -95,19 +91,16 @@ def grouping(input_N: Array) -> NDArray[np.intp]:
     return np.asarray(joined_L[level_N], dtype=np.intp)
 
 
-def _carry_out(
-    prepared: Prepared, optimum: Optimum, plans: Mapping[str, HoldoutPlan | str]
-) -> dict[str, HeldOut | str]:
+def _carry_out(prepared: Prepared, optimum: Optimum, plans: Mapping[str, HoldoutPlan]) -> dict[str, HeldOut | str]:
     """Refit for all groups of all plans in one batch."""
     p = len(prepared.slots)
     results: dict[str, HeldOut | str] = {}
     possible: dict[str, HoldoutPlan] = {}
     for key, plan in plans.items():
-        if isinstance(plan, str):
-            results[key] = plan
-            continue
         fewest = int((~plan.left_out_GN).sum(axis=1).min())
-        if fewest < p + 1:
+        if plan.levels < LEAST_LEVELS:
+            results[key] = f"{plan.levels} levels of {plan.input}; at least {LEAST_LEVELS} are needed"
+        elif fewest < p + 1:
             results[key] = f"{fewest} points would be left for {p} parameters; at least {p + 1} are needed"
         else:
             possible[key] = plan
@@ -132,8 +125,6 @@ def _errors(prepared: Prepared, plan: HoldoutPlan, phi_GR: Array, residual_GN: A
             return f"without {plan.input} {where} the points left do not determine the parameters"
     left_out_N = np.asarray(plan.left_out_GN.any(axis=0))
     residual_N = np.where(plan.left_out_GN, residual_GN, 0.0).sum(axis=0)
-    if not np.isfinite(residual_N).all():
-        return "a refit diverged: its prediction is not finite"
     rms, rms_log = root_mean_squares(prepared, residual_N, left_out_N)
     if not math.isfinite(rms):
         return "a refit diverged: its prediction is not finite"

@@ -14,7 +14,7 @@ from upcycle.laws.certificate.likelihood import log_likelihood
 from upcycle.laws.certificate.validate import LEVEL, resampled
 from upcycle.laws.solver.prepare import Prepared, prepare
 from upcycle.laws.solver.search import FRESH, Optimum, Refits, refit, search
-from upcycle.laws.solver.solve import Solution, minimise
+from upcycle.laws.solver.solve import minimise
 from upcycle.laws.terms import Array, OffsetExponentials
 
 INTERACTIONS = ("alpha3", "beta3")
@@ -51,7 +51,7 @@ class Interaction:
     """Likelihood ratio: the deviance of the fit without the interaction."""
     p_chi2: float
     """From the chi-square distribution with one degree of freedom, which holds for many points; too small for few."""
-    p_bootstrap: float | None
+    p_bootstrap: float
     """Share of data sets without interaction, simulated from this one's residuals, with as large a statistic."""
     draws: int
     failed: int
@@ -82,9 +82,8 @@ class Held:
         law = whole.law
         shared = [slot.parameter.name for slot in whole.slots if slot.group is None and slot.parameter.name != name]
         design, column, offset = law.design(whole.data), law.names.index(name), law.offset
-        fixed_offset = offset is not None and offset.name in whole.fixed
-        x_MNP = design.at(whole.fixed[offset.name]) if offset is not None and fixed_offset else design.x_MNP
-        shifted_MNP = None if fixed_offset else design.shifted_MNP
+        if offset is not None and offset.name in whole.fixed:
+            design = design.at(whole.fixed[offset.name])
         in_floor = law.line or law.parameter(name).kind == "floor"
         held = prepare(law, whole.data, {**whole.fixed, name: 0.0}, group_N=whole.group_N, shared=shared)
         return cls(
@@ -93,8 +92,8 @@ class Held:
             optimum,
             replace(held, target_N=whole.target_N),  # which a simulation may have replaced
             [slot.parameter.name for slot in whole.slots].index(name),
-            design.floor_NP[..., column] if in_floor else x_MNP[..., column],
-            None if shifted_MNP is None else shifted_MNP[..., column],
+            design.floor_NP[..., column] if in_floor else design.x_MNP[..., column],
+            None if design.shifted_MNP is None else design.shifted_MNP[..., column],
         )
 
     @property
@@ -113,8 +112,8 @@ class Held:
         moved_SR = phi_R + (value_S - self.value)[:, None] * follow_R
         return np.stack([np.broadcast_to(phi_R, moved_SR.shape), moved_SR])
 
-    def fit(self, value_S: Array, start_WSR: Array, target_SN: Array | None = None) -> Solution:
-        """Fit all else at each value (to targets of its own), from several starts each; the lowest ends."""
+    def fit(self, value_S: Array, start_WSR: Array, target_SN: Array | None = None) -> Array:
+        """Fit all else at each value (to targets of its own), from several starts each; the least objectives [S]."""
         warm, rows = start_WSR.shape[:2]
         values = np.tile(value_S, warm)
         model = self.prepared.model
@@ -127,10 +126,7 @@ class Held:
             model = replace(model, shifted_offset_MN=moved_SMN)
         problem = self.prepared.problem(None if target_SN is None else np.tile(target_SN, (warm, 1)))
         end = minimise(replace(problem, model=model), start_WSR.reshape(warm * rows, -1))
-        best = end.objective_S.reshape(warm, rows).argmin(axis=0) * rows + np.arange(rows)
-        return Solution(
-            end.theta_SP[best], end.objective_S[best], end.gradient_S[best], end.converged_S[best], end.iterations
-        )
+        return end.objective_S.reshape(warm, rows).min(axis=0)
 
     def deviance(self, objective_S: Array) -> Array:
         """Twice the log likelihood lost against the whole fit's optimum."""
@@ -166,17 +162,14 @@ def calibrated_threshold(
     `pool_N`, in which the true value is the fitted one (Bartlett's correction, by bootstrap). `full`: the residual
     bootstrap of these draws and this seed, if there is one already.
     """
-    least = threshold(len(whole.target_N), len(whole.slots))
-    if draws == 0:
-        return least
     held = Held.of(whole, optimum, name)
     target_BN = resampled(whole.model.value(optimum.phi_R[None])[0], pool_N, draws=draws, seed=seed)
     full = full or refit(whole, optimum.warm_SR[:-FRESH], target_SN=target_BN)
     value_B = np.full(draws, held.value)
-    without = held.fit(value_B, held.starts(value_B)[:1], target_BN)
+    without_B = held.fit(value_B, held.starts(value_B)[:1], target_BN)
     n, delta = len(whole.target_N), whole.law.delta
-    deviance_B = 2 * (log_likelihood(full.objective_S, n, delta) - log_likelihood(without.objective_S, n, delta))
-    return max(least, float(chi2.ppf(LEVEL, 1) * deviance_B.mean()))
+    deviance_B = 2 * (log_likelihood(full.objective_S, n, delta) - log_likelihood(without_B, n, delta))
+    return max(threshold(n, len(whole.slots)), float(chi2.ppf(LEVEL, 1) * deviance_B.mean()))
 
 
 def profile(whole: Prepared, optimum: Optimum, name: str, drop: float) -> Profile:
@@ -192,11 +185,11 @@ def profile(whole: Prepared, optimum: Optimum, name: str, drop: float) -> Profil
     reach_E = np.array([min(least - hat, 0.0), max(most - hat, 0.0)])
     distance_EJ = reach_E[:, None] * 0.25 ** np.arange(QUARTERINGS + 1)[::-1]
     bracket_EJ = held.fit(hat + distance_EJ.ravel(), held.starts(hat + distance_EJ.ravel()))
-    beyond_EJ = held.deviance(bracket_EJ.objective_S).reshape(distance_EJ.shape) > drop
+    beyond_EJ = held.deviance(bracket_EJ).reshape(distance_EJ.shape) > drop
     first_E = np.where(beyond_EJ.any(axis=1), beyond_EJ.argmax(axis=1), QUARTERINGS)
     steps = np.arange(1, STEPS + 1) / STEPS
     value_S = hat + np.concatenate([distance_EJ[0, first_E[0]] * steps[::-1], distance_EJ[1, first_E[1]] * steps])
-    objective_S = held.fit(value_S, held.starts(value_S)).objective_S
+    objective_S = held.fit(value_S, held.starts(value_S))
     low, high = slice(STEPS - 1, None, -1), slice(STEPS, None)
     deviance_S = held.deviance(objective_S)
     ends = tuple(_crossing(drop, hat, value_S[side], deviance_S[side]) for side in (low, high))
@@ -226,32 +219,21 @@ def interaction_test(
     held = Held.of(whole, optimum, name)
     null, n, delta = search(held.prepared), len(whole.target_N), whole.law.delta
     statistic = float(held.deviance(np.array(null.objective)))
-    p_bootstrap, failed = None, 0
-    if draws:
-        target_BN = resampled(held.prepared.model.value(null.phi_R[None])[0], pool_N, draws=draws, seed=seed)
-        without = refit(held.prepared, null.phi_R[None], target_SN=target_BN)
-        embedded_P = np.insert(held.prepared.theta(null.phi_R[None])[0], held.place, 0.0)
-        start_WR = np.stack([whole.scale_RP @ embedded_P, optimum.phi_R])
-        full = refit(whole, start_WR, target_SN=target_BN)
-        statistic_B = 2 * (log_likelihood(full.objective_S, n, delta) - log_likelihood(without.objective_S, n, delta))
-        p_bootstrap = float((1 + (statistic_B >= statistic).sum()) / (1 + draws))
-        failed = int((~(without.converged_S & full.converged_S)).sum())
+    target_BN = resampled(held.prepared.model.value(null.phi_R[None])[0], pool_N, draws=draws, seed=seed)
+    without = refit(held.prepared, null.phi_R[None], target_SN=target_BN)
+    embedded_P = np.insert(held.prepared.theta(null.phi_R[None])[0], held.place, 0.0)
+    full = refit(whole, np.stack([whole.scale_RP @ embedded_P, optimum.phi_R]), target_SN=target_BN)
+    statistic_B = 2 * (log_likelihood(full.objective_S, n, delta) - log_likelihood(without.objective_S, n, delta))
     p_chi2 = float(chi2.sf(statistic, 1))
-    return Interaction(
-        name,
-        held.value,
-        statistic,
-        p_chi2,
-        p_bootstrap,
-        draws,
-        failed,
-        _words(name, held.value, p_chi2, p_bootstrap, draws),
-    )
+    p_bootstrap = float((1 + (statistic_B >= statistic).sum()) / (1 + draws))
+    failed = int((~(without.converged_S & full.converged_S)).sum())
+    words = _words(name, held.value, p_chi2, p_bootstrap, draws)
+    return Interaction(name, held.value, statistic, p_chi2, p_bootstrap, draws, failed, words)
 
 
-def _words(name: str, value: float, p_chi2: float, p_bootstrap: float | None, draws: int) -> str:
+def _words(name: str, value: float, p_chi2: float, p_bootstrap: float, draws: int) -> str:
     """The verdict, by bootstrap; too few draws give none, as chi-square is too sure for few points."""
-    if p_bootstrap is None or draws < ENOUGH_DRAWS:
+    if draws < ENOUGH_DRAWS:
         return (
             f"{name} = {value:.3g}: {draws} draws are too few to test it against 0, ask for {ENOUGH_DRAWS} or more "
             f"(chi-square, too sure for few points, gives p = {p_chi2:.2g})"

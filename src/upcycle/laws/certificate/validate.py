@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from upcycle.errors import UserError
 from upcycle.laws.solver.prepare import Prepared, Slot
 from upcycle.laws.solver.search import FRESH, Optimum, Refits, refit, refit_folds
 from upcycle.laws.solver.solve import huber
@@ -186,12 +185,8 @@ def bootstrap_noise(prepared: Prepared, optimum: Optimum, noise: float, *, draws
     """Parametric bootstrap: refits to the fitted curve plus Gaussian noise of a known standard deviation of the loss.
 
     Shows how far the noise between seeds alone moves the parameters; it excludes the error of the law's form.
-    Raises `UserError` where the response is no loss.
+    The law's response must be the loss.
     """
-    if prepared.law.response != "loss":
-        raise UserError(
-            f"law `{prepared.law.name}` fits `{prepared.law.response}`: a noise of the loss does not apply to it"
-        )
     fitted_N = np.exp(prepared.model.value(optimum.phi_R[None])[0])
     noise_BN = noise * np.random.default_rng(seed).standard_normal((draws, len(fitted_N)))
     target_BN = np.log(np.maximum(fitted_N + noise_BN, TINY_LOSS))

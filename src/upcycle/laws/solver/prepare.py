@@ -125,33 +125,23 @@ def prepare(
             )
     offset = law.offset
     if offset is not None and offset.name in fixed:
-        design = DesignMatrix(design.at(fixed[offset.name]), design.floor_NP)
+        design = design.at(fixed[offset.name])
     if offset is not None and group_N is not None and offset.name not in (*shared, *fixed):
         raise UserError(f"law `{law.name}`: groups with shared parameters share {offset.name} too: add it to `shared`")
 
     slots = _slots(law, is_fixed, group_N, shared)
     x_MNP, floor_NP = (_expand(a, law, slots, group_N) for a in (design.x_MNP, design.floor_NP))
     walls = _walls(offset, design)
-    reference = (
-        design if walls is None else DesignMatrix(design.at(float(np.sqrt(walls[0] * walls[1]))), design.floor_NP)
-    )
+    reference = design if walls is None else design.at(float(np.sqrt(walls[0] * walls[1])))
     level = 1.0 if law.line else float(np.exp(target_N.mean()))
     unscale_PR, scale_RP, null_P = _scaling(slots, _expand(reference.x_MNP, law, slots, group_N), floor_NP, law, level)
     kinds = ["".join(slots[p].parameter.kind for p in np.flatnonzero(column)[:1]) for column in unscale_PR.T]
     lower = {"floor": 0.0} | ({} if walls is None else {"offset": float(np.log(walls[0]))})
-    model = SumOfExponentials(
-        x_MNP @ unscale_PR,
-        floor_NP @ unscale_PR,
-        design.x_MNP[..., is_fixed] @ fixed_values[is_fixed],
-        design.floor_NP[..., is_fixed] @ fixed_values[is_fixed],
-        law.line,
-    )
+    held_MN, held_N = (a[..., is_fixed] @ fixed_values[is_fixed] for a in (design.x_MNP, design.floor_NP))
+    model = SumOfExponentials(x_MNP @ unscale_PR, floor_NP @ unscale_PR, held_MN, held_N, law.line)
     if design.shifted_MNP is not None and design.z_N is not None:
         model = OffsetExponentials(
-            model.x_MNP,
-            model.floor_NP,
-            model.offset_MN,
-            model.constant_N,
+            **vars(model),
             shifted_MNP=_expand(design.shifted_MNP, law, slots, group_N) @ unscale_PR,
             shifted_offset_MN=design.shifted_MNP[..., is_fixed] @ fixed_values[is_fixed],
             z_N=design.z_N,
@@ -271,7 +261,7 @@ def start_grid(prepared: Prepared) -> Array:
         for k, p in enumerate(law.parameters):
             if p.kind == "offset" and design.z_N is not None:
                 unit = 1.0 if p.name in prepared.fixed else design.z_N[design.z_N > 0].min()
-                x_MNP = design.at(combination[k] * unit)
+                x_MNP = design.at(combination[k] * unit).x_MNP
                 theta[k] = np.log(combination[k] * unit)
         shares = {
             k: combination[k]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,8 +49,7 @@ class Optimum:
     """Starts for refits of slightly different data: the distinct optima, lowest first, and a few fresh ones."""
 
 
-@dataclass(frozen=True)
-class Refits:
+class Refits(NamedTuple):
     """The same fit with other weights or targets, a row each."""
 
     phi_SR: Array
@@ -61,15 +61,11 @@ class Refits:
         return Refits(self.phi_SR[:count], self.objective_S[:count], self.converged_S[:count])
 
 
-def search(prepared: Prepared, grid_SR: Array | None = None) -> Optimum:
-    """Evaluate the whole start grid, descend from the lowest and from a spread of the others, keep the lowest end.
-
-    `grid_SR`: other starts than the law's own, in scaled variables.
-    """
-    problem = prepared.problem()
-    grid_SR = start_grid(prepared) if grid_SR is None else grid_SR
-    start_SR, grid = starts(prepared, grid_SR), len(grid_SR)
-    end = minimise(problem, start_SR)
+def search(prepared: Prepared) -> Optimum:
+    """Evaluate the whole start grid, descend from the lowest and from a spread of the others, keep the lowest end."""
+    grid_SR = start_grid(prepared)
+    start_SR = starts(prepared, grid_SR)
+    end = minimise(prepared.problem(), start_SR)
     ranked = np.argsort(end.objective_S, kind="stable")
     best = int(ranked[0])
     lowest = float(end.objective_S[best])
@@ -87,7 +83,7 @@ def search(prepared: Prepared, grid_SR: Array | None = None) -> Optimum:
         objective=float(end.objective_S[best]),
         gradient=float(end.gradient_S[best]),
         converged=bool(end.converged_S[best]),
-        grid=grid,
+        grid=len(grid_SR),
         starts=len(start_SR),
         agree=float(agree.mean()),
         iterations=end.iterations,
@@ -115,25 +111,19 @@ def refit(
 
     Warm starts are those of all rows [W, R], or each row's own [S, W, R].
     """
-    rows = max(len(a) for a in (target_SN, weight_SN, constant_SN) if a is not None)
+    of_rows = (target_SN, weight_SN, constant_SN)
+    count = max(len(rows) for rows in of_rows if rows is not None)
     warm = warm_WR.shape[-2]
-    start_SWR = np.broadcast_to(warm_WR, (rows, *warm_WR.shape[-2:]))
-    chunks = math.ceil(rows * warm * len(prepared.target_N) / BATCH)
+    start_SWR = np.broadcast_to(warm_WR, (count, *warm_WR.shape[-2:]))
+    chunks = math.ceil(count * warm * len(prepared.target_N) / BATCH)
     parts = []
-    for chunk in np.array_split(np.arange(rows), chunks):
-        problem = prepared.problem(
-            None if target_SN is None else np.repeat(target_SN[chunk], warm, axis=0),
-            None if weight_SN is None else np.repeat(weight_SN[chunk], warm, axis=0),
-            None if constant_SN is None else np.repeat(constant_SN[chunk], warm, axis=0),
-        )
+    for chunk in np.array_split(np.arange(count), chunks):
+        given = (None if rows is None else np.repeat(rows[chunk], warm, axis=0) for rows in of_rows)
+        problem = prepared.problem(*given)
         end = minimise(problem, start_SWR[chunk].reshape(len(chunk) * warm, -1))
         best = end.objective_S.reshape(len(chunk), warm).argmin(axis=1) + np.arange(len(chunk)) * warm
         parts.append(Refits(end.theta_SP[best], end.objective_S[best], end.converged_S[best]))
-    return Refits(
-        np.concatenate([part.phi_SR for part in parts]),
-        np.concatenate([part.objective_S for part in parts]),
-        np.concatenate([part.converged_S for part in parts]),
-    )
+    return Refits(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
 
 def refit_folds(prepared: Prepared, warm_WR: Array, weight_FN: Array) -> Refits:

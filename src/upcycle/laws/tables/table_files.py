@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
+import gzip
 import json
 import lzma
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from pandas.io.common import get_handle
 
 from upcycle.errors import UserError
 
@@ -28,7 +29,7 @@ DELIMITERS = (",", "\t", ";", "|")
 COMMENT = "#"
 SAMPLE = 50
 """Lines that the delimiter is judged by."""
-PACKED = (".gz", ".bz2", ".xz")
+_OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 _SUFFIXES = ".csv, .tsv, .txt, .dat, .jsonl, .ndjson, .json or .parquet, or text with .gz, .bz2 or .xz behind"
 
 
@@ -38,7 +39,7 @@ def read_table(path: Path) -> Table:
     Raises `UserError` naming the file, and the line where one is damaged.
     """
     suffix = path.suffix.lower()
-    kind = Path(path.stem).suffix.lower() if suffix in PACKED else suffix
+    kind = Path(path.stem).suffix.lower() if suffix in _OPENERS else suffix
     try:
         if suffix in (".parquet", ".pq"):
             table = _parquet(path)
@@ -63,8 +64,8 @@ def read_table(path: Path) -> Table:
 
 def _text(path: Path) -> str:
     """The text of a file, unpacked as its suffix says."""
-    with get_handle(path, "r", encoding="utf-8-sig", compression="infer") as opened:
-        return str(opened.handle.read())
+    with _OPENERS.get(path.suffix.lower(), open)(path, "rt", encoding="utf-8-sig") as file:
+        return str(file.read())
 
 
 def _parquet(path: Path) -> Table:
