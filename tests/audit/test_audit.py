@@ -12,7 +12,7 @@ import pytest
 from upcycle.audit import printed
 from upcycle.audit import verdict as audit_verdict
 from upcycle.audit.audit import all_items, as_json, collect_items, counts, items_table, page, run_audit, verdict_counts
-from upcycle.audit.verdict import VERDICTS, Evidence, Texts, box, claim, number_item, reading, settings
+from upcycle.audit.verdict import VERDICTS, Evidence, Texts, box, reading
 from upcycle.cli import main
 from upcycle.decisions.published import TABLE_2
 from upcycle.errors import UserError
@@ -45,6 +45,11 @@ def agrees(value: float, golden: str) -> bool:
 # Verdicts.
 
 
+def texts(**words: str) -> Texts:
+    """A topic with one item of these words."""
+    return Texts({"item": words})
+
+
 @pytest.mark.parametrize(
     ("text", "value", "allowed", "verdict"),
     [
@@ -65,33 +70,33 @@ def agrees(value: float, golden: str) -> bool:
     ],
 )
 def test_a_number_is_judged_by_its_digits(text, value, allowed, verdict):
-    assert number_item("", text, value, "", allowed=allowed).verdict == verdict
+    assert texts().number("item", value, text, allowed=allowed).verdict == verdict
 
 
 def test_a_slip_always_says_what_is_right():
-    assert number_item("", "4", 7.0, "", suffix="B").remark == "printed 4B, right is 7B"
-    assert number_item("", "4", 7.0, "", remark="because").remark == "because"
-    assert claim("", "", False, "").remark
+    assert texts(unit="B").number("item", 7.0, "4").remark == "printed 4B, right is 7B"
+    assert texts(remark="because").number("item", 7.0, "4").remark == "because"
+    assert texts().claim("item", False).remark
 
 
 def test_a_statement_is_judged_by_whether_it_holds():
-    assert claim("", "", True, "", under_rounding=True).verdict == "reproduced"
-    assert claim("", "", False, "", under_rounding=True).verdict == "within rounding"
-    assert claim("", "", False, "").verdict == "slip"
+    assert texts().claim("item", True, under_rounding=True).verdict == "reproduced"
+    assert texts().claim("item", False, under_rounding=True).verdict == "within rounding"
+    assert texts().claim("item", False).verdict == "slip"
 
 
 def test_settings_compare_numbers_as_numbers_and_text_as_text():
-    same = settings("", {"a": "1,024", "b": "8e-3", "c": "(4,1)"}, {"a": 1024, "b": 0.008, "c": "(4,1)"}, "")
+    same = texts().settings("item", {"a": "1,024", "b": "8e-3", "c": "(4,1)"}, {"a": 1024, "b": 0.008, "c": "(4,1)"})
     assert (same.verdict, same.count) == ("reproduced", 3)
-    other = settings("", {"a": "1,024", "b": "8e-3"}, {"a": 1024, "b": 0.007}, "")
+    other = texts().settings("item", {"a": "1,024", "b": "8e-3"}, {"a": 1024, "b": 0.007})
     assert (other.verdict, other.recomputed) == ("slip", "b 0.007")
-    assert settings("", {"a": "1"}, {}, "").verdict == "slip"
+    assert texts().settings("item", {"a": "1"}, {}).verdict == "slip"
 
 
 def test_another_reading_is_no_verdict_on_the_paper():
-    item = reading(number_item("", "6.14e17", 6.1441e17, ""))
+    item = reading(texts().number("item", 6.1441e17, "6.14e17"))
     assert (item.verdict, item.printed, item.remark) == (FOLLOWS, "", "as printed: 6.14e17")
-    assert reading(claim("", "so", False, "")).remark.startswith("not as printed: so")
+    assert reading(texts(printed="so").claim("item", False)).remark.startswith("not as printed: so")
 
 
 def test_the_box_of_rounding_is_that_of_the_corners():
@@ -315,7 +320,7 @@ def test_every_cell_of_the_tables_is_counted(topics):
 def test_every_entry_of_the_words_is_used():
     for path in sorted((ROOT / "src" / "upcycle" / "audit" / "items").glob("*.yaml")):
         code = path.with_suffix(".py").read_text()
-        unused = [key for key in Texts(path.stem).entries if f'"{key}"' not in code]
+        unused = [key for key in Texts.of(path.stem).entries if f'"{key}"' not in code]
         assert unused == [], path.name
 
 

@@ -84,15 +84,9 @@ def verdict_counts(items: Sequence[AuditItem]) -> str:
 
 def items_table(items: Sequence[AuditItem]) -> pd.DataFrame:
     """The items as a table of text, one row each."""
-    columns = {
-        "printed": "printed",
-        "recomputed": "recomputed",
-        "verdict": "verdict",
-        "from": "source",
-        "remark": "remark",
-    }
-    rows = [{column: getattr(item, field) for column, field in columns.items()} for item in items]
-    return pd.DataFrame(rows, index=pd.Index([item.label for item in items], name="where"))
+    rows = [(item.printed, item.recomputed, item.verdict, item.source, item.remark) for item in items]
+    index = pd.Index([item.label for item in items], name="where")
+    return pd.DataFrame(rows, index, columns=["printed", "recomputed", "verdict", "from", "remark"])
 
 
 def trivial(item: AuditItem) -> bool:

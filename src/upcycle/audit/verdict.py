@@ -97,37 +97,46 @@ class Evidence:
 class Texts:
     """The words of one topic's items, from items/<topic>.yaml; items/<topic>.py has the arithmetic.
 
-    An entry has `where` (the item's label), `printed` unless the arithmetic gives it, `from` (what it is recomputed
+    An entry has `where` (the item's label), `printed` unless these methods are given it, `from` (what it is recomputed
     from), `unit`, `shown` (what the paper prints where the digits alone do not tell the rounding), `remark`, and `slip`
     (a remark for a verdict other than reproduced). Each may hold `{name}` of the further arguments of these methods.
     """
 
-    topic: str
+    entries: Mapping[str, dict[str, str]]
+    """Every entry by its key."""
 
-    @cached_property
-    def entries(self) -> dict[str, dict[str, str]]:
-        """Every entry by its key."""
-        return read_yaml(Path(__file__).with_name("items") / f"{self.topic}.yaml")
+    @classmethod
+    def of(cls, topic: str) -> Texts:
+        """Read a topic's file."""
+        return cls(read_yaml(Path(__file__).with_name("items") / f"{topic}.yaml"))
 
     def _filled(self, key: str, words: Mapping[str, Any]) -> dict[str, str]:
-        fields = dict.fromkeys(("where", "printed", "from", "unit", "shown", "remark", "slip"), "")
+        fields = dict.fromkeys(("where", "from", "unit", "shown", "remark", "slip"), "") | {"printed": "{printed}"}
+        words = {"printed": "", **words}
         return {field: text.format(**words) for field, text in (fields | self.entries[key]).items()}
 
     def number(
         self, key: str, value: float, printed: str = "", *, allowed: tuple[float, float] | None = None, **words: Any
     ) -> AuditItem:
-        """A printed number against its recomputed value, as `number_item`."""
-        text = self._filled(key, words)
-        return number_item(
-            text["where"],
-            printed or text["printed"],
-            float(value),
-            text["from"],
-            allowed=allowed,
-            shown=text["shown"],
-            suffix=text["unit"],
-            remark=text["slip"] or text["remark"],
-        )
+        """A printed number against its recomputed value, in the same unit."""
+        text, value = self._filled(key, words | {"printed": printed}), float(value)
+        printed, unit, remark = text["printed"], text["unit"], text["slip"] or text["remark"]
+        exact = Decimal(printed.replace(",", ""))
+        # repr, not the binary expansion: 52.9350 from two-digit scores is a tie, not a little below one
+        rounded = Decimal(repr(value)).quantize(Decimal((0, (1,), int(exact.as_tuple().exponent))))
+        half, centre = half_unit(str(exact)), float(exact)
+        within = abs(value - centre) <= half * (1 + 1e-9)
+        if allowed is not None:
+            within |= allowed[0] <= centre + half and centre - half <= allowed[1]
+        verdict: Verdict = "reproduced" if rounded == exact else "within rounding" if within else "slip"
+        found = close(value, exact) + unit
+        if verdict == "slip" and not remark:
+            remark = f"printed {printed}{unit}, right is {found}"
+        if allowed is not None and verdict != "reproduced":
+            ends = "{} to {}".format(*map(plain_number, allowed))
+            remark = "; ".join(filter(None, (remark, f"rounding of the printed inputs allows {ends}{unit}")))
+        shown = text["shown"] or printed + unit
+        return AuditItem(text["where"], shown, text["from"], found, verdict, remark, {"value": value}, allowed)
 
     def claim(
         self,
@@ -140,94 +149,36 @@ class Texts:
         count: int = 1,
         **words: Any,
     ) -> AuditItem:
-        """A printed statement and whether it holds, as `claim`."""
-        text = self._filled(key, words)
-        return claim(
-            text["where"],
-            text["printed"],
-            bool(holds),
-            text["from"],
-            recomputed=recomputed,
-            values=_floats(values or {}),
-            under_rounding=bool(under_rounding),
-            remark=text["remark"] if holds else text["slip"] or text["remark"],
-            count=count,
-        )
+        """A printed statement (or several at once): whether it holds, or may `under_rounding` of its inputs."""
+        text, values = self._filled(key, words), _floats(values or {})
+        verdict: Verdict = "reproduced" if holds else "within rounding" if under_rounding else "slip"
+        remark = text["remark"]
+        if not holds:
+            remark = text["slip"] or remark or "does not hold for the printed numbers"
+        found = recomputed or listed(values)
+        return AuditItem(text["where"], text["printed"], text["from"], found, verdict, remark, values, count=count)
 
-    def settings(self, key: str, printed: Mapping[str, str], found: Mapping[str, object], **words: Any) -> AuditItem:
-        """Printed settings against those of the study, as `settings`."""
-        text = self._filled(key, words)
-        return settings(text["where"], printed, found, text["from"])
+    def settings(self, key: str, printed: Mapping[str, str], study: Mapping[str, object], **words: Any) -> AuditItem:
+        """Printed settings against the study's: cells that are chosen, not computed; one that differs is a slip."""
+        cells = {name: study.get(name, "missing") for name in printed}
+        differing = {name: value for name, value in cells.items() if not _same(printed[name], value)}
+        found = ", ".join(f"{name} {value}" for name, value in differing.items()) or "the same"
+        shown = ", ".join(f"{name} {text}" for name, text in printed.items())
+        return self.claim(key, not differing, printed=shown, recomputed=found, count=len(printed), **words)
 
     def follows(self, key: str, values: Mapping[str, float], **words: Any) -> AuditItem:
         """Numbers that the paper does not print but that follow from those that it does."""
         text, values = self._filled(key, words), _floats(values)
-        follows: Verdict = "not printed, follows"
-        count = len(values)
-        return AuditItem(text["where"], "", text["from"], listed(values), follows, text["remark"], values, count=count)
+        found, count = listed(values), len(values)
+        return AuditItem(
+            text["where"], "", text["from"], found, "not printed, follows", text["remark"], values, count=count
+        )
 
     def lost(self, key: str, count: int = 1, **words: Any) -> AuditItem:
         """Printed numbers that only the measured losses (or runs) can give; `remark` says why."""
         text = self._filled(key, words)
         verdict: Verdict = "cannot be recomputed without the losses"
         return AuditItem(text["where"], text["printed"], "", "–", verdict, text["remark"], count=count)
-
-
-def number_item(
-    label: str,
-    printed: str,
-    value: float,
-    source: str,
-    *,
-    allowed: tuple[float, float] | None = None,
-    shown: str = "",
-    suffix: str = "",
-    remark: str = "",
-) -> AuditItem:
-    """A printed number against its recomputed value, in the same unit (`suffix`)."""
-    exact = Decimal(printed.replace(",", ""))
-    # repr, not the binary expansion: 52.9350 from two-digit scores is a tie, not a little below one
-    rounded = Decimal(repr(float(value))).quantize(Decimal((0, (1,), int(exact.as_tuple().exponent))))
-    half, centre = half_unit(str(exact)), float(exact)
-    within = abs(value - centre) <= half * (1 + 1e-9)
-    if allowed is not None:
-        within |= allowed[0] <= centre + half and centre - half <= allowed[1]
-    verdict: Verdict = "reproduced" if rounded == exact else "within rounding" if within else "slip"
-    if verdict == "slip" and not remark:
-        remark = f"printed {printed}{suffix}, right is {close(value, exact)}{suffix}"
-    if allowed is not None and verdict != "reproduced":
-        span = f"rounding of the printed inputs allows {plain_number(allowed[0])} to {plain_number(allowed[1])}{suffix}"
-        remark = f"{remark}; {span}" if remark else span
-    found, values = close(value, exact) + suffix, {"value": float(value)}
-    return AuditItem(label, shown or printed + suffix, source, found, verdict, remark, values, allowed)
-
-
-def claim(
-    label: str,
-    printed: str,
-    holds: bool,
-    source: str,
-    *,
-    recomputed: str = "",
-    values: Mapping[str, float] | None = None,
-    under_rounding: bool = False,
-    remark: str = "",
-    count: int = 1,
-) -> AuditItem:
-    """A printed statement (or several settings at once): whether it holds, or may `under_rounding` of its inputs."""
-    verdict: Verdict = "reproduced" if holds else "within rounding" if under_rounding else "slip"
-    values = values or {}
-    if verdict != "reproduced" and not remark:
-        remark = "does not hold for the printed numbers"
-    return AuditItem(label, printed, source, recomputed or listed(values), verdict, remark, values, count=count)
-
-
-def settings(label: str, printed: Mapping[str, str], study: Mapping[str, object], source: str) -> AuditItem:
-    """Printed settings against those of the study: cells that are chosen, not computed; one that differs is a slip."""
-    differing = {name: study.get(name, "missing") for name, text in printed.items() if not _same(text, study.get(name))}
-    found = "the same" if not differing else ", ".join(f"{name} {value}" for name, value in differing.items())
-    shown = ", ".join(f"{name} {text}" for name, text in printed.items())
-    return claim(label, shown, not differing, source, recomputed=found, count=len(printed))
 
 
 def reading(item: AuditItem) -> AuditItem:

@@ -18,7 +18,7 @@ from upcycle.study.counting import n1, n2
 
 BUDGETS = np.geomspace(1e18, 1e26, 17)
 """FLOPs at which the statements of section 5.2 and F.2 are looked at."""
-_TEXTS = Texts("allocation")
+_TEXTS = Texts.of("allocation")
 
 
 def allocation_items(evidence: Evidence) -> Iterator[AuditItem]:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from decimal import Decimal
 
 from upcycle.audit.items.models import EIGHT, shape
 from upcycle.audit.items.training import largest_budget
 from upcycle.audit.printed import FLOPS, TABLE_3
-from upcycle.audit.verdict import AuditItem, Evidence, Texts, number_item, plain_number, reading
+from upcycle.audit.verdict import AuditItem, Evidence, Texts, close, plain_number, reading
 from upcycle.study.counting import count_parameters, n1, n2
 
 _NAMES = {"dense": "dense", "moe": "MoE", "upcycled": "upcycled MoE"}
 _DENSE_BUDGETS = 5
 """Dense models of each size that are upcycled: the printed FLOPs of upcycled models over those of MoEs."""
-_TEXTS = Texts("cost")
+_TEXTS = Texts.of("cost")
 
 
 def cost_items(evidence: Evidence) -> Iterator[AuditItem]:
@@ -23,7 +24,7 @@ def cost_items(evidence: Evidence) -> Iterator[AuditItem]:
     flops = {"dense": dense, "moe": ratio * dense, "upcycled": _DENSE_BUDGETS * ratio * dense}
     for key, printed in FLOPS.items():
         name, in_sequences = _NAMES[key], flops[key] / evidence.study.context
-        sequences = number_item("", printed, in_sequences, "").recomputed
+        sequences = close(in_sequences, Decimal(printed))
         yield _TEXTS.number(
             "flops", flops[key], printed, name=name, sequences=sequences, right=plain_number(flops[key])
         )

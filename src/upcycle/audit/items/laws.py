@@ -23,7 +23,7 @@ SUNK = 1e10
 """D1 of the examples."""
 LLAMA2_TOKENS = 2e12
 """D1 of section 5.2's example."""
-_TEXTS = Texts("laws")
+_TEXTS = Texts.of("laws")
 
 
 def laws_items(evidence: Evidence) -> Iterator[AuditItem]:

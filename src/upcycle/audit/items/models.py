@@ -14,7 +14,7 @@ from upcycle.study.spec import ModelSpec, MoESpec, default_init_std
 
 EIGHT = MoESpec(n_expert=8, top_k=2)
 """The mixture of Tables 2 and 3."""
-_TEXTS = Texts("models")
+_TEXTS = Texts.of("models")
 
 
 def models_items(evidence: Evidence) -> Iterator[AuditItem]:

@@ -26,7 +26,7 @@ from upcycle.laws.forms import get_law
 from upcycle.laws.law import Law
 from upcycle.study.counting import n1
 
-_TEXTS = Texts("tables")
+_TEXTS = Texts.of("tables")
 
 
 def tables_items(evidence: Evidence) -> Iterator[AuditItem]:

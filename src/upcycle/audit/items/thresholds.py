@@ -24,7 +24,7 @@ B = 1e9
 """The unit of the paper's tokens: a billion."""
 RMS = 0.015
 """The validation error that the paper prints (section 5)."""
-_TEXTS = Texts("thresholds")
+_TEXTS = Texts.of("thresholds")
 
 
 def thresholds_items(evidence: Evidence) -> Iterator[AuditItem]:

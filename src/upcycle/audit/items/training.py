@@ -10,7 +10,7 @@ from upcycle.audit.verdict import AuditItem, Evidence, Texts, plain_number, read
 from upcycle.laws.forms import get_law
 from upcycle.study.counting import count_parameters
 
-_TEXTS = Texts("training")
+_TEXTS = Texts.of("training")
 
 
 def training_items(evidence: Evidence) -> Iterator[AuditItem]:
