@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -22,6 +23,8 @@ from upcycle.workflow.paths import RESULTS
 
 CHECKPOINT_BYTES = 4
 """Weights and each of AdamW's two moments are float32."""
+ALL = "all (runs shared)"
+"""The line of totals."""
 
 
 def describe_plan(workflow: Workflow) -> dict[str, Any]:
@@ -37,16 +40,17 @@ def describe_plan(workflow: Workflow) -> dict[str, Any]:
     runs = [describe_run(workflow, run_id, speeds) | {"varies": settings[run_id]} for run_id in workflow.plan.runs]
     by_id = {run["id"]: run for run in runs}
     sweeps = {
-        name: plan_totals([by_id[run_id] for run_id in workflow.plan.members(name)]) for name in workflow.plan.sweeps
+        name: plan_totals([by_id[run_id] for run_id in workflow.plan.members(name)])
+        | {"models": len(ids), "varies": varying(workflow.plan, name)}
+        for name, ids in workflow.plan.sweeps.items()
     }
-    for name, ids in workflow.plan.sweeps.items():
-        sweeps[name] |= {"models": len(ids), "varies": varying(workflow.plan, name)}
     return {"study": workflow.plan.study, "runs": runs, "sweeps": sweeps, "total": plan_totals(runs)}
 
 
 def describe_run(workflow: Workflow, run_id: str, speeds: dict[str, float]) -> dict[str, Any]:
     """One run: identity, sizes, cost, whether it is finished."""
-    run = workflow.plan.runs[run_id]
+    run, folder = workflow.plan.runs[run_id], RESULTS / "runs" / run_id
+    model, moe = workflow.plan.names.get(run_id, ("", ""))
     counts = count_parameters(run.model, run.moe)
     flops = flops_per_token(run.model, run.moe) * run.segment_tokens
     execution = workflow.study.execution_of(run)
@@ -62,8 +66,8 @@ def describe_run(workflow: Workflow, run_id: str, speeds: dict[str, float]) -> d
         "role": run.role,
         "parent": run.parent,
         "sweeps": [name for name, ids in workflow.plan.sweeps.items() if run_id in ids],
-        "model": workflow.plan.names.get(run_id, ("", ""))[0],
-        "moe": workflow.plan.names.get(run_id, ("", ""))[1],
+        "model": model,
+        "moe": moe,
         "n_dense_or_total": counts.non_embedding,
         "n_active": counts.active,
         "tokens": run.tokens,
@@ -78,8 +82,8 @@ def describe_run(workflow: Workflow, run_id: str, speeds: dict[str, float]) -> d
         "memory": asdict(memory),
         "seconds": seconds,
         "seconds_from": "measured speed" if speed else source_of_rate(execution),
-        "finished": is_finished(RESULTS / "runs" / run_id),
-        "started": (RESULTS / "runs" / run_id / "spec.json").exists(),
+        "finished": is_finished(folder),
+        "started": (folder / "spec.json").exists(),
     }
 
 
@@ -97,20 +101,29 @@ def shape_key(run: RunSpec) -> str:
 
 
 def measured_speeds(workflow: Workflow) -> dict[str, float]:
-    """Tokens per second of finished runs, by shape: all their tokens over all their training seconds.
+    """Tokens per second of finished runs, by shape.
 
     Raises UserError naming the metrics.json that does not state them.
     """
-    tokens: dict[str, float] = defaultdict(float)
-    seconds: dict[str, float] = defaultdict(float)
+    trained = []
     for run_id, run in workflow.plan.runs.items():
         path = RESULTS / "runs" / run_id / "metrics.json"
         if path.exists():
             metrics = read_record(path)
-            for total, name in ((tokens, "segment_tokens"), (seconds, "train_seconds")):
+            for name in ("segment_tokens", "train_seconds"):
                 if not isinstance(metrics[name], int | float):
                     raise UserError(f"{path} is damaged: {name} is not a number; `upcycle train {run_id}` restores it")
-                total[shape_key(run)] += metrics[name]
+            trained.append((run, metrics["segment_tokens"], metrics["train_seconds"]))
+    return speeds_by_shape(trained)
+
+
+def speeds_by_shape(trained: Iterable[tuple[RunSpec, float, float]]) -> dict[str, float]:
+    """Tokens per second by shape, all tokens over all seconds, of (run, its tokens, its seconds of training)."""
+    tokens: dict[str, float] = defaultdict(float)
+    seconds: dict[str, float] = defaultdict(float)
+    for run, more, time in trained:
+        tokens[shape_key(run)] += more
+        seconds[shape_key(run)] += time
     return {key: tokens[key] / seconds[key] for key in tokens if seconds[key] > 0}
 
 
@@ -130,14 +143,8 @@ def show_plan(workflow: Workflow, *, as_json: bool, every_run: bool) -> str:
     plan = describe_plan(workflow)
     if as_json:
         return json.dumps(plan, indent=1)
-    header = (
-        f"{'sweep':<24}{'models':>8}{'runs':>7}{'to train':>10}{'tokens':>10}{'FLOPs':>10}{'disk':>10}{'job time':>11}"
-        f"{'memory':>10}"
-    )
-    lines = [f"study {plan['study']}", "", header]
-    for name, sweep in plan["sweeps"].items():
-        lines.append(_line(name, sweep, str(sweep["models"])))
-    lines.append(_line("all (runs shared)", plan["total"], ""))
+    rows = [_cells(name, total) for name, total in (plan["sweeps"] | {ALL: plan["total"]}).items()]
+    lines = [f"study {plan['study']}", "", *text_table(rows, left=["sweep"])]
     execution = workflow.study.execution
     if execution.device == "cuda":
         hours = plan["total"]["seconds_to_train"] * execution.devices / 3600
@@ -153,17 +160,15 @@ def show_plan(workflow: Workflow, *, as_json: bool, every_run: bool) -> str:
     ]
     if every_run:
         lines += _what_varies(plan["sweeps"])
-        lines += [
-            "",
-            f"{'run':<64}{'steps':>16}{'tokens':>10}{'memory':>10}  {'state':<10}settings that vary in a sweep",
-        ]
+        settings = "settings that vary in a sweep"
+        rows = []
         for run in plan["runs"]:
-            state = "finished" if run["finished"] else "started" if run["started"] else "to train"
-            steps = f"{run['start_step']}..{run['end_step']}"
-            tokens, memory = short_count(run["segment_tokens"]), _bytes(run["peak_bytes"])
-            lines.append(
-                f"{run['id']:<64}{steps:>16}{tokens:>10}{memory:>10}  {state:<10}{_values(run['varies'])}".rstrip()
-            )
+            row = {"run": run["id"], "steps": f"{run['start_step']}..{run['end_step']}"}
+            row |= {"tokens": short_count(run["segment_tokens"]), "memory": _bytes(run["peak_bytes"])}
+            row |= {"state": "finished" if run["finished"] else "started" if run["started"] else "to train"}
+            varies = " ".join(f"{path}={value_text(value)}" for path, value in run["varies"].items())
+            rows.append(row | {settings: varies})
+        lines += ["", *text_table(rows, left=["run", "state", settings])]
     else:
         lines.append("One line a run: --all. As data: --json.")
     return "\n".join(lines)
@@ -179,10 +184,6 @@ def _what_varies(sweeps: dict[str, dict[str, Any]]) -> list[str]:
         parts = [f"{path} {', '.join(map(value_text, values))}" for path, values in settings.items()]
         lines.append(f"  {name}: {'; '.join(parts)}")
     return lines
-
-
-def _values(settings: dict[str, Any]) -> str:
-    return " ".join(f"{path}={value_text(value)}" for path, value in settings.items())
 
 
 def memory_warning(runs: list[dict[str, Any]], execution: Execution) -> list[str]:
@@ -201,12 +202,22 @@ def memory_warning(runs: list[dict[str, Any]], execution: Execution) -> list[str
     ]
 
 
-def _line(name: str, total: dict[str, Any], models: str) -> str:
-    return (
-        f"{name:<24}{models:>8}{total['runs']:>7}{total['to_train']:>10}{short_count(total['segment_tokens']):>10}"
-        f"{total['flops']:>10.2g}{_bytes(total['bytes']):>10}{duration(total['seconds_to_train']):>11}"
-        f"{_bytes(total['peak_bytes']):>10}"
-    )
+def _cells(name: str, total: dict[str, Any]) -> dict[str, str]:
+    """The line of a sweep, or of all runs, which are of no number of models."""
+    cells = {"sweep": name, "models": str(total.get("models", "")), "runs": str(total["runs"])}
+    cells |= {"to train": str(total["to_train"]), "tokens": short_count(total["segment_tokens"])}
+    cells |= {"FLOPs": f"{total['flops']:.2g}", "disk": _bytes(total["bytes"])}
+    return cells | {"job time": duration(total["seconds_to_train"]), "memory": _bytes(total["peak_bytes"])}
+
+
+def text_table(rows: Sequence[Mapping[str, str]], left: Collection[str]) -> list[str]:
+    """Lines of a table under its header, the keys of its rows: columns two blanks apart, aligned `left` or right."""
+    header = list(rows[0])
+    cells = [header, *(list(row.values()) for row in rows)]
+    sides = ["<" if name in left else ">" for name in header]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = (zip(line, sides, widths, strict=True) for line in cells)
+    return ["  ".join(f"{cell:{side}{width}}" for cell, side, width in line).rstrip() for line in lines]
 
 
 def _bytes(count: float) -> str:

@@ -13,7 +13,7 @@ import json
 import os
 import socket
 import time
-from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from upcycle.errors import UserError
 from upcycle.manifest import read_manifest
 from upcycle.study.recorded import is_finished, saved_step
 from upcycle.study.spec import RunSpec, short_count
-from upcycle.views.plan_view import describe_run, duration, shape_key
+from upcycle.study.values import duration
+from upcycle.views.plan_view import ALL, describe_run, shape_key, speeds_by_shape, text_table
 from upcycle.workflow.dag import Workflow
 from upcycle.workflow.paths import RESULTS
 
@@ -52,10 +53,8 @@ def describe_status(workflow: Workflow) -> dict[str, Any]:
         planned = describe_run(workflow, run_id, speeds)
         state["sweeps"] = planned["sweeps"]
         state["seconds_left"] = _seconds_left(state, planned["seconds"]) + overhead * (state["state"] != "finished")
-    runs = list(found.values())
-    sweeps = {
-        name: status_totals([found[run_id] for run_id in workflow.plan.members(name)]) for name in workflow.plan.sweeps
-    }
+    runs, plan = list(found.values()), workflow.plan
+    sweeps = {name: status_totals([found[run_id] for run_id in plan.members(name)]) for name in plan.sweeps}
     total = status_totals(runs)
     chain = _longest_chain(workflow, found)
     side_by_side = max(total["running"], 1)
@@ -213,17 +212,10 @@ def holds(owner: dict[str, Any], lease: Path, locks: Locks | None) -> bool | Non
 
 def _speeds(workflow: Workflow, found: dict[str, dict[str, Any]]) -> dict[str, float]:
     """Tokens per second by shape: of finished runs, all their tokens over all their seconds; else of the running."""
-    tokens: dict[str, float] = defaultdict(float)
-    seconds: dict[str, float] = defaultdict(float)
-    now: dict[str, float] = {}
-    for run_id, state in found.items():
-        run = workflow.plan.runs[run_id]
-        if "_times" in state:
-            tokens[shape_key(run)] += run.segment_tokens
-            seconds[shape_key(run)] += state["_times"][0]
-        elif state["tokens_per_second"]:
-            now[shape_key(run)] = state["tokens_per_second"]
-    return now | {key: tokens[key] / seconds[key] for key in tokens if seconds[key] > 0}
+    states = [(workflow.plan.runs[run_id], state) for run_id, state in found.items()]
+    now = {shape_key(run): state["tokens_per_second"] for run, state in states if state["tokens_per_second"]}
+    finished = [(run, state["_times"][0]) for run, state in states if "_times" in state]
+    return now | speeds_by_shape((run, run.segment_tokens, seconds) for run, seconds in finished)
 
 
 def _overhead(found: dict[str, dict[str, Any]]) -> float:
@@ -274,7 +266,7 @@ def show_status(workflow: Workflow, *, as_json: bool, every_run: bool) -> str:
     shown = [run for run in status["runs"] if every_run or run["state"] not in ("finished", "not started")]
     if shown:
         lines += [*_table_of_runs(sorted(shown, key=lambda run: STATES.index(run["state"]))), ""]
-    lines += _table_of_sweeps(status["sweeps"] | {"all (runs shared)": total})
+    lines += _table_of_sweeps(status["sweeps"] | {ALL: total})
     lines.append("")
     if total["job_seconds_left"]:
         lines.append(
@@ -294,43 +286,35 @@ def show_status(workflow: Workflow, *, as_json: bool, every_run: bool) -> str:
 
 
 def _table_of_runs(runs: list[dict[str, Any]]) -> list[str]:
-    width = max(len(run["id"]) for run in runs)
-    header = (
-        f"{'run':<{width}}  {'state':<11}{'steps':>13}{'loss':>8}{'held-out':>9}{'tokens/s':>9}{'step time':>10}"
-        f"{'data time':>10}{'MFU':>6}{'last row':>9}{'left':>8}  "
-    )
-    lines = [header.rstrip()]
+    rows = []
     for run in runs:
-        owner, left = run["owner"], "" if run["state"] == "finished" else duration(run["seconds_left"])
+        owner = run["owner"]
         where = f"pid {owner['pid']} on {owner['host']}" if owner else ""
-        steps = f"{run['step']}/{run['end_step']}"
-        cells = (
-            f"{run['id']:<{width}}  {run['state']:<11}{steps:>13}{_cell(run['loss'], '.3f'):>8}"
-            f"{_cell(run['heldout'], '.3f'):>9}{_count(run['tokens_per_second']):>9}{_time(run['step_seconds']):>10}"
-            f"{_time(run['data_seconds']):>10}{_cell(run['mfu'], '.0%'):>6}{_time(run['row_age']):>9}{left:>8}  "
-        )
-        lines.append((cells + "; ".join(filter(None, (where, run["note"])))).rstrip())
-    return lines
+        left = "" if run["state"] == "finished" else duration(run["seconds_left"])
+        row = {"run": run["id"], "state": run["state"], "steps": f"{run['step']}/{run['end_step']}"}
+        row |= {"loss": _cell(run["loss"], "{:.3f}".format), "held-out": _cell(run["heldout"], "{:.3f}".format)}
+        row |= {
+            "tokens/s": _cell(run["tokens_per_second"], short_count),
+            "step time": _cell(run["step_seconds"], _time),
+        }
+        row |= {"data time": _cell(run["data_seconds"], _time), "MFU": _cell(run["mfu"], "{:.0%}".format)}
+        row |= {"last row": _cell(run["row_age"], _time), "left": left}
+        rows.append(row | {"": "; ".join(filter(None, (where, run["note"])))})
+    return text_table(rows, left=["run", "state", ""])
 
 
 def _table_of_sweeps(sweeps: dict[str, dict[str, Any]]) -> list[str]:
     shown = [state for state in ("finished", *STATES[:-1]) if any(total[state] for total in sweeps.values())]
-    lines = [f"{'sweep':<24}{'runs':>6}{''.join(f'{state:>13}' for state in shown)}{'job time left':>15}"]
+    rows = []
     for name, total in sweeps.items():
-        counts = "".join(f"{total[state] or '':>13}" for state in shown)
-        lines.append(f"{name:<24}{total['runs']:>6}{counts}{duration(total['job_seconds_left']):>15}")
-    return lines
+        row = {"sweep": name, "runs": str(total["runs"]), **{state: str(total[state] or "") for state in shown}}
+        rows.append(row | {"job time left": duration(total["job_seconds_left"])})
+    return text_table(rows, left=["sweep"])
 
 
-def _cell(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)
+def _cell(value: float | None, text: Callable[[float], str]) -> str:
+    return "" if value is None else text(value)
 
 
-def _count(value: float | None) -> str:
-    return "" if value is None else short_count(value)
-
-
-def _time(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
+def _time(seconds: float) -> str:
     return duration(seconds) if seconds >= 10 else f"{seconds:.1f} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
