@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import pandas as pd
 
 from upcycle.errors import UserError
@@ -23,7 +20,8 @@ COLUMNS = {
     "E": "E",
 }
 """Parameters of Equations 3 and 12 as the paper's table heads them."""
-ROWS = {"dense": "dense", "moe": "MoE", "up": "upcycled"}
+LINEAGES = {"dense": "dense", "moe": "MoE", "up": "upcycled"}
+"""Kinds of training in few letters."""
 
 
 def table_2(inputs: Inputs) -> pd.DataFrame:
@@ -35,31 +33,28 @@ def table_2(inputs: Inputs) -> pd.DataFrame:
 
     Raises `UserError` when one of the laws is not fitted.
     """
-    rows = [_row(laws["parameters"], laws["intervals"]) for laws in _laws(inputs).values()]
+    rows = [_row(fit) for fit in _laws(inputs)]
     columns = [f"{column}{end}" for column in dict.fromkeys(COLUMNS.values()) for end in ("", " low", " high")]
-    return pd.DataFrame(rows, columns=columns, index=pd.Index(ROWS.values(), name="law"), dtype=float)
+    return pd.DataFrame(rows, columns=columns, index=pd.Index(LINEAGES.values(), name="law"), dtype=float)
 
 
-def _laws(inputs: Inputs) -> dict[str, Mapping[str, Any]]:
-    """The content of the three fits by lineage."""
-    grouped = [fit for fit in inputs.fits.values() if fit.law == "chinchilla" and fit.by == "lineage"]
-    found: dict[str, Mapping[str, Any]] = {}
-    if grouped:
-        found = {str(group["lineage"]): group for group in max(grouped, key=lambda fit: fit.n).groups or []}
-    else:
-        single: list[FitResult] = [fit for fit in inputs.fits.values() if fit.law == "chinchilla" and fit.by is None]
-        found = {str(fit.lineage): fit.to_json() for fit in sorted(single, key=lambda fit: fit.n)}
+def _laws(inputs: Inputs) -> list[FitResult]:
+    """The three fits in the order of `LINEAGES`."""
+    fits = sorted((fit for fit in inputs.fits.values() if fit.law == "chinchilla"), key=lambda fit: fit.n)
+    grouped = [fit for fit in fits if fit.by == "lineage"]
+    # Of several fits the one to most losses comes last, and counts.
+    found = grouped[-1].group_fits if grouped else {fit.lineage: fit for fit in fits if fit.by is None}
     for lineage in ("dense", "moe"):
         if lineage not in found:
             raise UserError(
                 f"no fit of law `chinchilla` to {'dense models' if lineage == 'dense' else 'MoEs from scratch'}: "
                 "add one with `by: lineage` and `shared: [E]` under `fits` in the study"
             )
-    return {"dense": found["dense"], "moe": found["moe"], "up": inputs.fit_of("joint").to_json()}
+    return [found["dense"], found["moe"], inputs.fit_of("joint")]
 
 
-def _row(parameters: Mapping[str, Any], intervals: Mapping[str, Any]) -> dict[str, float]:
+def _row(fit: FitResult) -> dict[str, float]:
     row: dict[str, float] = {}
-    for name, entry in parameters.items():
-        row |= with_interval(COLUMNS[name], entry["value"], intervals.get(name))
+    for name, value in fit.values.items():
+        row |= with_interval(COLUMNS[name], value, fit.intervals.get(name))
     return row

@@ -33,20 +33,16 @@ OUTSIDE = "#EFEFEF"
 
 
 def three_laws(inputs: Inputs) -> ThreeLaws:
-    """The laws of dense models, of MoEs from scratch and of upcycled models among a study's fits, with few draws.
+    """The laws of dense models, of MoEs from scratch and of upcycled models among a study's fits.
 
-    Raises `UserError` saying which fit is missing.
+    They have their first draws alone; paired draws stay paired. Raises `UserError` saying which fit is missing.
     """
-    return with_few_draws(from_fits(inputs.fits, "this study"))
-
-
-def with_few_draws(three: ThreeLaws, draws: int = DRAWS) -> ThreeLaws:
-    """The same laws with their first draws alone; paired draws stay paired."""
+    three = from_fits(inputs.fits, "this study")
     return replace(
         three,
-        dense=three.dense and three.dense.first_draws(draws),
-        moe=three.moe and three.moe.first_draws(draws),
-        upcycled=three.upcycled.first_draws(draws),
+        dense=three.dense and three.dense.first_draws(DRAWS),
+        moe=three.moe and three.moe.first_draws(DRAWS),
+        upcycled=three.upcycled.first_draws(DRAWS),
     )
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,26 @@ class Background:
     """Runs that the study plans, trunk points included; None: unknown."""
 
     @property
-    def timing(self) -> Timing | None:
-        """The times of the invocations that made the results; None where none was recorded."""
+    def timing(self) -> dict[str, Any] | None:
+        """Sums of seconds over the invocations that trained or drew anything; None where none was recorded.
+
+        `core_seconds`: wall seconds times cores. `useful_seconds`: those in which a run trained or was evaluated.
+
+        Raises `UserError` when timing.json is damaged.
+        """
         path = self.out / "timing.json"
-        return Timing.read(path) if path.exists() else None
+        if not path.exists():
+            return None
+        entries = read_record(path)["invocations"]
+        if not isinstance(entries, list):
+            raise UserError(f"{path} is damaged: `invocations` is not a list; delete it")
+        return {
+            "invocations": len(entries),
+            "cores": sorted({int(entry["cores"]) for entry in entries}),
+            "wall_seconds": sum(entry["wall_seconds"] for entry in entries),
+            "core_seconds": sum(entry["wall_seconds"] * entry["cores"] for entry in entries),
+            "useful_seconds": sum(entry[f"run_{stage}_seconds"] for stage in ("train", "eval") for entry in entries),
+        }
 
     def manifests(self, fingerprints: set[str]) -> list[dict[str, Any]]:
         """Manifests of the token sets that runs were trained on, by fingerprint.
@@ -54,50 +70,6 @@ class Background:
                 "`upcycle tokenize` makes it"
             )
         return list(found.values())
-
-
-@dataclass(frozen=True)
-class Timing:
-    """timing.json: `invocations`, one entry for each that trained or drew anything, seconds everywhere."""
-
-    invocations: tuple[Mapping[str, float], ...] = field(default_factory=tuple)
-    """Each with started, wall_seconds, cores, runs, run_train_seconds, run_eval_seconds, run_startup_seconds,
-    run_wall_seconds (the last four summed over the runs that it finished)."""
-
-    @classmethod
-    def read(cls, path: Path) -> Timing:
-        """Read timing.json.
-
-        Raises `UserError` when it is damaged.
-        """
-        entries = read_record(path)["invocations"]
-        if not isinstance(entries, list):
-            raise UserError(f"{path} is damaged: `invocations` is not a list; delete it")
-        return cls(tuple(entries))
-
-    def total(self, key: str) -> float:
-        """Sum of one entry over the invocations."""
-        return sum(entry[key] for entry in self.invocations)
-
-    @property
-    def cores(self) -> list[int]:
-        """The different numbers of cores of the invocations."""
-        return sorted({int(entry["cores"]) for entry in self.invocations})
-
-    @property
-    def core_seconds(self) -> float:
-        """Wall seconds times cores."""
-        return sum(entry["wall_seconds"] * entry["cores"] for entry in self.invocations)
-
-    @property
-    def useful_seconds(self) -> float:
-        """Seconds in which a run trained or was evaluated."""
-        return self.total("run_train_seconds") + self.total("run_eval_seconds")
-
-    @property
-    def overhead(self) -> float:
-        """Share of the core seconds in which no run trained or was evaluated."""
-        return 1 - self.useful_seconds / self.core_seconds
 
 
 def read_csv(path: Path, columns: Sequence[str] = ()) -> pd.DataFrame:

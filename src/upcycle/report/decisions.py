@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from upcycle.decisions.allocation import UpcycledBands, upcycled_bands
-from upcycle.decisions.curves import PLURALS, ThreeLaws, from_fits
+from upcycle.decisions.curves import PLURALS, ThreeLaws
 from upcycle.decisions.quantities import percent
 from upcycle.decisions.thresholds import NEAR, OTHER, WORDS, Threshold, d_star, threshold_d2, threshold_flops
 from upcycle.errors import UserError
-from upcycle.laws.result import FitResult
 from upcycle.paper.inputs import Inputs
 from upcycle.paper.render import number
-from upcycle.paper.three_laws import with_few_draws
+from upcycle.paper.three_laws import three_laws
 from upcycle.study.spec import short_count
 
 SETTLED = 0.95
@@ -30,7 +29,7 @@ def decisions(inputs: Inputs) -> dict[str, Any] | None:
     if not inputs.fits:
         return None
     try:
-        three = with_few_draws(from_fits(inputs.fits, "this study"))
+        three = three_laws(inputs)
         three.need("moe")
     except UserError as error:
         return {"missing": f"These fits do not give a threshold: {error}"}
@@ -51,7 +50,7 @@ def _too_few(inputs: Inputs, three: ThreeLaws) -> str:
     """Which of the laws has too few points for a leave-one-out error, in words; nothing if none has."""
     singles = [fit for fit in inputs.fits.values() if fit.by is None]
     grouped = [fit for fit in inputs.fits.values() if fit.by == "lineage"]
-    groups = [FitResult.from_json(group) for fit in grouped for group in fit.groups or []]
+    groups = [group for fit in grouped for group in fit.group_fits.values()]
     # A law with as many parameters as points predicts anything: its crossings must not be shown as an answer.
     for curve, lineage in ((three.upcycled, "up"), (three.need("moe"), "moe")):
         fits = [fit for fit in (*singles, *groups) if fit.law == curve.law.name and fit.lineage in (None, lineage)]

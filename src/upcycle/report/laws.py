@@ -25,28 +25,12 @@ def cards(inputs: Inputs) -> list[dict[str, Any]]:
 def _card(name: str, fit: FitResult) -> dict[str, Any]:
     return {
         "name": name.replace("_", " "),
-        "label": fit.label,
-        "formula": symbols(fit.formula),
-        "identifiable": fit.identifiable,
-        "statement": fit.statement,
-        "warnings": list(fit.warnings.values()),
-        "n": fit.n,
-        "selection": fit.selection,
-        "rms": fit.rms,
-        "loo_rms": fit.loo_rms,
-        "response_unit": "nats" if fit.response == "loss" else "",
+        "fit": fit,
         "certificate": _certificate(fit.certificate),
         "rows": _rows(fit.parameters, fit.intervals, fit.fixed) + _rows(fit.derived, fit.intervals, {}),
-        "by": fit.by,
         "groups": _groups(fit),
-        "group_names": [symbols(parameter) for parameter in _group_parameters(fit)],
         "relations": [
-            {
-                "label": relation["label"],
-                "formula": symbols(relation["formula"]),
-                "rows": _rows(relation["parameters"], relation["intervals"], {}),
-                "statement": relation["statement"],
-            }
+            (relation, _rows(relation["parameters"], relation["intervals"], {}))
             for relation in (fit.relations or {}).values()
         ],
     }
@@ -97,24 +81,14 @@ def _interval(bounds: Sequence[float | None] | None) -> str:
     return f"{number(bounds[0])} to {number(bounds[1])}" if bounds[1] is not None else f"{number(bounds[0])} or more"
 
 
-def _group_parameters(fit: FitResult) -> list[str]:
-    return list(fit.groups[0]["parameters"]) if fit.groups else []
-
-
-def _groups(fit: FitResult) -> list[dict[str, Any]]:
-    """One row a group: its parameters with their intervals."""
-    return [
-        {
-            "value": group[str(fit.by)] if fit.by == "lineage" else short_count(group[str(fit.by)]),
-            "cells": [
-                f"{number(group['parameters'][name]['value'], 4)} [{_interval(group['intervals'].get(name))}]"
-                if name in group["intervals"]
-                else number(group["parameters"][name]["value"], 4)
-                for name in _group_parameters(fit)
-            ],
-        }
-        for group in fit.groups or []
-    ]
+def _groups(fit: FitResult) -> list[tuple[str, list[str]]]:
+    """One row a group: what its runs have in common, then its parameters with their intervals."""
+    rows = []
+    for value, group in fit.group_fits.items():
+        intervals = {name: f" [{_interval(bounds)}]" for name, bounds in group.intervals.items()}
+        cells = [number(each, 4) + intervals.get(name, "") for name, each in group.values.items()]
+        rows.append((value if fit.by == "lineage" else short_count(value), cells))
+    return rows
 
 
 def symbols(text: str) -> str:

@@ -90,7 +90,7 @@ def _short_runs(inputs: Inputs, grid: Grid) -> str:
 
 
 def _repetition(grid: Grid, texts: list[dict[str, Any]]) -> str:
-    available = min((text["train"]["tokens"] for text in texts), default=0)
+    available = min((text["parts"]["train"]["tokens"] for text in texts), default=0)
     largest = max(grid.D1[-1], grid.D2[-1])
     both = grid.D1[-1] + grid.D2[-1]
     if largest > available:

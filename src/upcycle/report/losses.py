@@ -93,27 +93,6 @@ def _lead_table(inputs: Inputs, grid: Grid) -> list[tuple[str, list[Cell]]]:
     return [(f"D1 = {short_count(D1)}", [cell(D1, D2) for D2 in grid.D2]) for D1 in grid.D1]
 
 
-def every_model(inputs: Inputs) -> list[dict[str, Any]]:
-    """One row a finished model, for the long table."""
-    words = {"dense": "dense", "moe": "MoE", "up": "upcycled"}
-    ordered = inputs.losses.sort_values(["model", "lineage", "D1", "D", "seed"])
-    return [
-        {
-            "id": row["id"],
-            "model": row["model"],
-            "kind": words[row["lineage"]],
-            "mixture": f"({row['n_expert']},{row['top_k']})" if row["lineage"] != "dense" else "",
-            "D1": short_count(row["D1"]) if row["lineage"] == "up" else "",
-            "D": short_count(row["D"]),
-            "seed": row["seed"],
-            "loss": f"{row['loss']:.4f}",
-            "error": f"{row['loss_se']:.4f}",
-            "speed": short_count(row["tokens_per_second"]),
-        }
-        for row in ordered.to_dict("records")
-    ]
-
-
 def evaluations(inputs: Inputs, background: Background) -> list[dict[str, Any]]:
     """Held-out losses on other texts beside the run's own, by text; empty where the study evaluates none.
 

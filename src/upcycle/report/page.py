@@ -14,6 +14,7 @@ from upcycle.errors import UserError
 from upcycle.files import write_atomic
 from upcycle.paper.inputs import Inputs
 from upcycle.paper.render import number, plural, to_html
+from upcycle.paper.tables_joint import LINEAGES
 from upcycle.report import laws, losses, sections
 from upcycle.report.background import Background, read_csv
 from upcycle.report.decisions import decisions
@@ -56,7 +57,7 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters |= {"number": number, "plural": plural, "words": words, "greek": greek}
+    found.filters |= {"number": number, "plural": plural, "words": words, "greek": greek, "symbols": laws.symbols}
     found.filters |= {"duration": duration, "count": short_count}
     return found
 
@@ -80,7 +81,9 @@ def words(sentence: str) -> Markup:
 def render(inputs: Inputs, background: Background) -> str:
     """The page's HTML; the same inputs give the same text."""
     grid = inputs.grid()
-    texts = sections.texts(inputs, background)
+    texts = background.manifests(
+        {inputs.record(run_id, "metrics")["tokens_fingerprint"] for run_id in inputs.losses["id"]}
+    )
     return (
         environment()
         .get_template("page.html.j2")
@@ -92,7 +95,8 @@ def render(inputs: Inputs, background: Background) -> str:
             scope=sections.scope(inputs, background, grid),
             run=sections.what_was_run(inputs, background),
             losses=losses.grid_tables(inputs, grid),
-            models=losses.every_model(inputs),
+            models=inputs.losses.sort_values(["model", "lineage", "D1", "D", "seed"]).to_dict("records"),
+            kinds=LINEAGES,
             evaluations=losses.evaluations(inputs, background),
             figures=[_figure(name, background) for name in background.figures],
             tables=[_table(name, background) for name in background.tables],
@@ -113,7 +117,7 @@ def _figure(name: str, background: Background) -> dict[str, Any]:
     svg = _product(background.out / "figures" / f"{name}.svg")
     # As an image, not inline: ids inside of two SVGs on one page would clash.
     source = "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
-    return {"name": name, "label": item.label, "title": item.title, "caption": item.caption, "source": source}
+    return {"name": name, "item": item, "source": source}
 
 
 def _table(name: str, background: Background) -> dict[str, Any]:
@@ -123,9 +127,7 @@ def _table(name: str, background: Background) -> dict[str, Any]:
     frame = frame.set_index(frame.columns[0])
     return {
         "name": name,
-        "label": item.label,
-        "title": item.title,
-        "caption": item.caption,
+        "item": item,
         "html": to_html(frame),
         "rows": len(frame),
         "words": any(isinstance(cell, str) and len(cell) > LONG for cell in frame.to_numpy().ravel()),

@@ -46,10 +46,7 @@ def what_was_run(inputs: Inputs, background: Background) -> dict[str, Any]:
         "threads": sorted({record["execution"]["threads"] for record in records}),
         "first": _moment(min(record["started"] for record in records)),
         "last": _moment(max(record["finished"] for record in records)),
-        "train": sum(record["train_seconds"] for record in records),
-        "evaluate": sum(record["eval_seconds"] for record in records),
-        "startup": sum(record["startup_seconds"] for record in records),
-        "total": sum(record["wall_seconds"] for record in records),
+        **{key: sum(record[f"{key}_seconds"] for record in records) for key in ("train", "eval", "startup", "wall")},
         "resumed": sum(record["resumed"] > 0 for record in records),
         "timing": background.timing,
     }
@@ -103,41 +100,19 @@ def receipts(inputs: Inputs) -> dict[str, Any] | None:
         return None
     kinds: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for receipt in found:
-        kinds.setdefault((receipt["method"], receipt["n_expert"], receipt["top_k"], receipt["gate"]), []).append(
-            receipt
-        )
+        kind = tuple(receipt[name] for name in ("method", "n_expert", "top_k", "gate"))
+        kinds.setdefault(kind, []).append(receipt)
     return {
         "starts": len(found),
         "kinds": [
             {
-                "method": method,
-                "mixture": f"({n_expert},{top_k})",
-                "gate": gate,
+                "first": group[0],
                 "starts": len(group),
                 "gap": max(receipt["logit_gap"] for receipt in group),
-                "bound": group[0]["logit_gap_bound"] if group[0]["logit_gap_zero_in_theory"] else None,
                 "before": max(receipt["router_gradient"]["step_0"]["share"] for receipt in group),
                 "after": min(receipt["router_gradient"]["step_1"]["share"] for receipt in group),
                 "statement": max(group, key=lambda receipt: receipt["logit_gap"])["statement"],
             }
-            for (method, n_expert, top_k, gate), group in kinds.items()
+            for group in kinds.values()
         ],
     }
-
-
-def texts(inputs: Inputs, background: Background) -> list[dict[str, Any]]:
-    """The token sets that the models were trained on: counts, sources, licences."""
-    fingerprints = {inputs.record(run_id, "metrics")["tokens_fingerprint"] for run_id in inputs.losses["id"]}
-    return [
-        {
-            "name": f"{manifest['dataset']} {manifest['version']}",
-            "description": manifest["description"],
-            "vocabulary": manifest["vocab_size"],
-            "tokenizer": manifest["tokenizer"]["origin"],
-            "fingerprint": manifest["fingerprint"],
-            "train": manifest["parts"]["train"],
-            "heldout": manifest["parts"]["heldout"],
-            "sources": manifest["sources"],
-        }
-        for manifest in background.manifests(fingerprints)
-    ]
