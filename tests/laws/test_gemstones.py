@@ -85,7 +85,7 @@ def test_no_published_objective_is_below_ours(delta, variant):
     """The published parameters on our rows give the published objective, so rows and columns are theirs."""
     path, columns, where, n = table_of(variant)
     law = replace(LAWS["chinchilla"], delta=10.0**-delta)
-    data = select_inputs(path, law, columns, where).data
+    data, *_ = select_inputs(path, law, columns, where)
     objective, values = published(delta, variant)
     theirs = float(huber(np.log(law.predict(values, data)) - np.log(data["loss"]), law.delta).sum())
     assert len(data["loss"]) == n

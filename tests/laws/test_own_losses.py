@@ -174,10 +174,10 @@ def test_every_laws_columns_are_found(tmp_path, law):
     names = (*LAWS[law].inputs, LAWS[law].response)
     table = pd.DataFrame(RNG.uniform(1, 2, (4, len(names))), columns=names).assign(other=1.0)
     table.to_csv(tmp_path / "t.csv", index=False)
-    rows = own_losses.select_inputs(tmp_path / "t.csv", LAWS[law], f"{names[0]}=other*{names[0]}", "")
-    assert list(rows.data) == list(names)
+    data, *_ = own_losses.select_inputs(tmp_path / "t.csv", LAWS[law], f"{names[0]}=other*{names[0]}", "")
+    assert list(data) == list(names)
     for name in names:
-        np.testing.assert_array_equal(rows.data[name], table[name])
+        np.testing.assert_array_equal(data[name], table[name])
 
 
 def test_names_are_evaluated_in_order_and_may_shadow_columns(tmp_path):

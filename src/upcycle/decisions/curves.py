@@ -6,7 +6,7 @@ too is one of N1, as in Table 2. Shape suffixes: B draws, P parameters, R pairs 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -106,9 +106,8 @@ class Curve:
 
     def first_draws(self, count: int) -> Curve:
         """The same with the first `count` draws; with none where that is 0."""
-        if not self.draws or count == 0:
-            return self.without_draws()
-        return replace(self, draws={name: column[:count] for name, column in self.draws.items()})
+        kept = {name: column[:count] for name, column in (self.draws or {}).items()} if count else None
+        return replace(self, draws=kept or None)
 
     @cached_property
     def _theta(self) -> Array:
@@ -210,12 +209,6 @@ def central_95(values: ArrayLike) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def widest(*distances: Mapping[str, float]) -> dict[str, float]:
-    """The largest distance of each input over several curves' `outside`."""
-    names: Iterable[str] = dict.fromkeys(name for each in distances for name in each)
-    return {name: max(each.get(name, 0.0) for each in distances) for name in names}
-
-
 def as_positive(name: str, value: Any) -> float:
     """A finite number above 0.
 
@@ -285,7 +278,7 @@ def from_fits(fits: Mapping[str, FitResult], source: str) -> ThreeLaws:
     are used. Raises `UserError` when none is of upcycled losses.
     """
     name, up = _upcycled(fits, source)
-    scratch_name, dense, moe = _scratch(fits, up)
+    scratch, dense, moe = _scratch(fits, up)
     found = {"dense": dense, "moe": moe, "upcycled": up}
     curves = {lineage: _curve(fit) for lineage, fit in found.items() if fit is not None}
     counts = {lineage: curve.n_draws for lineage, curve in curves.items()}
@@ -300,13 +293,16 @@ def from_fits(fits: Mapping[str, FitResult], source: str) -> ThreeLaws:
     if fewest == 0 < max(counts.values()):
         without = ", ".join(lineage for lineage, count in counts.items() if count == 0)
         notes.append(f"No bands: the fit of {without} has no draws.")
-    paired = _paired(up, scratch_name, fits, dense, moe) and len(set(counts.values())) == 1
+    # Draws belong together where the E of each upcycled draw came from that draw of the laws from scratch.
+    handed_on = up.floor is not None and [fits[each].data_sha256 for each in scratch] == [up.floor["data_sha256"]]
+    paired = (handed_on or (dense is None and moe is None)) and len(set(counts.values())) == 1
     if fewest and not paired:
         notes.append("Draws of the three laws come from separate bootstraps and are paired at random.")
     mixture = next(((f.n_expert, f.top_k) for f in (up, moe) if f and f.n_expert and f.top_k), None)
     if mixture is None:
         notes.append("The fits do not tell the mixture: taken as 8 experts, top-2.")
     n_expert, top_k = mixture or (8, 2)
+    used = " and ".join(f"fit `{each}`" for each in scratch)
     kept = {lineage: curve.first_draws(fewest) for lineage, curve in curves.items()}
     return ThreeLaws(
         kept.get("dense"),
@@ -317,7 +313,7 @@ def from_fits(fits: Mapping[str, FitResult], source: str) -> ThreeLaws:
         source=source,
         rounded=False,
         paired=paired,
-        notes=(*notes, f"Laws used: upcycled of fit `{name}`, from scratch of {scratch_name or 'none'}."),
+        notes=(*notes, f"Laws used: upcycled of fit `{name}`, from scratch of {used or 'none'}."),
     )
 
 
@@ -341,9 +337,10 @@ def _upcycled(fits: Mapping[str, FitResult], source: str) -> tuple[str, FitResul
     return min(found, key=rank)
 
 
-def _scratch(fits: Mapping[str, FitResult], up: FitResult) -> tuple[str, FitResult | None, FitResult | None]:
-    """What holds the laws from scratch, in words, and the laws of dense models and of MoEs."""
-    grouped = {name: fit for name, fit in fits.items() if fit.by == "lineage" and _is_scratch(fit)}
+def _scratch(fits: Mapping[str, FitResult], up: FitResult) -> tuple[list[str], FitResult | None, FitResult | None]:
+    """Names of the fits that hold the laws from scratch, and the laws of dense models and of MoEs."""
+    scratch = {name: fit for name, fit in fits.items() if get_law(fit.law).decides == "scratch"}
+    grouped = {name: fit for name, fit in scratch.items() if fit.by == "lineage"}
     if grouped:
         floor_data = up.floor and up.floor.get("data_sha256")
 
@@ -354,29 +351,13 @@ def _scratch(fits: Mapping[str, FitResult], up: FitResult) -> tuple[str, FitResu
 
         name = min(grouped, key=rank)
         groups = grouped[name].group_fits
-        return f"fit `{name}`", groups.get("dense"), groups.get("moe")
-    single = {
-        lineage: {name: fit for name, fit in fits.items() if _is_scratch(fit) and fit.lineage == lineage}
+        return [name], groups.get("dense"), groups.get("moe")
+    first = [
+        min((name for name, fit in scratch.items() if fit.lineage == lineage), default=None)
         for lineage in ("dense", "moe")
-    }
-    names = {lineage: min(found, default=None) for lineage, found in single.items()}
-    dense, moe = (single[lineage][name] if name is not None else None for lineage, name in names.items())
-    return " and ".join(f"fit `{name}`" for name in names.values() if name is not None), dense, moe
-
-
-def _is_scratch(fit: FitResult) -> bool:
-    return get_law(fit.law).decides == "scratch"
-
-
-def _paired(
-    up: FitResult, scratch: str, fits: Mapping[str, FitResult], dense: FitResult | None, moe: FitResult | None
-) -> bool:
-    """Whether draws belong together: the E of each upcycled draw came from that draw of the laws from scratch."""
-    if dense is None and moe is None:
-        return True
-    if up.floor is None:
-        return False
-    return any(scratch == f"fit `{name}`" and fit.data_sha256 == up.floor["data_sha256"] for name, fit in fits.items())
+    ]
+    dense, moe = (None if name is None else scratch[name] for name in first)
+    return [name for name in first if name is not None], dense, moe
 
 
 def _curve(fit: FitResult) -> Curve:

@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from upcycle.decisions.curves import Rows, ThreeLaws, as_positive, central_95, widest
+from upcycle.decisions.curves import Rows, ThreeLaws, as_positive, central_95
 from upcycle.decisions.roots import all_roots
 from upcycle.laws.terms import Array
 from upcycle.study.spec import short_count
@@ -276,14 +276,14 @@ def _shares(draws: tuple[tuple[float, ...], ...]) -> dict[str, float]:
 
 
 def _outside(gap: Gap, root: float | None) -> dict[str, float]:
-    moe, upcycled = gap.three.need("moe"), gap.three.upcycled
-    if root is not None:
-        at = np.array(root)
-        return widest(moe.outside(**gap.scratch(at)), upcycled.outside(**gap.upcycled(at)))
-    ends = np.array([LOW, HIGH])  # without a root only what does not vary has a distance
-    given = {**gap.scratch(ends), **gap.upcycled(ends)}
-    fixed = {name: value for name, value in given.items() if np.ndim(value) == 0}
-    return widest(moe.outside(**fixed), upcycled.outside(**fixed))
+    """The larger distance of each input to the data of both laws; without a root, of inputs that do not vary."""
+    at = np.array([LOW, HIGH]) if root is None else np.array(root)
+    distances: dict[str, float] = {}
+    for curve, inputs in ((gap.three.need("moe"), gap.scratch(at)), (gap.three.upcycled, gap.upcycled(at))):
+        single = {name: value for name, value in inputs.items() if np.ndim(value) == 0}
+        for name, distance in curve.outside(**single).items():
+            distances[name] = max(distance, distances.get(name, 0.0))
+    return distances
 
 
 def _who(symbol: str, opening: str, everywhere: tuple[float, ...], at_low: Ahead, window: Window) -> str:

@@ -86,10 +86,10 @@ class Fitted:
 
     prepared: Prepared
     optimum: Optimum
-    loo: LeaveOneOut | None
-    draws_BP: Array | None
+    loo: LeaveOneOut | None = None
+    draws_BP: Array | None = None
     """Bootstrap draws of the free parameters."""
-    draws_converged: float | None
+    draws_converged: float | None = None
     certified: Mapping[str, Any] = field(default_factory=dict)
     """What `certify` found."""
 
@@ -119,36 +119,26 @@ def solve(
     fixed E, one for each draw, so that its uncertainty enters. `noise`: standard deviation of a loss between seeds, in
     nats. Without draws only the leave-one-out errors are found.
     """
-    optimum = search(prepared)
-    if len(prepared.target_N) <= len(prepared.slots):
-        skipped = {
-            "skipped": f"{len(prepared.target_N)} points for {len(prepared.slots)} parameters leave none to spare"
-        }
-        return Fitted(prepared, optimum, None, None, None, skipped)
+    optimum, n, p = search(prepared), len(prepared.target_N), len(prepared.slots)
+    if n <= p:
+        skipped = {"skipped": f"{n} points for {p} parameters leave none to spare"}
+        return Fitted(prepared, optimum, certified=skipped)
     loo = leave_one_out(prepared, optimum)
-    if target_draws_BN is None and draws == 0:
-        skipped = {"skipped": "no draws were asked for: likelihood, profiles, folds and intervals take them"}
-        return Fitted(prepared, optimum, loo, None, None, skipped)
-    if target_draws_BN is None:
+    certified: dict[str, Any] = {}
+    if target_draws_BN is not None:
+        refits = refit(prepared, optimum.phi_R[None], target_SN=target_draws_BN)
+    elif draws == 0:
+        certified = {"skipped": "no draws were asked for: likelihood, profiles, folds and intervals take them"}
+        return Fitted(prepared, optimum, loo, certified=certified)
+    else:
         constant_BN = None
         if floor_draws_B is not None:
             constant_BN = prepared.model.constant_N - prepared.fixed["E"] + floor_draws_B[:, None]
         refits = bootstrap(prepared, optimum, loo.residual_N, draws=draws, seed=seed, constant_BN=constant_BN)
-    else:
-        refits = refit(prepared, optimum.phi_R[None], target_SN=target_draws_BN)
+        drawn_floor = constant_BN is not None
+        about: dict[str, Any] = {"drawn_floor": drawn_floor, "draws": draws, "seed": seed, "noise": noise}
+        certified = certify(prepared, optimum, loo, residual=refits, **about)
     draws_BP = prepared.values(refits.phi_SR)
-    certified: dict[str, Any] = {}
-    if target_draws_BN is None:
-        certified = certify(
-            prepared,
-            optimum,
-            loo,
-            residual=refits,
-            drawn_floor=floor_draws_B is not None,
-            draws=draws,
-            seed=seed,
-            noise=noise,
-        )
     return Fitted(prepared, optimum, loo, draws_BP, float(refits.converged_S.mean()), certified)
 
 
@@ -156,9 +146,9 @@ def describe(fitted: Fitted, selection: Selection, *, interval_method: str) -> F
     """The result of an ungrouped fit."""
     prepared, law = fitted.prepared, fitted.prepared.law
     names = [slot.parameter.name for slot in prepared.slots]
+    drawn = fitted.draws_BP
     values = dict(zip(names, fitted.values_P.tolist(), strict=True)) | dict(prepared.fixed)
     box = box_of(law, prepared.data)
-    draws = None if fitted.draws_BP is None else dict(zip(names, fitted.draws_BP.T.tolist(), strict=True))
     reasons = fit_doubts(fitted)
     return FitResult(
         law=law.name,
@@ -169,14 +159,14 @@ def describe(fitted: Fitted, selection: Selection, *, interval_method: str) -> F
         statement=verdict_statement(fitted, reasons),
         parameters={p.name: _entry(values[p.name], p.unit, p.meaning) for p in law.parameters},
         fixed=dict(prepared.fixed),
-        intervals=_intervals(fitted),
-        interval_method=interval_method if fitted.draws_BP is not None else "none",
+        intervals={} if drawn is None else plain(intervals_by_name(prepared, drawn)),
+        interval_method="none" if drawn is None else interval_method,
         derived={d.name: _entry(d.value(values, box), d.unit, d.meaning) for d in law.derived},
         delta=plain(law.delta),
         selection=selection.words,
         version=upcycle.__version__,
         simulated=selection.simulated,
-        draws=draws,
+        draws=None if drawn is None else dict(zip(names, drawn.T.tolist(), strict=True)),
         **outcome(fitted, selection),
     )
 
@@ -273,11 +263,7 @@ def bounds_hit(fitted: Fitted) -> dict[str, str]:
             if kind == "floor" and value <= low:
                 words = "0: the data show no floor"
             elif kind == "offset":
-                words = (
-                    f"{value:.3g}: the data show no offset"
-                    if value <= low * near
-                    else f"{value:.3g}: beyond all inputs"
-                )
+                words = f"{value:.3g}: {'the data show no offset' if value <= low * near else 'beyond all inputs'}"
             hit[slot_name(slot)] = words
     return hit
 
@@ -293,13 +279,6 @@ def spans_range(parameter: Parameter, plausible: tuple[float, float], interval: 
 def box_of(law: Law, data: Mapping[str, Array]) -> dict[str, tuple[float, float]]:
     """Smallest and largest value of each input."""
     return {name: (float(data[name].min()), float(data[name].max())) for name in law.inputs}
-
-
-def _intervals(fitted: Fitted) -> dict[str, list[float | None]]:
-    """95 % intervals of the free parameters and of what follows from them; an end that is not finite is None."""
-    if fitted.draws_BP is None:
-        return {}
-    return dict(plain(intervals_by_name(fitted.prepared, fitted.draws_BP)))
 
 
 def _entry(value: float, unit: str, meaning: str) -> dict[str, Any]:

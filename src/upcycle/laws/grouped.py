@@ -140,6 +140,8 @@ def _separate_result(law: Law, groups: Sequence[FitResult], whole: Selection) ->
         example = f"group {wrong[0] + 1} is {groups[wrong[0]].statement}"
         verdict = f"not identifiable: {len(wrong)} of {len(groups)} separate fits are not; {example}"
     certificates = [group.certificate for group in groups]
+    left_out = [group.loo_residuals_log for group in groups]
+    errors: dict[str, Any] = {name: _pooled(groups, name) for name in ("rms", "rms_log", "loo_rms", "loo_rms_log")}
     warned = [group for group in groups if group.warnings]
     return replace(
         first,
@@ -150,10 +152,7 @@ def _separate_result(law: Law, groups: Sequence[FitResult], whole: Selection) ->
         derived={},
         objective=sum(group.objective for group in groups),
         n=points,
-        rms=math.sqrt(sum(group.n * group.rms**2 for group in groups) / points),
-        rms_log=_pooled(groups, "rms_log"),
-        loo_rms=_pooled(groups, "loo_rms"),
-        loo_rms_log=_pooled(groups, "loo_rms_log"),
+        **errors,
         certificate={
             "converged": all(c["converged"] for c in certificates),
             "points": points,
@@ -164,9 +163,7 @@ def _separate_result(law: Law, groups: Sequence[FitResult], whole: Selection) ->
         box={name: list(limits) for name, limits in box_of(law, whole.data).items()},
         ids=whole.ids,
         residuals_log=[r for group in groups for r in group.residuals_log],
-        loo_residuals_log=None
-        if any(g.loo_residuals_log is None for g in groups)
-        else [r for g in groups for r in g.loo_residuals_log or []],
+        loo_residuals_log=None if None in left_out else [r for residuals in left_out for r in residuals or []],
         data_sha256=whole.sha256,
         draws=None,
         warnings={

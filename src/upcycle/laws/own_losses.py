@@ -35,19 +35,6 @@ OPENING, CLOSING, QUOTES = "([{", ")]}", "'\"`"
 
 
 @dataclass(frozen=True)
-class Rows:
-    """The rows of a table that are fitted."""
-
-    data: Table
-    """The law's inputs and response, float64 [n], and the column of groups."""
-    context: pd.DataFrame
-    numbers: list[str]
-    """Of each row, counted from 1 in the file."""
-    words: str
-    simulated: bool
-
-
-@dataclass(frozen=True)
 class TableSource:
     """Where a table's values come from."""
 
@@ -76,9 +63,9 @@ def run_own_fit(args: argparse.Namespace) -> None:
 
     Raises `UserError` for a missing argument, and as `read_table`, `select_inputs` and `fit` do.
     """
-    for given in (args.name, args.study and "--study", args.out and "--out"):
-        if given:
-            raise UserError(f"`{given}` is for a fit of a study, --law, --csv and so on for your own: give one kind")
+    given = args.name or (args.study and "--study") or (args.out and "--out")
+    if given:
+        raise UserError(f"`{given}` is for a fit of a study, --law, --csv and so on for your own: give one kind")
     if args.law == "list":
         print("\n".join(f"{law.name:<45} of {', '.join(law.inputs):<14} {law.formula}" for law in LAWS.values()))
         return
@@ -86,9 +73,9 @@ def run_own_fit(args: argparse.Namespace) -> None:
         raise UserError("a fit of your own losses needs both --law NAME and --csv FILE")
     law = get_law(args.law)
     if args.delta is not None:
-        if not args.delta > 0:
-            raise UserError(f"--delta {args.delta:g}: Huber's delta is above 0")
         law = replace(law, delta=args.delta)
+    if not law.delta > 0:
+        raise UserError(f"--delta {law.delta:g}: Huber's delta is above 0")
     if args.json is not None and args.json.is_dir():
         raise UserError(f"--json {args.json} is a folder: name a file, e.g. {args.json / 'fit.json'}")
     draws = DRAWS if args.draws is None else args.draws
@@ -98,26 +85,20 @@ def run_own_fit(args: argparse.Namespace) -> None:
     shared = [name.strip() for name in args.shared.split(",") if name.strip()]
     if shared and args.by is None:
         raise UserError(f"--shared {args.shared} without --by: without groups every parameter is shared")
-    rows = select_inputs(args.csv, law, args.columns or "", args.where, by=args.by)
-    about: dict[str, Any] = {
-        "ids": rows.numbers,
-        "fixed": fixed,
-        "draws": draws,
-        "selection": rows.words,
-        "simulated": rows.simulated,
-    }
+    data, context, about = select_inputs(args.csv, law, args.columns or "", args.where, by=args.by)
+    about |= {"fixed": fixed, "draws": draws}
     try:
         if args.by is None:
-            result = fit(law, rows.data, floor=floor, **about)
+            result = fit(law, data, floor=floor, **about)
         elif floor is not None:
             raise UserError("E of another fit can be held in a fit without --by only")
         else:
-            result = fit_by(law, rows.data, by=args.by, shared=shared, **about)
+            result = fit_by(law, data, by=args.by, shared=shared, **about)
     except UserError as error:
         raise UserError(f"{args.csv}: {error}") from None
-    result = with_context(result, rows.context)
-    if "kernels" in rows.context:
-        result = warned(result, rows.context)
+    result = with_context(result, context)
+    if "kernels" in context:
+        result = warned(result, context)
     print(own_fit_summary(result))
     if args.json is not None:
         try:
@@ -178,8 +159,10 @@ def finite_number(what: str, text: str, wrong: str = "no number, e.g. 0.165") ->
     return value
 
 
-def select_inputs(csv: Path, law: Law, columns: str, where: str, *, by: str | None = None) -> Rows:
-    """The rows of a file for which `where` holds, as the law's inputs and response.
+def select_inputs(
+    csv: Path, law: Law, columns: str, where: str, *, by: str | None = None
+) -> tuple[Table, pd.DataFrame, dict[str, Any]]:
+    """The rows of a file for which `where` holds: inputs, response and groups; their context; what a fit says of them.
 
     `columns`: NAME=EXPR, parted by commas and evaluated in order over the file's columns and the names before; `where`
     may use them all. A column that no NAME gives is the file's. Raises `UserError` for a missing or unknown column, a
@@ -216,15 +199,13 @@ def select_inputs(csv: Path, law: Law, columns: str, where: str, *, by: str | No
     if "lineage" in given and not set(table["lineage"]) <= set(LINEAGES):
         wrong = next(word for word in table["lineage"] if word not in LINEAGES)
         raise UserError(f"{csv}: --columns lineage: {wrong!r} is not one of {', '.join(LINEAGES)}")
-    simulated = derived and bool(np.any(numbers(table["simulated"])))
     words = ", ".join([str(csv.name), *(f"{name} = {e.text}" for name, e in given.items() if e.text != name)])
-    return Rows(
-        data=data,
-        context=_context(table, (*CONTEXT, "kernels") if derived else CONTEXT, by),
-        numbers=[str(row + 1) for row in rows],
-        words=f"{words} where {where.strip()}" if where.strip() else words,
-        simulated=simulated,
-    )
+    about = {
+        "ids": [str(row + 1) for row in rows],
+        "selection": f"{words} where {where.strip()}" if where.strip() else words,
+        "simulated": derived and bool(np.any(numbers(table["simulated"]))),
+    }
+    return data, _context(table, (*CONTEXT, "kernels") if derived else CONTEXT, by), about
 
 
 def _assignments(columns: str) -> list[tuple[str, str]]:
@@ -289,16 +270,16 @@ def _finite(csv: Path, name: str, table: Table, source: TableSource, rows: Cells
         raise UserError(
             f"{place}: {name} = {expression.text} is no finite number ({parts}); leave such rows out by --where"
         )
-    cell = source.columns[guilty][row]
-    if isinstance(cell, str) and len(bad) == len(column):
+    cell, quoted = source.columns[guilty][row], _quoted(guilty)
+    if not isinstance(cell, str):
+        wrong, fix = "has no value", f"notna({quoted})"
+    elif len(bad) < len(column):
+        wrong, fix = f"holds {cell!r}, which is not a number", f"{quoted} != {cell!r}"
+    else:
         raise UserError(
             f"{csv}: column `{guilty}` holds words in every row, such as {cell!r}, where numbers are needed"
         )
-    if isinstance(cell, str):
-        fix = f'--where "{_quoted(guilty)} != {cell!r}"'
-        raise UserError(f"{place}: column `{guilty}` holds {cell!r}, which is not a number; leave such rows out: {fix}")
-    fix = f'--where "notna({_quoted(guilty)})"'
-    raise UserError(f"{place}: column `{guilty}` has no value; leave such rows out: {fix}")
+    raise UserError(f'{place}: column `{guilty}` {wrong}; leave such rows out: --where "{fix}"')
 
 
 def _group(csv: Path, by: str, table: Table, rows: Cells) -> Cells:
@@ -318,16 +299,14 @@ def _quoted(name: str) -> str:
 
 def _context(table: Table, names: Sequence[str], by: str | None) -> pd.DataFrame:
     """The columns of these names that the table has and that are what their names say, and the column of groups."""
-    frame = {}
+    frame = pd.DataFrame(index=range(len(next(iter(table.values())))))
     for name in names:
         if name in table:
             worded = name in ("lineage", "kernels")
             column = np.asarray(table[name] if worded else numbers(table[name]))
             if worded or np.isfinite(column).all():
                 frame[name] = column
-    if by is not None:
-        frame[by] = table[by]
-    return pd.DataFrame(frame, index=range(len(next(iter(table.values())))))
+    return frame if by is None else frame.assign(**{by: table[by]})
 
 
 def own_fit_summary(result: FitResult) -> str:
@@ -341,12 +320,7 @@ def own_fit_summary(result: FitResult) -> str:
         lines += ["", f"{result.by} = {value}: {one.n} rows", *_parameters(one)]
     delta = "least squares" if result.delta is None else f"Huber delta {result.delta:g} on the log {result.response}"
     lines += ["", f"objective  {result.objective:.10g} (sum over the rows; {delta})"]
-    errors = {
-        "rms": result.rms,
-        "rms_log": result.rms_log,
-        "loo_rms": result.loo_rms,
-        "loo_rms_log": result.loo_rms_log,
-    }
+    errors = {name: getattr(result, name) for name in ("rms", "rms_log", "loo_rms", "loo_rms_log")}
     lines.append("  ".join(f"{name} {value:.4g}" for name, value in errors.items() if value is not None))
     lines += ["", result.statement, *(f"WARNING: {sentence}" for sentence in result.warnings.values())]
     return "\n".join(lines)

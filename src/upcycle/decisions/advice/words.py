@@ -11,7 +11,7 @@ from upcycle.decisions.advice.expectations import Distance, Expected, Reach, Ver
 from upcycle.decisions.advice.recommendation import Option, Recommendation
 from upcycle.decisions.advice.settling import SettlingRun
 from upcycle.decisions.quantities import percent
-from upcycle.decisions.thresholds import Threshold, Window, band_in_words, near_or_words
+from upcycle.decisions.thresholds import OTHER, Threshold, Window, band_in_words, near_or_words
 from upcycle.study.spec import short_count
 
 WIDTH = 118
@@ -21,7 +21,6 @@ VERDICTS: dict[Verdict, str] = {
     "too close to call": "too close to call",
     "depends on the budget": "it depends on the budget",
 }
-OPPOSITE: dict[Verdict, Verdict] = {"upcycle": "scratch", "scratch": "upcycle"}
 ACTIONS: dict[Option, str] = {
     "upcycle": "upcycle",
     "scratch": "from scratch",
@@ -57,15 +56,14 @@ def short_answer(
             f"Recommendation: {best}.",
             f"Expected loss, {_losses_of_rows(shown)}.",
             f"Flips: {_flip(mixtures, laws)}{again}.",
-            f"Confidence: {_shares_of_rows(shown, laws)}; {_outside(far)}.",
         ]
     else:
         lines = [
             f"Recommendation: {_what_to_do(found)}.",
             f"Expected loss: {_losses_of_options(losses)}.",
             f"Flips: {best}{again}.",
-            f"Confidence: {_share(found, laws)}; {_outside(far)}.",
         ]
+    lines.append(f"Confidence: {_confidence(found, shown, laws)}; {_outside(far)}.")
     lines.append(f"Warning: {warning.split('. ')[0].rstrip('.')}.")
     return "\n".join(textwrap.shorten(line, WIDTH, placeholder=" ... (--full)") for line in lines)
 
@@ -126,16 +124,13 @@ def _flip(mixtures: Threshold, laws: Laws) -> str:
     return f"{before} to {after} at D2 = {short_count(root)}{band}"
 
 
-def _share(found: Recommendation, laws: Laws) -> str:
-    if laws.draws == 0 or found.share is None:
-        return "not known, as the fits have no draws"
-    error = ", laws' own error included" if laws.error else ""
-    return f"best in {percent(found.share, 1)} of the draws{error}"
-
-
-def _shares_of_rows(rows: Sequence[Row], laws: Laws) -> str:
+def _confidence(found: Recommendation, rows: Sequence[Row], laws: Laws) -> str:
+    """Of the recommendation; without a budget, of upcycling against scratch at the rows' budgets."""
     if laws.draws == 0:
         return "not known, as the fits have no draws"
+    if found.share is not None:
+        error = ", laws' own error included" if laws.error else ""
+        return f"best in {percent(found.share, 1)} of the draws{error}"
     shares = [f"{percent(row.comparison.share_with_error)} ({short_count(row.tokens)})" for row in rows]
     return f"upcycling beats scratch in {', '.join(shares)} of draws"
 
@@ -160,7 +155,7 @@ def advice_in_words(advice: Advice) -> str:
         ("", _question(advice)),
         ("Expected losses (nats per token)", _losses(advice)),
         ("By budget", _table(advice)),
-        ("Where the answer flips", _thresholds(advice)),
+        ("Where the answer flips", [each.statement for each in advice.thresholds]),
         ("How many tokens", _tokens(advice)),
         ("How far outside the data", [each.words for each in advice.distances]),
         ("What run would tell most", settling(advice.settling_run, advice.question.n1)),
@@ -196,7 +191,7 @@ def settling(run: SettlingRun | None, n1: float) -> list[str]:
         parent = "a dense model to be trained for it" if made.trains_dense else "the dense model"
         what = f"an upcycled MoE, {size}, from {parent} (D1 = {short_count(made.d1)}), on D2 = {short_count(made.d2)}"
     opening = "" if run.told >= 0.5 else "no single affordable run settles it; the most informative is "
-    about, other = short_count(run.about_tokens), OPPOSITE[run.lower_speaks_for]
+    about, other = short_count(run.about_tokens), OTHER[run.lower_speaks_for]
     if run.turning_loss is None:
         reading = "no plausible loss of this run alone would change the answer"
     else:
@@ -251,10 +246,6 @@ def _table(advice: Advice) -> list[str]:
             f"{row.scratch:>9.3f}{dense:>10}{percent(row.comparison.share_with_error, 1):>9}  {verdict}"
         )
     return lines
-
-
-def _thresholds(advice: Advice) -> list[str]:
-    return [each.statement for each in advice.thresholds]
 
 
 def _tokens(advice: Advice) -> list[str]:

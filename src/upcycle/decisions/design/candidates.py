@@ -100,16 +100,11 @@ class Linearised:
         side: Side = getattr(self.setting, lineage)
         prepared = self.up if lineage == "up" else self.scratch
         group = 0 if lineage == "dense" or not self.setting.shared_floor else 1
-        return loss_gradients(side, runs, prepared, group if prepared.group_N is not None else None)
-
-
-def loss_gradients(side: Side, runs: Runs, prepared: Prepared, group: int | None) -> Array:
-    """d loss / d phi [N, R] at the true parameters, nats."""
-    return np.asarray(_slopes(side, runs, prepared, group) @ prepared.unscale_PR)
+        return _slopes(side, runs, prepared, group if prepared.group_N is not None else None) @ prepared.unscale_PR
 
 
 def _slopes(side: Side, runs: Runs, prepared: Prepared, group: int | None) -> Array:
-    """The same in the slots' internal parameters [N, P]."""
+    """d loss / d theta [N, P] at the true parameters, nats: theta are the slots' internal parameters."""
     inputs = inputs_of(runs)
     slope_NP = side.law.gradient(side.values, inputs) * side.law.predict(side.values, inputs)[:, None]
     columns = [
@@ -166,7 +161,7 @@ def linearise(setting: Setting, noise: float, threshold: Threshold) -> Linearise
     if setting.shared_floor:
         names = [slot.parameter.name for slot in scratch.slots]
         floor_s = scratch.unscale_PR[names.index("E")]
-        cross_u = loss_gradients(setting.up, setting.up.runs, up, None).sum(axis=0) / noise**2
+        cross_u = (_slopes(setting.up, setting.up.runs, up, None) @ up.unscale_PR).sum(axis=0) / noise**2
     return Linearised(
         setting=setting,
         noise=noise,

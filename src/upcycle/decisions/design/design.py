@@ -41,7 +41,6 @@ from upcycle.study.study import StudyConfig
 
 SHOWN = 5
 """Further runs that are listed."""
-PAPER_GRID = "no grid given: the paper's 5 x 5 budgets of its 0.1B model"
 
 
 def design(
@@ -62,14 +61,14 @@ def design(
     """
     setting = set_up(sweep, three, law=law, fix=fix, at_n1=at_n1)
     simulated = simulate_sweeps(setting, noise, simulations=simulations, seed=seed)
+    answer = DesignAnswer(setting, three.source, noise_words, simulated)
     threshold = simulated.threshold()
     if threshold is None:
-        return DesignAnswer(setting, three.source, noise_words, simulated)
+        return answer
     linearised = linearise(setting, noise, threshold)
     if not linearised.determined:
         setting = replace(setting, no_d_star="its runs do not determine both laws where D* is asked for")
-        undetermined = replace(simulated, setting=setting)
-        return DesignAnswer(setting, three.source, noise_words, undetermined)
+        return replace(answer, setting=setting, simulated=replace(simulated, setting=setting))
     candidates: list[Candidate] = []
     if math.isfinite(linearised.error()):
         candidates = [candidate for candidate in rank(linearised) if candidate.gain_per_flop > 0]
@@ -80,17 +79,14 @@ def design(
         found = again.threshold()
         assert found is not None
         verified.append(Verified(candidate, found, simulated_error(again, linearised.target)))
-    return DesignAnswer(
-        setting,
-        three.source,
-        noise_words,
-        simulated,
-        threshold,
-        linearised,
-        tuple(candidates[:SHOWN]),
-        best,
-        simulated_error(simulated, linearised.target),
-        tuple(verified),
+    return replace(
+        answer,
+        threshold=threshold,
+        linearised=linearised,
+        ranked=tuple(candidates[:SHOWN]),
+        largest=best,
+        error=simulated_error(simulated, linearised.target),
+        verified=tuple(verified),
     )
 
 
@@ -199,7 +195,7 @@ def _sweep(args: argparse.Namespace, three: ThreeLaws, read_study: ReadStudy) ->
         for (option, text), otherwise in zip(grids.items(), (PAPER_BUDGETS, PAPER_BUDGETS, str(PAPER_N1)), strict=True)
     ]
     sweep = from_grids(*numbers, n_expert=three.n_expert, top_k=three.top_k)
-    return sweep, [] if given else [f"There was {PAPER_GRID}."]
+    return sweep, [] if given else ["There was no grid given: the paper's 5 x 5 budgets of its 0.1B model."]
 
 
 def _noise(args: argparse.Namespace, read_study: ReadStudy) -> tuple[float, str]:

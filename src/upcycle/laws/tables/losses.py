@@ -152,9 +152,8 @@ def _typed(table: pd.DataFrame) -> pd.DataFrame:
             elif column.kind == "int":
                 typed[column.name] = cells.map(int).astype("int64")
             else:
-                typed[column.name] = cells.map(lambda cell: float("nan") if cell in ("", None) else float(cell)).astype(
-                    "float64"
-                )
+                numbers = [float("nan") if cell in ("", None) else float(cell) for cell in cells]
+                typed[column.name] = pd.Series(numbers, cells.index, dtype="float64")
         except ValueError as error:
             raise ValueError(f"column `{column.name}`: {error}") from None
     return pd.DataFrame(typed)
