@@ -13,8 +13,19 @@ import numpy as np
 import pytest
 
 from upcycle.cli import main
-from upcycle.decisions.advice.advice import OPTION_OF, PAPER_ERROR, SHARES_OF_D1, advise
-from upcycle.decisions.advice.answer import DENSE, DENSE_ON, SCRATCH, SCRATCH_D1, SCRATCH_PAID, UPCYCLED, Advice
+from upcycle.decisions.advice.advice import (
+    DENSE,
+    DENSE_ON,
+    OPTION_OF,
+    PAPER_ERROR,
+    SCRATCH,
+    SCRATCH_D1,
+    SCRATCH_PAID,
+    SHARES_OF_D1,
+    UPCYCLED,
+    advise,
+)
+from upcycle.decisions.advice.answer import Advice
 from upcycle.decisions.advice.expectations import Expected, compare_options, distances, tokens_to_reach, verdict_of
 from upcycle.decisions.advice.recommendation import best_by_budget
 from upcycle.decisions.advice.rules import rules_of_thumb

@@ -147,8 +147,7 @@ def threshold_d2(three: ThreeLaws, n1: float, d1: float) -> Threshold:
 
     Raises `UserError` as `d_star`.
     """
-    n1, d1 = as_positive("n1", n1), as_positive("d1", d1)
-    return _threshold("D2", "D2", _given(n1, d1, "against the same tokens from scratch"), _gap_d2(three, n1, d1, 0.0))
+    return _of_parent(three, n1, d1, "D2", "against the same tokens from scratch", 0.0)
 
 
 def threshold_flops(three: ThreeLaws, n1: float, d1: float) -> Threshold:
@@ -157,9 +156,8 @@ def threshold_flops(three: ThreeLaws, n1: float, d1: float) -> Threshold:
     Training from scratch gets 6 N2 D2 + 6 N1 d1 FLOPs, which is D2 + d1 N1 / N2 tokens; with the cost sunk it is
     `threshold_d2`. Raises `UserError` as `d_star`.
     """
-    n1, d1 = as_positive("n1", n1), as_positive("d1", d1)
-    opening = _given(n1, d1, "against the FLOPs of both stages from scratch")
-    return _threshold("FLOPs, dense cost paid", "D2", opening, _gap_d2(three, n1, d1, d1 / three.active_ratio))
+    extra = d1 / three.active_ratio
+    return _of_parent(three, n1, d1, "FLOPs, dense cost paid", "against the FLOPs of both stages from scratch", extra)
 
 
 @dataclass(frozen=True)
@@ -189,12 +187,12 @@ def refit_equation_2(three: ThreeLaws, low: float = 1e9, high: float = 1e11, poi
     return ApproximateDStar(float(np.exp(log_prefactor)), float(exponent), float(curvature), n1, tokens)
 
 
-def _given(n1: float, d1: float, against: str) -> str:
-    return f"With a dense model of N1 = {short_count(n1)} trained on {short_count(d1)} tokens, {against}"
-
-
-def _gap_d2(three: ThreeLaws, n1: float, d1: float, extra: float) -> Gap:
-    return Gap(three, lambda D2: {"D": D2 + extra, "N1": n1}, lambda D2: {"D1": d1, "D2": D2, "N1": n1})
+def _of_parent(three: ThreeLaws, n1: float, d1: float, criterion: str, against: str, extra: float) -> Threshold:
+    """D2 with L_moe(D2 + extra) = L_upcycled(d1, D2), a dense model of n1 and d1 being given."""
+    n1, d1 = as_positive("n1", n1), as_positive("d1", d1)
+    opening = f"With a dense model of N1 = {short_count(n1)} trained on {short_count(d1)} tokens, {against}"
+    gap = Gap(three, lambda D2: {"D": D2 + extra, "N1": n1}, lambda D2: {"D1": d1, "D2": D2, "N1": n1})
+    return _threshold(criterion, "D2", opening, gap)
 
 
 @dataclass(frozen=True)

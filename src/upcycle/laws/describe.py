@@ -18,7 +18,6 @@ from upcycle.laws.certificate.validate import (
     LeaveOneOut,
     bootstrap,
     condition_number,
-    intervals,
     intervals_by_name,
     leave_one_out,
     root_mean_squares,
@@ -148,7 +147,6 @@ def describe(fitted: Fitted, selection: Selection, *, interval_method: str) -> F
     names = [slot.parameter.name for slot in prepared.slots]
     drawn = fitted.draws_BP
     values = dict(zip(names, fitted.values_P.tolist(), strict=True)) | dict(prepared.fixed)
-    box = box_of(law, prepared.data)
     reasons = fit_doubts(fitted)
     return FitResult(
         law=law.name,
@@ -161,7 +159,7 @@ def describe(fitted: Fitted, selection: Selection, *, interval_method: str) -> F
         fixed=dict(prepared.fixed),
         intervals={} if drawn is None else plain(intervals_by_name(prepared, drawn)),
         interval_method="none" if drawn is None else interval_method,
-        derived={d.name: _entry(d.value(values, box), d.unit, d.meaning) for d in law.derived},
+        derived={d.name: _entry(d.value(values, prepared.box), d.unit, d.meaning) for d in law.derived},
         delta=plain(law.delta),
         selection=selection.words,
         version=upcycle.__version__,
@@ -183,7 +181,7 @@ def outcome(fitted: Fitted, selection: Selection) -> dict[str, Any]:
         "loo_rms": loo.rms if loo else None,
         "loo_rms_log": loo.rms_log if loo else None,
         "certificate": certificate(fitted),
-        "box": {name: list(limits) for name, limits in box_of(fitted.prepared.law, selection.data).items()},
+        "box": plain(fitted.prepared.box),
         "ids": selection.ids,
         "residuals_log": fitted.residual_N.tolist(),
         "loo_residuals_log": loo.residual_N.tolist() if loo else None,
@@ -242,7 +240,9 @@ def fit_doubts(fitted: Fitted) -> list[str]:
     hit = bounds_hit(fitted)
     reasons += [f"{name} is at or beyond its bounds ({words})" for name, words in hit.items()]
     if fitted.draws_BP is not None:
-        for slot, value, (low, high) in zip(prepared.slots, fitted.values_P, intervals(fitted.draws_BP), strict=True):
+        named = intervals_by_name(prepared, fitted.draws_BP)
+        for slot, value in zip(prepared.slots, fitted.values_P, strict=True):
+            low, high = named[slot_name(slot)]
             limits = prepared.plausible(slot)
             if slot.parameter.kind == "floor":
                 limits = limits[0], min(limits[1], float(prepared.response_N.min()))
@@ -274,11 +274,6 @@ def spans_range(parameter: Parameter, plausible: tuple[float, float], interval: 
     if not parameter.positive:
         return high - low > WIDE * (most - least)
     return low <= 0 or not math.isfinite(high) or math.log(high / low) > WIDE * math.log(most / least)
-
-
-def box_of(law: Law, data: Mapping[str, Array]) -> dict[str, tuple[float, float]]:
-    """Smallest and largest value of each input."""
-    return {name: (float(data[name].min()), float(data[name].max())) for name in law.inputs}
 
 
 def _entry(value: float, unit: str, meaning: str) -> dict[str, Any]:

@@ -11,19 +11,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
-from upcycle.decisions.advice.answer import (
-    DENSE,
-    DENSE_ON,
-    SCRATCH,
-    SCRATCH_D1,
-    SCRATCH_PAID,
-    UPCYCLED,
-    Advice,
-    ComputeOptimal,
-    Laws,
-    Question,
-    Row,
-)
+from upcycle.decisions.advice.answer import Advice, ComputeOptimal, Laws, Question, Row
 from upcycle.decisions.advice.expectations import (
     Expected,
     Reach,
@@ -45,6 +33,13 @@ from upcycle.decisions.thresholds import HIGH, Window, d_star, equation_2, thres
 from upcycle.errors import UserError
 from upcycle.laws.result import read_fit
 from upcycle.study.spec import short_count
+
+UPCYCLED = "upcycled"
+SCRATCH = "MoE from scratch, same FLOPs"
+SCRATCH_PAID = "MoE from scratch, dense FLOPs too"
+SCRATCH_D1 = "MoE from scratch, D1 tokens"
+DENSE = "dense model as it is"
+DENSE_ON = "dense model trained on, same FLOPs"
 
 PAPER_ERROR = 0.015
 """Error of the paper's upcycled law on losses held out, in nats (validation RMS of Figure 6)."""

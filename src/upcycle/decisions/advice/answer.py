@@ -15,13 +15,6 @@ from upcycle.decisions.advice.settling import SettlingRun
 from upcycle.decisions.thresholds import Threshold
 from upcycle.files import plain
 
-UPCYCLED = "upcycled"
-SCRATCH = "MoE from scratch, same FLOPs"
-SCRATCH_PAID = "MoE from scratch, dense FLOPs too"
-SCRATCH_D1 = "MoE from scratch, D1 tokens"
-DENSE = "dense model as it is"
-DENSE_ON = "dense model trained on, same FLOPs"
-
 
 @dataclass(frozen=True)
 class Question:

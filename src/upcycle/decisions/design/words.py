@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from upcycle.decisions.design.answer import DesignAnswer
-from upcycle.decisions.design.candidates import CHEAP, Candidate
+from upcycle.decisions.design.candidates import CHEAP
 from upcycle.decisions.design.simulation import Simulated, design_doubts
 from upcycle.decisions.quantities import percent
 from upcycle.decisions.thresholds import Threshold
@@ -71,12 +71,11 @@ def _interaction(simulated: Simulated) -> str:
         return f"Law `{simulated.setting.up.law.name}` has no alpha3, so this sweep does not determine its sign."
     if expected.undetermined:
         return f"This sweep does not determine alpha3: {expected.doubt}."
+    low, high = expected.interval
     if found is None and expected.truth == 0 and not expected.held:
-        low, high = expected.interval
         return f"The truth has alpha3 = 0: 95 % of its estimates lie in {low:.3g} to {high:.3g}."
     if found is None:
         return ""
-    low, high = expected.interval
     needed = (1.96 * expected.deviation / abs(expected.truth)) ** 2
     verdict = "settles" if found.settled else "does not settle"
     words = (
@@ -142,7 +141,10 @@ def _further(answer: DesignAnswer) -> str:
     unit = "" if target == "ln D*" else " nats"
     sweep_flops = answer.setting.sweep.flops
     head = ("further run", "FLOPs", "of the sweep", "standard error", "less")
-    rows = [head, *(_row(candidate, sweep_flops, before) for candidate in answer.ranked)]
+    rows = [head]
+    for each in answer.ranked:
+        share, less = f"{each.flops / sweep_flops:.2g}", percent(1 - each.error / before, 1)
+        rows.append((each.words, f"{each.flops:.2e}", share, f"{each.error:.4g}", less))
     lines = [
         f"Further runs that shrink the standard error of {target} (now {before:.3g}{unit}) most per FLOP, linearised:",
         *_columns(rows),
@@ -163,26 +165,13 @@ def _further(answer: DesignAnswer) -> str:
 def _simulated(answer: DesignAnswer) -> list[tuple[str, ...]]:
     """The planned sweep and those with a further run: what the simulations say."""
     assert answer.threshold is not None
-    rows = [
-        ("", "standard error", "95 % of D* from", "to", "no D*"),
-        _found("as planned", answer.error, answer.threshold),
-    ]
-    return rows + [_found(f"with {one.candidate.words}", one.error, one.threshold) for one in answer.verified]
-
-
-def _found(words: str, error: float | None, threshold: Threshold) -> tuple[str, ...]:
-    low, high = ("", "") if threshold.band is None else (f"{tokens:.3g}" for tokens in threshold.band)
-    return words, f"{error:.4g}", low, high, percent(threshold.shares["none"], 1)
-
-
-def _row(candidate: Candidate, sweep_flops: float, before: float) -> tuple[str, ...]:
-    return (
-        candidate.words,
-        f"{candidate.flops:.2e}",
-        f"{candidate.flops / sweep_flops:.2g}",
-        f"{candidate.error:.4g}",
-        percent(1 - candidate.error / before, 1),
-    )
+    found = [("as planned", answer.error, answer.threshold)]
+    found += [(f"with {one.candidate.words}", one.error, one.threshold) for one in answer.verified]
+    rows: list[tuple[str, ...]] = [("", "standard error", "95 % of D* from", "to", "no D*")]
+    for words, error, threshold in found:
+        low, high = ("", "") if threshold.band is None else (f"{tokens:.3g}" for tokens in threshold.band)
+        rows.append((words, f"{error:.4g}", low, high, percent(threshold.shares["none"], 1)))
+    return rows
 
 
 def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:

@@ -193,12 +193,6 @@ def bootstrap_noise(prepared: Prepared, optimum: Optimum, noise: float, *, draws
     return refit(prepared, optimum.warm_SR[:-FRESH], target_SN=target_BN)
 
 
-def intervals(values_BP: Array) -> list[tuple[float, float]]:
-    """Central 95 % of each column's draws."""
-    low, high = np.quantile(values_BP, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
-    return list(zip(low.tolist(), high.tolist(), strict=True))
-
-
 def slot_name(slot: Slot) -> str:
     """A free number's name: its parameter, and of which group where groups differ."""
     return slot.parameter.name if slot.group is None else f"{slot.parameter.name} of group {slot.group + 1}"
@@ -208,15 +202,12 @@ def intervals_by_name(prepared: Prepared, values_BP: Array) -> dict[str, tuple[f
     """Central 95 % of the draws of every free parameter and, where there are no groups, of what follows from them."""
     columns = {slot_name(slot): values_BP[:, k] for k, slot in enumerate(prepared.slots)}
     if prepared.group_N is None:
-        box = {
-            name: (float(prepared.data[name].min()), float(prepared.data[name].max())) for name in prepared.law.inputs
-        }
-        names = list(columns)
+        names, box = list(columns), prepared.box
         rows = [dict(prepared.fixed) | dict(zip(names, row, strict=True)) for row in values_BP.tolist()]
         columns |= {d.name: np.array([d.value(row, box) for row in rows]) for d in prepared.law.derived}
     with np.errstate(invalid="ignore"):
-        pairs = intervals(np.stack(list(columns.values()), axis=1))
-    return dict(zip(columns, pairs, strict=True))
+        ends = np.quantile(np.stack(list(columns.values()), axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    return {name: (low, high) for name, low, high in zip(columns, *ends.tolist(), strict=True)}
 
 
 def condition_number(prepared: Prepared, phi_R: Array, among_N: NDArray[np.bool_] | None = None) -> float:

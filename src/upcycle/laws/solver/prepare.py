@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upcycle.errors import UserError
-from upcycle.laws.law import DesignMatrix, Law, Parameter
+from upcycle.laws.law import Box, DesignMatrix, Law, Parameter
 from upcycle.laws.solver.solve import Problem
 from upcycle.laws.terms import Array, OffsetExponentials, SumOfExponentials
 
@@ -57,6 +57,11 @@ class Prepared:
     """Least and greatest value of the law's offset, where it is free."""
     confounded: tuple[str, ...]
     """Parameters that the inputs cannot tell apart, whatever the losses."""
+
+    @property
+    def box(self) -> Box:
+        """Smallest and largest value of each input."""
+        return {name: (float(self.data[name].min()), float(self.data[name].max())) for name in self.law.inputs}
 
     @property
     def response_N(self) -> Array:
@@ -193,15 +198,9 @@ def _slots(
     law: Law, is_fixed: NDArray[np.bool_], group_N: NDArray[np.intp] | None, shared: Sequence[str]
 ) -> tuple[Slot, ...]:
     """The free numbers: one a parameter, or one a group for those that groups do not share."""
-    slots: list[Slot] = []
-    for parameter, fixed in zip(law.parameters, is_fixed, strict=True):
-        if fixed:
-            continue
-        if group_N is None or parameter.name in shared:
-            slots.append(Slot(parameter))
-        else:
-            slots += [Slot(parameter, group) for group in range(int(group_N.max()) + 1)]
-    return tuple(slots)
+    groups = [None] if group_N is None else range(int(group_N.max()) + 1)
+    free = [parameter for parameter, fixed in zip(law.parameters, is_fixed, strict=True) if not fixed]
+    return tuple(Slot(one, group) for one in free for group in ([None] if one.name in shared else groups))
 
 
 def _expand(coefficient_NP: Array, law: Law, slots: Sequence[Slot], group_N: NDArray[np.intp] | None) -> Array:

@@ -81,10 +81,8 @@ class _Evaluator:
     def value(self, node: ast.expr) -> Value:
         """Of any expression."""
         match node:
-            case ast.Constant(value=bool() | str() as constant):
-                return constant
-            case ast.Constant(value=int() | float() as constant):
-                return float(constant)
+            case ast.Constant(value=bool() | str() | int() | float() as constant):
+                return constant if isinstance(constant, bool | str) else float(constant)
             case ast.Name():
                 return self.columns[self.named.get(node.id, node.id)]
             case ast.BinOp(op=ast.BitAnd()):

@@ -86,10 +86,7 @@ def _row(
     model, moe = names.get(run.id, ("", ""))
     try:
         measured = {
-            "loss": metrics["loss"],
-            "loss_se": metrics["loss_se"],
-            "wall_seconds": metrics["wall_seconds"],
-            "tokens_per_second": metrics["tokens_per_second"],
+            **{name: metrics[name] for name in ("loss", "loss_se", "wall_seconds", "tokens_per_second")},
             "device": metrics["execution"]["device"],
             "kernels": kernels_text(metrics["execution"]["kernels"], run),
         }
