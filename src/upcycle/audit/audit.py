@@ -30,24 +30,8 @@ TOPICS = {
 }
 """Every topic's items, in the order in which they are shown."""
 
-PAGE = """# The paper's numbers, recomputed
-
-Written by `upcycle audit --all --out docs`. The paper is Liew, Kato, Takase, *Scaling Laws for Upcycling
-Mixture-of-Experts Language Models* (ICML 2025). This page recomputes every number of it that does
-not need the measured losses, from this project's own counts, settings and laws, and checks what the
-text says of these numbers.
-
-{summary}
-
-- **reproduced**: the recomputed number rounds to all printed digits, or the statement holds.
-- **within rounding**: at most half a unit of the last printed digit away, or explained by the rounding
-  of the printed inputs.
-- **slip**: neither; the remark says what is wrong and what is right.
-- **cannot be recomputed without the losses**: needs measured losses, trained models or the corpus.
-- **not printed, follows**: the paper does not print the number; it follows from printed ones.
-
-Units: D in tokens, N in non-embedding parameters, losses in nats, natural logarithms. B is a billion.
-"""
+PAGE = Path(__file__).with_name("page.md")
+"""The page's head, with a place for the counts."""
 
 
 def collect_items(evidence: Evidence | None = None) -> dict[str, list[AuditItem]]:
@@ -106,7 +90,7 @@ def as_json(topics: dict[str, list[AuditItem]]) -> str:
 
 def page(topics: dict[str, list[AuditItem]], *, everything: bool = True) -> str:
     """The audit as Markdown: what does not simply hold, then (`everything`) every item, a table a topic."""
-    parts = [PAGE.format(summary=verdict_counts(all_items(topics)))]
+    parts = [PAGE.read_text(encoding="utf-8").format(summary=verdict_counts(all_items(topics)))]
     doubtful = [item for item in all_items(topics) if not trivial(item)]
     parts.append(f"## What does not simply hold\n\n{_markdown(items_table(doubtful))}")
     for topic, items in topics.items() if everything else ():

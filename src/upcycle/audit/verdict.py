@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -29,13 +29,7 @@ from upcycle.study.study import StudyConfig, load_study
 Verdict = Literal[
     "reproduced", "within rounding", "slip", "cannot be recomputed without the losses", "not printed, follows"
 ]
-VERDICTS: tuple[Verdict, ...] = (
-    "reproduced",
-    "within rounding",
-    "slip",
-    "cannot be recomputed without the losses",
-    "not printed, follows",
-)
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 """The last is of numbers that the paper does not print but that follow from those that it does."""
 
 STUDY = Path(__file__).resolve().parents[3] / "config" / "paper.yaml"

@@ -52,7 +52,7 @@ def figure_5(inputs: Inputs) -> Figure:
     handles: list[Artist] = [Patch(color=c, label=f"$N_1$ = {short_count(size)}") for size, c in colours.items()]
     grey = {top_k: (style.GREY, marker) for top_k, marker in markers.items()}
     handles += style.look_handles(grey, lambda top_k: f"top-{top_k}", linestyle="none")
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 8), columnspacing=1)
+    style.legend_below(figure, handles, columns=8)
     return figure
 
 

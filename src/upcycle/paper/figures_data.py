@@ -56,12 +56,7 @@ def figure_4(inputs: Inputs, sweep: str | None = None, model: str | None = None)
     the exponents of these power laws against D1, with the fit of Equation 10. Bars: 95 % intervals, cut at the edge of
     the panel.
     """
-    grid = inputs.grid(sweep, model)
-    figure = style.new_figure(style.COLUMN, 4.4, simulated=inputs.simulated)
-    top, bottom = figure.subplots(2, 1, height_ratios=[1.35, 1])
-    fit = _loss_by_D1(top, inputs, grid)
-    _relation(bottom, fit, "alpha", "exponent_vs_d1")
-    style.token_axis(bottom, grid.D1, "tokens of the dense model, $D_1$")
+    figure, bottom = _with_parameter(inputs, inputs.grid(sweep, model), "alpha", "exponent_vs_d1", "linear")
     bottom.set_ylabel(r"exponent of $D_2$, $-\alpha(D_1)$")
     return figure
 
@@ -72,16 +67,21 @@ def figure_12(inputs: Inputs, sweep: str | None = None, model: str | None = None
     Top: as Figure 4. Bottom: the scaling factors A of the same power laws against D1, with the fit of Equation 16.
     Bars: 95 % intervals, cut at the edge of the panel.
     """
-    grid = inputs.grid(sweep, model)
-    figure = style.new_figure(style.COLUMN, 4.4, simulated=inputs.simulated)
-    top, bottom = figure.subplots(2, 1, height_ratios=[1.35, 1])
-    fit = _loss_by_D1(top, inputs, grid)
-    bottom.set_yscale("log")
-    _relation(bottom, fit, "A", "scale_vs_d1")
-    style.token_axis(bottom, grid.D1, "tokens of the dense model, $D_1$")
+    figure, bottom = _with_parameter(inputs, inputs.grid(sweep, model), "A", "scale_vs_d1", "log")
     style.number_ticks(bottom)
     bottom.set_ylabel("scaling factor $A(D_1)$")
     return figure
+
+
+def _with_parameter(inputs: Inputs, grid: Grid, parameter: str, law: str, scale: str) -> tuple[Figure, Axes]:
+    """Losses against D2 above, a parameter of their power laws against D1 below; returns the lower panel too."""
+    figure = style.new_figure(style.COLUMN, 4.4, simulated=inputs.simulated)
+    top, bottom = figure.subplots(2, 1, height_ratios=[1.35, 1])
+    fit = _loss_by_D1(top, inputs, grid)
+    bottom.set_yscale(scale)
+    _relation(bottom, fit, parameter, law)
+    style.token_axis(bottom, grid.D1, "tokens of the dense model, $D_1$")
+    return figure, bottom
 
 
 def _trunk_curve(inputs: Inputs, run_id: str) -> list[tuple[int, float]]:
@@ -95,13 +95,12 @@ def _trunk_curve(inputs: Inputs, run_id: str) -> list[tuple[int, float]]:
 def _loss_by_D1(axes: Axes, inputs: Inputs, grid: Grid) -> FitResult:
     """Finished losses against D2, each D1 with its power law; returns the grouped fit of Equation 7."""
     fit = inputs.fit(grid, "power", by="D1")
-    curves = {int(group["D1"]): group for group in fit.groups or []}
+    curves = fit.group_fits
     D2 = np.geomspace(grid.D2[0], grid.D2[-1], 100)
     for D1, (colour, marker) in style.looks(grid.D1).items():
         rows = grid.rows[grid.rows["D1"] == D1]
         if D1 in curves:
-            values = {name: entry["value"] for name, entry in curves[D1]["parameters"].items()}
-            axes.plot(D2, get_law("power").predict(values, {"D2": D2}), color=colour, linewidth=1)
+            axes.plot(D2, get_law("power").predict(curves[D1].values, {"D2": D2}), color=colour, linewidth=1)
         style.points(axes, rows["D2"], rows["loss"], colour, marker)
     style.token_axis(axes, grid.D2, "tokens of upcycled training, $D_2$")
     style.loss_axis(axes)
@@ -114,21 +113,22 @@ def _relation(axes: Axes, fit: FitResult, parameter: str, law: str) -> None:
 
     Raises `UserError` when that law was not fitted.
     """
-    groups = fit.groups or []
+    curves = fit.group_fits
     sign = -1 if law == "exponent_vs_d1" else 1
-    D1 = np.array([group["D1"] for group in groups], dtype=float)
+    D1 = np.array(list(curves), dtype=float)
     relation = (fit.relations or {}).get(law)
     if relation is None:
         raise UserError(f"the fit of `{fit.law}` by {fit.by} has no relation `{law}`: {fit.statement}")
     values = {name: entry["value"] for name, entry in relation["parameters"].items()}
     line = np.geomspace(D1.min(), D1.max(), 100)
     axes.plot(line, get_law(law).predict(values, {"D1": line}), color=style.FIT, label=get_law(law).label)
-    points = [sign * group["parameters"][parameter]["value"] for group in groups]
-    looks = style.looks(range(len(groups)))
-    for group, value, (colour, marker) in zip(groups, points, looks.values(), strict=True):
-        interval = group["intervals"].get(parameter)
-        if interval and None not in interval:
-            axes.vlines(group["D1"], *(sign * bound for bound in interval), color=colour, linewidth=1)
-        style.points(axes, [group["D1"]], [value], colour, marker)
+    points = [sign * curve.values[parameter] for curve in curves.values()]
+    for (at, curve), value, (colour, marker) in zip(
+        curves.items(), points, style.looks(list(curves)).values(), strict=True
+    ):
+        bounds = [sign * bound for bound in curve.intervals.get(parameter, []) if bound is not None]
+        if len(bounds) == 2:
+            axes.vlines(at, bounds[0], bounds[1], color=colour, linewidth=1)
+        style.points(axes, [at], [value], colour, marker)
     style.frame_values(axes, [*points, *get_law(law).predict(values, {"D1": D1})])
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0)  # above the panel: bars may fill it

@@ -58,9 +58,7 @@ def figure_6(inputs: Inputs) -> Figure:
     for axes in grid[0, 1:]:
         axes.set_ylabel("")
     grid[1, 0].set_ylabel("error (nats)")
-    handles = style.look_handles(looks, short_count, linestyle="none")
-    columns = min(len(handles), 8)
-    figure.legend(handles=handles, title="$N_1$", loc="outside lower center", ncols=columns, columnspacing=1)
+    style.legend_below(figure, style.look_handles(looks, short_count, linestyle="none"), "$N_1$", columns=8)
     return figure
 
 

@@ -44,7 +44,9 @@ def overview(inputs: Inputs, sweep: str | None = None) -> Figure:
             lead = (scratch - line).dropna()
             style.points(axes, lead.index, lead, shade, marker, line=True)
     style.loss_axis(top)
-    style.sequence_legend(top, grid.D1, more=handles, title="upcycled, by $D_1$")
+    style.sequence_legend(top, grid.D1, "upcycled, by $D_1$")
+    if handles:
+        figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
     for axes in rest:
         axes.axhline(0, color=style.SCRATCH, linestyle="--")
         if noise := inputs.noise:

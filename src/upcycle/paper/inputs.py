@@ -201,13 +201,16 @@ class Inputs:
         """
         fit = self.fit_or_none(grid, law, by=by)
         if fit is None:
-            raise self._no_fit(law, by, f" to sweep `{grid.sweep}`, {grid.model} {grid.label}")
+            grouped = f" by {by}" if by else ""
+            raise self._no_fit(law, f"{grouped} to sweep `{grid.sweep}`, {grid.model} {grid.label}")
         return fit
 
     def fit_or_none(self, grid: Grid, law: str, *, by: str | None = None) -> FitResult | None:
         """The fit of a law to runs of a grid's mixture alone; of several the one to most of its runs."""
         # A fit to other mixtures too answers another question, however many of the grid's runs it has.
-        mixture = set(self.losses.loc[self._same_mixture(grid), "id"])
+        rows = self.losses
+        same = (rows["lineage"] == "up") & (rows["model"] == grid.model) & (rows["moe"] == grid.moe)
+        mixture = set(rows.loc[same, "id"])
         own = set(grid.rows["id"])
         candidates = [
             fit
@@ -216,20 +219,19 @@ class Inputs:
         ]
         return max(candidates, key=lambda fit: (len(own & set(fit.ids)), not fit.fixed), default=None)
 
-    def fit_of(self, law: str, *, by: str | None = None) -> FitResult:
+    def fit_of(self, law: str) -> FitResult:
         """The fit of a law to whatever runs: of several the one to most.
 
         Raises `UserError` naming the law when there is none.
         """
-        found = [fit for fit in self.fits.values() if fit.law == law and fit.by == by]
+        found = [fit for fit in self.fits.values() if fit.law == law and fit.by is None]
         if not found:
-            raise self._no_fit(law, by, "")
+            raise self._no_fit(law)
         return max(found, key=lambda fit: len(fit.ids))
 
-    def _no_fit(self, law: str, by: str | None, to: str) -> UserError:
+    def _no_fit(self, law: str, to: str = "") -> UserError:
         fits = ", ".join(self.fits) or "none"
-        grouped = f" by {by}" if by else ""
-        return UserError(f"no fit of law `{law}`{grouped}{to}: add one under `fits` in the study (it has: {fits})")
+        return UserError(f"no fit of law `{law}`{to}: add one under `fits` in the study (it has: {fits})")
 
     def rows_of(self, fit: FitResult) -> pd.DataFrame:
         """The rows of losses.csv that a fit was made to, in its order.
@@ -263,10 +265,6 @@ class Inputs:
             return None
         residual_N = self.rows_of(fit)["loss"].to_numpy(float) * np.expm1(np.array(fit.residuals_log))
         return lack_of_fit(residual_N, int(fit.certificate["parameters"]), self.noise)
-
-    def _same_mixture(self, grid: Grid) -> pd.Series:
-        rows = self.losses
-        return (rows["lineage"] == "up") & (rows["model"] == grid.model) & (rows["moe"] == grid.moe)
 
     def chain(self, run_id: str) -> list[str]:
         """A finished model's run and the runs of its own stage that led to it, first to last.

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -168,25 +169,20 @@ def points(
     return axes.plot(list(x), list(y), marker, color=colour, linestyle=style, label=label, **RIM)
 
 
-def sequence_legend(axes: Axes, D1: Sequence[int], *, more: Sequence[Line2D] = (), title: str = "$D_1$") -> None:
+def sequence_legend(axes: Axes, D1: Sequence[int], title: str = "$D_1$") -> None:
     """Legend of the values of D1, smallest first as the curves lie, in the corner that falling losses leave empty."""
     handles = look_handles(looks(D1), short_count, **RIM)
     axes.legend(handles=handles, title=title, loc="upper right", ncols=1 + (len(handles) > 6))
-    if more:
-        figure = axes.get_figure()
-        assert isinstance(figure, Figure)
-        figure.legend(handles=list(more), loc="outside upper center", ncols=len(more))
 
 
-def legend_below(figure: Figure, handles: Sequence[Line2D], title: str) -> None:
-    """One legend for all panels, under them."""
-    columns = min(len(handles), 5)
-    figure.legend(handles=list(handles), title=title, loc="outside lower center", ncols=columns, columnspacing=1)
+def legend_below(figure: Figure, handles: Sequence[Artist], title: str | None = None, columns: int = 5) -> None:
+    """One legend for all panels, under them, of at most this many columns."""
+    ncols = min(len(handles), columns)
+    figure.legend(handles=list(handles), title=title, loc="outside lower center", ncols=ncols, columnspacing=1)
 
 
-def encode(figure: Figure, form: Literal["svg", "pdf", "png"]) -> bytes:
+def encode(figure: Figure, form: Literal["svg", "pdf"]) -> bytes:
     """A figure as the bytes of a file; no date in it, so equal figures give equal bytes."""
-    dates: dict[str, dict[str, None]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=form, metadata=dates[form], dpi=300)
+    figure.savefig(buffer, format=form, metadata={"svg": {"Date": None}, "pdf": {"CreationDate": None}}[form], dpi=300)
     return buffer.getvalue()

@@ -39,7 +39,6 @@ def decisions(inputs: Inputs) -> dict[str, Any] | None:
     return {
         "missing": "",
         "sentences": _sentences(three, rows[-1]),
-        "columns": _columns(three),
         "rows": [_cells(row) for row in rows],
         "far": f"{NEAR:g}",
         "notes": list(three.notes),
@@ -92,18 +91,15 @@ def _row(three: ThreeLaws, size: float, d1: float) -> _Row:
     )
 
 
-def _columns(three: ThreeLaws) -> list[str]:
-    optimum = ["compute-optimal D2"] if three.upcycled.depends_on_size else []
-    return ["N1", "D* (D1 = D2)", "D* beyond the data", "D1", "D2, dense cost sunk", "D2, dense cost paid", *optimum]
-
-
-def _cells(row: _Row) -> list[str]:
-    """The row's text, a cell a column of `_columns`."""
-    cells = [short_count(row.size), _cell(row.equal), _far(row.equal.outside) if row.equal.roots else "–"]
-    cells += [short_count(row.d1), _cell(row.sunk), _cell(row.paid)]
+def _cells(row: _Row) -> dict[str, str]:
+    """The row's text by column."""
+    beyond = _far(row.equal.outside) if row.equal.roots else "–"
+    cells = {"N1": short_count(row.size), "D* (D1 = D2)": _cell(row.equal), "D* beyond the data": beyond}
+    cells |= {"D1": short_count(row.d1), "D2, dense cost sunk": _cell(row.sunk), "D2, dense cost paid": _cell(row.paid)}
     if row.optimum is not None:
         missing = math.isnan(row.optimum.d2)
-        cells.append("none" if missing else f"{short_count(row.optimum.d2)}{_band(row.optimum.d2_band)}")
+        band = _band(row.optimum.d2_band)
+        cells["compute-optimal D2"] = "none" if missing else short_count(row.optimum.d2) + band
     return cells
 
 

@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 FROM_RUN_FOLDERS = ("figure3",)
 """Figures of curves along the training, which only trained runs have."""
+README = Path(__file__).with_name("simulated.md")
+"""The text of a simulated study's README.md, with places for what was simulated."""
 
 
 def run_simulate(args: argparse.Namespace) -> None:
@@ -112,30 +114,8 @@ def planned_losses(plan: Plan) -> pd.DataFrame:
 
 def _readme(study: str, losses: pd.DataFrame, world: World, noise: float, seed: int, skipped: Sequence[str]) -> str:
     """What was simulated, from which constants, by which command."""
+    statements, missing = ("".join(f"- {line}\n" for line in lines) for lines in (world.statements(), skipped))
     command = f"upcycle simulate --study {study} --noise {noise:g} --seed {seed}"
-    lines = [
-        f"# SIMULATED LOSSES of the study `{study}`",
-        "",
-        f"No model was trained for this folder. The {len(losses)} losses of [losses.csv](losses.csv) are drawn from",
-        "laws; fits, figures and tables are made from them as from measured losses. They show that the study's",
-        "grid, fits and figures work together. They do not show what training gives.",
-        "",
-        f"This command of upcycle {__version__} writes the folder; the content is the same each time:",
-        "",
-        f"    {command}",
-        "",
-        "## Constants",
-        "",
-        "D, D1, D2 in tokens, sizes in non-embedding parameters, losses in nats, natural logarithms.",
-        "",
-        *(f"- {line}" for line in world.statements()),
-        f"- Noise (ours): Gaussian, standard deviation {noise:g} nats, drawn from the run's id and seed {seed}.",
-        "",
-        "## What is here",
-        "",
-        "- `losses.csv`: the column `simulated` is 1; columns that only training can measure are empty.",
-        "- `fits/`: each fit has `\"simulated\": true`.",
-        "- `figures/`, `tables/`: all that are made from the losses have SIMULATED LOSSES in their title.",
-        *(f"- {line}" for line in skipped),
-    ]  # fmt: skip
-    return "\n".join(lines) + "\n"
+    words = {"study": study, "count": len(losses), "version": __version__, "noise": noise, "seed": seed}
+    text = README.read_text(encoding="utf-8")
+    return text.format(command=command, statements=statements, missing=missing, **words)
