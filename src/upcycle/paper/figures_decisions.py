@@ -11,7 +11,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.patches import Patch
 from matplotlib.ticker import NullLocator
 from numpy.typing import NDArray
 
@@ -28,6 +28,7 @@ from upcycle.paper.three_laws import (
     STAR,
     clear_of,
     count_axis,
+    data_box,
     name_region,
     pointwise_band,
     size_is_inside,
@@ -174,8 +175,8 @@ def _measured(inputs: Inputs, three: ThreeLaws) -> dict[Plan, tuple[Array, Array
     rows = inputs.losses[inputs.losses["id"].isin(ids)]
     mixture = (rows["n_expert"] == three.n_expert) & (rows["top_k"] == three.top_k)
     found: dict[Plan, tuple[Array, Array]] = {}
-    lineages: dict[Plan, str] = {"dense": "dense", "moe": "moe", "two_stage": "up"}
-    for plan, lineage in lineages.items():
+    for plan in PLANS:
+        lineage = "up" if plan == "two_stage" else plan
         part = rows[(rows["lineage"] == lineage) & (mixture | (lineage == "dense"))]
         if not part.empty:
             N1, N2, D1, D, loss = part[["N1", "N2", "D1", "D", "loss"]].to_numpy(float).T
@@ -251,8 +252,7 @@ def _regions(axes: Axes, three: ThreeLaws, size: float) -> set[str]:
     axes.plot(D1, D1, color="black", linewidth=0.7, linestyle=":")
     if size_is_inside(three, size):
         seen.add("data")
-        (x0, x1), (y0, y1) = upcycled.box["D1"], upcycled.box["D2"]
-        axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, linestyle=DASHED, linewidth=0.8))
+        axes.add_patch(data_box(upcycled.box["D1"], upcycled.box["D2"], fill=False, linestyle=DASHED, linewidth=0.8))
     for root in d_star(three.without_draws(), size).roots:
         if max(D1[0], D2[0]) < root < min(D1[-1], D2[-1]):
             axes.plot([root], [root], zorder=5, gid="d_star", **STAR)

@@ -39,10 +39,10 @@ def overview(inputs: Inputs, sweep: str | None = None) -> Figure:
             tokens |= {int(value) for value in line.index}
     for D1, (shade, marker) in style.looks(grid.D1).items():
         line = grid.rows[grid.rows["D1"] == D1].groupby("D2")["loss"].mean()
-        style.points(top, line.index, line, shade, marker, line=True)
+        style.points(top, line.index, line, shade, marker, linestyle="-")
         for axes in rest:
             lead = (scratch - line).dropna()
-            style.points(axes, lead.index, lead, shade, marker, line=True)
+            style.points(axes, lead.index, lead, shade, marker, linestyle="-")
     style.loss_axis(top)
     style.sequence_legend(top, grid.D1, "upcycled, by $D_1$")
     if handles:

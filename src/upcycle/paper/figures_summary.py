@@ -23,7 +23,7 @@ from upcycle.laws.tables.losses import law_columns
 from upcycle.laws.terms import Array
 from upcycle.paper import style
 from upcycle.paper.inputs import Inputs
-from upcycle.paper.three_laws import BAND, OUTSIDE, clear_of, count_axis, name_region, shade_outside, three_laws
+from upcycle.paper.three_laws import BAND, OUTSIDE, clear_of, count_axis, data_box, name_region, three_laws
 
 PUBLISHED_FROM = 1e8
 """Sizes N1 from which Equation 2 is drawn; it is the paper's, fitted to sizes about these and above."""
@@ -108,8 +108,9 @@ def _d_star_by_size(figure: SubFigure, three: ThreeLaws) -> None:
     sizes = np.array([low]) if alone else np.geomspace(low / 1.5, high * 100, SIZES)
     found = [d_star(three, size) for size in sizes]
     top.set(xlim=(low / 3, low * 3) if alone else (sizes[0], sizes[-1]), ylim=(tokens[0] / 5, tokens[1] * 100))
-    shade_outside(top, (low / 1.1, high * 1.1), tokens)
-    bottom.set_facecolor(OUTSIDE)
+    for axes in (top, bottom):
+        axes.set_facecolor(OUTSIDE)
+    top.add_patch(data_box((low / 1.1, high * 1.1), tokens, facecolor="white", edgecolor="none", zorder=0))
     bottom.axvspan(low / 1.1, high * 1.1, color="white", zorder=0)
     handles: list[Line2D | Patch] = []
     lines: list[tuple[Array, Array]] = []

@@ -155,18 +155,10 @@ def relabel(axes: Axes, position: float, text: str) -> None:
 
 
 def points(
-    axes: Axes,
-    x: Iterable[float],
-    y: Iterable[float],
-    colour: Colour,
-    marker: str,
-    *,
-    line: bool = False,
-    label: str = "",
+    axes: Axes, x: Iterable[float], y: Iterable[float], colour: Colour, marker: str, **more: Any
 ) -> list[Line2D]:
-    """Markers with a thin white rim, so that they stay apart where they crowd."""
-    style = "-" if line else "none"
-    return axes.plot(list(x), list(y), marker, color=colour, linestyle=style, label=label, **RIM)
+    """Markers with a thin white rim, so that they stay apart where they crowd; `more` are properties of their line."""
+    return axes.plot(list(x), list(y), color=colour, marker=marker, **{"linestyle": "none", **RIM, **more})
 
 
 def sequence_legend(axes: Axes, D1: Sequence[int], title: str = "$D_1$") -> None:

@@ -28,7 +28,7 @@ def laws(inputs: Inputs, sweep: str | None = None) -> pd.DataFrame:
     grid = inputs.grid(sweep)
     runs = set(grid.rows["id"])
     found = {
-        name: fit
+        name.replace("_", " "): fit
         for name, fit in inputs.fits.items()
         if fit.by is None and set(fit.ids) == runs and fit.response == "loss"
     }
@@ -39,17 +39,13 @@ def laws(inputs: Inputs, sweep: str | None = None) -> pd.DataFrame:
         (name for name, fit in found.items() if fit.law == "multiplicative" and fit.loo_residuals_log is not None),
         min(found, key=lambda name: or_nan(found[name].loo_rms)),
     )
-    rows = {
-        name.replace("_", " "): _row(fit) | _against(inputs, fit, found[reference], reference)
-        for name, fit in found.items()
-    }
+    rows = {name: _row(fit) | _against(inputs, fit, found[reference], reference) for name, fit in found.items()}
     frame = pd.DataFrame.from_dict(rows, orient="index").sort_values("leave one out")
     lowest = frame["AIC"].min()
     frame["AIC"] = [value - lowest for value in frame["AIC"]]
     frame.index.name = "law"
-    warnings = {name.replace("_", " "): ", ".join(fit.warnings) for name, fit in found.items()}
-    if any(warnings.values()):
-        frame["warning"] = [warnings[name] for name in frame.index]
+    if any(fit.warnings for fit in found.values()):
+        frame["warning"] = [", ".join(found[name].warnings) for name in frame.index]
     return frame
 
 
@@ -58,7 +54,7 @@ def _against(inputs: Inputs, fit: FitResult, reference: FitResult, name: str) ->
     ratio, test = inputs.error_ratio(fit, reference), inputs.lack_of_fit(fit)
     value = ratio.ratio if ratio else math.nan
     return {
-        **with_interval(f"ratio to {name.replace('_', ' ')}", value, ratio.by_points if ratio else None),
+        **with_interval(f"ratio to {name}", value, ratio.by_points if ratio else None),
         **with_interval("ratio, rows drawn", value, ratio.by_groups if ratio else None),
         "F of fit": test.F if test else math.nan,
         "degrees of freedom": f"{test.freedom[0]}, {test.freedom[1]}" if test else "",

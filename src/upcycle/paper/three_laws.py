@@ -93,11 +93,9 @@ def count_axis(axes: Axes, which: Literal["x", "y"], label: str, *, most: int = 
     axis.set_label_text(label)
 
 
-def shade_outside(axes: Axes, x: tuple[float, float], y: tuple[float, float]) -> None:
-    """Grey everywhere but over the range of the data."""
-    axes.set_facecolor(OUTSIDE)
-    box = Rectangle((x[0], y[0]), x[1] - x[0], y[1] - y[0], facecolor="white", edgecolor="none", zorder=0)
-    axes.add_patch(box)
+def data_box(x: tuple[float, float], y: tuple[float, float], **look: Any) -> Rectangle:
+    """The range of the data as a patch."""
+    return Rectangle((x[0], y[0]), x[1] - x[0], y[1] - y[0], **look)
 
 
 def solid_inside(

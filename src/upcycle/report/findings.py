@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -72,8 +72,9 @@ def _best_law(inputs: Inputs, grid: Grid) -> Finding | None:
             detail,
             "open",
         )
+    count = ("two", "three", "four")[len(errors) - 2]
     sentence = (
-        f"Of the paper's {_count(len(errors))} laws the {LAWS[best]} fits best: its leave-one-out error is "
+        f"Of the paper's {count} laws the {LAWS[best]} fits best: its leave-one-out error is "
         f"{number(errors[best], 2)} nats; that of the next, the {LAWS[second]}, is {number(errors[second], 2)}."
     )
     return Finding(sentence, detail, "clear" if best == "multiplicative" else "against")
@@ -160,11 +161,8 @@ def _stands(kinds: Counter[Standing]) -> str:
     if len(present) == 1:
         return f"{_VERBS[present[0]]} at {f'each of the {n} points' if n > 1 else 'the one point'}"
     first, *rest = (f"{_VERBS[kind]} at {kinds[kind]}" for kind in present)
-    return _and([f"{first} of {n} points", *rest])
-
-
-def _and(words: Sequence[str]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+    *before, last = f"{first} of {n} points", *rest
+    return f"{', '.join(before)} and {last}"
 
 
 def _extremes(found: list[Lead], rival: str) -> str:
@@ -269,7 +267,3 @@ def _noise(noise: SeedNoise | None, grid: Grid) -> Finding:
         f"Measured at {plural(noise.points, 'point')} with {plural(noise.freedom, 'degree')} of freedom. {span}Two "
         f"single losses differ clearly when they are more than {number(clear_difference(noise), 2)} nats apart.",
     )
-
-
-def _count(items: int) -> str:
-    return {2: "two", 3: "three", 4: "four"}.get(items, str(items))

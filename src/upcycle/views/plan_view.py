@@ -23,6 +23,8 @@ from upcycle.workflow.paths import RESULTS
 
 CHECKPOINT_BYTES = 4
 """Weights and each of AdamW's two moments are float32."""
+OF_RUN = ("kind", "lineage", "role", "parent", "start_step", "end_step", "tokens", "dense_tokens", "segment_tokens")
+"""What a plan shows of a run as it is."""
 ALL = "all (runs shared)"
 """The line of totals."""
 
@@ -61,20 +63,12 @@ def describe_run(workflow: Workflow, run_id: str, speeds: dict[str, float]) -> d
     copies = 3 if run.role == "trunk" else 1  # weights, and a trunk point's two AdamW moments
     return {
         "id": run_id,
-        "kind": run.kind,
-        "lineage": run.lineage,
-        "role": run.role,
-        "parent": run.parent,
+        **{name: getattr(run, name) for name in OF_RUN},
         "sweeps": [name for name, ids in workflow.plan.sweeps.items() if run_id in ids],
         "model": model,
         "moe": moe,
         "n_dense_or_total": counts.non_embedding,
         "n_active": counts.active,
-        "tokens": run.tokens,
-        "dense_tokens": run.dense_tokens,
-        "start_step": run.start_step,
-        "end_step": run.end_step,
-        "segment_tokens": run.segment_tokens,
         "flops_6nd": flops_6nd(run),
         "flops": flops,
         "bytes": copies * CHECKPOINT_BYTES * counts.total,

@@ -78,12 +78,7 @@ def read_state(run_dir: Path, run: RunSpec, locks: Locks | None) -> dict[str, An
         "step": run.start_step,
         "start_step": run.start_step,
         "end_step": run.end_step,
-        "saved_step": None,
-        "loss": None,
-        "heldout": None,
-        **dict.fromkeys(PACE),
-        "row_age": None,
-        "owner": None,
+        **dict.fromkeys(("saved_step", "loss", "heldout", *PACE, "row_age", "owner")),
     }
     if is_finished(run_dir):
         return state | _finished(run_dir, run)

@@ -53,15 +53,8 @@ def _settings(evidence: Evidence) -> Iterator[AuditItem]:
     found = {"main text": study.data.vocab_size, "Japanese": study.sweeps["japanese"].set["data.vocab_size"][0]}
     yield _TEXTS.settings("vocabularies", {"main text": "32,000", "Japanese": "102,400"}, found)
     yield _TEXTS.settings("node", {"GPUs": "8"}, {"GPUs": study.execution.devices})
-    for where, printed in (
-        ("Figure 7", "WSD and cosine schedules yield similar performances"),
-        ("Figure 8", "the MoE's learning rate works best"),
-        ("Figure 9", "a coefficient of 1 performs worst, 1e-3 is right"),
-        ("Figure 10", "repeated data make a very small difference"),
-        ("Figure 11", "Japanese is harder to saturate with D1, code saturates sooner"),
-        ("Section A.6", "noise, partial and low-rank initialisation show no advantage"),
-    ):
-        yield _TEXTS.lost("figure", where=where, printed=printed)
+    for figure in ("figure_7", "figure_8", "figure_9", "figure_10", "figure_11", "initialisation"):
+        yield _TEXTS.lost(figure)
     yield _TEXTS.lost("corpus", 2)
 
 
