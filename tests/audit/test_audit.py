@@ -448,9 +448,12 @@ def test_the_table_of_the_report(topics, monkeypatch):
     assert len(audit(everything=True)) == len(items_table(all_items(topics)))
 
 
-@pytest.mark.parametrize("changed", ["config/paper.yaml", "src/upcycle/audit/items/laws.yaml"])
+AUDIT_SOURCES = ("config/paper.yaml", "src/upcycle/audit/items/laws.yaml", "src/upcycle/audit/printed.yaml")
+
+
+@pytest.mark.parametrize("changed", AUDIT_SOURCES)
 def test_the_tables_key_covers_the_papers_settings_and_the_words_of_items(changed, monkeypatch, tmp_path):
-    for name in ("config", "src/upcycle/audit/items", "src/upcycle/report"):
+    for name in ("config", "src/upcycle/audit", "src/upcycle/report"):
         shutil.copytree(ROOT / name, tmp_path / name)
     monkeypatch.setattr("upcycle.workflow.dag.PACKAGE_ROOT", tmp_path / "src" / "upcycle")
     monkeypatch.chdir(tmp_path)

@@ -9,16 +9,8 @@ from upcycle.laws.result import FitResult
 from upcycle.paper.inputs import Inputs
 from upcycle.paper.render import with_interval
 
-COLUMNS = {
-    "A": "A",
-    "B": "B",
-    "alpha": "α, α1",
-    "alpha1": "α, α1",
-    "alpha2": "α2",
-    "alpha3": "α3",
-    "beta": "β",
-    "E": "E",
-}
+COLUMNS = {"A": "A", "B": "B", "alpha": "α, α1", "alpha1": "α, α1"}
+COLUMNS |= {"alpha2": "α2", "alpha3": "α3", "beta": "β", "E": "E"}
 """Parameters of Equations 3 and 12 as the paper's table heads them."""
 LINEAGES = {"dense": "dense", "moe": "MoE", "up": "upcycled"}
 """Kinds of training in few letters."""

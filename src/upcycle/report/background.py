@@ -79,12 +79,10 @@ def read_csv(path: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
     """
     try:
         frame = pd.read_csv(path)
+        if missing := [column for column in columns if column not in frame]:
+            raise ValueError(f"no column `{missing[0]}`")
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; `snakemake {path}` makes it") from None
-    except ValueError as error:  # empty, cut, or not UTF-8
+    except ValueError as error:  # empty, cut, not UTF-8, or another table
         raise UserError(f"{path} is damaged: {error}; delete it, and `snakemake {path}` makes it again") from None
-    if missing := [column for column in columns if column not in frame]:
-        raise UserError(
-            f"{path} is damaged: no column `{missing[0]}`; delete it, and `snakemake {path}` makes it again"
-        )
     return frame

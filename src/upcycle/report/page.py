@@ -44,8 +44,7 @@ def write_report(inputs: Inputs, background: Background, path: Path) -> None:
 
     Raises `UserError` naming a figure, table or record that is missing.
     """
-    page = render(inputs, background)
-    write_atomic(path, page)
+    write_atomic(path, render(inputs, background))
 
 
 def environment() -> jinja2.Environment:
@@ -114,7 +113,11 @@ def render(inputs: Inputs, background: Background) -> str:
 def _figure(name: str, background: Background) -> dict[str, Any]:
     """A figure of the study: its SVG as a data address, title, caption."""
     item = catalogue.find_item(name, "figure")
-    svg = _product(background.out / "figures" / f"{name}.svg")
+    path = background.out / "figures" / f"{name}.svg"
+    try:
+        svg = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; `snakemake {path}` makes it") from None
     # As an image, not inline: ids inside of two SVGs on one page would clash.
     source = "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
     return {"name": name, "item": item, "source": source}
@@ -132,10 +135,3 @@ def _table(name: str, background: Background) -> dict[str, Any]:
         "rows": len(frame),
         "words": any(isinstance(cell, str) and len(cell) > LONG for cell in frame.to_numpy().ravel()),
     }
-
-
-def _product(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; `snakemake {path}` makes it") from None

@@ -204,13 +204,13 @@ class Workflow:
 
 
 def audit_digests() -> list[str]:
-    """Digests of the files that the audit's table is made from beside code: its items' words, and the paper's settings.
+    """Digests of the files, beside code, that the audit's table is made from.
 
-    The settings are missing where the package is installed apart from its repository: making the table then fails and
-    names the file.
+    They are its words, the printed numbers, and the paper's settings. The settings are missing where the package is
+    installed apart from its repository: making the table then fails and names the file.
     """
     settings = PACKAGE_ROOT.parents[1] / "config" / "paper.yaml"
-    words = sorted((PACKAGE_ROOT / "audit" / "items").glob("*.yaml"))
+    words = sorted((PACKAGE_ROOT / "audit").rglob("*.yaml"))
     return [sha256_file(path) for path in (*words, settings) if path.is_file()]
 
 
