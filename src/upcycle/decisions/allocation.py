@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -156,14 +157,8 @@ def optimal_upcycled(three: ThreeLaws, d1: float, flops: float) -> OptimalAlloca
     """
     curve, d1, flops = _with_sizes(three), as_positive("d1", d1), as_positive("flops", flops)
     product = flops / (6 * three.active_ratio)
-
-    def loss(log_1M: Array) -> Array:
-        d2_M = np.exp(log_1M[0])
-        return curve.loss(D1=d1, D2=d2_M, N1=product / d2_M)
-
-    found, value, at = minimise_in_box(loss, np.log([D_LOW]), np.log([D_HIGH]))
-    d2 = float(np.exp(found[0]))
-    return OptimalAllocation(product / d2, d2, value, ("D2",) if at[0] else ())
+    tokens, value, bound = _best_tokens(lambda D2: curve.loss(D1=d1, D2=D2, N1=product / D2), "D2")
+    return OptimalAllocation(product / tokens["D2"], tokens["D2"], value, bound)
 
 
 def optimal_two_stage(three: ThreeLaws, flops: float) -> TwoStage:
@@ -173,17 +168,20 @@ def optimal_two_stage(three: ThreeLaws, flops: float) -> TwoStage:
     """
     curve, flops, ratio = _with_sizes(three), as_positive("flops", flops), three.active_ratio
 
-    def size(d1: Array, d2: Array) -> Array:
+    def size(d1: Any, d2: Any) -> Any:
         return flops / 6 / (d1 + ratio * d2)
 
-    def loss(log_2M: Array) -> Array:
-        d1_M, d2_M = np.exp(log_2M)
-        return curve.loss(D1=d1_M, D2=d2_M, N1=size(d1_M, d2_M))
+    tokens, value, bound = _best_tokens(lambda D1, D2: curve.loss(D1=D1, D2=D2, N1=size(D1, D2)), "D1", "D2")
+    d1, d2 = tokens["D1"], tokens["D2"]
+    return TwoStage(size(d1, d2), d1, d2, value, bound)
 
-    found, value, at = minimise_in_box(loss, np.log([D_LOW, D_LOW]), np.log([D_HIGH, D_HIGH]))
-    d1, d2 = np.exp(found)
-    bound = tuple(name for name, there in zip(("D1", "D2"), at, strict=True) if there)
-    return TwoStage(float(size(d1, d2)), float(d1), float(d2), value, bound)
+
+def _best_tokens(loss: Callable[..., Array], *names: str) -> tuple[dict[str, float], float, tuple[str, ...]]:
+    """Tokens of least loss, by name, within D_LOW..D_HIGH; that loss; and the names that ended at a bound."""
+    low_A, high_A = np.log(np.full(len(names), D_LOW)), np.log(np.full(len(names), D_HIGH))
+    log_A, value, at_A = minimise_in_box(lambda log_AM: loss(*np.exp(log_AM)), low_A, high_A)
+    tokens = dict(zip(names, np.exp(log_A).tolist(), strict=True))
+    return tokens, value, tuple(name for name, there in zip(names, at_A, strict=True) if there)
 
 
 def three_way(three: ThreeLaws, flops: Array) -> pd.DataFrame:

@@ -28,6 +28,7 @@ from upcycle.laws.tables.losses import select_losses as select_rows
 from upcycle.laws.tables.mixed_kernels import warned
 
 DRAWS = 200
+"""Bootstrap draws of each kind of interval, unless a caller says otherwise."""
 
 
 def fit(

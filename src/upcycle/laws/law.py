@@ -149,26 +149,19 @@ class Law:
         n, names = len(next(iter(inputs.values()))), self.names
         with np.errstate(divide="ignore", invalid="ignore"):
             terms = self.terms(**inputs)
-        exponents: list[Array] = []
-        shifted: list[Array] = []
-        floor_NP = np.zeros((n, len(names)))
         z_N: Array | None = None
-        for term in terms:
-            rows, shifted_rows = np.zeros((n, len(names))), np.zeros((n, len(names)))
+        plain_MNP, shifted_MNP = np.zeros((2, len(terms), n, len(names)))
+        for m, term in enumerate(terms):
             for name, coefficient in term.items():
                 if isinstance(coefficient, Shifted):
-                    shifted_rows[:, names.index(name)], z_N = coefficient.times, coefficient.x
+                    shifted_MNP[m, :, names.index(name)], z_N = coefficient.times, coefficient.x
                 else:
-                    rows[:, names.index(name)] = coefficient
-            if self.line or all(self.parameter(name).kind == "floor" for name in term):
-                floor_NP += rows
-            else:
-                exponents.append(rows)
-                shifted.append(shifted_rows)
-        x_MNP = np.stack(exponents) if exponents else np.zeros((0, n, len(names)))
-        shifted_MNP = np.stack(shifted) if z_N is not None else None
+                    plain_MNP[m, :, names.index(name)] = coefficient
+        is_floor = [self.line or all(self.parameter(name).kind == "floor" for name in term) for term in terms]
+        floor_M = np.array(is_floor, dtype=bool)
+        floor_NP, x_MNP, shifted_MNP = plain_MNP[floor_M].sum(axis=0), plain_MNP[~floor_M], shifted_MNP[~floor_M]
         wrong = ~(np.isfinite(x_MNP).all(axis=(0, 2)) & np.isfinite(floor_NP).all(axis=1))
-        if shifted_MNP is not None and z_N is not None:
+        if z_N is not None:
             wrong |= ~(np.isfinite(shifted_MNP).all(axis=(0, 2)) & (z_N >= 0))
         if wrong.any():
             row = int(np.flatnonzero(wrong)[0])
@@ -176,7 +169,7 @@ class Law:
             raise UserError(
                 f"law `{self.name}` takes logarithms of its inputs and cannot take {values}: select rows with `where`"
             )
-        return DesignMatrix(x_MNP, floor_NP, shifted_MNP, z_N)
+        return DesignMatrix(x_MNP, floor_NP, None if z_N is None else shifted_MNP, z_N)
 
     def _inputs(self, data: Mapping[str, Array]) -> dict[str, Array]:
         for name in self.inputs:

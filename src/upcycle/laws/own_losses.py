@@ -15,7 +15,7 @@ import pandas as pd
 
 from upcycle.errors import UserError
 from upcycle.laws.context import with_context
-from upcycle.laws.fit import fit
+from upcycle.laws.fit import DRAWS, fit
 from upcycle.laws.forms import LAWS, get_law
 from upcycle.laws.grouped import fit_by
 from upcycle.laws.law import Law
@@ -29,8 +29,6 @@ from upcycle.study.expressions import Expression, of_columns, parse
 
 CONTEXT = ("lineage", "n_expert", "top_k", "N1")
 """Columns that say what a fit is of; taken where the table or --columns has them."""
-DRAWS = 200
-"""Bootstrap draws of each kind of interval, unless --draws says otherwise."""
 OPENING, CLOSING, QUOTES = "([{", ")]}", "'\"`"
 
 

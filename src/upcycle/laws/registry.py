@@ -92,15 +92,14 @@ def exponent_parameter(name: str, meaning: str, starts: tuple[float, ...] = (0.0
     return Parameter(name, "exponent", "1", meaning, bounds=(-1.0, 5.0), starts=starts)
 
 
+def interaction_parameter(name: str, of: str, by: str, start: float) -> Parameter:
+    """What couples two inputs: how much the exponent of one of them shrinks as the other grows."""
+    meaning = f"how much the exponent of {of} shrinks per e-fold of {by}"
+    return Parameter(name, "exponent", "1", meaning, bounds=(-0.5, 0.5), starts=(-start, 0.0, start))
+
+
 FLOOR = Parameter("E", "floor", "nats", "irreducible loss", bounds=(0.0, 10.0), starts=(0.1, 0.3, 0.9))
-INTERACTION = Parameter(
-    "alpha3",
-    "exponent",
-    "1",
-    "how much the exponent of D2 shrinks per e-fold of D1",
-    bounds=(-0.5, 0.5),
-    starts=(-0.01, 0.0, 0.01),
-)
+INTERACTION = interaction_parameter("alpha3", "D2", "D1", 0.01)
 OFFSET = Parameter(
     "D0",
     "offset",

@@ -112,5 +112,4 @@ class Advice:
             del expected_loss["rows"]
         for threshold in data["thresholds"]:
             del threshold["draws"]
-        found: dict[str, Any] = plain(data)
-        return found
+        return dict(plain(data))

@@ -121,16 +121,10 @@ def target_of(setting: Setting, threshold: Threshold) -> Target:
         return Target("ln D*", threshold.root, threshold.slopes[threshold.roots.index(threshold.root)])
     budgets = np.concatenate([setting.moe.runs["D"], setting.up.runs["D2"]])
     tokens = np.geomspace(budgets.min(), budgets.max(), 401)
-    nearest = int(np.argmin(np.abs(true_gap(setting, tokens))))
-    return Target("the smallest gap between the two laws", float(tokens[nearest]), 1.0)
-
-
-def true_gap(setting: Setting, tokens: Array) -> Array:
-    """L_moe - L_upcycled at D1 = D2 = D = tokens and the setting's size, nats."""
-    assert setting.moe is not None
     size = np.full_like(tokens, setting.n1)
     moe = setting.moe.curve().loss(D=tokens, N1=size)
-    return np.asarray(moe - setting.up.curve().loss(D1=tokens, D2=tokens, N1=size))
+    nearest = int(np.argmin(np.abs(moe - setting.up.curve().loss(D1=tokens, D2=tokens, N1=size))))
+    return Target("the smallest gap between the two laws", float(tokens[nearest]), 1.0)
 
 
 def linearise(setting: Setting, noise: float, threshold: Threshold) -> Linearised:

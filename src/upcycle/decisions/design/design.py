@@ -257,8 +257,7 @@ def as_data(answer: DesignAnswer) -> dict[str, Any]:
         "further_runs": _further(answer),
         "notes": list(setting.notes),
     }
-    found: dict[str, Any] = plain(data)
-    return found
+    return dict(plain(data))
 
 
 def _threshold_data(threshold: Threshold) -> dict[str, Any]:

@@ -6,17 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from upcycle.decisions.curves import PLURALS
 from upcycle.decisions.design.answer import DesignAnswer
 from upcycle.decisions.design.candidates import CHEAP
 from upcycle.decisions.design.simulation import Simulated, design_doubts
 from upcycle.decisions.quantities import percent
 from upcycle.decisions.thresholds import Threshold
-
-TITLES = {
-    "upcycled": "upcycled models",
-    "dense": "dense models",
-    "moe": "MoEs from scratch",
-}
 
 
 def design_in_words(answer: DesignAnswer) -> str:
@@ -51,7 +46,7 @@ def _parameters(simulated: Simulated) -> str:
     head = ("", "truth", "from", "to", "deviation", "")
     for name, parameters in simulated.parameters.items():
         law = sides[name].law
-        lines += ["", f"{TITLES[name]}: {law.formula} ({law.label})"]
+        lines += ["", f"{PLURALS[name]}: {law.formula} ({law.label})"]
         rows = [head]
         for parameter, expected in parameters.items():
             relative = "" if expected.relative is None else percent(expected.relative, 1)
@@ -97,7 +92,7 @@ def _identifiable(simulated: Simulated) -> str:
     found = design_doubts(simulated)
     if not found:
         return "Every fitted parameter is identifiable: none runs to a bound or spans most of its plausible range."
-    lines = [f"- {', '.join(names)} of {TITLES[name]}: {why}" for name, names, why in found]
+    lines = [f"- {', '.join(names)} of {PLURALS[name]}: {why}" for name, names, why in found]
     return "\n".join(["Not identifiable:", *lines])
 
 

@@ -76,7 +76,8 @@ def leave_one_out(prepared: Prepared, optimum: Optimum, warm_SR: Array | None = 
     if n >= MANY:
         return LeaveOneOut(residual_N, *root_mean_squares(prepared, residual_N), refits)
     refits, residual_KN, above_KN = _pulled(prepared, refits)
-    equal_N = _middle(residual_KN, above_KN <= EQUAL)
+    low_N, high_N = _range(residual_KN, above_KN <= EQUAL)
+    equal_N = (low_N + high_N) / 2
     rms, rms_log = root_mean_squares(prepared, equal_N)
     return LeaveOneOut(equal_N, rms, rms_log, refits, _near_optima(prepared, residual_KN, above_KN <= NEAR, rms))
 
@@ -103,13 +104,8 @@ def _pulled(prepared: Prepared, refits: Refits) -> tuple[Refits, Array, Array]:
     return lowest, residual_KNN[:, own], above_KN
 
 
-def _middle(residual_KN: Array, among_KN: NDArray[np.bool_]) -> Array:
-    """The middle of the range of some of the residuals of each point."""
-    low_N, high_N = _range(residual_KN, among_KN)
-    return (low_N + high_N) / 2
-
-
 def _range(value_KN: Array, among_KN: NDArray[np.bool_]) -> tuple[Array, Array]:
+    """Least and greatest of some of the values of each point."""
     low_N = np.where(among_KN, value_KN, np.inf).min(axis=0)
     return low_N, np.where(among_KN, value_KN, -np.inf).max(axis=0)
 

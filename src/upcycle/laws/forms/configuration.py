@@ -6,16 +6,9 @@ P = N_total / N2 is the sparsity (dimensionless, Equations 5 and 6), N2 the non-
 from __future__ import annotations
 
 from upcycle.laws.law import Law, Parameter
-from upcycle.laws.registry import exponent_parameter, form, register, scale, special_case
+from upcycle.laws.registry import exponent_parameter, form, interaction_parameter, register, scale, special_case
 
-INTERACTION_OF_P = Parameter(
-    "beta3",
-    "exponent",
-    "1",
-    "how much the exponent of N2 shrinks per e-fold of P",
-    bounds=(-0.5, 0.5),
-    starts=(-0.02, 0.0, 0.02),
-)
+INTERACTION_OF_P = interaction_parameter("beta3", "N2", "P", 0.02)
 
 
 def of_sparsity(factor: str) -> tuple[Parameter, ...]:

@@ -5,12 +5,19 @@ D1, D2 and the like are in tokens; N1 is the dense model's size in non-embedding
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from upcycle.laws.forms.configuration import of_sparsity
 from upcycle.laws.forms.tokens import EXPONENT_OF_D2, OF_UPCYCLED, two_stages
 from upcycle.laws.law import Law
-from upcycle.laws.registry import INTERACTION, OFFSET, exponent_parameter, form, register, scale, special_case
+from upcycle.laws.registry import (
+    INTERACTION,
+    OFFSET,
+    exponent_parameter,
+    form,
+    interaction_parameter,
+    register,
+    scale,
+    special_case,
+)
 
 _OF_N1 = (
     scale("B", "loss that a larger model would save", "nats at N1 = 1 parameter"),
@@ -77,7 +84,7 @@ def joint_rejected() -> Law:
         scale("B", "scaling factor of D2 and N1", "nats at D2 = 1 token, N1 = 1 parameter"),
         exponent_parameter("alpha2", "exponent of D2 at N1 = 1 parameter", starts=(-0.1, 0.05, 0.3)),
         exponent_parameter("beta", "exponent of N1 at D2 = 1 token", starts=(-0.1, 0.05, 0.3)),
-        replace(INTERACTION, meaning="how much the exponent of N1 shrinks per e-fold of D2"),
+        interaction_parameter("alpha3", "N1", "D2", 0.01),
     )
 
 

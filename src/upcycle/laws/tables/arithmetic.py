@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,10 @@ from upcycle.study.expressions import ARITHMETIC, COMPARISONS, FUNCTIONS, Expres
 Value = Cells | float | str | bool
 """Of an expression: a value for each row, or one for all."""
 
+_LOGIC: dict[type, Callable[[Any, Any], Any]] = {
+    **dict.fromkeys((ast.And, ast.BitAnd), np.logical_and),
+    **dict.fromkeys((ast.Or, ast.BitOr), np.logical_or),
+}
 _FUNCTIONS: dict[str, Callable[[Any], Any]] = {name: getattr(np, name) for name in FUNCTIONS}
 
 
@@ -85,10 +90,8 @@ class _Evaluator:
                 return constant if isinstance(constant, bool | str) else float(constant)
             case ast.Name():
                 return self.columns[self.named.get(node.id, node.id)]
-            case ast.BinOp(op=ast.BitAnd()):
-                return np.logical_and(self.value(node.left), self.value(node.right))
-            case ast.BinOp(op=ast.BitOr()):
-                return np.logical_or(self.value(node.left), self.value(node.right))
+            case ast.BinOp(op=ast.BitAnd() | ast.BitOr()):
+                return _LOGIC[type(node.op)](self.value(node.left), self.value(node.right))
             case ast.BinOp():
                 return ARITHMETIC[type(node.op)](np.float64(1) * self.number(node.left), self.number(node.right))
             case ast.UnaryOp(op=ast.USub()):
@@ -98,11 +101,7 @@ class _Evaluator:
             case ast.UnaryOp():
                 return np.logical_not(self.value(node.operand))
             case ast.BoolOp():
-                combine = np.logical_and if isinstance(node.op, ast.And) else np.logical_or
-                held = self.value(node.values[0])
-                for operand in node.values[1:]:
-                    held = combine(held, self.value(operand))
-                return held
+                return reduce(_LOGIC[type(node.op)], map(self.value, node.values))
             case ast.Compare():
                 return self.comparison(node)
             case ast.Call(func=ast.Name(id=name), args=[argument]):
@@ -151,14 +150,12 @@ class _Evaluator:
 def compared(relation: ast.cmpop, a: Value, b: Value) -> Any:
     """One comparison: of words if one side is a word or both are columns of words, else of numbers."""
     compare: Callable[[Any, Any], Any] = COMPARISONS[type(relation)]
-    if any(isinstance(value, str) for value in (a, b)) or all(_worded(value) for value in (a, b)):
+    worded = any(isinstance(value, str) for value in (a, b)) or all(
+        isinstance(value, np.ndarray) and value.dtype == object for value in (a, b)
+    )
+    if worded:
         return np.asarray(compare(_words(a), _words(b)), dtype=bool)
     return compare(numbers(a), numbers(b))
-
-
-def _worded(value: Value) -> bool:
-    """Whether a value is a column of words."""
-    return isinstance(value, np.ndarray) and value.dtype == object
 
 
 def _words(value: Value) -> Any:
