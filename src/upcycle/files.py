@@ -12,15 +12,21 @@ from typing import Any
 
 from upcycle.errors import UserError
 
+TEMPORARY = ".tmp"
+"""End of the name of what is not whole yet."""
 
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write beside `path`, make it durable, rename. Text is UTF-8; the folder is made if need be."""
+Part = bytes | memoryview
+
+
+def write_atomic(path: Path, *content: str | Part) -> None:
+    """Write beside `path`, in parts, make it durable, rename. Text is UTF-8; the folder is made if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # Of its own for every call: processes of two machines may share a pid and a disk.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY}")
     try:
         with temporary.open("wb") as handle:
-            handle.write(content.encode() if isinstance(content, str) else content)
+            for part in content:
+                handle.write(part.encode() if isinstance(part, str) else part)
             handle.flush()
             os.fsync(handle.fileno())
         temporary.replace(path)

@@ -9,13 +9,10 @@ starts: a config that is edited while jobs queue does not reach them.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from pydantic import ValidationError
 
 from upcycle.errors import UserError
 from upcycle.files import write_atomic
@@ -23,7 +20,7 @@ from upcycle.study.counting import flops_per_token
 from upcycle.study.execution import Execution
 from upcycle.study.kernel_fit import check_kernels
 from upcycle.study.recorded import RunFolders
-from upcycle.study.spec import RunSpec, canonical_json
+from upcycle.study.spec import Frozen, RunSpec, canonical_json
 from upcycle.study.study import StudyConfig, describe_error
 from upcycle.study.sweep import Point, expand, trunk_point
 
@@ -72,27 +69,12 @@ class Plan:
                 sweeps.setdefault(run_id, []).append(name)
         return sweeps
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain data; `from_json` brings it back."""
-        return {
-            "study": self.study,
-            "runs": {run_id: run.model_dump(mode="json", exclude_defaults=True) for run_id, run in self.runs.items()},
-            "sweeps": self.sweeps,
-            "names": {run_id: list(names) for run_id, names in self.names.items()},
-        }
 
-    @staticmethod
-    def from_json(data: dict[str, Any]) -> Plan:
-        """The inverse of `to_json`; run ids are computed anew and must agree.
+class FrozenPlan(Frozen):
+    """What `freeze` writes and `thaw` reads."""
 
-        Raises `UserError` for a plan written by a version that names runs otherwise.
-        """
-        runs = {run_id: RunSpec.model_validate(spec) for run_id, spec in data["runs"].items()}
-        for run_id, run in runs.items():
-            if run.id != run_id:
-                raise UserError(f"plan of study {data['study']}: run {run_id} is now named {run.id}; plan it anew")
-        names = {run_id: (model, moe) for run_id, (model, moe) in data["names"].items()}
-        return Plan(data["study"], runs, data["sweeps"], names)
+    study: StudyConfig
+    plan: Plan
 
 
 def build_plan(study: StudyConfig, results: Path) -> Plan:
@@ -242,7 +224,8 @@ def _parents_first(runs: dict[str, RunSpec]) -> dict[str, RunSpec]:
 
 def freeze(study: StudyConfig, plan: Plan, results: Path) -> Path:
     """Write study and plan to results/.plans/<hash>.json (once) and return the path."""
-    text = json.dumps({"study": study.model_dump(mode="json"), "plan": plan.to_json()}, indent=1)
+    # Of the runs' many settings the defaults are left out; the job that reads the file runs the same code.
+    text = FrozenPlan(study=study, plan=plan).model_dump_json(indent=1, exclude_defaults=True)
     path = results / ".plans" / f"{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
     if not path.exists():
         write_atomic(path, text)
@@ -252,13 +235,16 @@ def freeze(study: StudyConfig, plan: Plan, results: Path) -> Path:
 def thaw(path: Path) -> tuple[StudyConfig, Plan]:
     """Read a frozen study and plan.
 
-    Raises `UserError` when the file is missing or damaged.
+    Raises `UserError` when the file is missing, damaged, or of a version that names runs otherwise.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        return StudyConfig.model_validate(data["study"]), Plan.from_json(data["plan"])
+        frozen = FrozenPlan.model_validate_json(path.read_bytes())
+        renamed = [(run_id, run.id) for run_id, run in frozen.plan.runs.items() if run.id != run_id]
+        if renamed:
+            raise ValueError("run {} is now named {}".format(*renamed[0]))
     except OSError as error:
         raise UserError(f"plan {path}: {error.strerror}; start Snakemake again, which writes it") from None
-    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
-        reason = describe_error(error) if isinstance(error, ValidationError) else str(error)
+    except ValueError as error:
+        reason = describe_error(error)
         raise UserError(f"plan {path} is damaged ({reason}); delete it and start Snakemake again") from None
+    return frozen.study, frozen.plan

@@ -12,40 +12,46 @@ from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from upcycle.errors import UserError
-from upcycle.manifest import MANIFEST, read_file
+from upcycle.manifest import FIX, MANIFEST, DamagedError, read_file
 from upcycle.study.spec import RunSpec
 from upcycle.study.study import describe_error
 
 log = logging.getLogger(__name__)
 
+SPEC = "spec.json"
 SAVED = re.compile(r"step-(\d{9})-[0-9a-f]{64}(\.safetensors)?")
 """A rolling state in `resume/`, one file or a folder, renamed into place when it is whole (train/states/rolling.py)."""
 TRUNK = re.compile(r"((?:dense|moe|up)-.+)-[^-]+-(s\d+)-[0-9a-f]{10}")
 """A trunk point's id: shape, tokens, seed, digest (`RunSpec.id`)."""
 
 
-def recorded_spec(run_dir: Path) -> RunSpec | None:
+def stated_spec(run_dir: Path) -> RunSpec | None:
     """The spec.json of a run folder, or None where there is none.
 
-    Raises `UserError` when it is damaged or belongs to another run.
+    Raises `DamagedError` when it is no specification, or makes another id than it states.
     """
-    path = run_dir / "spec.json"
+    path = run_dir / SPEC
     content = read_file(path)
     if content is None:
         return None
     try:
-        data = json.loads(content)
-        data.pop("id", None)
-        spec = RunSpec.model_validate(data)
-    except (ValueError, AttributeError, TypeError, RecursionError) as error:
-        reason = describe_error(error) if isinstance(error, ValidationError) else str(error)
-        raise UserError(f"{path} is damaged ({reason}); move the folder away to train the run anew") from None
-    if spec.id != run_dir.name:
-        raise UserError(f"{path} describes run {spec.id}, not {run_dir.name}; move the folder away")
-    return spec
+        fields = json.loads(content)
+        stated = fields.pop("id")
+        run = RunSpec.model_validate(fields)
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise DamagedError(f"{path}: not a run's specification ({describe_error(error)}); {FIX}") from None
+    if run.id != stated:
+        raise DamagedError(f"{path}: makes the id {run.id} but states {stated}: edited by hand, or of another version")
+    return run
+
+
+def recorded_spec(run_dir: Path) -> RunSpec | None:
+    """As `stated_spec`, of a folder that has its run's name; `DamagedError` when it belongs to another run too."""
+    run = stated_spec(run_dir)
+    if run is not None and run.id != run_dir.name:
+        raise DamagedError(f"{run_dir / SPEC} describes run {run.id}, not {run_dir.name}; move the folder away")
+    return run
 
 
 def is_finished(run_dir: Path) -> bool:

@@ -256,18 +256,20 @@ class StudyConfig(Frozen):
 
     @model_validator(mode="after")
     def _check_names(self) -> StudyConfig:
-        for name, sweep in self.sweeps.items():
-            for model in sweep.model:
-                _known(model, self.models, f"sweeps.{name}.model", "models")
-            for moe in sweep.moe:
-                _known(moe, self.moes, f"sweeps.{name}.moe", "moes")
-        for section in ("fits", "evaluations"):
-            for name, entry in getattr(self, section).items():
-                for sweep_name in entry.sweep:
-                    _known(sweep_name, self.sweeps, f"{section}.{name}.sweep", "sweeps")
-        for name, fit in self.fits.items():
-            for sweep_name in fit.floor_from:
-                _known(sweep_name, self.sweeps, f"fits.{name}.floor_from", "sweeps")
+        references = (  # section, its key that names entries, and the section of these
+            ("sweeps", "model", "models"),
+            ("sweeps", "moe", "moes"),
+            ("fits", "sweep", "sweeps"),
+            ("fits", "floor_from", "sweeps"),
+            ("evaluations", "sweep", "sweeps"),
+        )
+        for section, key, named in references:
+            valid = getattr(self, named)
+            for entry_name, entry in getattr(self, section).items():
+                for name in getattr(entry, key):
+                    if name not in valid:
+                        where = f"{section}.{entry_name}.{key}"
+                        raise ValueError(f"{where}: `{name}` is not under `{named}`; {nearest(name, valid)}")
         return self
 
     @model_validator(mode="after")
@@ -315,18 +317,12 @@ def _size(model: ModelConfig | ModelSpec) -> tuple[int, int, int]:
     return model.n_layer, model.d_model, model.n_head
 
 
-def _known(name: str, valid: Any, where: str, section: str) -> None:
-    if name not in valid:
-        raise ValueError(f"{where}: `{name}` is not under `{section}`; {nearest(name, valid)}")
-
-
 def _valid_keys(root: type[Frozen], location: tuple[Any, ...]) -> list[str]:
     """Field names of the section of `root` that a validation error's location (less its last part) points into."""
     section: Any = root
     for part in location[:-1]:
         if isinstance(section, type) and issubclass(section, Frozen) and part in section.model_fields:
-            annotation = section.model_fields[part].annotation
-            section = annotation
+            section = section.model_fields[part].annotation
         elif getattr(section, "__origin__", None) is dict:
             section = section.__args__[1]
         else:
@@ -334,8 +330,10 @@ def _valid_keys(root: type[Frozen], location: tuple[Any, ...]) -> list[str]:
     return list(section.model_fields) if isinstance(section, type) and issubclass(section, Frozen) else []
 
 
-def describe_error(error: ValidationError) -> str:
-    """The first problem of a pydantic error in one line: key path, what is wrong, the nearest valid name."""
+def describe_error(error: Exception) -> str:
+    """An error of reading in one line; of pydantic's the first problem: key path, what is wrong, the nearest name."""
+    if not isinstance(error, ValidationError):
+        return str(error)
     problems = error.errors()
     # A mistyped required key is both missing and unknown: the unknown one is what the user wrote.
     first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])

@@ -182,7 +182,7 @@ class Workflow:
 
     def made_from(self, product: Product, content: dict[str, str]) -> Made:
         """The record of a product that was just made from `content`."""
-        return Made(product.key, content, self.digests.of_all(product.outputs))
+        return Made(key=product.key, read=content, wrote=self.digests.of_all(product.outputs))
 
     def will_be_made(self) -> set[str]:
         """Files that this invocation may make: of unfinished runs and stale products.

@@ -10,14 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from upcycle.data.verified import NotedHashes
 from upcycle.files import write_atomic
 from upcycle.manifest import METRICS
-from upcycle.study.spec import canonical_json
+from upcycle.study.spec import Frozen, canonical_json
 
 PLACE_AND_TIME = frozenset(
     ("started", "finished", "resumed", "tokens_per_second", "gemm_flops_per_second", "mfu", "hardware", "software")
@@ -61,8 +59,7 @@ def _is_place_or_time(key: str) -> bool:
     return key in PLACE_AND_TIME or key.endswith("_seconds")
 
 
-@dataclass(frozen=True)
-class Made:
+class Made(Frozen):
     """The record of a product's last making."""
 
     key: str
@@ -74,25 +71,17 @@ class Made:
 
 def read_made(out: Path, product: str) -> Made | None:
     """The record of a product; None if it was never made, or if the record is damaged: it is then made again."""
-    record = _json_object(out / ".made" / product)
-    if record is None or record.keys() != {"key", "read", "wrote"} or not isinstance(record["read"], dict):
+    try:
+        return Made.model_validate_json((out / ".made" / product).read_bytes())
+    except (FileNotFoundError, ValueError):
         return None
-    return Made(**record)
 
 
 def record_made(out: Path, product: str, made: Made) -> None:
     """Record a product as made: the last act of the job that makes it."""
-    write_atomic(out / ".made" / product, json.dumps(asdict(made), indent=1) + "\n")
+    write_atomic(out / ".made" / product, made.model_dump_json(indent=1) + "\n")
 
 
 def forget_made(out: Path, product: str) -> None:
     """The job's first act, so that a product whose job was killed is made again and not refused as altered."""
     (out / ".made" / product).unlink(missing_ok=True)
-
-
-def _json_object(path: Path) -> dict[str, Any] | None:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None

@@ -20,10 +20,10 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from torch import Tensor
 
+from upcycle.files import Part, write_atomic
 from upcycle.manifest import (
     FIX,
     MANIFEST,
@@ -36,8 +36,8 @@ from upcycle.manifest import (
     read_manifest,
     sealed,
 )
+from upcycle.study.recorded import SPEC, stated_spec
 from upcycle.study.spec import RunSpec
-from upcycle.study.study import describe_error
 from upcycle.train.processes.preemption import TrainingError
 from upcycle.train.states.lease import LEASE
 
@@ -45,13 +45,9 @@ log = logging.getLogger(__name__)
 
 WEIGHTS = "weights.safetensors"
 STATE = "state.safetensors"
-SPEC = "spec.json"
 CURVE = "metrics.jsonl"
 RECEIPT = "receipt.json"
 RESUME = "resume"
-TEMPORARY = ".tmp"
-
-Part = bytes | memoryview
 
 
 # Files that are whole or absent
@@ -63,21 +59,11 @@ def write_bytes(path: Path, *parts: Part) -> None:
     Raises TrainingError when the disk is full, and DamagedError where `path` is a folder; both name the fix, and what
     was at `path` is untouched.
     """
-    temporary = path.with_name(path.name + TEMPORARY)
     with disk_full_is_named(path):
         try:
-            with temporary.open("wb") as file:
-                for part in parts:
-                    file.write(part)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
+            write_atomic(path, *parts)
         except IsADirectoryError:
-            temporary.unlink(missing_ok=True)
             raise DamagedError(f"{path}: a folder is in the place of this file; move it away") from None
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
         sync_folder(path.parent)
 
 
@@ -274,19 +260,8 @@ def read_spec(run_dir: Path) -> RunSpec:
     Raises DamagedError if it is missing, does not make the id that it states, or is not what a finished run's manifest
     describes (which also covers what the id leaves out).
     """
-    path = run_dir / SPEC
-    data = read_file(path)
-    if data is None:
-        raise DamagedError(f"{path}: missing, so {run_dir} is not a run's folder")
-    try:
-        fields = json.loads(data)
-        stated = fields.pop("id")
-        run = RunSpec.model_validate(fields)
-    except ValidationError as error:
-        raise DamagedError(f"{path}: not a run's specification ({describe_error(error)}); {FIX}") from None
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise DamagedError(f"{path}: not a run's specification ({error}); {FIX}") from None
-    if run.id != stated:
-        raise DamagedError(f"{path}: makes the id {run.id} but states {stated}: edited by hand, or of another version")
-    check_listed(path)
+    run = stated_spec(run_dir)
+    if run is None:
+        raise DamagedError(f"{run_dir / SPEC}: missing, so {run_dir} is not a run's folder")
+    check_listed(run_dir / SPEC)
     return run

@@ -10,8 +10,9 @@ import re
 from collections.abc import Mapping, Set
 from pathlib import Path
 
+from upcycle.files import TEMPORARY
 from upcycle.manifest import DamagedError
-from upcycle.train.states.checkpoint import RESUME, TEMPORARY, remove, sync_folder
+from upcycle.train.states.checkpoint import RESUME, remove, sync_folder
 
 log = logging.getLogger(__name__)
 

@@ -30,8 +30,9 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.tensor import DTensor
 
-from upcycle.manifest import MANIFEST, DamagedError, json_bytes
-from upcycle.train.states.checkpoint import TEMPORARY, disk_is_full, entry_of, sync_folder, write_bytes
+from upcycle.files import TEMPORARY
+from upcycle.manifest import MANIFEST, DamagedError, json_bytes, read_file
+from upcycle.train.states.checkpoint import disk_is_full, entry_of, sync_folder, write_bytes
 from upcycle.train.states.folder import check_tensor_names, make_folder, prune
 
 T = TypeVar("T")
@@ -124,10 +125,7 @@ def _first_error(folder: Path, errors: Sequence[BaseException]) -> BaseException
 
 def verify(path: Path, manifest_sha256: str) -> dict[str, Any]:
     """The manifest of a state's folder. DamagedError naming the first file that is not what was written."""
-    try:
-        data = (path / MANIFEST).read_bytes()
-    except OSError as error:
-        raise DamagedError(f"{path / MANIFEST}: damaged, it cannot be read ({error.strerror})") from None
+    data = read_file(path / MANIFEST) or b""
     if hashlib.sha256(data).hexdigest() != manifest_sha256:
         raise DamagedError(f"{path / MANIFEST}: damaged, it does not have the SHA-256 in the name of its folder")
     manifest: dict[str, Any] = json.loads(data)
