@@ -298,8 +298,6 @@ def run_verb(args: argparse.Namespace) -> None:
 
         if args.verb == "tokenize":
             jobs.tokenize_job(workflow, args.name)
-        elif args.verb == "train" and args.run.endswith(".json"):
-            jobs.train_spec(Path(args.run), workflow, fresh=args.fresh)
         elif args.verb == "train":
             jobs.train_job(workflow, args.run, fresh=args.fresh)
         else:

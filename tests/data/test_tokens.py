@@ -234,7 +234,7 @@ def test_held_out_files_are_the_held_out_part_and_win_over_training_copies(tmp_p
     [
         ({"vocab_size": 256}, "vocab_size 256: a byte-level tokenizer needs at least 257"),
         ({"vocab_size": 50_000}, r"vocab_size 50000: the text gives only \d+ pieces"),
-        ({"tokenizer": "none.json"}, "tokenizer 'none.json' is neither `bpe` nor a file"),
+        ({"tokenizer": "none.json"}, "tokenizer none.json: no such file; give `bpe`, or the path of a tokenizer.json"),
         ({"tokenizer_from": Path("none")}, "none is no token set"),
     ],
 )

@@ -23,7 +23,7 @@ OF_ONE_SIZE = {"figure3", "figure4", "figure12", "overview", "residuals"}
 """Figures of one grid of D1 and D2; all others need several sizes, and the laws of all three kinds of training."""
 
 
-@pytest.fixture(scope="module", params=catalogue.figures())
+@pytest.fixture(scope="module", params=catalogue.catalogue("figure"))
 def drawn(request):
     """Each figure in turn, of the simulated study that suits it."""
     inputs = request.getfixturevalue("inputs" if request.param in OF_ONE_SIZE else "joint_inputs")

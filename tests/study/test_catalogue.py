@@ -11,9 +11,9 @@ from upcycle.study import catalogue
 
 def test_the_paper_s_items_and_ours_are_found_with_label_title_and_caption():
     of_the_paper = {f"figure{n}" for n in (1, 3, 4, 5, 6, 12, 13, 14, 15, 16)}
-    assert set(catalogue.figures()) == of_the_paper | {"overview", "residuals", "thresholds"}
+    assert set(catalogue.catalogue("figure")) == of_the_paper | {"overview", "residuals", "thresholds"}
     numbered = {"table1", "table2", "table3", "table4", "table5", "table6", "table8"}
-    assert set(catalogue.tables()) == numbered | {"laws", "audit"}
+    assert set(catalogue.catalogue("table")) == numbered | {"laws", "audit"}
     item = catalogue.find_item("figure4")
     assert (item.label, item.function, list(item.parameters)) == ("Figure 4", "figure_4", ["sweep", "model"])
     assert item.title.startswith("Loss against D2")
@@ -82,7 +82,7 @@ def test_an_option_of_a_type_that_nothing_checks_is_the_author_s_mistake(tmp_pat
     text = 'def figure_4(inputs: Inputs, colours: dict[str, str]) -> Figure:\n    """Figure 4. A."""\n'
     (tmp_path / "figures_a.py").write_text(text)
     with pytest.raises(ValueError, match=r"cannot be of type `dict\[str, str\]`"):
-        catalogue.catalogue(tmp_path)["figure4"].read({"colours": {}})
+        catalogue.catalogue(folder=tmp_path)["figure4"].read({"colours": {}})
 
 
 def test_an_item_that_reads_no_losses_is_the_same_for_every_study():
@@ -94,4 +94,4 @@ def test_a_name_defined_twice_is_refused(tmp_path):
     (tmp_path / "figures_a.py").write_text(text)
     (tmp_path / "figures_b.py").write_text(text)
     with pytest.raises(ValueError, match=r"`figure4` is already in figures_a\.py"):
-        catalogue.catalogue(tmp_path)
+        catalogue.catalogue(folder=tmp_path)

@@ -15,6 +15,8 @@ from upcycle.files import check_regular
 
 PIECE_CHARACTERS = 10_000
 """Plain text has no documents: files are cut at blank lines into pieces of about this size."""
+Reader = Callable[[Path, BinaryIO, str], Iterator[str]]
+"""Documents of an open file; its path is for messages, the last argument is the text's key."""
 LONGEST = 2**26
 """Longest line of jsonl in bytes, and longest paragraph of plain text in characters. Reading stops there."""
 CHUNK = 2**23
@@ -30,8 +32,10 @@ def read_local(paths: Sequence[Path], text_key: str) -> Iterator[str]:
     text.
     """
     for path in paths:
+        reader = _reader_of(path)
         try:
-            yield from _reader_of(path)(path, text_key)
+            with path.open("rb") as file:
+                yield from reader(path, file, text_key)
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror or _one_line(error)})") from None
 
@@ -43,7 +47,7 @@ def check_files(paths: Sequence[Path]) -> Sequence[Path]:
     return paths
 
 
-def _reader_of(path: Path) -> Callable[[Path, str], Iterator[str]]:
+def _reader_of(path: Path) -> Reader:
     check_regular(path)
     if not path.is_file():
         near = ", ".join(sorted(item.name for item in path.parent.glob("*"))[:10]) if path.parent.is_dir() else ""
@@ -83,16 +87,15 @@ def _pieces(path: Path, chunks: Iterable[AnyStr], mark: AnyStr, name: str) -> It
     yield rest
 
 
-def _txt(path: Path, text_key: str) -> Iterator[str]:
+def _txt(path: Path, file: BinaryIO, text_key: str) -> Iterator[str]:
     piece, size, blank = list[str](), 0, True
-    with path.open("rb") as file:
-        for paragraph in _pieces(path, _decoded(path, _chunks(file)), "\n\n", "paragraph"):
-            if size >= PIECE_CHARACTERS:
-                yield "\n\n".join(piece)
-                piece, size = [], 0
-            piece.append(paragraph)
-            size += len(paragraph)
-            blank = blank and not paragraph.strip()
+    for paragraph in _pieces(path, _decoded(path, _chunks(file)), "\n\n", "paragraph"):
+        if size >= PIECE_CHARACTERS:
+            yield "\n\n".join(piece)
+            piece, size = [], 0
+        piece.append(paragraph)
+        size += len(paragraph)
+        blank = blank and not paragraph.strip()
     if blank:
         raise UserError(f"{path}: no text in it")
     yield "\n\n".join(piece)
@@ -113,14 +116,12 @@ def _decoded(path: Path, chunks: Iterable[bytes]) -> Iterator[str]:
         raise UserError(f"{path}: not UTF-8 at byte {first + error.start}; convert it first") from None
 
 
-def _jsonl(path: Path, text_key: str) -> Iterator[str]:
-    with path.open("rb") as file:
-        yield from _json_lines(path, _chunks(file), text_key)
+def _jsonl(path: Path, file: BinaryIO, text_key: str) -> Iterator[str]:
+    return _json_lines(path, _chunks(file), text_key)
 
 
-def _jsonl_zst(path: Path, text_key: str) -> Iterator[str]:
-    with path.open("rb") as file:
-        yield from _json_lines(path, _decompressed(path, _chunks(file, ZSTD_CHUNK)), text_key)
+def _jsonl_zst(path: Path, file: BinaryIO, text_key: str) -> Iterator[str]:
+    return _json_lines(path, _decompressed(path, _chunks(file, ZSTD_CHUNK)), text_key)
 
 
 def _decompressed(path: Path, chunks: Iterable[bytes]) -> Iterator[bytes]:
@@ -167,12 +168,12 @@ def _named(columns: Iterable[str]) -> str:
     return " ".join(", ".join(columns).encode(errors="replace").decode().split())[:200] or "none"
 
 
-def _parquet(path: Path, text_key: str) -> Iterator[str]:
+def _parquet(path: Path, handle: BinaryIO, text_key: str) -> Iterator[str]:
     import pyarrow
     import pyarrow.parquet
 
     try:
-        file = pyarrow.parquet.ParquetFile(path, page_checksum_verification=True)
+        file = pyarrow.parquet.ParquetFile(handle, page_checksum_verification=True)
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a parquet file ({_one_line(error)})") from None
     with file:
@@ -206,7 +207,7 @@ def _text(path: Path, where: str, text_key: str, value: object) -> str:
     return value
 
 
-READERS: dict[str, Callable[[Path, str], Iterator[str]]] = {
+READERS: dict[str, Reader] = {
     ".txt": _txt,
     ".jsonl": _jsonl,
     ".jsonl.zst": _jsonl_zst,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -10,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from upcycle.data.vocabulary import END_OF_TEXT, KNOWN_ENDS, check_vocab_size
+from upcycle.data.sources import sha256_file
+from upcycle.data.vocabulary import END_OF_TEXT, KNOWN_ENDS, check_tokenizer, check_vocab_size
 from upcycle.errors import UserError
-from upcycle.files import check_regular
 
 CHARACTERS_PER_PIECE = 4_000
 """A tokenizer of V pieces is trained on the first 4,000 V characters of the shuffled documents."""
@@ -48,38 +47,27 @@ def load_tokenizer(path: Path, vocab_size: int, *, sha256: str | None = None) ->
 
     Raises UserError if it is missing, damaged, not of the stated SHA-256, or not of `vocab_size` pieces 0, 1, ...
     """
-    check_regular(path)
-    if not path.is_file():
-        raise UserError(f"tokenizer {str(path)!r} is neither `bpe` nor a file")
-    data = path.read_bytes()
-    if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+    if sha256 is not None and not (path.is_file() and sha256_file(path) == sha256):
         raise UserError(
             f"{path}: damaged, not the tokenizer that was written; restore it, or "
             f"`upcycle tokenize {path.parent.name}` makes the same again"
         )
+    check_tokenizer(path, vocab_size)
     try:
-        tokenizer = Tokenizer.from_buffer(data)
+        tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # noqa: BLE001 - the library raises bare Exception
         raise UserError(f"{path}: not a tokenizer.json ({' '.join(str(error).split())})") from None
-    if tokenizer.get_vocab_size() != vocab_size:
-        raise UserError(
-            f"{path} has {tokenizer.get_vocab_size()} pieces, but vocab_size is {vocab_size}: make them equal"
-        )
     last = max(tokenizer.get_vocab().values())
     if last >= vocab_size:  # an id beyond the embedding
         raise UserError(
             f"{path} has piece number {last}, but with {vocab_size} pieces the last must be {vocab_size - 1}"
         )
-    end_of_text(tokenizer)
     return _plain(tokenizer)
 
 
 def end_of_text(tokenizer: Tokenizer) -> int:
-    """Id of the piece that ends a document; UserError if the tokenizer has none that is known."""
-    for piece in KNOWN_ENDS:
-        if (token := tokenizer.token_to_id(piece)) is not None:
-            return token
-    raise UserError(f"the tokenizer has no end-of-text piece: one of {', '.join(KNOWN_ENDS)} is needed")
+    """Id of the piece that ends a document, the first of `KNOWN_ENDS` that the tokenizer has (`check_tokenizer`)."""
+    return next(token for piece in KNOWN_ENDS if (token := tokenizer.token_to_id(piece)) is not None)
 
 
 def encode_documents(tokenizer: Tokenizer, texts: Sequence[str], dtype: np.dtype) -> Iterator[NDArray]:

@@ -25,7 +25,8 @@ from upcycle.fingerprint import PACKAGE_ROOT
 from upcycle.study.spec import Positive
 
 _LABEL = re.compile(r"^((?:Figure|Table) \d+)\. ")
-_KINDS: dict[str, Literal["figure", "table"]] = {"Figure": "figure", "DataFrame": "table"}
+ItemKind = Literal["figure", "table"]
+_KINDS: dict[str, ItemKind] = {"Figure": "figure", "DataFrame": "table"}
 _TYPES: dict[str, Any] = {"str": str, "bool": StrictBool, "Positive": Positive}
 """Types that an option's annotation may name, also in `Sequence[...]` and with `| None`."""
 
@@ -36,7 +37,7 @@ class CatalogueItem:
 
     name: str
     """Name of the target: `figure4`, `table1`, `overview`."""
-    kind: Literal["figure", "table"]
+    kind: ItemKind
     module: str
     function: str
     label: str
@@ -74,9 +75,8 @@ class CatalogueItem:
         return found
 
 
-def catalogue(folder: Path | None = None) -> dict[str, CatalogueItem]:
-    """All figures and tables of the source files in `folder` (default: `upcycle/paper`), by name."""
-    folder = folder or PACKAGE_ROOT / "paper"
+def catalogue(wanted: ItemKind | None = None, folder: Path = PACKAGE_ROOT / "paper") -> dict[str, CatalogueItem]:
+    """All figures and tables of the source files in `folder`, or those of one kind, by name."""
     items: dict[str, CatalogueItem] = {}
     for path in sorted([*folder.glob("figures_*.py"), *folder.glob("tables_*.py")]):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
@@ -89,28 +89,18 @@ def catalogue(folder: Path | None = None) -> dict[str, CatalogueItem]:
             if item.name in items:
                 raise ValueError(f"{path.name}: `{item.name}` is already in {items[item.name].path.name}")
             items[item.name] = item
-    return items
+    return {name: item for name, item in items.items() if wanted in (None, item.kind)}
 
 
-def figures() -> dict[str, CatalogueItem]:
-    """All figures by name."""
-    return {name: item for name, item in catalogue().items() if item.kind == "figure"}
-
-
-def tables() -> dict[str, CatalogueItem]:
-    """All tables by name."""
-    return {name: item for name, item in catalogue().items() if item.kind == "table"}
-
-
-def find_item(name: str, kind: Literal["figure", "table"] | None = None) -> CatalogueItem:
+def find_item(name: str, kind: ItemKind | None = None) -> CatalogueItem:
     """The figure or table of this name; `UserError` with the nearest valid name if there is none."""
-    items = {key: item for key, item in catalogue().items() if kind in (None, item.kind)}
+    items = catalogue(kind)
     if name not in items:
-        raise UserError(f"no {kind or 'figure or table'} `{name}`; {nearest(name, list(items))}")
+        raise UserError(f"no {kind or 'figure or table'} `{name}`; {nearest(name, items)}")
     return items[name]
 
 
-def _item(path: Path, node: ast.FunctionDef, kind: Literal["figure", "table"], document: str) -> CatalogueItem:
+def _item(path: Path, node: ast.FunctionDef, kind: ItemKind, document: str) -> CatalogueItem:
     head, *rest = document.split("\n\n")
     head = " ".join(head.split())
     match = _LABEL.match(head)

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from upcycle.errors import UserError, brief, nearest
 from upcycle.fingerprint import PACKAGE_ROOT
-from upcycle.study.catalogue import catalogue
+from upcycle.study.catalogue import ItemKind, catalogue
 from upcycle.study.columns import KINDS
 from upcycle.study.execution import Execution
 from upcycle.study.expressions import check_condition, parse
@@ -119,11 +119,11 @@ def check_names(study: StudyConfig) -> None:
 
 def _check_items(study: StudyConfig) -> None:
     """Figures and tables: their names, the type of each option, and the sweep and model that one names."""
-    items = catalogue()
     grids = {name: sweep for name, sweep in study.sweeps.items() if sweep.kind == "upcycled"}
     named: dict[str, Mapping[str, object]] = {"model": study.models, "sweeps": study.sweeps, "sweep": grids}
-    for section, kind in (("figures", "figure"), ("tables", "table")):
-        known = {name: item for name, item in items.items() if item.kind == kind}
+    kinds: tuple[ItemKind, ...] = ("figure", "table")
+    for section, kind in ((f"{kind}s", kind) for kind in kinds):
+        known = catalogue(kind)
         for name, options in getattr(study, section).items():
             if name not in known:
                 raise UserError(f"{section}.{name}: unknown {kind}; {nearest(name, known)}")

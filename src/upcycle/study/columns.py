@@ -6,8 +6,9 @@ beside the id: every field of `RunSpec.identity` has a column of its own or is i
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from upcycle.study.counting import count_parameters, n1, n2, n_total
 from upcycle.study.expressions import Kind
@@ -19,121 +20,90 @@ class Column:
     """A column of losses.csv."""
 
     name: str
-    kind: Literal["text", "int", "float"]
+    kind: str
+    """`text`, `int` or `float`."""
+    field: str
+    """Dotted path of the field of RunSpec that it shows; empty if it shows none."""
+    unit: str
     meaning: str
-    field: str = ""
-    """Dotted path of the field of RunSpec that it shows, if it shows one."""
-    unit: str = ""
 
 
-NAMED = (
-    Column("id", "text", "id of the run that finished the model"),
-    Column("sweeps", "text", "sweeps that the run belongs to, joined by `;`"),
-    Column("model", "text", "the study's name of the dense shape"),
-    Column("moe", "text", "the study's name of the mixture; empty for dense models"),
+def _columns(table: str) -> tuple[Column, ...]:
+    """Columns from a table: a line each, `name | kind | field | unit | meaning`; an indented line continues another."""
+    lines = re.sub(r"\n +", " ", table.strip()).splitlines()
+    return tuple(Column(*map(str.strip, line.split("|", 4))) for line in lines)
+
+
+NAMED = _columns(
+    """
+id | text | | | id of the run that finished the model
+sweeps | text | | | sweeps that the run belongs to, joined by `;`
+model | text | | | the study's name of the dense shape
+moe | text | | | the study's name of the mixture; empty for dense models
+"""
 )
 """What a run is called, by us and by the study."""
 
-SPECIFIED = (
-    Column("lineage", "text", "`dense` or `moe` (both from scratch) or `up` (upcycled)"),
-    Column(
-        "role",
-        "text",
-        "`decay` (finished by cooling a trunk down), `full` (one schedule), `trunk` (not cooled down)",
-        "role",
-    ),
-    Column("n_layer", "int", "layers", "model.n_layer"),
-    Column("d_model", "int", "width", "model.d_model"),
-    Column("n_head", "int", "attention heads", "model.n_head"),
-    Column("n_expert", "int", "experts in each layer; 1 for dense models", "moe.n_expert"),
-    Column("top_k", "int", "experts that a token uses; 1 for dense models", "moe.top_k"),
-    Column("gate", "text", "order of softmax and top-k; empty for dense models", "moe.gate"),
-    Column(
-        "aux_coef", "float", "coefficient of the load-balancing loss (Table 6); empty for dense models", "moe.aux_coef"
-    ),
-    Column("N1", "int", "non-embedding size of the dense shape, 16 L d^2 (Equation 4)", unit="parameters"),
-    Column(
-        "N2",
-        "int",
-        "non-embedding parameters that a token uses, (4 + 12 K) L d^2 (Equation 5); N1 for dense models",
-        unit="parameters",
-    ),
-    Column(
-        "N_total",
-        "int",
-        "all non-embedding parameters, (4 + 12 E) L d^2 (Equation 6); N1 for dense models",
-        unit="parameters",
-    ),
-    Column(
-        "N_dense_exact",
-        "int",
-        "exact non-embedding count of the dense shape, norms included (Table 3)",
-        unit="parameters",
-    ),
-    Column("D", "int", "tokens of this stage, from scratch or from upcycling to the end of the decay", unit="tokens"),
-    Column("D1", "int", "tokens of the dense parent; 0 without one", "dense_tokens", unit="tokens"),
-    Column("D2", "int", "tokens after upcycling (= D); 0 unless upcycled", unit="tokens"),
-    Column(
-        "flops_6nd",
-        "float",
-        "6 N D of this stage, trunk included; N the exact non-embedding parameters that a token uses",
-        unit="FLOPs",
-    ),
-    Column(
-        "steps", "int", "updates of this stage, decay included: D = steps x batch x context", "end_step", unit="steps"
-    ),
-    Column("batch", "int", "sequences of a step", "optim.batch", unit="sequences"),
-    Column("context", "int", "tokens of a training sequence", "model.context", unit="tokens"),
-    Column("dataset", "text", "data set", "data.dataset"),
-    Column("data_version", "text", "version of the data set", "data.version"),
-    Column("data_start", "float", "where the slice of the training tokens begins, as a fraction", "data.start"),
-    Column("data_stop", "float", "where that slice ends, as a fraction", "data.stop"),
-    Column(
-        "tokenizer", "text", "`bpe` (trained on the training part) or the path of a tokenizer.json", "data.tokenizer"
-    ),
-    Column("tokenizer_vocab", "int", "pieces of the tokenizer", "data.vocab_size"),
-    Column("vocab_size", "int", "rows of the model's embedding and head", "model.vocab_size"),
-    Column("lr", "float", "largest learning rate", "optim.lr"),
-    Column("schedule", "text", "learning-rate schedule", "schedule.kind"),
-    Column("warmup_steps", "int", "steps of warm-up", "schedule.warmup_steps", unit="steps"),
-    Column(
-        "decay_fraction",
-        "float",
-        "share of the steps that the decay of a WSD schedule takes, in whole steps; 0 for one schedule",
-        "start_step",
-    ),
-    Column(
-        "floor",
-        "float",
-        "last learning rate as a share of the largest; empty for a trunk, which is not cooled down",
-        "schedule.floor",
-    ),
-    Column("dtype", "text", "precision of the matrix products", "dtype"),
-    Column("method", "text", "upcycling method; `scratch` otherwise", "origin"),
-    Column(
-        "settings",
-        "text",
-        "every other field of the run's specification that is not at its default, as `path=value`, joined by `;`",
-    ),
-    Column("seed", "int", "seed of the initial weights (of the router, when upcycled)", "seed"),
-    Column("data_seed", "int", "seed of the order of sequences", "data.seed"),
-    Column("dense_parent", "text", "id of the dense run that was upcycled; empty without one", "dense_parent"),
+SPECIFIED = _columns(
+    """
+lineage | text | | | `dense` or `moe` (both from scratch) or `up` (upcycled)
+role | text | role | | `decay` (finished by cooling a trunk down), `full` (one schedule), `trunk` (not cooled down)
+n_layer | int | model.n_layer | | layers
+d_model | int | model.d_model | | width
+n_head | int | model.n_head | | attention heads
+n_expert | int | moe.n_expert | | experts in each layer; 1 for dense models
+top_k | int | moe.top_k | | experts that a token uses; 1 for dense models
+gate | text | moe.gate | | order of softmax and top-k; empty for dense models
+aux_coef | float | moe.aux_coef | | coefficient of the load-balancing loss (Table 6); empty for dense models
+N1 | int | | parameters | non-embedding size of the dense shape, 16 L d^2 (Equation 4)
+N2 | int | | parameters | non-embedding parameters that a token uses, (4 + 12 K) L d^2 (Equation 5); N1 for dense
+    models
+N_total | int | | parameters | all non-embedding parameters, (4 + 12 E) L d^2 (Equation 6); N1 for dense models
+N_dense_exact | int | | parameters | exact non-embedding count of the dense shape, norms included (Table 3)
+D | int | | tokens | tokens of this stage, from scratch or from upcycling to the end of the decay
+D1 | int | dense_tokens | tokens | tokens of the dense parent; 0 without one
+D2 | int | | tokens | tokens after upcycling (= D); 0 unless upcycled
+flops_6nd | float | | FLOPs | 6 N D of this stage, trunk included; N the exact non-embedding parameters that a token
+    uses
+steps | int | end_step | steps | updates of this stage, decay included: D = steps x batch x context
+batch | int | optim.batch | sequences | sequences of a step
+context | int | model.context | tokens | tokens of a training sequence
+dataset | text | data.dataset | | data set
+data_version | text | data.version | | version of the data set
+data_start | float | data.start | | where the slice of the training tokens begins, as a fraction
+data_stop | float | data.stop | | where that slice ends, as a fraction
+tokenizer | text | data.tokenizer | | `bpe` (trained on the training part) or the path of a tokenizer.json
+tokenizer_vocab | int | data.vocab_size | | pieces of the tokenizer
+vocab_size | int | model.vocab_size | | rows of the model's embedding and head
+lr | float | optim.lr | | largest learning rate
+schedule | text | schedule.kind | | learning-rate schedule
+warmup_steps | int | schedule.warmup_steps | steps | steps of warm-up
+decay_fraction | float | start_step | | share of the steps that the decay of a WSD schedule takes, in whole steps; 0
+    for one schedule
+floor | float | schedule.floor | | last learning rate as a share of the largest; empty for a trunk, which is not
+    cooled down
+dtype | text | dtype | | precision of the matrix products
+method | text | origin | | upcycling method; `scratch` otherwise
+settings | text | | | every other field of the run's specification that is not at its default, as `path=value`, joined
+    by `;`
+seed | int | seed | | seed of the initial weights (of the router, when upcycled)
+data_seed | int | data.seed | | seed of the order of sequences
+dense_parent | text | dense_parent | | id of the dense run that was upcycled; empty without one
+"""
 )
 """What a run is: each follows from its specification."""
 
-MEASURED = (
-    Column("loss", "float", "held-out cross-entropy; empty for a trunk that was not evaluated", unit="nats per token"),
-    Column("loss_se", "float", "standard error of the loss over the held-out sequences", unit="nats per token"),
-    Column("wall_seconds", "float", "wall time of the run's own segment", unit="s"),
-    Column("tokens_per_second", "float", "training speed of the run's own segment", unit="tokens/s"),
-    Column("device", "text", "device that it was trained on"),
-    Column(
-        "kernels",
-        "text",
-        "kernel of each op and version of each library that computed the run's own segment, as `op=kernel`; "
-        "empty for a simulated loss",
-    ),
-    Column("simulated", "int", "1 for a loss drawn from a law, 0 for a measured one"),
+MEASURED = _columns(
+    """
+loss | float | | nats per token | held-out cross-entropy; empty for a trunk that was not evaluated
+loss_se | float | | nats per token | standard error of the loss over the held-out sequences
+wall_seconds | float | | s | wall time of the run's own segment
+tokens_per_second | float | | tokens/s | training speed of the run's own segment
+device | text | | | device that it was trained on
+kernels | text | | | kernel of each op and version of each library that computed the run's own segment, as
+    `op=kernel`; empty for a simulated loss
+simulated | int | | | 1 for a loss drawn from a law, 0 for a measured one
+"""
 )
 """What training gave."""
 

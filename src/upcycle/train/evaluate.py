@@ -119,9 +119,8 @@ def sequence_losses(
         means.append(losses_BS.double().mean(1)[: len(part)].cpu())
     model.train(was_training)
     if group.size > 1:
-        cast(
-            Any, model
-        ).reshard()  # FSDP's: the head and the embedding stay gathered after a forward pass without a backward one
+        # FSDP's: the head and the embedding stay gathered after a forward pass without a backward one.
+        cast(Any, model).reshard()
         return _gathered(means, sizes, group)
     return torch.cat(means).numpy()
 

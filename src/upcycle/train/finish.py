@@ -68,15 +68,13 @@ def finish(trainee: Trainee, metrics: MetricsLog, stop: StopRequest) -> None:
         tensors[checkpoint.STATE] = trainee.whole(optimizer_tensors(trainee.model, trainee.optimizer))
     if not trainee.group.is_first:
         return
-    checkpoint.save_finished(
-        trainee.run_dir,
-        run_id=run.id,
-        step=trainee.step,
-        tokens_fingerprint=trainee.tokens.fingerprint,
-        tokenizer_sha256=trainee.tokens.manifest["tokenizer"]["sha256"],
-        tensors=tensors,
-        metrics=_final_metrics(trainee, losses, metrics.rows()),
-    )
+    about = {
+        "id": run.id,
+        "step": trainee.step,
+        "tokens_fingerprint": trainee.tokens.fingerprint,
+        "tokenizer_sha256": trainee.tokens.manifest["tokenizer"]["sha256"],
+    }
+    checkpoint.save_finished(trainee.run_dir, about, tensors, _final_metrics(trainee, losses, metrics.rows()))
 
 
 def _final_metrics(trainee: Trainee, losses: np.ndarray, rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from upcycle.model.fill import give
 from upcycle.model.kernels import choose_kernels
 from upcycle.model.transformer import initial_weight
 from upcycle.study.execution import Execution
+from upcycle.study.kernel_fit import fitting
 from upcycle.study.spec import RunSpec
 from upcycle.train.device import use_device
 from upcycle.train.evaluate import heldout
@@ -56,14 +57,8 @@ def prepare_trainee(
             repeat=recipe.repeat,
         )
         heldout(tokens, run)
-        kernels = choose_kernels(
-            run.model,
-            execution.kernels,
-            device=execution.device,
-            dtype=run.dtype,
-            tensor_parallel=execution.tensor_parallel,
-            compile=execution.compile,
-        )
+        fit = fitting(execution, run)
+        kernels = choose_kernels(run.model, execution.kernels, **fit, compile=execution.compile)
         if group.is_first:
             checkpoint.write_spec(run_dir, run)
     model = build_model(run, run.moe, kernels, device, group, mixed=run.dtype == "bfloat16")

@@ -50,31 +50,29 @@ def tokenize_job(workflow: Workflow, name: str) -> None:
     print(f"{name}: {manifest['train_tokens']:,} training and {manifest['heldout_tokens']:,} held-out tokens")
 
 
-def train_job(workflow: Workflow, run_id: str, *, fresh: bool = False) -> None:
-    """Train, resume or verify a run of the plan; prints one line when it is done."""
-    _train(workflow, _planned(workflow, run_id), run_id, fresh=fresh)
-
-
 def _planned(workflow: Workflow, run_id: str) -> RunSpec:
     if run_id not in workflow.plan.runs:
         raise UserError(f"study `{workflow.plan.study}` plans no run `{run_id}`; {nearest(run_id, workflow.plan.runs)}")
     return workflow.plan.runs[run_id]
 
 
-def train_spec(path: Path, workflow: Workflow, *, fresh: bool = False) -> None:
-    """Train the run that a spec.json describes, with the study's execution settings."""
+def _described(path: Path) -> RunSpec:
+    """The run that a spec.json describes."""
     data = read_record(path)
     try:
-        run = RunSpec.model_validate({key: value for key, value in data.items() if key != "id"})
+        return RunSpec.model_validate({key: value for key, value in data.items() if key != "id"})
     except ValidationError as error:
         raise UserError(f"{path}: {describe_error(error)}") from None
-    _train(workflow, run, str(path), fresh=fresh)
 
 
-def _train(workflow: Workflow, run: RunSpec, name: str, *, fresh: bool) -> None:
-    """Train as one process, as one of several (a worker, which RANK tells), or as several that are started here."""
+def train_job(workflow: Workflow, name: str, *, fresh: bool = False) -> None:
+    """Train, resume or verify a run of the plan, or of a spec.json with the study's execution settings; prints a line.
+
+    As one process, as one of several (a worker, which RANK tells), or as several that are started here.
+    """
     from upcycle.train.processes import launch
 
+    run = _described(Path(name)) if name.endswith(".json") else _planned(workflow, name)
     execution = workflow.study.execution_of(run)
     if launch.is_worker():
         launch.become_worker()

@@ -143,20 +143,14 @@ def safetensors_parts(tensors: Mapping[str, Tensor], notes: Mapping[str, str] | 
 
 
 def save_finished(
-    run_dir: Path,
-    *,
-    run_id: str,
-    step: int,
-    tokens_fingerprint: str,
-    tokenizer_sha256: str,
-    tensors: dict[str, dict[str, Tensor]],
-    metrics: dict[str, Any],
+    run_dir: Path, about: dict[str, Any], tensors: dict[str, dict[str, Tensor]], metrics: dict[str, Any]
 ) -> None:
     """Write the tensor files, `manifest.json`, and last `metrics.json`; then drop the rolling states.
 
-    `tensors` maps file names to their content. The manifest describes them and what the run wrote before, durably by
-    now: specification, curve, receipt. It keeps the metrics too: a workflow that runs a job again
-    removes its declared output, `metrics.json`, first, and it is then restored without training (`verify_finished`).
+    `about` are the manifest's own keys (`read_manifest`); `tensors` maps file names to their content. The manifest
+    describes them and what the run wrote before, durably by now: specification, curve, receipt. It keeps the metrics
+    too: a workflow that runs a job again removes its declared output, `metrics.json`, first, and it is then restored
+    without training (`verify_finished`).
     """
     files = {}
     for name, content in tensors.items():
@@ -166,15 +160,7 @@ def save_finished(
     for name in (SPEC, CURVE, RECEIPT):
         if (run_dir / name).exists():
             files[name] = file_entry((run_dir / name).read_bytes())
-    manifest = {
-        "id": run_id,
-        "step": step,
-        "tokens_fingerprint": tokens_fingerprint,
-        "tokenizer_sha256": tokenizer_sha256,
-        "files": files,
-        "metrics": metrics,
-    }
-    write_json(run_dir / MANIFEST, sealed(manifest))
+    write_json(run_dir / MANIFEST, sealed(about | {"files": files, "metrics": metrics}))
     write_json(run_dir / METRICS, metrics)
     shutil.rmtree(run_dir / RESUME, ignore_errors=True)
 
