@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 
@@ -28,10 +29,10 @@ def fingerprint(*targets: str) -> str:
         if symbol:
             text, imported = _symbol_closure(module, symbol)
             digest.update(f"{target}\n{text}".encode())
-            modules |= _module_closure(imported)
+            modules |= imported
         else:
-            modules |= _module_closure({module})
-    for module in sorted(modules):
+            modules.add(module)
+    for module in sorted(_closure(modules, _module_imports)):
         digest.update(f"{module}\n{_module_text(module)}".encode())
     return digest.hexdigest()[:16]
 
@@ -88,15 +89,15 @@ def _module_imports(module: str) -> set[str]:
     return _imports(_tree(module))
 
 
-def _module_closure(modules: set[str]) -> set[str]:
-    """These modules and every project module that they import, directly or not."""
+def _closure(names: Iterable[str], following: Callable[[str], Iterable[str]]) -> set[str]:
+    """These names and all that follow from them, directly or not."""
     seen: set[str] = set()
-    stack = list(modules)
+    stack = list(names)
     while stack:
-        module = stack.pop()
-        if module not in seen:
-            seen.add(module)
-            stack += _module_imports(module)
+        name = stack.pop()
+        if name not in seen:
+            seen.add(name)
+            stack += following(name)
     return seen
 
 
@@ -122,14 +123,11 @@ def _symbol_closure(module: str, symbol: str) -> tuple[str, set[str]]:
     definitions = _definitions(module)
     if symbol not in definitions:
         raise KeyError(f"{module} does not define {symbol}")
-    used: dict[str, ast.stmt] = {}
-    imported: set[str] = set()
-    stack = [symbol]
-    while stack:
-        name = stack.pop()
-        if name in used or name not in definitions:
-            continue
-        used[name] = definitions[name]
-        imported |= _imports(used[name])
-        stack += [child.id for child in ast.walk(used[name]) if isinstance(child, ast.Name)]
-    return "\n".join(f"{name}: {ast.dump(used[name])}" for name in sorted(used)), imported
+
+    def named(name: str) -> list[str]:
+        names = [node.id for node in ast.walk(definitions[name]) if isinstance(node, ast.Name)]
+        return [each for each in names if each in definitions]
+
+    used = {name: definitions[name] for name in sorted(_closure([symbol], named))}
+    text = "\n".join(f"{name}: {ast.dump(node)}" for name, node in used.items())
+    return text, set().union(*map(_imports, used.values()))

@@ -29,19 +29,13 @@ class MetricsLog:
         """`writes`: of several processes one; the others' rows go nowhere, and they read none."""
         self._path = path if writes else Path(os.devnull)
         self._writes = writes
-        self._file: FileIO | None = None
 
     def __enter__(self) -> MetricsLog:
-        self._file = self._path.open("ab", buffering=0)  # nothing is left to fail when it is closed
+        self._file: FileIO = self._path.open("ab", buffering=0)  # nothing is left to fail when it is closed
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._opened.close()
-
-    @property
-    def _opened(self) -> FileIO:
-        assert self._file is not None, "rows are written within `with`"
-        return self._file
+        self._file.close()
 
     def append(self, row: dict[str, Any]) -> None:
         """Write one row; it reaches the operating system at once, the disk at the next `sync`.
@@ -52,13 +46,13 @@ class MetricsLog:
         line = json.dumps(row, allow_nan=False).encode() + b"\n"
         with disk_full_is_named(self._path):
             while line:  # a disk that fills up takes a part
-                line = line[self._opened.write(line) :]
+                line = line[self._file.write(line) :]
 
     def sync(self) -> None:
         """Make the rows durable: before the state that follows them is published."""
         if self._writes:
             with disk_full_is_named(self._path):
-                os.fsync(self._opened.fileno())
+                os.fsync(self._file.fileno())
 
     def cut_back(self, step: int, start: int = 0) -> None:
         """Drop rows after `step`, and a torn last line, so that a resumed run writes none twice. Call before `with`.

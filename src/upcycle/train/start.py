@@ -44,7 +44,6 @@ def prepare_trainee(
     """
     group = group or Group()
     with group.together():
-        execution.check(run)
         device = use_device(execution)
         tokens = TokenSet(tokens_dir)
         recipe = run.data

@@ -195,11 +195,6 @@ def start_group(execution: Execution) -> Iterator[Group]:
             f"execution.devices is {execution.devices}, but {size} process{'es' if size > 1 else ''} started "
             "(WORLD_SIZE): start as many as devices, or set execution.devices to what you start"
         )
-    if execution.devices % execution.tensor_parallel:
-        raise UserError(
-            f"execution.tensor_parallel {execution.tensor_parallel} does not divide execution.devices "
-            f"{execution.devices}: every matrix is shared by that many of them"
-        )
     if size == 1:
         yield Group()
         return

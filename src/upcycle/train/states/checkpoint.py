@@ -200,18 +200,12 @@ def verify_finished(run_dir: Path, run_id: str) -> bool:
         raise DamagedError(f"{run_dir / MANIFEST}: of run {manifest['id']}, not of {run_id}; move {run_dir} away")
     for name, expected in manifest["files"].items():
         _read_verified(run_dir / name, expected)
-    _restore_metrics(run_dir / METRICS, manifest["metrics"])
+    path, found = run_dir / METRICS, read_file(run_dir / METRICS)
+    if found != json_bytes(manifest["metrics"]):
+        log.warning("%s %s; restored from %s", path, "was missing" if found is None else "was damaged", MANIFEST)
+        write_json(path, manifest["metrics"])
     shutil.rmtree(run_dir / RESUME, ignore_errors=True)
     return True
-
-
-def _restore_metrics(path: Path, metrics: dict[str, Any]) -> None:
-    """Write metrics.json anew unless it is, byte for byte, what `save_finished` writes."""
-    found = read_file(path)
-    if found == json_bytes(metrics):
-        return
-    log.warning("%s %s; restored from %s", path, "was missing" if found is None else "was damaged", MANIFEST)
-    write_json(path, metrics)
 
 
 def remove_results(run_dir: Path) -> None:
