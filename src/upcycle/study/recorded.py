@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 from upcycle.errors import UserError
-from upcycle.manifest import FIX, MANIFEST, DamagedError, read_file
+from upcycle.manifest import MANIFEST, DamagedError, read_file
 from upcycle.study.spec import RunSpec
 from upcycle.study.study import describe_error
 
@@ -40,7 +40,8 @@ def stated_spec(run_dir: Path) -> RunSpec | None:
         stated = fields.pop("id")
         run = RunSpec.model_validate(fields)
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise DamagedError(f"{path}: not a run's specification ({describe_error(error)}); {FIX}") from None
+        fix = "restore it from a copy, or move the folder away to train the run anew"
+        raise DamagedError(f"{path} is damaged ({describe_error(error)}); {fix}") from None
     if run.id != stated:
         raise DamagedError(f"{path}: makes the id {run.id} but states {stated}: edited by hand, or of another version")
     return run
