@@ -97,7 +97,7 @@ def curve_that_takes(n_row: int | None) -> Iterator[None]:
         nonlocal count
         if count == n_row and log._writes:
             with Path("/dev/full").open("ab") as full:
-                os.dup2(full.fileno(), log._opened.fileno())
+                os.dup2(full.fileno(), log._file.fileno())
         count += 1
         append(log, row)
 
