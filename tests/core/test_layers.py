@@ -61,7 +61,7 @@ LIBRARIES = {
     "model": {"torch"},
     "laws": {"numpy", "pandas", "pydantic", "scipy"},
     "decisions": {"numpy", "pandas", "scipy"},
-    "train": {"numpy", "pydantic", "safetensors", "torch"},
+    "train": {"numpy", "safetensors", "torch"},
     "audit": {"numpy", "pandas", "scipy"},
     "paper": {"matplotlib", "numpy", "pandas", "pydantic", "scipy"},
     "report": {"jinja2", "markupsafe", "pandas"},
