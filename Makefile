@@ -51,7 +51,8 @@ lint: setup
 	$(LINT)
 
 # A file's tests stay together, as they share fixtures; tests/conftest.py puts the costly files first.
-PYTEST := pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# One process more than there are cores: many tests wait for a process that they started.
+PYTEST := pytest --numprocesses $$(($$(nproc) + 1)) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 # Says how long a command took, also when it fails.
 timed = @trap 'echo "$(1): $$((SECONDS / 60)) min $$((SECONDS % 60)) s in all"' EXIT; $(2)
 

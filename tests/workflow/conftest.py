@@ -1,17 +1,21 @@
 """A checkout of its own for each test, with the finished test study or a copy of it."""
 
 import shutil
+from pathlib import Path
 
 import pytest
+from built_once import built_once
 from checkouts import Checkout, make_checkout
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> Checkout:
-    """The test study, run once from nothing; tests that change anything take a copy."""
-    checkout = make_checkout(tmp_path_factory.mktemp("finished") / "checkout")
-    checkout.run()
-    return checkout
+    """The test study, run once for all processes. Tests only read it, and take a copy to run Snakemake in."""
+
+    def build(folder: Path) -> None:
+        make_checkout(folder / "checkout").run()
+
+    return Checkout(built_once(tmp_path_factory, "finished", build) / "checkout")
 
 
 @pytest.fixture

@@ -49,9 +49,9 @@ def test_four_points_choose_no_law(finished):
     assert json.loads((results / "fits/multiplicative.json").read_text())["identifiable"] is False
 
 
-def test_a_second_run_does_nothing(finished):
-    assert finished.jobs() == {}
-    assert "Nothing to be done" in finished.run().stderr
+def test_a_second_run_does_nothing(checkout):
+    assert checkout.jobs() == {}
+    assert "Nothing to be done" in checkout.run().stderr
 
 
 def test_a_comment_in_the_config_reruns_nothing(checkout):
@@ -248,10 +248,10 @@ def test_bad_input_stops_before_anything_starts(tmp_path):
     assert not (checkout.root / "results").exists()
 
 
-def test_snakemakes_own_report_is_built(finished):
+def test_snakemakes_own_report_is_built(checkout):
     """`snakemake --report` with captions and categories."""
-    finished.run("--report", "own-report.html")
-    text = (finished.root / "own-report.html").read_text()
+    checkout.run("--report", "own-report.html")
+    text = (checkout.root / "own-report.html").read_text()
     for word in ("Figures", "Tables", "figure3", "held-out loss"):
         assert word in text, word
 
