@@ -7,6 +7,8 @@ from upcycle.errors import UserError
 from upcycle.laws.tables.arithmetic import evaluate_expression, truths
 from upcycle.study.expressions import parse
 
+pytestmark = pytest.mark.slow
+
 COLUMNS = {
     "N": np.array([1e6, 2e6, 4e6]),
     "C": np.array([1e15, 5e15, np.nan]),

@@ -25,6 +25,8 @@ from upcycle.laws.solver import search as search_module
 from upcycle.laws.solver.prepare import Prepared, prepare
 from upcycle.laws.solver.search import Optimum, Refits, refit, search
 
+pytestmark = pytest.mark.slow
+
 
 def fitted(name: str, data: dict[str, np.ndarray], **fixed: float) -> tuple[Prepared, Optimum]:
     """A law fitted to data."""

@@ -12,6 +12,8 @@ from upcycle.laws.solver.prepare import prepare, start_grid
 from upcycle.laws.solver.search import search
 from upcycle.laws.solver.solve import huber, minimise
 
+pytestmark = pytest.mark.slow
+
 LOSS_LAWS = [name for name, law in LAWS.items() if law.response == "loss"]
 
 

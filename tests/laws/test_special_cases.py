@@ -8,6 +8,8 @@ from upcycle.errors import UserError
 from upcycle.laws.fit import fit
 from upcycle.laws.forms import LAWS
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("interaction", [0.0, 0.008, -0.01])
 @pytest.mark.parametrize("offset", [1.0, 3e8])
