@@ -206,7 +206,7 @@ def test_command_line_overrides_are_execution_settings_only(tmp_path):
         override_execution(execution, {"devise": "cuda"})
 
 
-def test_a_model_may_be_tensor_parallel_by_itself(tmp_path):
+def test_a_model_may_be_executed_in_its_own_way(tmp_path):
     """The paper shares the matrices of its largest model alone. Execution, so ids stay; what cannot be is refused."""
     study = copy.deepcopy(STUDY)
     for key in ("fits", "figures"):
@@ -214,22 +214,38 @@ def test_a_model_may_be_tensor_parallel_by_itself(tmp_path):
     del study["sweeps"]["upcycled"]
     study["execution"] |= {"devices": 2}
     plain = load_study(write(tmp_path, study))
-    study["models"]["wide"] = study["models"]["tiny"] | {"d_model": 96, "tensor_parallel": 2}
+    study["models"]["wide"] = study["models"]["tiny"] | {
+        "d_model": 96,
+        "execution": {"tensor_parallel": 2, "micro_batch": 1},
+    }
     study["sweeps"]["dense"]["model"] = ["tiny", "wide"]
     both = load_study(write(tmp_path, study))
     runs = build_plan(both, tmp_path).runs
     assert set(build_plan(plain, tmp_path).runs) < set(runs)
     for run in runs.values():
-        assert both.execution_of(run).tensor_parallel == (2 if run.model.d_model == 96 else 1)
+        execution, wide = both.execution_of(run), run.model.d_model == 96
+        assert (execution.tensor_parallel, execution.micro_batch) == ((2, 1) if wide else (1, None))
+        assert execution.devices == 2
     assert "tensor_parallel" not in str([run.identity() for run in runs.values()])
     study["execution"]["devices"] = 1
     with pytest.raises(UserError, match=r"tensor_parallel 2 .* does not divide execution.devices 1"):
         build_plan(load_study(write(tmp_path, study)), tmp_path)
 
 
-def test_the_papers_largest_model_is_tensor_parallel():
-    paper = load_study(Path("config/paper.yaml"))
-    assert {name: entry.tensor_parallel for name, entry in paper.models.items() if entry.tensor_parallel} == {"1B": 2}
+def test_mixtures_of_a_model_may_be_executed_in_their_own_way(tmp_path):
+    """`execution_moe` overrides the model's `execution` key by key, and dense models never read it."""
+    raw = copy.deepcopy(STUDY)
+    raw["models"]["tiny"] |= {
+        "execution": {"micro_batch": 4, "devices": 2},
+        "execution_moe": {"devices": 8, "nodes": 2},
+    }
+    study = load_study(write(tmp_path, raw))
+    runs = build_plan(study, tmp_path).runs.values()
+    assert {run.moe is None for run in runs} == {True, False}
+    for run in runs:
+        execution = study.execution_of(run)
+        assert execution.activation_checkpointing == "block"
+        assert (execution.devices, execution.nodes) == ((4, 1) if run.moe is None else (2, 2))
 
 
 @pytest.fixture
@@ -332,6 +348,7 @@ def test_a_file_that_is_no_study_is_refused_in_one_line(refusal, name):
         ("data/vocab_size", "1", "`data.vocab_size`: .* greater than or equal to 2"),
         ("data/seed", "1e19", "`data.seed`: .* less than or equal to 10"),
         ("execution/threads", "1e9", "`execution.threads`: .* less than or equal to 1024"),
+        ("execution/nodes", "3", "execution.devices 1 cannot be shared equally by execution.nodes 3"),
         ("context", "1e308", "`context`: .* less than or equal to 1073741824"),
         ("sweeps/dense/tokens", "[1e19]", "`sweeps.dense.tokens.0`: .* less than or equal to"),
         # What is no number
@@ -387,10 +404,10 @@ def test_a_value_that_cannot_work_is_refused_in_one_line(refusal, path, value, m
     assert re.search(message, refusal(raw(path, value)))
 
 
-def test_a_models_tensor_parallel_is_not_lost_to_another_of_its_size(refusal):
-    twin = STUDY["models"]["tiny"] | {"tensor_parallel": 2}
+def test_a_models_execution_is_not_lost_to_another_of_its_size(refusal):
+    twin = STUDY["models"]["tiny"] | {"execution": {"tensor_parallel": 2}}
     message = refusal(raw("models/twin", json.dumps(twin)))
-    assert "models.tiny and models.twin are one size; give both the same tensor_parallel" in message
+    assert "models.tiny and models.twin are one size; give both the same execution" in message
 
 
 def test_words_of_yaml_have_one_meaning(tmp_path):

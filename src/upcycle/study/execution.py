@@ -17,6 +17,23 @@ DEFAULT_RATES = {"cuda": 400e12, "cpu": 1e10}
 """FLOP/s of a GPU (an H100, A.10) and of one thread of a CPU (of a small cloud machine, in a small model)."""
 
 
+class ModelExecution(Frozen):
+    """What `execution` of a model may set for its own jobs; a key left out is as in the study's `execution`."""
+
+    devices: Width | None = None
+    """Processes of a job on all its nodes together."""
+    nodes: Width | None = None
+    """Nodes of a job, each with an equal share of its `devices`."""
+    micro_batch: Sequences | None = None
+    """Sequences a forward pass of each process, a whole number of balance groups."""
+    compile: bool | None = None
+    """torch.compile every block."""
+    activation_checkpointing: Literal["none", "block"] | None = None
+    """`block` keeps only each block's input and computes its inside again in the backward pass."""
+    tensor_parallel: Width | None = None
+    """Processes that share each matrix; divides `devices`."""
+
+
 class Execution(Frozen):
     """Execution settings of every training and evaluation job of a study."""
 
@@ -51,7 +68,9 @@ class Execution(Frozen):
     flops_per_second: Positive | None = None
     """Rate of one process that `plan` takes for its times until runs were measured; None: `DEFAULT_RATES`."""
     devices: Width = 1
-    """Processes a job, each with a device of its own: torchrun and FSDP2 from two up."""
+    """Processes of a job on all its nodes together, each with a device of its own: FSDP2 from two up."""
+    nodes: Width = 1
+    """Nodes of a job, each with an equal share of its `devices`."""
     tensor_parallel: Width = 1
     """Processes that share each matrix (tensor and sequence parallelism); divides `devices`. The paper: 2 (largest)."""
     device_memory_gb: Positive | None = None
@@ -61,6 +80,11 @@ class Execution(Frozen):
 
     def check(self, run: RunSpec) -> None:
         """Raise UserError, naming the keys and how to fix them, if a run cannot be divided so."""
+        if self.devices % self.nodes:
+            raise UserError(
+                f"{run.id}: execution.devices {self.devices} cannot be shared equally by execution.nodes {self.nodes}; "
+                "devices counts the processes of all nodes together"
+            )
         group = run.moe.balance_group if run.moe else 1
         if self.micro_batch is not None and self.micro_batch % group:
             raise UserError(
@@ -75,7 +99,7 @@ class Execution(Frozen):
         if self.compile and self.tensor_parallel > 1:
             raise UserError(
                 f"{run.id}: execution.compile cannot trace the exchange between tensor-parallel processes; set it to "
-                "false, or tensor_parallel (of execution or of the model) to 1"
+                "false, or tensor_parallel (of `execution`, or of the model) to 1"
             )
         data_ranks, odd = divmod(self.devices, self.tensor_parallel)
         if odd:

@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from upcycle.errors import UserError, brief, nearest
 from upcycle.study.counting import count_parameters
-from upcycle.study.execution import Execution
+from upcycle.study.execution import Execution, ModelExecution
 from upcycle.study.spec import (
     DataConfig,
     Frozen,
@@ -38,7 +38,6 @@ from upcycle.study.values import (
     Share,
     Version,
     Whole,
-    Width,
 )
 
 
@@ -108,8 +107,11 @@ class ModelConfig(ModelShape):
     inferred). They stand for tokens: a sweep that sets another batch or context trains as many tokens."""
     n_budget: Annotated[Count, Field(le=40)] | None = None
     """Number of budgets; None means 5."""
-    tensor_parallel: Width | None = None
-    """Execution, not identity: processes that share each matrix of this model; None: `execution.tensor_parallel`."""
+    execution: ModelExecution = ModelExecution()
+    """How this model's own jobs are executed, where it differs from the study's `execution`: changing it retrains
+    nothing."""
+    execution_moe: ModelExecution = ModelExecution()
+    """The same for its mixtures, from scratch and upcycled; a key left out is as in the model's `execution`."""
     n_dense: Count | None = None
     """Expected non-embedding parameters (Table 3), checked at plan time."""
     n_total_8: Count | None = None
@@ -274,11 +276,12 @@ class StudyConfig(Frozen):
 
     @model_validator(mode="after")
     def _check_sizes(self) -> StudyConfig:
-        shared: dict[tuple[int, int, int], tuple[str, int | None]] = {}
-        for name, entry in self.models.items():
-            other, parallel = shared.setdefault(_size(entry), (name, entry.tensor_parallel))
-            if parallel != entry.tensor_parallel:
-                raise ValueError(f"models.{other} and models.{name} are one size; give both the same tensor_parallel")
+        for key in ("execution", "execution_moe"):
+            shared: dict[tuple[int, int, int], str] = {}
+            for name, entry in self.models.items():
+                other = shared.setdefault(_size(entry), name)
+                if getattr(self.models[other], key) != getattr(entry, key):
+                    raise ValueError(f"models.{other} and models.{name} are one size; give both the same {key}")
         return self
 
     @model_validator(mode="after")
@@ -307,8 +310,10 @@ class StudyConfig(Frozen):
         """How a run is executed: the study's settings, and those of the model that it is a size of."""
         # By size, not by name: runs know no names, and `_check_sizes` made models of one size agree.
         for entry in self.models.values():
-            if entry.tensor_parallel is not None and _size(entry) == _size(run.model):
-                return self.execution.model_copy(update={"tensor_parallel": entry.tensor_parallel})
+            if _size(entry) == _size(run.model):
+                own = entry.execution.model_dump(exclude_none=True)
+                own |= entry.execution_moe.model_dump(exclude_none=True) if run.moe else {}
+                return self.execution.model_copy(update=own)
         return self.execution
 
 
