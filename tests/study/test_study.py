@@ -236,8 +236,8 @@ def test_mixtures_of_a_model_may_be_executed_in_their_own_way(tmp_path):
     """`execution_moe` overrides the model's `execution` key by key, and dense models never read it."""
     raw = copy.deepcopy(STUDY)
     raw["models"]["tiny"] |= {
-        "execution": {"micro_batch": 4, "devices": 2},
-        "execution_moe": {"devices": 8, "nodes": 2},
+        "execution": {"devices": 4, "activation_checkpointing": "block"},
+        "execution_moe": {"devices": 2, "nodes": 2, "tensor_parallel": 2},
     }
     study = load_study(write(tmp_path, raw))
     runs = build_plan(study, tmp_path).runs.values()
