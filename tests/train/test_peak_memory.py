@@ -8,7 +8,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import weakref
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -16,9 +15,8 @@ from typing import Any
 
 import pytest
 import torch
+from live_tensors import Live
 from small_runs import VOCABULARY, write_tokens
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from upcycle.model.kernels import choose_kernels
 from upcycle.model.transformer import Transformer
@@ -49,37 +47,6 @@ def run_of(shape: dict[str, int], *, sequences: int, context: int, moe: dict | N
 # --- live tensors
 
 
-class Live(TorchDispatchMode):
-    """Counts the bytes of storages that ops make until they are freed; `peak` is the most at any moment."""
-
-    def __init__(self, model: Transformer, present: int) -> None:
-        super().__init__()
-        self.now = self.peak = present
-        self._known: dict[int, weakref.ref[Any]] = {}
-        self._kept = [parameter.untyped_storage() for parameter in model.parameters()]
-        for storage in self._kept:
-            self._known[id(storage)] = weakref.ref(storage)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = func(*args, **(kwargs or {}))
-        for tensor in output if isinstance(output, tuple | list) else [output]:
-            if isinstance(tensor, Tensor):
-                self._see(tensor.untyped_storage())
-        self.peak = max(self.peak, self.now)
-        return output
-
-    def _see(self, storage: torch.UntypedStorage) -> None:
-        known = self._known.get(id(storage))
-        if known is None or known() is not storage:
-            self.now += storage.nbytes()
-            self._known[id(storage)] = weakref.ref(storage)
-            weakref.finalize(storage, self._free, id(storage), storage.nbytes())
-
-    def _free(self, key: int, count: int) -> None:
-        self.now -= count
-        self._known.pop(key, None)
-
-
 def live_peak(run: RunSpec, execution: Execution) -> int:
     """Most bytes in tensors during the second of two updates, when AdamW has its moments."""
     torch.manual_seed(0)
@@ -94,7 +61,7 @@ def live_peak(run: RunSpec, execution: Execution) -> int:
     for _ in range(2):
         optimizer.zero_grad(set_to_none=True)
         ids = torch.randint(0, run.model.vocab_size, (run.optim.batch, run.model.context + 1))
-        with Live(model, 3 * weights) as live:
+        with Live(model.parameters(), 3 * weights) as live:
             for part in ids.split(execution.micro_batch or len(ids)):
                 with precision(run, torch.device("cpu")):
                     output = model(part[:, :-1], part[:, 1:])

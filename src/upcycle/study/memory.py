@@ -16,6 +16,8 @@ An update has moments at which memory can be largest; its peak is the largest of
 | `update`      | all gradients (AdamW and clipping work in place)                                                    |
 | `evaluation`  | all gradients (the next update frees them); logits and log-probabilities of `eval_batch` sequences  |
 
+The receipt of an upcycled start needs less than an update (train/receipt.py; tests/train/test_receipt.py).
+
 With accumulation (a micro-batch smaller than the batch) whole gradients are there at every moment, and the largest
 matrix's once more until it is added.
 

@@ -54,7 +54,7 @@ def train_run(
             log.info("%s: finished before; its files are verified", run.id)
             return
         clock = Clock(startup=process_seconds())
-        with clock.phase("startup"):
+        with out_of_memory_is_named(run, execution), clock.phase("startup"):
             trainee = prepare_trainee(
                 run,
                 run_dir=run_dir,

@@ -14,7 +14,6 @@ from upcycle.model.fill import give
 from upcycle.model.kernels import Kernels, float32_kernels
 from upcycle.model.stacks import own
 from upcycle.model.transformer import Transformer
-from upcycle.train.optim import of_one_mesh
 from upcycle.train.record import Clock
 from upcycle.train.step import accumulate
 from upcycle.train.trainee import Trainee, build_model, run_batch
@@ -28,8 +27,8 @@ def measure_upcycling(
     The first process has read the states and holds them whole; the others pass None and get None. Measured are the
     largest logit gap to the dense parent, and the router's cross-entropy gradient before and after one AdamW step of
     the run's learning rate on cross-entropy and balance loss. This is done on models of their own in float32, held and
-    fed as in training: micro-batch by micro-batch, and by several processes in parts, so that a receipt needs no more
-    memory than an update.
+    fed as in training: micro-batch by micro-batch, and by several processes in parts. Blocks are recomputed, and the
+    step is taken without moments, so a receipt needs no more memory than an update, in bfloat16 too.
     """
     run, group, kernels = trainee.run, trainee.group, _kernels(trainee)
     models = {}
@@ -41,13 +40,11 @@ def measure_upcycling(
     probe = replace(trainee, run=float32, model=models["moe"], clock=Clock())
     gap = _logit_gap(probe, models["dense"])
     del models["dense"]
+    probe.model.recompute = True
     before = _router_gradient(probe)
-    groups = [{"params": part} for part in of_one_mesh(probe.model.parameters())]
-    optim = run.optim
-    step = torch.optim.AdamW(groups, optim.lr, (optim.beta1, optim.beta2), weight_decay=optim.weight_decay)
     probe.model.zero_grad()
     accumulate(probe, run_batch(run, trainee.tokens, step=0))
-    step.step()
+    _first_step(probe)
     after = _router_gradient(probe)
     if moe_state is None:
         return None
@@ -57,7 +54,7 @@ def measure_upcycling(
         run.moe,
         [(moe_state[f"{at}.router.weight"], moe_state[f"{at}.w_in"], moe_state[f"{at}.w_out"]) for at in blocks],
         method=run.origin.partition(":")[2],
-        lr=optim.lr,
+        lr=run.optim.lr,
         tokens=run.tokens_per_step,
         gap=gap,
         router_gradients=(before, after),
@@ -75,14 +72,29 @@ def _kernels(trainee: Trainee) -> Kernels:
 
 
 @torch.no_grad()
+def _first_step(probe: Trainee) -> None:
+    """AdamW's first step, whose moments are the gradient and its square: so there is no need to hold them."""
+    optim = probe.run.optim
+    for parameter in probe.model.parameters():
+        weight, gradient = own(parameter), own(cast(Tensor, parameter.grad))
+        weight.mul_(1 - optim.lr * optim.weight_decay).addcdiv_(
+            gradient, gradient.abs().add_(optim.eps), value=-optim.lr
+        )
+
+
+@torch.no_grad()
 def _logit_gap(probe: Trainee, dense: Transformer) -> float:
     """Largest difference of a logit between the mixture and its dense parent, over the first batch."""
     group, ids = probe.group, run_batch(probe.run, probe.tokens, step=0)
     batch_BS = torch.from_numpy(ids[group.share(len(ids))]).to(probe.device)
     gap = torch.zeros((), device=probe.device)
-    for ids_BS in batch_BS.split(probe.execution.micro_batch or len(batch_BS)):
+    # One sequence at a time: two models' logits are more than an update holds with `cross_entropy: chunked`.
+    for ids_BS in batch_BS.split(1):
         own_BS = group.positions(ids_BS[:, :-1])
-        gap = torch.maximum(gap, (probe.model.logits(own_BS) - dense.logits(own_BS)).abs().max())
+        logits_BSV = probe.model.eval().logits(own_BS)
+        gap = torch.maximum(gap, logits_BSV.sub_(dense.logits(own_BS)).abs_().max())
+        del logits_BSV
+    probe.model.train()
     if group.size > 1:
         cast(Any, probe.model).reshard()  # FSDP's
     return group.gather(gap).max().item()

@@ -1,0 +1,129 @@
+"""The receipt of an upcycled start: its memory, and its one step of AdamW."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from live_tensors import Live
+from small_runs import EXECUTION, MOE, small_run, train_in, upcycled_run
+
+from upcycle.model.kernels import choose_kernels
+from upcycle.model.transformer import Transformer, init_weights
+from upcycle.model.upcycling import upcycle
+from upcycle.study.execution import Execution
+from upcycle.study.memory import peak_memory
+from upcycle.train.processes.preemption import TrainingError
+from upcycle.train.receipt import _first_step, measure_upcycling
+from upcycle.train.record import Clock
+from upcycle.train.trainee import Trainee
+
+SHAPES = {
+    "activations": {"n_layer": 3, "d_model": 64, "n_head": 2, "vocab_size": 256, "context": 128},
+    "logits": {"n_layer": 2, "d_model": 32, "n_head": 2, "vocab_size": 8192, "context": 128},
+    "weights": {"n_layer": 3, "d_model": 128, "n_head": 2, "vocab_size": 256, "context": 32},
+}
+
+
+def upcycling_of(shape: dict[str, int], batch: int, dtype: str, **execution: Any) -> tuple[Trainee, Transformer]:
+    """An upcycled run before its receipt, and its dense parent."""
+    data = {"dataset": "walk", "vocab_size": shape["vocab_size"]}
+    dense = small_run(model=shape, data=data)
+    run = upcycled_run(
+        dense, model=shape, data=data, dtype=dtype, optim={"lr": 2e-3, "batch": batch}, moe=MOE | {"balance_group": 2}
+    )
+    settings = Execution(device="cpu", layers="composed").model_copy(update=execution)
+    kernels = choose_kernels(run.model, settings.kernels, dtype=dtype)
+    parent, mixture = Transformer(run.model), Transformer(run.model, run.moe, kernels)
+    init_weights(parent, seed=1)
+    mixture.load_state_dict(upcycle("copy", parent.state_dict(), run.model, run.moe, seed=3))
+    ids = np.random.default_rng(2).integers(0, shape["vocab_size"], batch * shape["context"] + 1)
+    return Trainee(run, Path(), settings, SimpleNamespace(train=ids), mixture, None, Clock()), parent
+
+
+def peak_of_receipt(trainee: Trainee, dense: Transformer) -> int:
+    """Most bytes in tensors while the receipt is measured, the run's own weights among them."""
+    weights = sum(parameter.nbytes for parameter in trainee.model.parameters())
+    held = [*trainee.model.parameters(), *dense.parameters()]
+    with Live(held, weights) as live:
+        measure_upcycling(trainee, dense.state_dict(), trainee.model.state_dict())
+    return live.peak
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("shape", "dtype", "cross_entropy"),
+    [
+        ("activations", "float32", "plain"),
+        ("activations", "bfloat16", "plain"),
+        ("logits", "float32", "plain"),
+        ("logits", "bfloat16", "plain"),
+        ("logits", "bfloat16", "chunked"),
+        ("weights", "float32", "plain"),
+        ("weights", "bfloat16", "plain"),
+    ],
+)
+def test_a_receipt_needs_no_more_memory_than_an_update(shape: str, dtype: str, cross_entropy: str) -> None:
+    """In tensors, against the formula of the run's micro-batch; so it does not grow with the batch."""
+    settings = {"micro_batch": 2, "eval_batch": 1, "cross_entropy": cross_entropy}
+    trainee, dense = upcycling_of(SHAPES[shape], 8, dtype, **settings)
+    allowed = peak_memory(trainee.run, trainee.execution).tensors
+    peak = peak_of_receipt(trainee, dense)
+    print(f"{shape} {dtype}: {peak / allowed:.2f} of an update")
+    assert peak < allowed
+
+
+def test_it_compares_the_logits_of_a_sequence_though_the_batch_is_taken_whole() -> None:
+    """Of every sequence of the batch; never two whole batches of logits."""
+    shape = SHAPES["logits"]
+    trainee, dense = upcycling_of(shape, 4, "float32")
+    sizes: list[int] = []
+
+    class Recorder(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            output = func(*args, **(kwargs or {}))
+            if func is torch.ops.aten.sub_.Tensor:
+                sizes.append(output.numel())
+            return output
+
+    with Recorder():
+        measure_upcycling(trainee, dense.state_dict(), trainee.model.state_dict())
+    assert sizes == [shape["context"] * shape["vocab_size"]] * 4
+
+
+def test_its_step_is_adamws_first() -> None:
+    """On every weight, as torch's optimizer takes it from empty moments."""
+    trainee, _ = upcycling_of(SHAPES["activations"], 4, "float32")
+    optim, model = trainee.run.optim, trainee.model
+    generator = torch.Generator().manual_seed(0)
+    for weight in model.parameters():
+        weight.grad = torch.randn(weight.shape, generator=generator).pow_(9)  # from about 0 to 1e4
+    twin = [torch.nn.Parameter(weight.detach().clone()) for weight in model.parameters()]
+    for weight, own in zip(twin, model.parameters(), strict=True):
+        weight.grad = own.grad.clone()
+    torch.optim.AdamW(twin, optim.lr, (optim.beta1, optim.beta2), eps=optim.eps, weight_decay=optim.weight_decay).step()
+    _first_step(trainee)
+    for weight, own in zip(twin, model.parameters(), strict=True):
+        torch.testing.assert_close(own, weight, rtol=1e-6, atol=1e-6 * optim.lr)
+
+
+def test_out_of_memory_while_a_run_starts_is_named(
+    tokens_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As during training: with the run, the micro-batch, and what to lower."""
+    dense = small_run()
+    run = upcycled_run(dense)
+    train_in(tmp_path, tokens_dir, dense)
+
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("upcycle.train.receipt._router_gradient", full)
+    with pytest.raises(
+        TrainingError, match=f"{run.id}: out of memory on cpu with 2 sequences .* execution.micro_batch"
+    ):
+        train_in(tmp_path, tokens_dir, run, EXECUTION.model_copy(update={"micro_batch": 2}))
