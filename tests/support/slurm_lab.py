@@ -1,0 +1,409 @@
+"""A real SLURM on this one machine: controller, accounting and several nodes with fake GPUs, for tests.
+
+`SlurmLab` starts the daemons of Debian's packages as root, without systemd, in a folder of its own. Where the kernel
+allows it they live in a network and a mount namespace of their own, so several labs run side by side and the machine's
+own SLURM, if any, is not touched; else (a container without CAP_SYS_ADMIN) one lab at a time, and others wait. Whatever
+a lab started ends with it, also when the test process is killed: every process has LAB_FOLDER in its environment, and a
+guard process ends all of them when its standard input closes.
+
+A node may have more CPUs, memory and GPUs than the machine (`config_overrides`; a GPU is a link to /dev/null, which is
+enough for CUDA_VISIBLE_DEVICES). Partitions: `gpu` (default), `urgent`, which preempts the two others: `scavenge`
+(preempted jobs are queued again) and `killable` (they are cancelled).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PROGRAMS = ("munged", "slurmctld", "slurmd", "slurmdbd", "mariadbd", "mariadb-install-db", "sbatch", "nsenter")
+PACKAGES = "munge slurm-client slurmctld slurmd slurmdbd slurm-wlm-mysql-plugin mariadb-server-core mariadb-client-core"
+ETC = Path("/etc/slurm")
+"""Where SLURM's commands look for their files. SLURM_CONF is not enough: Snakemake's jobs drop it before their srun."""
+FILES = ("slurm.conf", "gres.conf", "slurmdbd.conf")
+MARK, NODE_MARK = "LAB_FOLDER", "LAB_NODE"
+"""Variables by which a lab's processes, and a node's daemons, are found."""
+ACCOUNT, USER = "lab", "root"
+
+
+def why_no_lab() -> str | None:
+    """Why SLURM cannot be started here; None if it can."""
+    if sys.platform != "linux" or os.geteuid() != 0:
+        return "SLURM's daemons are started as root, on Linux"
+    missing = [program for program in PROGRAMS if shutil.which(program, path=_with_sbin(os.environ)) is None]
+    if missing:
+        return f"no {', '.join(missing)}: apt-get install --no-install-recommends {PACKAGES}"
+    if not _can_unshare() and (ETC / "slurm.conf").exists() and not (ETC / "slurm.conf").is_symlink():
+        return f"{ETC}/slurm.conf is a real cluster's, and this container cannot have a mount namespace"
+    return None
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job as squeue shows it."""
+
+    id: int
+    state: str
+    """RUNNING, PENDING, COMPLETED, ..."""
+    node: str
+    """Node, or list of nodes, that it runs on; empty while it is pending."""
+    partition: str
+    comment: str
+    """Snakemake's: rule_<rule>_wildcards_<wildcards>."""
+
+
+@dataclass(frozen=True)
+class SlurmLab:
+    """A running SLURM. Times are in seconds, much shorter than a cluster's."""
+
+    folder: Path
+    nodes: int = 4
+    gpus: int = 8
+    cpus: int = 64
+    memory_mb: int = 512_000
+    grace: int = 5
+    """Between SIGTERM and the end of a preempted job."""
+    kill_wait: int = 5
+    """Between SIGTERM and SIGKILL of a cancelled job, or of one past its time."""
+    node_timeout: int = 15
+    """Until a node that does not answer is down."""
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[SlurmLab]:
+        """Start everything (about 8 s), and end it, with whatever still runs in it, after the `with`."""
+        for name in ("state", "log", "run", "gpu", "db", "munge", "pids"):
+            (self.folder / name).mkdir(parents=True)
+        self.folder.chmod(0o755)
+        inside = ["unshare", "--mount", "--net"] if _can_unshare() else []
+        guard = subprocess.Popen(
+            [*inside, sys.executable, __file__, str(self.folder)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | {"PATH": _with_sbin(os.environ)},
+        )  # fmt: skip
+        assert guard.stdin
+        assert guard.stdout
+        try:
+            assert guard.stdout.readline() == b"ready\n", f"the lab's guard ended: {guard.poll()}"
+            (self.folder / "pids" / "guard").write_text(str(guard.pid))
+            self._write_config()
+            self._start_munge()
+            self._start_accounting()
+            self.start_controller()
+            for number in range(1, self.nodes + 1):
+                self.start_node(f"node{number}")
+            self.wait_for_nodes()
+            yield self
+        finally:
+            guard.stdin.close()
+            guard.wait()
+            guard.stdout.close()
+
+    # Commands in the lab
+
+    def words(self, *command: str | Path) -> list[str]:
+        """A command line that runs in the lab. The process that it starts is the command itself: its pid is the pid."""
+        enter = ["nsenter", f"--target={self.pid('guard')}", "--mount", "--net", "--"] if _can_unshare() else []
+        return [*enter, *map(str, command)]
+
+    def environment(self, variables: Mapping[str, str] | None = None) -> dict[str, str]:
+        """These variables (default: this process's), less those of a job, marked as the lab's."""
+        kept = os.environ if variables is None else variables
+        return {k: v for k, v in kept.items() if not k.startswith("SLURM_")} | {
+            MARK: str(self.folder),
+            "PATH": _with_sbin(kept),
+        }
+
+    def run(
+        self, *command: str | Path, check: bool = True, env: Mapping[str, str] | None = None, **options: Any
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command in the lab to its end; AssertionError with its output if it fails and `check` is set."""
+        options = {"capture_output": True, "text": True, "timeout": 600} | options
+        done = subprocess.run(self.words(*command), env=self.environment(env), check=False, **options)
+        assert not check or done.returncode == 0, f"{command}: exit code {done.returncode}\n{done.stdout}{done.stderr}"
+        return done
+
+    def start(
+        self, *command: str | Path, env: Mapping[str, str] | None = None, **options: Any
+    ) -> subprocess.Popen[Any]:
+        """Start a command in the lab, as `subprocess.Popen` does."""
+        return subprocess.Popen(self.words(*command), env=self.environment(env), **options)
+
+    # Jobs
+
+    def jobs(self) -> list[Job]:
+        """All jobs that the controller still knows, ended ones too, in the order of their ids."""
+        text = self.run("squeue", "-h", "-t", "all", "-S", "i", "-o", "%i\x1f%T\x1f%N\x1f%P\x1f%k").stdout
+        rows = [line.split("\x1f") for line in text.splitlines()]
+        return [Job(int(i), state, node, partition, comment) for i, state, node, partition, comment in rows]
+
+    def job(self, job_id: int) -> Job:
+        """One of them; AssertionError if the controller does not know it."""
+        known = {job.id: job for job in self.jobs()}
+        assert job_id in known, f"job {job_id} is unknown; known are {known}"
+        return known[job_id]
+
+    def cancel(self, job_id: int) -> None:
+        """scancel."""
+        self.run("scancel", str(job_id))
+
+    def processes_of(self, job_id: int) -> list[int]:
+        """Processes of a job, on all nodes, its batch script's shell included; not SLURM's own step daemons."""
+        mark = f"SLURM_JOB_ID={job_id}".encode()
+        return [pid for pid, variables in _marked(self.folder) if mark in variables]
+
+    # Faults
+
+    def kill_node(self, name: str) -> None:
+        """A node is lost: its daemon and whatever runs on it get SIGKILL. It is DOWN after `node_timeout`."""
+        marks = {f"{NODE_MARK}={name}".encode(), f"SLURMD_NODENAME={name}".encode()}
+        _end(self.folder, lambda variables: bool(marks & variables))
+
+    def start_node(self, name: str) -> None:
+        """Start a node's daemon, also again after `kill_node` (see `wait_for_nodes`)."""
+        (self.folder / "run" / f"spool.{name}").mkdir(exist_ok=True)
+        self._daemon(f"slurmd.{name}", "slurmd", "-D", "-N", name, variables={NODE_MARK: name})
+
+    def wait_for_nodes(self) -> None:
+        """Until all nodes are there and idle."""
+        idle = ("sinfo", "-h", "-N", "-p", "gpu", "-t", "idle", "-o", "%N")
+        self._wait(lambda: len(self.run(*idle, check=False).stdout.split()) == self.nodes, "idle nodes")
+
+    def stop_controller(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """End slurmctld. With SIGKILL it loses what it has not saved yet: the end of a job, or a new job."""
+        pid = self.pid("slurmctld")
+        os.kill(pid, number)
+        self._wait(lambda: not _alive(pid), "the controller's end")
+
+    def start_controller(self) -> None:
+        """Start slurmctld, also again."""
+        self._daemon("slurmctld", "slurmctld", "-D")
+        self._wait(lambda: self.run("scontrol", "ping", check=False).returncode == 0, "the controller")
+
+    def pid(self, daemon: str) -> int:
+        """Of `slurmctld`, `slurmdbd`, `slurmd.node1`, ..."""
+        return int((self.folder / "pids" / daemon).read_text())
+
+    # Starting
+
+    def _daemon(self, name: str, *command: str, variables: Mapping[str, str] | None = None) -> None:
+        with (self.folder / "log" / f"{name}.out").open("ab") as out:
+            process = self.start(
+                *command, env=os.environ | dict(variables or {}), stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+                start_new_session=True,
+            )  # fmt: skip
+        (self.folder / "pids" / name).write_text(str(process.pid))
+        process.returncode = 0  # the guard ends it: no warning that it still runs
+
+    def _wait(self, condition: Callable[[], bool], what: str, seconds: float = 120) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            logs = [path for path in (self.folder / "log").iterdir() if path.stat().st_size]
+            tails = "\n".join(f"{path.name}: {path.read_text(errors='replace')[-500:]}" for path in sorted(logs))
+            assert time.monotonic() < deadline, f"waited {seconds} s for {what}\n{tails}"
+            time.sleep(0.1)
+
+    def _start_munge(self) -> None:
+        key = self.folder / "munge" / "key"
+        key.write_bytes(os.urandom(1024))
+        key.chmod(0o400)
+        own = {"key-file": "munge/key", "socket": "munge/sock", "pid-file": "munge/pid", "seed-file": "munge/seed"}
+        own["log-file"] = "log/munged.log"
+        options = [f"--{name}={self.folder / path}" for name, path in own.items()]
+        self._daemon("munged", "munged", "--foreground", "--force", "--num-threads=2", *options)
+        self._wait((self.folder / "munge" / "sock").is_socket, "munge")
+
+    def _start_accounting(self) -> None:
+        db, sock = self.folder / "db", self.folder / "run" / "mysql.sock"
+        common = ("--no-defaults", "--user=root", f"--datadir={db}")
+        self.run("mariadb-install-db", *common, "--auth-root-authentication-method=normal", "--skip-test-db")
+        self._daemon(
+            "mariadbd", "mariadbd", *common, f"--socket={sock}", "--skip-networking", "--skip-log-bin",
+            f"--pid-file={self.folder / 'run' / 'mysql.pid'}", "--innodb-buffer-pool-size=64M",
+            "--innodb-lock-wait-timeout=900", "--innodb-flush-log-at-trx-commit=0",
+        )  # fmt: skip
+        self._wait(sock.is_socket, "MariaDB")
+        self._daemon("slurmdbd", "slurmdbd", "-D", variables={"MYSQL_UNIX_PORT": str(sock)})
+        self._wait(lambda: self.run("sacctmgr", "-n", "list", "cluster", check=False).returncode == 0, "slurmdbd")
+        self.run("sacctmgr", "-in", "add", "cluster", "lab")
+        self.run("sacctmgr", "-in", "add", "account", ACCOUNT, f"description={ACCOUNT}", f"organization={ACCOUNT}")
+        self.run("sacctmgr", "-in", "add", "user", USER, f"account={ACCOUNT}")
+
+    def _write_config(self) -> None:
+        host = socket.gethostname().partition(".")[0]
+        for number in range(self.gpus):
+            (self.folder / "gpu" / f"nvidia{number}").symlink_to("/dev/null")
+        values = {
+            name: getattr(self, name)
+            for name in ("folder", "nodes", "gpus", "cpus", "memory_mb", "grace", "kill_wait", "node_timeout")
+        }
+        values |= {"host": host, "last_port": 17000 + self.nodes, "last_gpu": self.gpus - 1}
+        (self.folder / "slurm.conf").write_text(SLURM_CONF.format(**values))
+        (self.folder / "gres.conf").write_text(GRES_CONF.format(**values))
+        accounting = self.folder / "slurmdbd.conf"
+        accounting.touch(mode=0o600)  # slurmdbd refuses any other
+        accounting.write_text(SLURMDBD_CONF.format(**values))
+
+
+def _with_sbin(variables: Mapping[str, str]) -> str:
+    return os.pathsep.join([variables.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
+
+
+def _can_unshare() -> bool:
+    command = ["unshare", "--mount", "--net", "true"]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def _alive(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def _marked(folder: Path) -> Iterator[tuple[int, set[bytes]]]:
+    """Live processes of a lab, and their environments."""
+    mark = f"{MARK}={folder}".encode()
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            variables = set(path.read_bytes().split(b"\0"))
+            if mark in variables and _alive(int(path.parent.name)):
+                yield int(path.parent.name), variables
+
+
+def _end(folder: Path, chosen: Callable[[set[bytes]], bool] = bool) -> None:
+    """SIGKILL to a lab's processes, or to those chosen by their environment, until none is left."""
+    while pids := [pid for pid, variables in _marked(folder) if chosen(variables)]:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.05)
+
+
+# The guard
+
+
+def guard(folder: Path) -> None:
+    """Prepare this process's namespaces, or take the machine's one place for a lab; end all of it at end of input."""
+    own = Path("/proc/self/ns/net").readlink() != Path(f"/proc/{os.getppid()}/ns/net").readlink()
+    ETC.mkdir(exist_ok=True)
+    if own:
+        _network_up()
+        subprocess.run(["mount", "-t", "tmpfs", "none", ETC], check=True)
+        hosts = folder / "hosts"
+        hosts.write_text(f"127.0.0.1 localhost {socket.gethostname()}\n")  # the only address there is
+        #        subprocess.run(["mount", "--bind", hosts, "/etc/hosts"], check=True)
+        lock = None
+    else:
+        lock = (ETC / ".lab.lock").open("w")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _unlink()  # of a lab whose guard was killed
+    for name in FILES:
+        (ETC / name).symlink_to(folder / name)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the test's, which ends the lab
+    print("ready", flush=True)
+    sys.stdin.read()
+    _end(folder)
+    _unlink()
+
+
+def _unlink() -> None:
+    for name in FILES:
+        (ETC / name).unlink(missing_ok=True)
+
+
+def _network_up() -> None:
+    """`ip link set lo up; ip address add 10.0.0.1 dev lo`, where there is no `ip`.
+
+    slurmdbd needs an address other than the loopback's: glibc finds none for it otherwise (AI_ADDRCONFIG).
+    """
+    get_flags, set_flags, set_address, up = 0x8913, 0x8914, 0x8916, 1
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        request = fcntl.ioctl(sock, get_flags, struct.pack("16sH22x", b"lo", 0))
+        (flags,) = struct.unpack_from("H", request, 16)
+        fcntl.ioctl(sock, set_flags, struct.pack("16sH22x", b"lo", flags | up))
+        own = struct.pack("16sHH4s16x", b"lo:1", socket.AF_INET, 0, socket.inet_aton("10.0.0.1"))
+        fcntl.ioctl(sock, set_address, own)
+
+
+SLURM_CONF = """\
+ClusterName=lab
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort=16817
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge/sock
+CredType=cred/munge
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/run/spool.%n
+SlurmctldPidFile={folder}/run/slurmctld.pid
+SlurmdPidFile={folder}/run/slurmd.%n.pid
+SlurmctldLogFile={folder}/log/slurmctld.log
+SlurmdLogFile={folder}/log/slurmd.%n.log
+SlurmctldDebug=info
+SlurmdDebug=info
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/linux
+JobAcctGatherFrequency=5
+SwitchType=switch/none
+MpiDefault=none
+ReturnToService=2
+SlurmdTimeout={node_timeout}
+SlurmctldTimeout=30
+MinJobAge=300
+KillWait={kill_wait}
+InactiveLimit=0
+SchedulerType=sched/backfill
+SchedulerParameters=bf_interval=2,sched_interval=2
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core_Memory
+GresTypes=gpu
+SlurmdParameters=config_overrides
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+JobRequeue=1
+PropagateResourceLimits=NONE
+AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageHost=127.0.0.1
+AccountingStoragePort=16819
+AccountingStoragePass={folder}/munge/sock
+AccountingStorageEnforce=associations
+AccountingStorageTRES=gres/gpu
+NodeName=node[1-{nodes}] NodeHostname={host} NodeAddr=127.0.0.1 Port=[17001-{last_port}] CPUs={cpus} Boards=1 \
+SocketsPerBoard=1 CoresPerSocket={cpus} ThreadsPerCore=1 RealMemory={memory_mb} Gres=gpu:h100:{gpus} State=UNKNOWN
+PartitionName=gpu      Nodes=ALL Default=YES MaxTime=24:00:00 State=UP PriorityTier=10  PreemptMode=OFF
+PartitionName=urgent   Nodes=ALL MaxTime=24:00:00 State=UP PriorityTier=100 PreemptMode=OFF
+PartitionName=scavenge Nodes=ALL MaxTime=24:00:00 State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime={grace}
+PartitionName=killable Nodes=ALL MaxTime=24:00:00 State=UP PriorityTier=1 PreemptMode=CANCEL GraceTime={grace}
+"""
+GRES_CONF = "NodeName=node[1-{nodes}] Name=gpu Type=h100 File={folder}/gpu/nvidia[0-{last_gpu}]\n"
+SLURMDBD_CONF = """\
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge/sock
+DbdHost=localhost
+DbdAddr=127.0.0.1
+DbdPort=16819
+SlurmUser=root
+StorageType=accounting_storage/mysql
+StorageHost=localhost
+StorageUser=root
+StorageLoc=slurm_acct_db
+LogFile={folder}/log/slurmdbd.log
+PidFile={folder}/run/slurmdbd.pid
+DebugLevel=info
+"""
+
+
+if __name__ == "__main__":
+    guard(Path(sys.argv[1]))
