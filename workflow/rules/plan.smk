@@ -14,16 +14,22 @@ from upcycle.workflow.paths import RESULTS, evaluation_path, metrics_path
 logger.addHandler(Failures())
 
 
-def checked(function, *arguments):
+def checked(function, *arguments, **named):
     """What the function returns; bad input ends Snakemake with one line. (An exception's last line is where it was raised.)"""
     try:
-        return function(*arguments)
+        return function(*arguments, **named)
     except UserError as error:
         print(f"snakemake: {error}", file=sys.stderr)
         sys.exit(2)
 
 
-W = checked(open_workflow, config, Path.cwd(), workflow.cores)
+W = checked(
+    open_workflow,
+    config,
+    Path.cwd(),
+    workflow.cores,
+    dry=workflow.output_settings.dryrun,
+)
 
 FRESH = W.will_be_made()
 TO_TOKENIZE = tokens_to_make(W)

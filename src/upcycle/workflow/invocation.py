@@ -15,6 +15,7 @@ from upcycle.study.plan import build_plan, freeze, thaw
 from upcycle.study.spec import canonical_json
 from upcycle.train.processes.forkserver import FORK_VARIABLE
 from upcycle.workflow.dag import Workflow
+from upcycle.workflow.invocations import take_share
 from upcycle.workflow.paths import RESULTS, output_folder
 from upcycle.workflow.texts import check_texts
 
@@ -53,8 +54,11 @@ def read_workflow(name: str | None, root: Path, **settings: Any) -> Workflow:
     return Workflow(study, plan, output_folder(study.study))
 
 
-def open_workflow(config: dict[str, Any], root: Path, cores: int) -> Workflow:
-    """`read_workflow` for the Snakefile: the invocation that the user started freezes its plan and dates key files."""
+def open_workflow(config: dict[str, Any], root: Path, cores: int, *, dry: bool) -> Workflow:
+    """`read_workflow` for the Snakefile: the invocation that the user started freezes its plan and dates key files.
+
+    Unless it is a dry run, it also removes what a killed one has locked.
+    """
     # Rules call `upcycle`: this interpreter's own, whether or not its environment is activated.
     tools = str(Path(sys.executable).parent)
     if tools not in os.environ["PATH"].split(os.pathsep):
@@ -72,6 +76,8 @@ def open_workflow(config: dict[str, Any], root: Path, cores: int) -> Workflow:
             os.environ.setdefault(variable, value)
         os.environ[STARTED_VARIABLE] = repr(time.time())
         os.environ[CORES_VARIABLE] = str(cores)
+        if not dry and take_share(root):
+            print("The last invocation here was killed; its lock is removed.", file=sys.stderr)
         settle(workflow)
     return workflow
 

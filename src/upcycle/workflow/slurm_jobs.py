@@ -1,0 +1,113 @@
+"""The SLURM jobs of a study that are queued or running, whoever submitted them: Snakemake may have been killed since.
+
+SLURM knows a job's folder, its name and its comment. Snakemake's plugin writes rule and wildcards into the comment,
+which name a run or a token set; `slurm_executor` puts the study before the name. Standard library only.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from upcycle.errors import UserError
+from upcycle.workflow.dag import Workflow
+from upcycle.workflow.invocations import is_anyone_alive
+
+SEPARATOR = "\x1f"
+FIELDS = ("%i", "%T", "%j", "%k", "%Z", "%N", "%r", "%M", "%L")
+SECONDS = 60
+"""How long squeue may take. A controller that is down answers after some 20 s, with an error."""
+NAME = re.compile(r"(?P<study>.+)-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+"""Of a job: the study, then the number of the invocation."""
+
+
+@dataclass(frozen=True)
+class SlurmJob:
+    """A job of this workflow as squeue shows it."""
+
+    id: str
+    state: str
+    """RUNNING, PENDING, COMPLETING, ..."""
+    name: str
+    comment: str
+    """rule_<rule>, then _wildcards_<wildcards> if the rule has any."""
+    nodes: str
+    """Where it runs; empty while it waits."""
+    reason: str
+    """Why it waits (Resources, Priority, QOSMaxJobsPerUserLimit, ...); None while it runs."""
+    elapsed: str
+    left: str
+    """Times as SLURM prints them: [days-][hours:]minutes:seconds. Left until the job's limit."""
+
+    @property
+    def rule(self) -> str:
+        """Snakemake's rule, e.g. pretrain_dense."""
+        return self.comment.removeprefix("rule_").partition("_wildcards_")[0]
+
+    @property
+    def wildcards(self) -> str:
+        """Their values joined by `_`: a run's id for a job that trains."""
+        return self.comment.partition("_wildcards_")[2]
+
+    @property
+    def study(self) -> str | None:
+        """The study whose invocation submitted it."""
+        match = NAME.fullmatch(self.name)
+        return match["study"] if match else None
+
+    def __str__(self) -> str:
+        where = f"on {self.nodes} for {self.elapsed}" if self.nodes else f"waits: {self.reason}"
+        return f"{self.id} {self.rule} {self.wildcards} {self.state} ({where})"
+
+
+def slurm_jobs(folder: Path) -> list[SlurmJob]:
+    """This user's jobs of the workflow that were submitted from `folder` and have not ended; [] without SLURM.
+
+    Raises `UserError` if SLURM does not answer: then nobody knows.
+    """
+    if shutil.which("squeue") is None:
+        return []
+    command = ["squeue", "--me", "--noheader", f"--format={SEPARATOR.join(FIELDS)}"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+        said = done.stderr.strip() if done.returncode else ""
+    except subprocess.TimeoutExpired:
+        said = f"no answer within {SECONDS} s"
+    if said:
+        raise UserError(f"squeue: {said}. Jobs of an earlier invocation may still run; try again when SLURM answers")
+    rows = [line.split(SEPARATOR) for line in done.stdout.splitlines()]
+    return [
+        SlurmJob(number, state, name, comment, nodes, reason, elapsed, left)
+        for number, state, name, comment, where, nodes, reason, elapsed, left in rows
+        if comment.startswith("rule_") and _same(Path(where), folder)
+    ]
+
+
+def study_jobs(workflow: Workflow, jobs: list[SlurmJob]) -> list[SlurmJob]:
+    """Those that make something of this study: a run or a token set that it names, or a product of its own."""
+    runs, tokens = tuple(workflow.plan.runs), workflow.token_sets()  # an id, with its digest, begins no other
+    return [
+        job
+        for job in jobs
+        if job.study == workflow.study.study or job.wildcards.startswith(runs) or job.wildcards in tokens
+    ]
+
+
+def orphaned_jobs(workflow: Workflow, folder: Path) -> list[SlurmJob]:
+    """The study's jobs in `folder` while no Snakemake runs there that looks after them. The next one takes them over.
+
+    Raises `UserError` if SLURM does not answer.
+    """
+    return study_jobs(workflow, slurm_jobs(folder)) if is_anyone_alive(folder) is False else []
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether two names lead to one folder, here."""
+    try:
+        return os.path.samefile(one, other)  # noqa: PTH121 - pathlib's raises the same
+    except OSError:
+        return False
