@@ -97,9 +97,14 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="discard a finished or damaged result and train again from the start; an unfinished run continues",
     )
-    evaluate = verb("evaluate", "Held-out loss of a finished run on another text of the study.")
+    evaluate = verb("evaluate", "Held-out loss of a finished run on a text of the study.")
     evaluate.add_argument("run", help="a run id of the plan")
-    evaluate.add_argument("evaluation", help="a name under `evaluations`")
+    evaluate.add_argument(
+        "evaluation",
+        nargs="?",
+        help="a name under `evaluations`; without one the run's own held-out text, if it was not evaluated when it was "
+        "trained (trunk points are not), into its metrics.json",
+    )
     for name, text in (
         ("losses", "Gather finished runs into losses.csv."),
         ("evaluations", "Gather evaluations on other texts into evaluations.csv."),

@@ -160,7 +160,7 @@ def test_training_goes_on_from_the_state_before_a_damaged_one(
     """The whole path: newest state damaged, the run resumes one step earlier and ends in the same bits."""
     run = small_run()
     reference = train_in(tmp_path / "reference", tokens_dir, run)
-    monkeypatch.setattr("upcycle.train.loop.finish", lambda *_: None)
+    monkeypatch.setattr("upcycle.train.loop.finish", lambda *_, **__: None)
     run_dir = train_in(tmp_path, tokens_dir, run, EXECUTION.model_copy(update={"save_seconds": 1e-6}))
     monkeypatch.undo()
     truncate(max((run_dir / "resume").iterdir()))

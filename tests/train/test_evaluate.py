@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_runs import EXECUTION, MOE, rows_of, small_run, train_in, write_tokens
+from small_runs import EXECUTION, MOE, rows_of, small_run, tensors_sha256, train_in, write_tokens
 from torch.nn.functional import cross_entropy
 
 from upcycle.data.provenance import manifest_bytes, read_token_manifest
 from upcycle.data.tokens import TokenSet
 from upcycle.errors import UserError
+from upcycle.manifest import read_manifest
 from upcycle.model.transformer import Transformer
 from upcycle.train.evaluate import evaluate_run, heldout, spread_sequences
+from upcycle.train.finish import evaluate_later
 from upcycle.train.rows import is_log_spaced
 
 
@@ -49,6 +51,32 @@ def test_evaluate_gives_the_loop_s_own_loss_and_bounds_its_work(tokens_dir: Path
         key: metrics[key] for key in ("id", "loss", "loss_se", "tokens_fingerprint", "heldout_tokens")
     }
     assert evaluate_run(run_dir, tokens_dir, EXECUTION, max_tokens=10 * 32)["heldout_tokens"] == 10 * 32
+
+
+def test_a_run_that_no_product_reads_is_evaluated_later(tokens_dir: Path, tmp_path: Path) -> None:
+    """Its loss is null until then, its curve and weights are the evaluated run's; what is added is that run's loss."""
+    run, other = small_run(), tmp_path / "other"
+    evaluated = train_in(other, tokens_dir, run)
+    folder = train_in(tmp_path, tokens_dir, run, evaluate=False)
+    assert rows_of(folder) == rows_of(evaluated)
+    assert tensors_sha256(folder) == tensors_sha256(evaluated)
+    keys = ("loss", "loss_se", "heldout_tokens", "curve_heldout", "train_loss_last")
+    before, wanted = (json.loads((path / "metrics.json").read_text()) for path in (folder, evaluated))
+    assert {key: before[key] for key in keys} == {key: wanted[key] for key in keys} | dict.fromkeys(keys[:3])
+    train_in(tmp_path, tokens_dir, run, evaluate=False)  # verified, not trained or evaluated again
+    assert json.loads((folder / "metrics.json").read_text()) == before
+
+    (tmp_path / "tokens").mkdir()
+    with pytest.raises(UserError, match="tokens changed"):
+        evaluate_later(folder, write_tokens(tmp_path / "tokens", seed=5), EXECUTION)
+    found = evaluate_later(folder, tokens_dir, EXECUTION)
+    assert {key: found[key] for key in keys} == {key: wanted[key] for key in keys}
+    assert found["eval_seconds"] > before["eval_seconds"]
+    assert found == json.loads((folder / "metrics.json").read_text()) == read_manifest(folder)["metrics"]
+    assert evaluate_later(folder, tokens_dir, EXECUTION) == found, "done before"
+    train_in(tmp_path, tokens_dir, run, evaluate=False)
+    assert json.loads((folder / "metrics.json").read_text()) == found
+    train_in(tmp_path, tokens_dir, small_run(start_step=12, end_step=14, role="decay", parent=run.id))
 
 
 def test_a_set_of_another_tokenizer_is_refused_naming_both(tokens_dir: Path, tmp_path: Path) -> None:

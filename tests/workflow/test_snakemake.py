@@ -40,6 +40,14 @@ def test_a_sweep_from_nothing_makes_everything(finished):
     assert len(rows) == 1 + 3 + 2 + 4
 
 
+def test_trunk_points_are_not_evaluated_as_no_product_reads_them(finished):
+    """Half of the test study's runs: their loss is null, theirs alone."""
+    losses = {name: json.loads(content)["loss"] for name, content in metrics(finished).items()}
+    trunks = {name for name in losses if not name.startswith("decay-")}
+    assert len(trunks) == 9
+    assert {name for name, loss in losses.items() if loss is None} == trunks
+
+
 def test_four_points_choose_no_law(finished):
     """Too few losses for any of the laws: the headline does not name a winner, the table has no numbers."""
     results = finished.root / "results"

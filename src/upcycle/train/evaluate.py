@@ -69,6 +69,15 @@ def evaluate_run(
     }
 
 
+def check_fingerprint(tokens: TokenSet, expected: str, whose: str) -> None:
+    """UserError unless these are the tokens that `whose` training read."""
+    if tokens.fingerprint != expected:
+        raise UserError(
+            f"tokens changed: {whose} was trained on fingerprint {expected}, now it is {tokens.fingerprint}; "
+            "restore that set, or give the changed data a new data.version"
+        )
+
+
 def heldout(tokens: TokenSet, run: RunSpec) -> np.ndarray:
     """Held-out sequences (n, context + 1) in a fixed order. UserError if vocabulary or context do not fit the run."""
     if tokens.vocab_size > run.model.vocab_size:

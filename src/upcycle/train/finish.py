@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from upcycle.data.tokens import TokenSet
+from upcycle.manifest import read_manifest
 from upcycle.study.counting import flops_6nd, flops_per_token
-from upcycle.train.evaluate import SUBSET_TOKENS, batches_of, heldout, mean_and_error, sequence_losses, spread_sequences
+from upcycle.study.execution import Execution
+from upcycle.train.evaluate import (
+    SUBSET_TOKENS,
+    batches_of,
+    check_fingerprint,
+    evaluate_run,
+    heldout,
+    mean_and_error,
+    sequence_losses,
+    spread_sequences,
+)
 from upcycle.train.optim import optimizer_tensors
 from upcycle.train.processes.preemption import StopRequest
 from upcycle.train.record import MetricsLog, hardware, now, software
 from upcycle.train.rows import heldout_row
 from upcycle.train.states import checkpoint
+from upcycle.train.states.lease import lease
 from upcycle.train.trainee import Trainee
 from upcycle.train.utilisation import utilisation
 
@@ -43,25 +58,26 @@ def save(trainee: Trainee, metrics: MetricsLog) -> None:
         )
 
 
-def finish(trainee: Trainee, metrics: MetricsLog, stop: StopRequest) -> None:
-    """A last rolling state, whole held-out loss, weights, a trunk's optimizer state for its children, manifest.
+def finish(trainee: Trainee, metrics: MetricsLog, stop: StopRequest, *, whole: bool) -> None:
+    """A last rolling state, held-out loss, weights, a trunk's optimizer state for its children, manifest.
 
-    metrics.json comes last.
+    metrics.json comes last. Without `whole` only the curve's subset is evaluated, and the loss is null.
     """
     run = trainee.run
     save(trainee, metrics)
     with trainee.clock.phase("save"):
         trainee.saver.wait()  # published: from here a stop or kill costs the evaluation only
     sequences = heldout(trainee.tokens, run)
+    subset = spread_sequences(len(sequences), SUBSET_TOKENS // run.model.context)
+    if not whole:
+        sequences, subset = sequences[subset], np.arange(len(subset))
     with trainee.clock.phase("evaluate"):
         batches = stop.watch(batches_of(sequences, trainee.eval_batch), trainee.group.any)
         losses = sequence_losses(trainee.model, run, batches, trainee.group)
     with trainee.group.together():
         # It is there already if an attempt was killed right here.
         if not any("heldout" in row and row["step"] == trainee.step for row in metrics.rows()):
-            metrics.append(
-                heldout_row(trainee, losses[spread_sequences(len(losses), SUBSET_TOKENS // run.model.context)])
-            )
+            metrics.append(heldout_row(trainee, losses[subset]))
         metrics.sync()
     tensors = {checkpoint.WEIGHTS: trainee.whole(trainee.model.state_dict())}
     if run.role == "trunk":
@@ -74,13 +90,32 @@ def finish(trainee: Trainee, metrics: MetricsLog, stop: StopRequest) -> None:
         "tokens_fingerprint": trainee.tokens.fingerprint,
         "tokenizer_sha256": trainee.tokens.manifest["tokenizer"]["sha256"],
     }
-    checkpoint.save_finished(trainee.run_dir, about, tensors, _final_metrics(trainee, losses, metrics.rows()))
+    found = _final_metrics(trainee, losses if whole else None, metrics.rows())
+    checkpoint.save_finished(trainee.run_dir, about, tensors, found)
 
 
-def _final_metrics(trainee: Trainee, losses: np.ndarray, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def evaluate_later(run_dir: Path, tokens_dir: Path, execution: Execution) -> dict[str, Any]:
+    """The metrics of a finished run, with its own held-out loss: evaluated and added if it was not before.
+
+    Raises UserError for other tokens than it was trained on, DamagedError for files that do not verify.
+    """
+    with lease(run_dir):
+        metrics: dict[str, Any] = read_manifest(run_dir)["metrics"]
+        if metrics["loss"] is None:
+            begun = time.perf_counter()
+            check_fingerprint(TokenSet(tokens_dir), metrics["tokens_fingerprint"], metrics["id"])
+            found = evaluate_run(run_dir, tokens_dir, execution)
+            metrics |= {key: found[key] for key in ("loss", "loss_se", "heldout_tokens")}
+            for key in ("eval_seconds", "wall_seconds"):
+                metrics[key] = round(metrics[key] + time.perf_counter() - begun, 3)
+            checkpoint.replace_metrics(run_dir, metrics)
+        return metrics
+
+
+def _final_metrics(trainee: Trainee, losses: np.ndarray | None, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """`metrics.json`: what the laws, figures and the report read of a run. Losses in nats, times in seconds."""
     run, clock = trainee.run, trainee.clock
-    loss, loss_se = mean_and_error(losses)
+    loss, loss_se = (None, None) if losses is None else mean_and_error(losses)
     last = [row for row in rows if "loss" in row][-1]
     speed, rate = run.segment_tokens / clock.train, clock.gemm_flops / clock.train
     return {
@@ -90,7 +125,7 @@ def _final_metrics(trainee: Trainee, losses: np.ndarray, rows: list[dict[str, An
         "role": run.role,
         "loss": loss,
         "loss_se": loss_se,
-        "heldout_tokens": len(losses) * run.model.context,
+        "heldout_tokens": None if losses is None else len(losses) * run.model.context,
         "tokens": run.tokens,
         "segment_tokens": run.segment_tokens,
         "steps": run.end_step,

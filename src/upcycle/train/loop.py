@@ -40,9 +40,11 @@ def train_run(
     parent_dir: Path | None,
     execution: Execution,
     fresh: bool = False,
+    evaluate: bool = True,
 ) -> None:
     """Train a run into its folder, resume it, or verify that it is finished and return.
 
+    Without `evaluate` its final held-out loss is left out, and null in metrics.json (`finish.evaluate_later` adds it).
     `fresh` discards a finished result, or a damaged one, and trains again from the start; an unfinished run with a
     valid state is resumed, so that a preempted job with `fresh` keeps its work. Raises UserError for what cannot be
     trained; Preempted (exit code 75) after SIGTERM or SIGUSR1, the state saved; TrainingError for a non-finite loss, a
@@ -68,7 +70,7 @@ def train_run(
         metrics_log = MetricsLog(run_dir / "metrics.jsonl", writes=group.is_first)
         with out_of_memory_is_named(run, execution), metrics_log as metrics, trainee.saver:
             _run_steps(trainee, metrics, stop)
-            finish(trainee, metrics, stop)
+            finish(trainee, metrics, stop, whole=evaluate)
 
 
 def _open(run: RunSpec, run_dir: Path, held: ExitStack, group: Group, *, fresh: bool) -> bool:

@@ -17,7 +17,7 @@ from upcycle.study.execution import Execution
 from upcycle.study.kernel_fit import fitting
 from upcycle.study.spec import RunSpec
 from upcycle.train.device import use_device
-from upcycle.train.evaluate import heldout
+from upcycle.train.evaluate import check_fingerprint, heldout
 from upcycle.train.optim import build_optimizer, empty_moments, restore_optimizer
 from upcycle.train.processes.distributed import Group
 from upcycle.train.receipt import measure_upcycling
@@ -70,14 +70,6 @@ def prepare_trainee(
     return trainee
 
 
-def _check_fingerprint(tokens: TokenSet, expected: str, whose: str) -> None:
-    if tokens.fingerprint != expected:
-        raise UserError(
-            f"tokens changed: {whose} was trained on fingerprint {expected}, now it is {tokens.fingerprint}; "
-            "restore that set, or give the changed data a new data.version"
-        )
-
-
 def _resume(trainee: Trainee) -> bool:
     """Take up the newest valid rolling state, if there is one."""
     group = trainee.group
@@ -86,7 +78,7 @@ def _resume(trainee: Trainee) -> bool:
         if group.is_first:
             state = rolling.load_rolling(trainee.run_dir / checkpoint.RESUME, trainee.run.id)
             if state is not None:
-                _check_fingerprint(trainee.tokens, state.notes["tokens_fingerprint"], trainee.run.id)
+                check_fingerprint(trainee.tokens, state.notes["tokens_fingerprint"], trainee.run.id)
     state = group.from_first(state)
     if state is None:
         return False
@@ -131,7 +123,7 @@ def _continue(trainee: Trainee, parent_dir: Path | None) -> None:
     with group.together():
         if group.is_first:
             folder, manifest = _parent(trainee, parent_dir)
-            _check_fingerprint(trainee.tokens, manifest["tokens_fingerprint"], manifest["id"])
+            check_fingerprint(trainee.tokens, manifest["tokens_fingerprint"], manifest["id"])
             if manifest["step"] != run.start_step:
                 raise UserError(f"{folder} ended at step {manifest['step']}, but {run.id} starts at {run.start_step}")
             weights = checkpoint.read_tensors(folder, checkpoint.WEIGHTS)
@@ -153,7 +145,7 @@ def _upcycle(trainee: Trainee, parent_dir: Path | None) -> None:
             folder, manifest = _parent(trainee, parent_dir)
             parent = checkpoint.read_spec(folder)
             if parent.data.tokens_id == run.data.tokens_id:
-                _check_fingerprint(trainee.tokens, manifest["tokens_fingerprint"], parent.id)
+                check_fingerprint(trainee.tokens, manifest["tokens_fingerprint"], parent.id)
             own, its = trainee.tokens.manifest["tokenizer"]["sha256"], manifest["tokenizer_sha256"]
             if own != its:
                 raise UserError(

@@ -93,6 +93,7 @@ def train_job(workflow: Workflow, name: str, *, fresh: bool = False) -> None:
         parent_dir=RESULTS / "runs" / run.parent if run.parent else None,
         execution=execution,
         fresh=fresh,
+        evaluate=run.role != "trunk" or run.id in workflow.plan.finished_models or name.endswith(".json"),
     )
     if launch.is_worker():
         launch.leave_word(launch.End(0, ""))
@@ -100,15 +101,33 @@ def train_job(workflow: Workflow, name: str, *, fresh: bool = False) -> None:
             return
     metrics = read_record(run_dir / "metrics.json")
     print(
-        f"{run.id}: held-out loss {metrics['loss']:.4f} ± {metrics['loss_se']:.4f} nats at {run.tokens:,} tokens, "
+        f"{run.id}: {_loss_words(metrics)} at {run.tokens:,} tokens, "
         f"{metrics['tokens_per_second']:,.0f} tokens/s, {metrics['wall_seconds']:.1f} s"
     )
 
 
-def evaluate_job(workflow: Workflow, run_id: str, name: str) -> None:
-    """Held-out loss of a finished run on one of the study's other texts."""
+def _loss_words(metrics: dict[str, Any]) -> str:
+    """The held-out loss of a finished run; a trunk point has none, as no product reads it."""
+    if metrics["loss"] is None:
+        return f"not evaluated (`upcycle evaluate {metrics['id']}` does it)"
+    return f"held-out loss {metrics['loss']:.4f} ± {metrics['loss_se']:.4f} nats"
+
+
+def evaluate_job(workflow: Workflow, run_id: str, name: str | None) -> None:
+    """Held-out loss of a finished run on one of the study's other texts; without a name on its own, into its metrics.
+
+    A trunk point is not evaluated when it is trained, because no product reads its loss.
+    """
     from upcycle.train.evaluate import evaluate_run
 
+    if name is None:
+        from upcycle.train.finish import evaluate_later
+
+        run = _planned(workflow, run_id)
+        tokens_dir = RESULTS / "tokens" / run.data.tokens_id
+        metrics = evaluate_later(RESULTS / "runs" / run_id, tokens_dir, workflow.study.execution)
+        print(f"{run_id}: {_loss_words(metrics)}")
+        return
     evaluations = workflow.study.evaluations
     if name not in evaluations:
         raise UserError(f"the study has no evaluation `{name}`; {nearest(name, evaluations)}")

@@ -165,6 +165,12 @@ def save_finished(
     shutil.rmtree(run_dir / RESUME, ignore_errors=True)
 
 
+def replace_metrics(run_dir: Path, metrics: dict[str, Any]) -> None:
+    """Give a finished run other metrics. Call under its lease; killed in between, `verify_finished` ends it."""
+    write_json(run_dir / MANIFEST, sealed({**read_manifest(run_dir), "metrics": metrics}))
+    write_json(run_dir / METRICS, metrics)
+
+
 def read_tensors(run_dir: Path, name: str) -> dict[str, Tensor]:
     """Tensors of a finished run's file, from bytes that have its manifest's size and SHA-256. DamagedError if not."""
     files = read_manifest(run_dir)["files"]
