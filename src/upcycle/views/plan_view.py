@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from upcycle.errors import UserError
-from upcycle.files import read_record
 from upcycle.study.columns import value_text
 from upcycle.study.counting import count_parameters, flops_6nd, flops_per_token
-from upcycle.study.execution import DEFAULT_RATES, Execution
+from upcycle.study.execution import Execution
 from upcycle.study.memory import peak_memory
+from upcycle.study.rates import expected_seconds, measured_speeds, source_of_seconds
 from upcycle.study.recorded import is_finished
-from upcycle.study.spec import RunSpec, short_count
+from upcycle.study.spec import short_count
 from upcycle.study.values import duration
 from upcycle.study.varying import varying, varying_by_run
 from upcycle.workflow.dag import Workflow
@@ -37,7 +35,7 @@ def describe_plan(workflow: Workflow) -> dict[str, Any]:
     formula; `memory`: its parts (upcycle.study.memory). `varies` of a sweep: settings that differ between its models,
     with their values; of a run: its own values of these settings.
     """
-    speeds = measured_speeds(workflow)
+    speeds = measured_speeds(workflow.plan.runs.values(), RESULTS)
     settings = varying_by_run(workflow.plan)
     runs = [describe_run(workflow, run_id, speeds) | {"varies": settings[run_id]} for run_id in workflow.plan.runs]
     by_id = {run["id"]: run for run in runs}
@@ -56,9 +54,6 @@ def describe_run(workflow: Workflow, run_id: str, speeds: dict[str, float]) -> d
     counts = count_parameters(run.model, run.moe)
     flops = flops_per_token(run.model, run.moe) * run.segment_tokens
     execution = workflow.study.execution_of(run)
-    # Runs of one shape train at one speed, whatever their data and schedule.
-    speed = speeds.get(shape_key(run))
-    seconds = run.segment_tokens / speed if speed else flops / execution.expected_rate
     memory = peak_memory(run, execution)
     copies = 3 if run.role == "trunk" else 1  # weights, and a trunk point's two AdamW moments
     return {
@@ -74,51 +69,11 @@ def describe_run(workflow: Workflow, run_id: str, speeds: dict[str, float]) -> d
         "bytes": copies * CHECKPOINT_BYTES * counts.total,
         "peak_bytes": round(memory.peak),
         "memory": asdict(memory),
-        "seconds": seconds,
-        "seconds_from": "measured speed" if speed else source_of_rate(execution),
+        "seconds": expected_seconds(run, execution, speeds),
+        "seconds_from": source_of_seconds(run, execution, speeds),
         "finished": is_finished(folder),
         "started": (folder / "spec.json").exists(),
     }
-
-
-def source_of_rate(execution: Execution) -> str:
-    """Where the expected rate of a run without a measured one comes from, in words."""
-    if execution.flops_per_second:
-        return f"execution.flops_per_second ({execution.flops_per_second:.3g})"
-    device = "GPU (an H100)" if execution.device == "cuda" else "CPU's thread"
-    return f"the default for a {device} ({DEFAULT_RATES[execution.device]:.3g} FLOP/s; execution.flops_per_second)"
-
-
-def shape_key(run: RunSpec) -> str:
-    """Runs that train at one speed: same model, mixture, batch and precision."""
-    return f"{run.model!r} {run.moe!r} {run.optim.batch} {run.dtype}"
-
-
-def measured_speeds(workflow: Workflow) -> dict[str, float]:
-    """Tokens per second of finished runs, by shape.
-
-    Raises UserError naming the metrics.json that does not state them.
-    """
-    trained = []
-    for run_id, run in workflow.plan.runs.items():
-        path = RESULTS / "runs" / run_id / "metrics.json"
-        if path.exists():
-            metrics = read_record(path)
-            for name in ("segment_tokens", "train_seconds"):
-                if not isinstance(metrics[name], int | float):
-                    raise UserError(f"{path} is damaged: {name} is not a number; `upcycle train {run_id}` restores it")
-            trained.append((run, metrics["segment_tokens"], metrics["train_seconds"]))
-    return speeds_by_shape(trained)
-
-
-def speeds_by_shape(trained: Iterable[tuple[RunSpec, float, float]]) -> dict[str, float]:
-    """Tokens per second by shape, all tokens over all seconds, of (run, its tokens, its seconds of training)."""
-    tokens: dict[str, float] = defaultdict(float)
-    seconds: dict[str, float] = defaultdict(float)
-    for run, more, time in trained:
-        tokens[shape_key(run)] += more
-        seconds[shape_key(run)] += time
-    return {key: tokens[key] / seconds[key] for key in tokens if seconds[key] > 0}
 
 
 def plan_totals(runs: list[dict[str, Any]]) -> dict[str, Any]:

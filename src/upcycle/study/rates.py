@@ -1,0 +1,69 @@
+"""How long a run takes: from the speed of finished runs of the same shape, else from the rate that its study gives.
+
+Layer 0. Runs of one shape train at one speed, whatever their data and schedule.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from upcycle.errors import UserError
+from upcycle.files import read_record
+from upcycle.study.counting import flops_per_token
+from upcycle.study.execution import DEFAULT_RATES, Execution
+from upcycle.study.spec import RunSpec
+
+Speeds = Mapping[str, float]
+"""Tokens per second by `shape_key`."""
+
+
+def expected_seconds(run: RunSpec, execution: Execution, speeds: Speeds) -> float:
+    """Seconds of training that a run's own segment takes, without start-up, saving and evaluation."""
+    speed = speeds.get(shape_key(run))
+    if speed:
+        return run.segment_tokens / speed
+    return flops_per_token(run.model, run.moe) * run.segment_tokens / execution.expected_rate
+
+
+def source_of_seconds(run: RunSpec, execution: Execution, speeds: Speeds) -> str:
+    """Where `expected_seconds` has its rate from, in words."""
+    if shape_key(run) in speeds:
+        return "measured speed"
+    if execution.flops_per_second:
+        return f"execution.flops_per_second ({execution.flops_per_second:.3g})"
+    device = "GPU (an H100)" if execution.device == "cuda" else "CPU's thread"
+    return f"the default for a {device} ({DEFAULT_RATES[execution.device]:.3g} FLOP/s; execution.flops_per_second)"
+
+
+def shape_key(run: RunSpec) -> str:
+    """Runs that train at one speed: same model, mixture, batch and precision."""
+    return f"{run.model!r} {run.moe!r} {run.optim.batch} {run.dtype}"
+
+
+def measured_speeds(runs: Iterable[RunSpec], results: Path) -> dict[str, float]:
+    """Tokens per second of those runs that are finished, by shape.
+
+    Raises UserError naming the metrics.json that does not state them.
+    """
+    trained = []
+    for run in runs:
+        path = results / "runs" / run.id / "metrics.json"
+        if path.exists():
+            metrics = read_record(path)
+            for name in ("segment_tokens", "train_seconds"):
+                if not isinstance(metrics[name], int | float):
+                    raise UserError(f"{path} is damaged: {name} is not a number; `upcycle train {run.id}` restores it")
+            trained.append((run, metrics["segment_tokens"], metrics["train_seconds"]))
+    return speeds_by_shape(trained)
+
+
+def speeds_by_shape(trained: Iterable[tuple[RunSpec, float, float]]) -> dict[str, float]:
+    """Tokens per second by shape, all tokens over all seconds, of (run, its tokens, its seconds of training)."""
+    tokens: dict[str, float] = defaultdict(float)
+    seconds: dict[str, float] = defaultdict(float)
+    for run, more, time in trained:
+        tokens[shape_key(run)] += more
+        seconds[shape_key(run)] += time
+    return {key: tokens[key] / seconds[key] for key in tokens if seconds[key] > 0}
