@@ -8,7 +8,7 @@ import yaml
 
 from upcycle.study.plan import Plan, build_plan
 from upcycle.study.study import StudyConfig
-from upcycle.study.varying import varying, varying_by_run
+from upcycle.study.varying import run_labels, varying, varying_by_run
 
 STUDY = {
     "study": "default",
@@ -86,3 +86,19 @@ def test_plan_shows_them(tmp_path):
         line = next(line for line in done.stdout.splitlines() if line.startswith(run_id))
         assert "moe.aux_coef=0" in line
         assert "dense_set.optim.lr=0.00" in line
+
+
+def test_labels_tell_runs_apart_by_what_differs(tmp_path):
+    """Budget, seed, and only then settings; trunks too; of a study with one mixture its name is left out."""
+    built = plan(tmp_path)
+    labels = run_labels(built)
+    assert list(labels) == list(built.runs)
+    assert len(set(labels.values())) == len(labels)
+    assert {labels[run_id] for run_id in built.sweeps["lr"]} == {
+        f"dense tiny D={tokens} lr={rate}" for tokens in ("5.12k", "10.2k") for rate in ("0.001", "0.002", "0.004")
+    }
+    assert {labels[run_id] for run_id in built.sweeps["seeds"]} == {
+        "upcycled tiny D1=5.12k D2=5.12k aux_coef=0.001 dense_lr=0.01",
+        "upcycled tiny D1=5.12k D2=5.12k seed=1",
+    }
+    assert labels[built.runs[built.sweeps["sizes"][1]].parent] == "dense wide trunk to 4.61k"

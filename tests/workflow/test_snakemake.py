@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -125,10 +126,14 @@ def test_an_inserted_point_is_trained_and_the_rest_stays(checkout):
     """Really run: old runs keep every byte, the new ones finish, and then there is nothing to do."""
     before = metrics(checkout)
     checkout.edit("config.yaml", "steps: [20, 80]}\nev", "steps: [20, 40, 80]}\nev")
-    checkout.run()
+    told = checkout.run()
     after = metrics(checkout)
     assert {run: after[run] for run in before} == before
     assert len(after) == len(before) + 4
+    lines = re.findall(r"^(\d+)/22  upcycled D1=\S+ (?:D2=|trunk to )\S+ +loss \d\.\d{3}  0:\d\d", told.stderr, re.M)
+    assert lines == ["19", "20", "21", "22"]
+    assert told.stdout == ""
+    assert not re.search("Finished jobid|steps .* done|Select jobs", told.stderr)
     assert checkout.jobs() == {}
 
 

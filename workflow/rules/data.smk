@@ -9,4 +9,4 @@ rule tokenize:
     message:
         "Tokenise {wildcards.tokens}"
     shell:
-        "exec upcycle tokenize {wildcards.tokens:q} 2> {log:q}"
+        "exec upcycle tokenize {wildcards.tokens:q} &> {log:q}"

@@ -13,7 +13,7 @@ rule evaluate:
     message:
         "Evaluate {wildcards.run} on {wildcards.evaluation}"
     shell:
-        "exec upcycle evaluate {wildcards.run:q} {params.name:q} 2> {log:q}"
+        "exec upcycle evaluate {wildcards.run:q} {params.name:q} &> {log:q}"
 
 
 if W.study.evaluations:
@@ -29,4 +29,4 @@ if W.study.evaluations:
         message:
             "Gather evaluations on other texts"
         shell:
-            "exec upcycle evaluations 2> {log:q}"
+            "exec upcycle evaluations &> {log:q}"

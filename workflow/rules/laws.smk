@@ -10,7 +10,7 @@ rule losses:
     message:
         "Gather losses"
     shell:
-        "exec upcycle losses 2> {log:q}"
+        "exec upcycle losses &> {log:q}"
 
 
 rule fit:
@@ -25,4 +25,4 @@ rule fit:
     message:
         "Fit {wildcards.fit}"
     shell:
-        "exec upcycle fit {wildcards.fit:q} 2> {log:q}"
+        "exec upcycle fit {wildcards.fit:q} &> {log:q}"

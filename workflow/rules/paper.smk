@@ -19,7 +19,7 @@ rule figure:
     message:
         "Draw {wildcards.figure}"
     shell:
-        "exec upcycle figure {wildcards.figure:q} 2> {log:q}"
+        "exec upcycle figure {wildcards.figure:q} &> {log:q}"
 
 
 rule table:
@@ -42,7 +42,7 @@ rule table:
     message:
         "Set {wildcards.table}"
     shell:
-        "exec upcycle table {wildcards.table:q} 2> {log:q}"
+        "exec upcycle table {wildcards.table:q} &> {log:q}"
 
 
 for product_name in [*W.names("figures"), *W.names("tables")]:

@@ -3,6 +3,7 @@ import sys
 from pathlib import Path
 
 from snakemake.logging import logger
+from snakemake.settings.enums import Quietness
 
 from upcycle.errors import UserError
 from upcycle.study.catalogue import find_item
@@ -10,6 +11,7 @@ from upcycle.workflow.failures import Failures
 from upcycle.workflow.invocation import open_workflow
 from upcycle.workflow.needs import check_parent, check_source, tokens_to_make
 from upcycle.workflow.paths import RESULTS, evaluation_path, metrics_path
+from upcycle.workflow.progress import tell_progress
 
 logger.addHandler(Failures())
 
@@ -30,6 +32,8 @@ W = checked(
     workflow.cores,
     dry=workflow.output_settings.dryrun,
 )
+if not {Quietness.PROGRESS, Quietness.ALL} & {*(workflow.output_settings.quiet or ())}:
+    tell_progress(logger, W)
 
 FRESH = W.will_be_made()
 TO_TOKENIZE = tokens_to_make(W)

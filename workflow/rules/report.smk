@@ -11,4 +11,4 @@ if "report" in W.products:
         message:
             "Write the report"
         shell:
-            "exec upcycle report 2> {log:q}"
+            "exec upcycle report &> {log:q}"

@@ -15,7 +15,7 @@ rule pretrain_dense:
     message:
         "Train {wildcards.run}"
     shell:
-        "exec upcycle train {wildcards.run:q} 2> {log:q}"
+        "exec upcycle train {wildcards.run:q} &> {log:q}"
 
 
 use rule pretrain_dense as pretrain_moe with:

@@ -100,9 +100,11 @@ def build_plan(study: StudyConfig, results: Path) -> Plan:
         execution = study.execution_of(run)
         execution.check(run)
         check_kernels(execution, [run])
-    for decay in goals.values():
-        if decay.parent and decay.role == "decay":
-            names.setdefault(decay.parent, names[decay.id])
+    for goal in goals.values():
+        run = goal
+        while run.role != "full" and run.parent in runs and run.parent not in names:  # up the trunk
+            names[run.parent] = names[goal.id]
+            run = runs[run.parent]
     sweeps = {name: [point.run.id for point in sweep_points] for name, sweep_points in points.items()}
     return Plan(study.study, _parents_first(runs), sweeps, names)
 

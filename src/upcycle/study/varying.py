@@ -1,18 +1,20 @@
-"""What varies between the runs of a sweep, beside what their ids show."""
+"""What varies between runs: settings within a sweep beside what ids show, and short names that tell runs apart."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Any
 
-from upcycle.study.columns import dotted_fields
+from upcycle.study.columns import dotted_fields, value_text
 from upcycle.study.plan import Plan
-from upcycle.study.spec import RunSpec
+from upcycle.study.spec import RunSpec, short_count
 
 _IN_ID = (
     *("model.n_layer", "model.d_model", "moe.n_expert", "moe.top_k", "seed", "role"),
     *("dense_parent", "dense_tokens", "start_step", "end_step", "parent"),
 )
 """Fields of RunSpec that a run's id, or the steps beside it, show."""
+LINEAGES = {"dense": "dense", "moe": "moe", "up": "upcycled"}
 DENSE = "dense_set."
 """Prefix of a setting of an upcycled model's dense parent, after the study's key that sets it."""
 
@@ -54,3 +56,48 @@ def _settings(plan: Plan, run: RunSpec) -> dict[str, Any]:
         parent = dotted_fields(plan.runs[run.dense_parent].model_dump(mode="json"))
         fields |= {DENSE + path: value for path, value in parent.items()}
     return {path: value for path, value in fields.items() if path.removeprefix(DENSE) not in _IN_ID}
+
+
+def run_labels(plan: Plan) -> dict[str, str]:
+    """What people call each run, different for all: `upcycled 33k 8x2 D1=492k D2=983k lr=0.004`.
+
+    Model and mixture are shown where the study has several, settings where runs are alike in all else.
+    """
+    several = [len({names[place] for names in plan.names.values()} - {""}) > 1 for place in (0, 1)]
+    alike: dict[str, list[str]] = defaultdict(list)
+    for run_id, run in plan.runs.items():
+        names = [name for name, shown in zip(plan.names.get(run_id, ("", "")), several, strict=True) if shown and name]
+        alike[" ".join([LINEAGES[run.lineage], *names, *_budget(run)])].append(run_id)
+    labels = {}
+    for label, ids in alike.items():
+        for run_id, shown in _told_apart(plan, ids).items():
+            labels[run_id] = " ".join([label, *shown])
+    return {run_id: labels[run_id] for run_id in plan.runs}
+
+
+def _budget(run: RunSpec) -> list[str]:
+    """Tokens of a run as D, or D1 and D2; a trunk point's are where it ends; a seed other than 0."""
+    d1 = [f"D1={short_count(run.dense_tokens)}"] if run.dense_parent else []
+    name = "D2" if run.dense_parent else "D"
+    end = f"trunk to {short_count(run.tokens)}" if run.role == "trunk" else f"{name}={short_count(run.tokens)}"
+    return [*d1, end, *([f"seed={run.seed}"] if run.seed else [])]
+
+
+def _told_apart(plan: Plan, ids: list[str]) -> dict[str, list[str]]:
+    """For runs of one label the settings that tell them apart, as few as there are; the id's digest if none does."""
+    shown: dict[str, list[str]] = {run_id: [] for run_id in ids}
+    settings = {run_id: _settings(plan, plan.runs[run_id]) for run_id in ids} if len(ids) > 1 else {}
+
+    def kinds(path: str) -> int:
+        """How many of the runs differ if this setting is shown too."""
+        return len({(*shown[run_id], value_text(settings[run_id].get(path))) for run_id in ids})
+
+    paths = list(dict.fromkeys(path for run_id in settings for path in settings[run_id]))
+    while (now := len({tuple(words) for words in shown.values()})) < len(ids):
+        best = max(paths, key=kinds)
+        if kinds(best) == now:
+            return {run_id: [*words, run_id[-10:]] for run_id, words in shown.items()}
+        for run_id in ids:
+            value = value_text(settings[run_id].get(best))
+            shown[run_id].append(f"{'dense_' * best.startswith(DENSE)}{best.rpartition('.')[2]}={value}")
+    return shown

@@ -1,0 +1,71 @@
+"""A line a job that ends, from the events that Snakemake sends; its own lines for the same are held back."""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+from small_studies import dense_study
+
+from upcycle.study.plan import build_plan
+from upcycle.workflow.dag import Workflow
+from upcycle.workflow.paths import RESULTS, metrics_path
+from upcycle.workflow.progress import Progress, clock, tell_progress
+
+
+@pytest.fixture
+def workflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workflow:
+    monkeypatch.chdir(tmp_path)
+    study = dense_study([400, 1000])
+    return Workflow(study, build_plan(study, RESULTS), RESULTS)
+
+
+def finish(run_id: str, loss: float) -> None:
+    path = Path(metrics_path(run_id))
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"loss": loss}))
+
+
+def send(logger: logging.Logger, job: int, outputs: list[str], message: str | None) -> None:
+    about = {"event": "job_info", "jobid": job, "output": outputs, "rule_msg": message}
+    logger.info("rule", extra=about)
+    logger.info("Finished jobid", extra={"event": "job_finished", "job_id": job})
+    logger.info(None, extra={"event": "progress", "done": 1, "total": 2})
+
+
+def test_a_run_has_its_name_and_loss_and_runs_of_before_count(workflow, capsys):
+    first, second, *_ = workflow.plan.runs
+    finish(first, 5.0)
+    logger = logging.Logger("snakemake.logging")
+    logger.addHandler(Progress(workflow))
+    logger.info("Execute 1 jobs...", extra={"event": "job_started", "jobs": [1]})
+    logger.info("job", extra={"event": "job_info", "jobid": 1, "output": ["results/losses.csv"], "rule_msg": "Gather"})
+    logger.info("Finished", extra={"event": "job_finished", "job_id": 1})
+    finish(second, 4.25)
+    send(logger, 2, [metrics_path(second)], "Train")
+    send(logger, 3, [], None)
+    gathered, trained = capsys.readouterr().err.splitlines()
+    assert gathered.split() == ["Gather", "0:00"]
+    assert trained.split("  ")[0] == "2/4"
+    assert "  loss 4.250  0:00" in trained
+    assert gathered.index("0:00") == trained.index("0:00")
+
+
+def test_snakemakes_own_lines_are_held_back_and_errors_are_not(workflow, tmp_path, capsys):
+    logger = logging.Logger("snakemake.logging")
+    logger.addHandler(logging.StreamHandler())
+    logger.addHandler(logging.FileHandler(tmp_path / "log"))
+    tell_progress(logger, workflow)
+    logger.info("Select jobs to execute...")
+    logger.info("Execute 3 jobs...", extra={"event": "job_started", "jobs": [1]})
+    send(logger, 1, [], None)
+    logger.info("Job 3 has been submitted with SLURM jobid 17 (log: x).")
+    logger.error("RuleException", extra={"event": "error", "exception": "RuleException"})
+    logger.info("Nothing to be done")
+    assert capsys.readouterr().err.splitlines() == ["rule", "RuleException", "Nothing to be done"]
+    assert len((tmp_path / "log").read_text().splitlines()) == 8
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (130.9, "2:10"), (3730, "1:02:10"), (360_000, "100:00:00")])
+def test_the_clock(seconds, text):
+    assert clock(seconds) == text
