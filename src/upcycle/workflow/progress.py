@@ -63,7 +63,10 @@ class Progress(logging.Handler):
             return f"{'':{2 * len(total) + 1}}  {message:{width + 12}}  {clock(self.seconds)}" if message else ""
         self.finished.add(run_id)
         count = f"{len(self.finished):{len(total)}}/{total}"
-        loss = read_record(Path(metrics_path(run_id)))["loss"]
+        metrics = read_record(Path(metrics_path(run_id)))
+        loss = metrics["loss"]
+        if loss is None:  # a trunk point: the loss on a subset of the text, with which its curve ends
+            loss = metrics["curve_heldout"][-1][1]
         return f"{count}  {self._labels[run_id]:{width}}  loss {loss:.3f}  {clock(self.seconds)}"
 
     @property
