@@ -7,7 +7,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup sweep test test-quick soak soak-ends lint format lock contract-gpu gpu-smoke clean
+.PHONY: help setup sweep tests test test-quick soak soak-ends lint format lock contract-gpu gpu-smoke clean
 
 help:
 	@echo "make setup   virtual environment .venv with the upcycle command (2 to 10 minutes; torch is the bulk of it)"
@@ -48,20 +48,25 @@ sweep: setup
 LINT := ruff check . && ruff format --check . && snakefmt --check Snakefile workflow && mypy
 
 lint: setup
-	$(LINT)
+	@$(LINT)
 
 # A file's tests stay together, as they share fixtures; tests/conftest.py puts the costly files first.
 # One process more than there are cores: many tests wait for a process that they started.
 PYTEST := pytest --numprocesses $$(($$(nproc) + 1)) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# Linters use one core, and tests seldom all of them: side by side. make ends with an error if either fails.
+CHECKS = $(MAKE) --no-print-directory --jobs=2 lint tests
 # Says how long a command took, also when it fails.
 timed = @trap 'echo "$(1): $$((SECONDS / 60)) min $$((SECONDS % 60)) s in all"' EXIT; $(2)
 
+tests: setup
+	@$(PYTEST) $(if $(SELECT),-m "$(SELECT)")
+
 test: setup
 	@$(BIN)/python tests/support/library_sources.py --optional
-	$(call timed,make test,$(LINT) && $(PYTEST))
+	$(call timed,make test,$(CHECKS) SELECT=)
 
 test-quick: setup
-	$(call timed,make test-quick,$(LINT) && $(PYTEST) -m "not slow and not workflow")
+	$(call timed,make test-quick,$(CHECKS) SELECT="not slow and not workflow")
 
 # flash-attn and transformer-engine as source, unpacked and not installed (.gpu-sources).
 contract-gpu: setup

@@ -332,6 +332,7 @@ def test_labels_are_unique(topics):
 # Nothing is typed in: what is printed decides.
 
 
+@pytest.mark.slow
 def test_another_printed_exponent_changes_verdicts(monkeypatch, items):
     monkeypatch.setitem(TABLE_2["upcycled"], "alpha2", "0.095")
     changed = {item.label: item for item in all_items(collect_items(Evidence.read(draws=50)))}
@@ -433,6 +434,7 @@ def test_the_committed_page_is_what_the_command_writes(topics, monkeypatch, tmp_
     assert len((tmp_path / "audit.md").read_text()) < len(page(topics))
 
 
+@pytest.mark.slow
 def test_the_command_prints_its_counts_as_json(capsys):
     assert main(["audit", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["counts"]["slip"] == len(SLIPS)

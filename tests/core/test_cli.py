@@ -177,6 +177,7 @@ def test_an_output_that_nobody_takes_is_no_traceback(here, words, redirection, c
     assert done.stderr.replace("upcycle:", "upcycle plan:") == error
 
 
+@pytest.mark.slow
 def test_a_terminal_without_greek_letters_shows_the_rest():
     done = subprocess.run(
         [sys.executable, "-m", "upcycle.cli", "fit", "--law", "list"],

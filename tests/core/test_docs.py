@@ -96,6 +96,7 @@ def test_commands_are_accepted(page):
             parser().parse_args(words)
 
 
+@pytest.mark.slow
 def test_the_design_page_shows_what_design_prints():
     """The first example in full. The two of the paper's study take longer and are excerpts."""
     page = (REPOSITORY / "docs" / "design-a-sweep.md").read_text()

@@ -446,6 +446,7 @@ def test_laws_of_one_size_without_a_dense_law(laws):
     assert advice.laws.hold_for_this_mixture
 
 
+@pytest.mark.slow
 def test_the_pages_examples_are_what_the_commands_print(capsys):
     """docs/advice.md is renewed by pasting the commands' output."""
     examples = re.findall(r"^```\n\$ upcycle (advise .*?)\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)

@@ -31,6 +31,7 @@ def arguments(output: Path, *more: str) -> list[str]:
     return ["--device", "cpu", "--tiny", "--seconds", "0.01", "--output", str(output), *more]
 
 
+@pytest.mark.slow
 def test_the_file_holds_versions_kernels_tests_and_rates(smoke: ModuleType, tmp_path: Path) -> None:
     tests = tmp_path / "test_one.py"
     tests.write_text("import pytest\n@pytest.mark.gpu\ndef test_a(): pytest.skip('no library')\n")
@@ -99,6 +100,7 @@ def test_a_kernel_that_fails_is_told_and_is_the_exit_code(smoke: ModuleType, tmp
     assert "| tiny | yes | **fails**: RuntimeError: no kernel image is available |" in text
 
 
+@pytest.mark.slow
 def test_on_cuda_a_run_without_one_passed_test_is_not_sound(smoke: ModuleType, tmp_path: Path) -> None:
     tests = tmp_path / "test_none.py"
     tests.write_text('import pytest\n\n@pytest.mark.gpu\ndef test_a():\n    pytest.skip("nothing here")\n')

@@ -47,6 +47,7 @@ def test_noisy_data_give_back_the_parameters_within_their_intervals(name: str) -
     assert np.mean(inside) >= 0.8
 
 
+@pytest.mark.slow
 def test_the_trials_leave_one_out_errors_are_reproduced() -> None:
     """RMS in loss of the 25 measured points: 0.048 with interaction, 0.092 without, 0.156 additive without."""
     errors = {name: fit(LAWS[name], trial(), draws=0).loo_rms for name in FOUR}

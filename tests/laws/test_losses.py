@@ -300,6 +300,7 @@ def test_run_fit_refuses_before_it_writes(grid: Path, tmp_path: Path) -> None:
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_a_fit_to_losses_of_mixed_kernels_warns(grid: Path, tmp_path: Path) -> None:
     """In the fit's file; losses of one kind give none, and neither do kernels that only some of the models use."""
     select_up = {"where": "D2 > 0"}

@@ -59,6 +59,7 @@ def test_noiseless_losses_give_back_both_laws() -> None:
         assert values == pytest.approx(truth, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_second_step_holds_the_first_ones_floor_in_the_fit_and_in_every_draw(floor: FitResult) -> None:
     result = fit(LAWS["joint"], upcycled(), floor=floor)
     assert result.fixed == {"E": floor.values["E"]}

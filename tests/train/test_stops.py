@@ -259,6 +259,7 @@ def test_fresh_begins_anew_where_nothing_valid_is_unfinished(found: str, tokens_
     assert json.loads((tmp_path / run.id / "metrics.json").read_text())["resumed"] == 0
 
 
+@pytest.mark.slow
 def test_a_stop_during_the_last_evaluation_leaves_it_between_two_batches() -> None:
     """The state was saved before the evaluation, so its next batch is simply not begun."""
     with StopRequest() as stop:

@@ -112,6 +112,7 @@ def test_jobs_take_study_and_folder_from_the_frozen_plan(tmp_path, monkeypatch):
         read_workflow("default", tmp_path)
 
 
+@pytest.mark.slow
 def test_a_study_from_a_template_is_a_whole_dag(tmp_path):
     """What `upcycle init` prints works at once: every run and product of the small study, and its two token sets."""
     checkout = make_checkout(tmp_path / "checkout")
