@@ -64,6 +64,7 @@ OTHERS: dict[str, Any] = {
     "optim.eps": 1e-9,
     "optim.weight_decay": 0.0,
     "optim.clip": 2.0,
+    "optim.skip_above": 6.0,
     "schedule.kind": "constant",
     "schedule.warmup_steps": 10,
     "schedule.floor": 0.0,

@@ -52,6 +52,7 @@ Job = dict[str, Any]
 
 OPTIM = {"lr": 2e-2, "batch": 8}
 DENSE = small_run(optim=OPTIM, end_step=N_STEPS)
+SKIPPING = small_run(optim=OPTIM | {"skip_above": 6.0}, end_step=5)
 RUNS = {
     "dense": DENSE,
     "moe": small_run(optim=OPTIM, end_step=N_STEPS, moe=MOE),
@@ -144,6 +145,7 @@ def results(tokens_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         name = f"blind-{len(ranks)}"
         jobs[2].append(train_job(DENSE, two / name, {"devices": 2}, without_tokens=ranks))
     jobs[2].append(train_job(DENSE, two / "wild", {"devices": 2}, nan_at=3))
+    jobs[2].append(train_job(SKIPPING, two / "skipping", {"devices": 2}, nan_at=3))
     for count in ROWS_THAT_FIT:
         jobs[2].append(train_job(DENSE, two / f"full-{count}", {"devices": 2}, rows_that_fit=count))
     # 62 held-out sequences, 60 at a time: two processes have none of the last two to evaluate.
@@ -280,6 +282,13 @@ def test_a_loss_that_is_not_finite_stops_all_before_the_update(results: Path) ->
     assert all(end.startswith("TrainingError 1:") and "step 3: loss nan" in end for end in ends)
     assert all("Stopped before the update" in end for end in ends)
     assert ends[0] == ends[1], "in the same step, for the same numbers"
+
+
+def test_a_loss_that_is_not_finite_is_skipped_by_all_where_that_is_asked_for(results: Path) -> None:
+    """The run goes on to its end, and says in which step."""
+    folder = results / "2" / "skipping"
+    assert [row["step"] for row in rows_of(folder) if row.get("skipped")] == [3]
+    assert json.loads((folder / "metrics.json").read_text())["skipped_updates"] == 1
 
 
 def test_every_group_completes_its_collectives_in_one_thread(results: Path) -> None:

@@ -211,6 +211,9 @@ class OptimConfig(Frozen):
     """Decoupled weight decay; of matrices only, not of norm weights (inferred)."""
     clip: Positive = 1.0
     """Largest global gradient norm; larger gradients are scaled down to it."""
+    skip_above: Positive | None = None
+    """An update is skipped if its loss or gradient norm is this many standard deviations above the mean of the last 128
+    updates, or not finite (try 6). None: none is skipped, and a run stops at one that is not finite. Ours."""
 
 
 class OptimSpec(OptimConfig):

@@ -47,6 +47,7 @@ def save(trainee: Trainee, metrics: MetricsLog) -> None:
             "id": trainee.run.id,
             "tokens_fingerprint": trainee.tokens.fingerprint,
             "clock": trainee.clock.notes(),
+            **trainee.spikes.notes(),
         }
         trainee.saver.save(
             trainee.run_dir / checkpoint.RESUME,
@@ -89,6 +90,7 @@ def finish(trainee: Trainee, metrics: MetricsLog, stop: StopRequest, *, whole: b
         "step": trainee.step,
         "tokens_fingerprint": trainee.tokens.fingerprint,
         "tokenizer_sha256": trainee.tokens.manifest["tokenizer"]["sha256"],
+        **trainee.spikes.notes(),
     }
     found = _final_metrics(trainee, losses if whole else None, metrics.rows())
     checkpoint.save_finished(trainee.run_dir, about, tensors, found)
@@ -147,6 +149,7 @@ def _final_metrics(trainee: Trainee, losses: np.ndarray | None, rows: list[dict[
         "train_loss_last": last["loss"],
         "balance_last": last.get("balance", 0.0),
         "grad_norm_last": last["grad_norm"],
+        "skipped_updates": trainee.spikes.skipped,
         "tokens_fingerprint": trainee.tokens.fingerprint,
         "hardware": hardware(trainee.execution.device),
         "software": software(),

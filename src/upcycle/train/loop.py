@@ -113,7 +113,8 @@ def _run_steps(trainee: Trainee, metrics: MetricsLog, stop: StopRequest) -> None
             done, wishes = update(trainee, _wishes(trainee, stop, saved_at))
             trainee.step += 1
         clock.gemm_flops += (clock.train - trained) * rate
-        if trainee.step in (run.start_step + 1, run.end_step) or trainee.step % trainee.execution.log_steps == 0:
+        ends = (run.start_step + 1, run.end_step)
+        if trainee.step in ends or trainee.step % trainee.execution.log_steps == 0 or done.skipped:
             row = update_row(trainee, done, pace)
             with trainee.group.together():
                 metrics.append(row)

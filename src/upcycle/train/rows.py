@@ -26,6 +26,8 @@ class Update:
     """Unscaled balance loss: 1 a layer at perfect balance, 0 if dense."""
     grad_norm: float
     stats: RouterStats | None
+    skipped: bool = False
+    """Whether weights and moments were left as they were (`spikes.py`)."""
 
 
 class Pace:
@@ -57,18 +59,19 @@ def is_log_spaced(step: int) -> bool:
 
 
 def update_row(trainee: Trainee, update: Update, pace: Pace) -> dict[str, Any]:
-    """A row of the curve; docs/architecture.md says what each key is."""
+    """A row of the curve; docs/architecture.md says what each key is. A number that is not finite is null."""
     run = trainee.run
+    aux = run.moe.aux_coef * update.balance if run.moe else 0.0
     row: dict[str, Any] = {
         "step": trainee.step,
         "tokens": trainee.step * run.tokens_per_step,
         "lr": update.lr,
-        "loss": update.loss,
-        "aux": run.moe.aux_coef * update.balance if run.moe else 0.0,
-        "grad_norm": update.grad_norm,
+        **{key: _finite(x) for key, x in (("loss", update.loss), ("aux", aux), ("grad_norm", update.grad_norm))},
         **pace.since_last_row(trainee),
     }
-    if update.stats is not None:
+    if update.skipped:
+        row["skipped"] = True
+    if update.stats is not None and math.isfinite(update.loss):
         load_LE = update.stats.load_LE
         row |= {
             "balance": update.balance,
@@ -77,6 +80,10 @@ def update_row(trainee: Trainee, update: Update, pace: Pace) -> dict[str, Any]:
             "entropy": [round(nats, 6) for nats in update.stats.entropy_L.tolist()],
         }
     return row
+
+
+def _finite(number: float) -> float | None:
+    return number if math.isfinite(number) else None
 
 
 def append_heldout(trainee: Trainee, metrics: MetricsLog) -> None:

@@ -22,6 +22,7 @@ from upcycle.train.optim import build_optimizer, empty_moments, restore_optimize
 from upcycle.train.processes.distributed import Group
 from upcycle.train.receipt import measure_upcycling
 from upcycle.train.record import Clock, MetricsLog
+from upcycle.train.spikes import Spikes
 from upcycle.train.states import checkpoint, rolling
 from upcycle.train.trainee import Trainee, build_model, use_execution
 
@@ -61,7 +62,8 @@ def prepare_trainee(
         if group.is_first:
             checkpoint.write_spec(run_dir, run)
     model = build_model(run, run.moe, kernels, device, group, mixed=run.dtype == "bfloat16")
-    trainee = Trainee(run, run_dir, execution, tokens, model, build_optimizer(model, run.optim), clock, group=group)
+    optimizer, spikes = build_optimizer(model, run.optim), Spikes(run.optim.skip_above)
+    trainee = Trainee(run, run_dir, execution, tokens, model, optimizer, clock, spikes=spikes, group=group)
     if not _resume(trainee):
         _start(trainee, parent_dir)
     with group.together():
@@ -72,11 +74,11 @@ def prepare_trainee(
 
 def _resume(trainee: Trainee) -> bool:
     """Take up the newest valid rolling state, if there is one."""
-    group = trainee.group
+    run, group = trainee.run, trainee.group
     state = None
     with group.together():
         if group.is_first:
-            state = rolling.load_rolling(trainee.run_dir / checkpoint.RESUME, trainee.run.id)
+            state = rolling.load_rolling(trainee.run_dir / checkpoint.RESUME, run.id)
             if state is not None:
                 check_fingerprint(trainee.tokens, state.notes["tokens_fingerprint"], trainee.run.id)
     state = group.from_first(state)
@@ -86,11 +88,20 @@ def _resume(trainee: Trainee) -> bool:
     moments = empty_moments(trainee.model)
     with group.together():
         state.fill(weights | moments)
-    restore_optimizer(trainee.model, trainee.optimizer, moments, state.step)
     trainee.step = trainee.saver.step = state.step
+    trainee.spikes = _spikes(run, state.notes)
+    restore_optimizer(trainee.model, trainee.optimizer, moments, trainee.updates)
     trainee.clock.continue_from(Clock(**state.notes["clock"]))
-    log.info("%s: resumed at step %d", trainee.run.id, state.step)
+    log.info("%s: resumed at step %d", run.id, state.step)
     return True
+
+
+def _spikes(run: RunSpec, notes: dict[str, Any] | None) -> Spikes:
+    """What the updates before are known to have been, from the notes of a state or the parent's manifest."""
+    if run.optim.skip_above is None:
+        return Spikes()
+    assert notes is not None
+    return Spikes(**notes["spikes"])
 
 
 def _start(trainee: Trainee, parent_dir: Path | None) -> None:
@@ -119,7 +130,7 @@ def _parent(trainee: Trainee, parent_dir: Path | None) -> tuple[Path, dict[str, 
 def _continue(trainee: Trainee, parent_dir: Path | None) -> None:
     """Take over weights, moments and update count of the parent, bit for bit. The first process reads for all."""
     run, group = trainee.run, trainee.group
-    weights = state = None
+    weights = state = manifest = None
     with group.together():
         if group.is_first:
             folder, manifest = _parent(trainee, parent_dir)
@@ -131,8 +142,9 @@ def _continue(trainee: Trainee, parent_dir: Path | None) -> None:
     give(dict(trainee.model.named_parameters()), group.whole_of_first(weights, trainee.device))
     moments = empty_moments(trainee.model)
     give(moments, group.whole_of_first(state, trainee.device))
-    restore_optimizer(trainee.model, trainee.optimizer, moments, run.start_step)
     trainee.step = run.start_step
+    trainee.spikes = _spikes(run, group.from_first(manifest))
+    restore_optimizer(trainee.model, trainee.optimizer, moments, trainee.updates)
 
 
 def _upcycle(trainee: Trainee, parent_dir: Path | None) -> None:

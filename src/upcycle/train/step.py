@@ -22,6 +22,7 @@ from upcycle.train.optim import clip_gradients, local_square_sums, scale_gradien
 from upcycle.train.processes.preemption import TrainingError
 from upcycle.train.rows import Update
 from upcycle.train.schedule import learning_rate
+from upcycle.train.spikes import MOST_IN_A_ROW
 from upcycle.train.states import checkpoint
 from upcycle.train.trainee import Trainee, run_batch
 
@@ -46,7 +47,8 @@ class Sums:
 def update(trainee: Trainee, wishes: Wishes) -> tuple[Update, Wishes]:
     """One update, and what the processes agreed on: `wishes` of any of them.
 
-    Raises TrainingError, in all processes and before anything is changed, if the loss or the gradient is not finite.
+    Raises TrainingError, in all processes and before anything is changed, if the loss or the gradient is not finite and
+    the update is not skipped (`optim.skip_above`).
     """
     run = trainee.run
     with trainee.clock.phase("data"):
@@ -61,14 +63,18 @@ def update(trainee: Trainee, wishes: Wishes) -> tuple[Update, Wishes]:
         sums, grad_norm, wishes = _agree(trainee, sums, wishes)
         scale_gradients(trainee.model.parameters(), grad_norm, run.optim.clip)
     loss, balance = sums.loss.item(), sums.balance.item()
-    if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+    skipped = trainee.spikes.skip(loss, grad_norm)
+    finite = math.isfinite(loss) and math.isfinite(grad_norm)
+    if trainee.spikes.in_a_row > MOST_IN_A_ROW or not (finite or skipped):
         raise TrainingError(
-            f"{run.id}: step {trainee.step + 1}: loss {loss}, gradient norm {grad_norm}. Stopped before the update; "
+            f"{run.id}: step {trainee.step + 1}: loss {loss}, gradient norm {grad_norm}. Stopped before the update"
+            f"{f', after {MOST_IN_A_ROW} in a row that were skipped' if skipped else ''}; "
             f"the last saved state is kept in {trainee.run_dir / checkpoint.RESUME}. "
             "Usually a lower optim.lr or a longer schedule.warmup_steps helps"
         )
-    trainee.optimizer.step()
-    return Update(lr, loss, balance, grad_norm, sums.stats), wishes
+    if not skipped:
+        trainee.optimizer.step()
+    return Update(lr, loss, balance, grad_norm, sums.stats, skipped), wishes
 
 
 def accumulate(trainee: Trainee, ids: np.ndarray, *, aux_coef: float | None = None) -> Sums:

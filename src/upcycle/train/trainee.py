@@ -18,6 +18,7 @@ from upcycle.study.execution import Execution
 from upcycle.study.spec import MoESpec, RunSpec
 from upcycle.train.processes.distributed import Group
 from upcycle.train.record import Clock
+from upcycle.train.spikes import Spikes
 from upcycle.train.states.saving import Saver
 
 
@@ -34,6 +35,7 @@ class Trainee:
     clock: Clock
     step: int = 0
     """Updates done since scratch or upcycling."""
+    spikes: Spikes = field(default_factory=Spikes)
     saver: Saver = field(default_factory=Saver)
     group: Group = field(default_factory=Group)
 
@@ -41,6 +43,11 @@ class Trainee:
     def device(self) -> torch.device:
         """Where the model is."""
         return self.model.head.weight.device
+
+    @property
+    def updates(self) -> int:
+        """Steps of AdamW: the updates done, without those that were skipped."""
+        return self.step - self.spikes.skipped
 
     @property
     def eval_batch(self) -> int:
