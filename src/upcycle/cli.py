@@ -85,6 +85,9 @@ def parser() -> argparse.ArgumentParser:
     plan = verb("plan", "Show what a study trains: runs, tokens, FLOPs, disk, expected time, what exists.")
     plan.add_argument("--json", action="store_true", help="as data")
     plan.add_argument("--all", action="store_true", help="one line a run, not only the table of sweeps")
+    plan.add_argument(
+        "--profile", type=Path, metavar="FOLDER", help="plan for a cluster, as `snakemake --profile FOLDER` does"
+    )
     status = verb("status", "Show how the runs of a study stand: state, speed, time left. Works while jobs run.")
     status.add_argument("--json", action="store_true", help="as data")
     status.add_argument("--all", action="store_true", help="finished runs and those not started too")
@@ -284,15 +287,22 @@ def run_verb(args: argparse.Namespace) -> None:
         return
     from upcycle.workflow.invocation import PLAN_VARIABLE, read_workflow
     from upcycle.workflow.needs import check_needs
+    from upcycle.workflow.nodes import read_profile, split_config
     from upcycle.workflow.texts import check_texts
 
-    workflow = read_workflow(args.study, Path.cwd())
+    profile = getattr(args, "profile", None)
+    name, node, settings = split_config(read_profile(profile) if profile else {})
+    workflow = read_workflow(name if args.study is None else args.study, Path.cwd(), node, **settings)
     if args.verb in ("plan", "tokenize", "train", "evaluate") and PLAN_VARIABLE not in os.environ:
         check_texts(workflow)  # jobs of a running invocation: done when it started
     if args.verb == "plan":
         from upcycle.views.plan_view import show_plan
 
         print(show_plan(workflow, as_json=args.json, every_run=args.all), flush=True)
+        if workflow.node is not None and not args.json:
+            from upcycle.views.requests import show_requests
+
+            print(f"\n{show_requests(workflow)}", flush=True)
         check_needs(workflow)  # last: what a study costs is of interest before its text is there
     elif args.verb == "status":
         from upcycle.views.status import show_status

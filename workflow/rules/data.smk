@@ -6,6 +6,8 @@ rule tokenize:
         f"{RESULTS}/tokens/{{tokens}}/manifest.json",
     log:
         f"{RESULTS}/logs/tokenize/{{tokens}}.log",
+    resources:
+        **RESOURCES["tokenize"],
     message:
         "Tokenise {wildcards.tokens}"
     shell:

@@ -8,6 +8,8 @@ rule evaluate:
         f"{RESULTS}/logs/evaluate/{{run}}.{{evaluation}}.log",
     wildcard_constraints:
         evaluation="|".join(sorted({text for _, text in EVALUATIONS})) or "no-such-text",
+    resources:
+        **RESOURCES["evaluate"],
     params:
         name=evaluation_name,
     message:

@@ -22,6 +22,8 @@ rule fit:
         f"{W.out}/logs/fits/{{fit}}.log",
     wildcard_constraints:
         fit="|".join(W.names("fits")) or "no-such-fit",
+    resources:
+        **RESOURCES["small"],
     message:
         "Fit {wildcards.fit}"
     shell:

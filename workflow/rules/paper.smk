@@ -14,6 +14,8 @@ rule figure:
         f"{W.out}/logs/figures/{{figure}}.log",
     wildcard_constraints:
         figure="|".join(W.names("figures")) or "no-such-figure",
+    resources:
+        **RESOURCES["small"],
     params:
         caption=figure_caption,
     message:
@@ -37,6 +39,8 @@ rule table:
         f"{W.out}/logs/tables/{{table}}.log",
     wildcard_constraints:
         table="|".join(W.names("tables")) or "no-such-table",
+    resources:
+        **RESOURCES["small"],
     params:
         caption=table_caption,
     message:

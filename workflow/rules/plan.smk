@@ -12,6 +12,7 @@ from upcycle.workflow.invocation import open_workflow
 from upcycle.workflow.needs import check_parent, check_source, tokens_to_make
 from upcycle.workflow.paths import RESULTS, evaluation_path, metrics_path
 from upcycle.workflow.progress import tell_progress
+from upcycle.workflow.resources import job_resources
 
 logger.addHandler(Failures())
 
@@ -135,3 +136,7 @@ def table_inputs(wildcards):
 
 def table_caption(wildcards):
     return caption(wildcards.table)
+
+
+# What jobs ask a cluster for, by their kind; nothing where this machine runs them.
+RESOURCES = job_resources(W)

@@ -8,6 +8,8 @@ if "report" in W.products:
             W.products["report"].outputs,
         log:
             f"{W.out}/logs/report.log",
+        resources:
+            **RESOURCES["small"],
         message:
             "Write the report"
         shell:

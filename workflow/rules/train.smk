@@ -12,6 +12,8 @@ rule pretrain_dense:
     wildcard_constraints:
         run=W.runs_of("dense"),
     priority: 40
+    resources:
+        **RESOURCES["train"],
     message:
         "Train {wildcards.run}"
     shell:

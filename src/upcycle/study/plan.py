@@ -9,20 +9,24 @@ starts: a config that is edited while jobs queue does not reach them.
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from upcycle.errors import UserError
 from upcycle.files import write_atomic
-from upcycle.study.counting import flops_per_token
 from upcycle.study.execution import Execution
 from upcycle.study.kernel_fit import check_kernels
+from upcycle.study.rates import Speeds, expected_seconds, speeds_by_shape, trained_time
 from upcycle.study.recorded import RunFolders
 from upcycle.study.spec import Frozen, RunSpec, canonical_json
 from upcycle.study.study import StudyConfig, describe_error
 from upcycle.study.sweep import Point, expand, trunk_point
+
+log = logging.getLogger(__name__)
 
 MAX_CUTS = 500
 """Cuts of one trunk between two points of a grid."""
@@ -93,8 +97,11 @@ def build_plan(study: StudyConfig, results: Path) -> Plan:
                     names.setdefault(each.run.id, (each.model, each.moe))
     folders = RunFolders(results / "runs")
     runs = dict(goals)
+    speeds = _speeds(goals.values(), results) if study.execution.max_segment_hours else {}
     for branches in _branches_by_trunk(list(goals.values())):
-        runs |= {trunk.id: trunk for trunk in _trunk_points(branches, study.execution, folders)}
+        decay = next(iter(branches.values()))
+        longest = _longest_segment(decay, study.execution_of(decay), speeds)
+        runs |= {trunk.id: trunk for trunk in _trunk_points(branches, longest, folders)}
     runs |= _trained_ancestors(runs, folders)
     for run in runs.values():
         execution = study.execution_of(run)
@@ -130,12 +137,12 @@ def _branches_by_trunk(goals: list[RunSpec]) -> list[dict[int, RunSpec]]:
     return list(trunks.values())
 
 
-def _trunk_points(branches: dict[int, RunSpec], execution: Execution, folders: RunFolders) -> list[RunSpec]:
+def _trunk_points(branches: dict[int, RunSpec], longest: int | None, folders: RunFolders) -> list[RunSpec]:
     """The points of one trunk that its decays need, and what leads to those that have not begun.
 
     A point that has begun keeps its parent. Any other continues from the nearest earlier point, needed or begun (a cut
-    of an older estimate, a point of another study). Only if that leaves a segment which is expected to exceed
-    `max_segment_hours` is it cut: an estimate decides what is trained next, never what is trained again.
+    of an older estimate, a point of another study). Only if that leaves a segment of more than `longest` steps is it
+    cut: an estimate decides what is trained next, never what is trained again.
     """
     decay = next(iter(branches.values()))
     needed = {step: trunk_point(_recipe_of(decay), step) for step in sorted(branches)}
@@ -143,7 +150,6 @@ def _trunk_points(branches: dict[int, RunSpec], execution: Execution, folders: R
     if len(begun) < len(needed):  # else nothing looks for a start, and folders of other studies need not be read
         trunk = _trunk_of(decay)
         begun |= {run.end_step: run for run in folders.like(needed[min(needed)]) if _trunk_of(run) == trunk}
-    longest = _longest_segment(decay, execution)
     points: dict[int, RunSpec] = {}
 
     def recorded(run: RunSpec) -> RunSpec:
@@ -187,12 +193,23 @@ def _continued(point: RunSpec, before: RunSpec | None) -> RunSpec:
     return point.model_copy(update={"start_step": before.end_step, "parent": before.id}) if before else point
 
 
-def _longest_segment(run: RunSpec, execution: Execution) -> int | None:
-    """Steps that are expected to take `max_segment_hours`, at least 1; None without that limit."""
+def _speeds(runs: Iterable[RunSpec], results: Path) -> dict[str, float]:
+    """Measured speeds, by which trunks are cut. Without damaged metrics, or the verb that restores them would fail."""
+    trained = []
+    for run in runs:
+        try:
+            trained.append(trained_time(run, results))
+        except UserError as error:
+            log.warning("%s (until then its speed is not used)", error)
+    return speeds_by_shape(filter(None, trained))
+
+
+def _longest_segment(run: RunSpec, execution: Execution, speeds: Speeds) -> int | None:
+    """Steps of a run's trunk that are expected to take `max_segment_hours`, at least 1; None without that limit."""
     if execution.max_segment_hours is None:
         return None
-    flops = execution.max_segment_hours * 3600 * execution.expected_rate
-    return max(math.floor(flops / (flops_per_token(run.model, run.moe) * run.tokens_per_step)), 1)
+    seconds_a_step = expected_seconds(run, execution, speeds) / (run.end_step - run.start_step)
+    return max(math.floor(execution.max_segment_hours * 3600 / seconds_a_step), 1)
 
 
 def _trained_ancestors(runs: dict[str, RunSpec], folders: RunFolders) -> dict[str, RunSpec]:

@@ -47,16 +47,22 @@ def measured_speeds(runs: Iterable[RunSpec], results: Path) -> dict[str, float]:
 
     Raises UserError naming the metrics.json that does not state them.
     """
-    trained = []
-    for run in runs:
-        path = results / "runs" / run.id / "metrics.json"
-        if path.exists():
-            metrics = read_record(path)
-            for name in ("segment_tokens", "train_seconds"):
-                if not isinstance(metrics[name], int | float):
-                    raise UserError(f"{path} is damaged: {name} is not a number; `upcycle train {run.id}` restores it")
-            trained.append((run, metrics["segment_tokens"], metrics["train_seconds"]))
-    return speeds_by_shape(trained)
+    return speeds_by_shape(trained for run in runs if (trained := trained_time(run, results)))
+
+
+def trained_time(run: RunSpec, results: Path) -> tuple[RunSpec, float, float] | None:
+    """A run, the tokens that its job trained and the seconds that it took; None if it is not finished.
+
+    Raises UserError naming a metrics.json that does not state them.
+    """
+    path = results / "runs" / run.id / "metrics.json"
+    if not path.exists():
+        return None
+    metrics = read_record(path)
+    for name in ("segment_tokens", "train_seconds"):
+        if not isinstance(metrics[name], int | float):
+            raise UserError(f"{path} is damaged: {name} is not a number; `upcycle train {run.id}` restores it")
+    return run, metrics["segment_tokens"], metrics["train_seconds"]
 
 
 def speeds_by_shape(trained: Iterable[tuple[RunSpec, float, float]]) -> dict[str, float]:

@@ -335,8 +335,11 @@ def _valid_keys(root: type[Frozen], location: tuple[Any, ...]) -> list[str]:
     return list(section.model_fields) if isinstance(section, type) and issubclass(section, Frozen) else []
 
 
-def describe_error(error: Exception) -> str:
-    """An error of reading in one line; of pydantic's the first problem: key path, what is wrong, the nearest name."""
+def describe_error(error: Exception, root: type[Frozen] | None = None) -> str:
+    """An error of reading in one line; of pydantic's the first problem: key path, what is wrong, the nearest name.
+
+    `root`: what was read, for the names of its keys; None: a run or a study.
+    """
     if not isinstance(error, ValidationError):
         return str(error)
     problems = error.errors()
@@ -346,7 +349,7 @@ def describe_error(error: Exception) -> str:
     path = ".".join(map(str, location))
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
-        root = RunSpec if error.title == RunSpec.__name__ else StudyConfig
+        root = root or (RunSpec if error.title == RunSpec.__name__ else StudyConfig)
         return f"unknown key `{path}`; {nearest(str(location[-1]), _valid_keys(root, location))}"
     if first["type"] == "missing":
         return f"key `{path}` is missing"

@@ -26,6 +26,7 @@ from upcycle.study.plan import Plan
 from upcycle.study.recorded import is_finished
 from upcycle.study.spec import DataConfig, canonical_json
 from upcycle.study.study import StudyConfig
+from upcycle.workflow.nodes import Node
 from upcycle.workflow.paths import (
     RESULTS,
     evaluation_path,
@@ -72,6 +73,8 @@ class Workflow:
     study: StudyConfig
     plan: Plan
     out: Path
+    node: Node | None = None
+    """A node of the cluster that runs the jobs; None: this machine runs them."""
 
     @cached_property
     def products(self) -> dict[str, Product]:

@@ -16,6 +16,7 @@ from upcycle.study.spec import canonical_json
 from upcycle.train.processes.forkserver import FORK_VARIABLE
 from upcycle.workflow.dag import Workflow
 from upcycle.workflow.invocations import take_share
+from upcycle.workflow.nodes import Node, split_config
 from upcycle.workflow.paths import RESULTS, output_folder
 from upcycle.workflow.texts import check_texts
 
@@ -31,12 +32,13 @@ OLD = 1.0
 """Modification time, seconds since the epoch, of the key file of a product that is up to date."""
 
 
-def read_workflow(name: str | None, root: Path, **settings: Any) -> Workflow:
+def read_workflow(name: str | None, root: Path, node: Node | None = None, **settings: Any) -> Workflow:
     """The workflow of a study, without touching anything.
 
     `name` of a study (None: `default`), whose file is looked for under `root`; `settings` of execution, such as
-    `device`, replace the study's. Jobs of a running invocation find its frozen plan in the environment and take
-    study, plan, settings and folder from there. Raises `UserError`, also for a name other than the frozen plan's.
+    `device`, replace the study's. Trunks are cut into jobs that fit the wall time of a cluster's `node`. Jobs of a
+    running invocation find its frozen plan in the environment and take study, plan, settings and folder from there.
+    Raises `UserError`, also for a name other than the frozen plan's.
     """
     frozen = os.environ.get(PLAN_VARIABLE)
     if frozen:
@@ -49,9 +51,13 @@ def read_workflow(name: str | None, root: Path, **settings: Any) -> Workflow:
     else:
         study = find_study(DEFAULT if name is None else name, root)
         check_names(study)
-        study = study.model_copy(update={"execution": override_execution(study.execution, settings)})
+        execution = override_execution(study.execution, settings)
+        if node is not None:
+            longest = min(execution.max_segment_hours or node.segment_hours, node.segment_hours)
+            execution = execution.model_copy(update={"max_segment_hours": longest})
+        study = study.model_copy(update={"execution": execution})
         plan = build_plan(study, RESULTS)
-    return Workflow(study, plan, output_folder(study.study))
+    return Workflow(study, plan, output_folder(study.study), node)
 
 
 def open_workflow(config: dict[str, Any], root: Path, cores: int, *, dry: bool) -> Workflow:
@@ -64,9 +70,8 @@ def open_workflow(config: dict[str, Any], root: Path, cores: int, *, dry: bool) 
     if tools not in os.environ["PATH"].split(os.pathsep):
         os.environ["PATH"] = f"{tools}{os.pathsep}{os.environ['PATH']}"
     outermost = PLAN_VARIABLE not in os.environ
-    settings = {key: value for key, value in config.items() if key != "study"}
-    name = str(config["study"]) if "study" in config else None  # Snakemake reads `study=1` as a number
-    workflow = read_workflow(name, root, **settings)
+    name, node, settings = split_config(config)
+    workflow = read_workflow(name, root, node, **settings)
     if outermost:
         check_texts(workflow)
         os.environ[PLAN_VARIABLE] = str(freeze(workflow.study, workflow.plan, RESULTS).resolve())
