@@ -108,6 +108,8 @@ def parser() -> argparse.ArgumentParser:
         help="a name under `evaluations`; without one the run's own held-out text, if it was not evaluated when it was "
         "trained (trunk points are not), into its metrics.json",
     )
+    prune = verb("prune", "Remove files of finished runs that the study's `keep` lets go and nothing planned reads.")
+    prune.add_argument("run", nargs="?", help="a run id of the plan (default: all)")
     for name, text in (
         ("losses", "Gather finished runs into losses.csv."),
         ("evaluations", "Gather evaluations on other texts into evaluations.csv."),
@@ -308,13 +310,15 @@ def run_verb(args: argparse.Namespace) -> None:
         from upcycle.views.status import show_status
 
         print(show_status(workflow, as_json=args.json, every_run=args.all))
-    elif args.verb in ("tokenize", "train", "evaluate"):
+    elif args.verb in ("tokenize", "train", "evaluate", "prune"):
         from upcycle.workflow import jobs
 
         if args.verb == "tokenize":
             jobs.tokenize_job(workflow, args.name)
         elif args.verb == "train":
             jobs.train_job(workflow, args.run, fresh=args.fresh)
+        elif args.verb == "prune":
+            jobs.prune_job(workflow, args.run, None if PLAN_VARIABLE in os.environ else Path.cwd())
         else:
             jobs.evaluate_job(workflow, args.run, args.evaluation)
     else:

@@ -35,6 +35,15 @@ def write_atomic(path: Path, *content: str | Part) -> None:
         raise
 
 
+def sync_folder(folder: Path) -> None:
+    """Make what was renamed, made or removed in this folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def plain(value: Any) -> Any:
     """A value as strict JSON holds it: mappings as dicts, tuples as lists, a number that is not finite as None."""
     if isinstance(value, Mapping):

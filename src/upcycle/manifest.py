@@ -16,12 +16,20 @@ from upcycle.errors import UserError
 
 MANIFEST = "manifest.json"
 METRICS = "metrics.json"
+WEIGHTS = "weights.safetensors"
+STATE = "state.safetensors"
 SEAL = "sha256"
+REMOVED = "removed"
+"""Key of a manifest: its files that were removed later. `files` still describes them as they were."""
 FIX = "restore it from a copy, or train this run again with --fresh"
 
 
 class DamagedError(UserError):
     """A file of a run is missing, truncated, altered or of another run; the message names it."""
+
+
+class RemovedError(UserError):
+    """A file of a finished run is not there because a study's `keep` removed it; the message says when and by what."""
 
 
 def read_file(path: Path) -> bytes | None:
@@ -67,6 +75,21 @@ def read_manifest(run_dir: Path) -> dict[str, Any]:
     if manifest is None:
         raise DamagedError(f"{path}: damaged, not the manifest that was written; {FIX}")
     return manifest
+
+
+def removed_files(manifest: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """Files that a study's `keep` removed since, by name: `time` (ISO 8601) and `by` (the key and the study)."""
+    found: dict[str, dict[str, str]] = manifest.get(REMOVED, {})
+    return found
+
+
+def check_kept(run_dir: Path, manifest: dict[str, Any], name: str) -> None:
+    """RemovedError if a file of a finished run was removed on purpose."""
+    if note := removed_files(manifest).get(name):
+        raise RemovedError(
+            f"{run_dir / name}: removed on {note['time'][:10]} by {note['by']}; `upcycle train {run_dir.name} --fresh` "
+            "trains the run again"
+        )
 
 
 def check_bytes(path: Path, data: bytes, expected: dict[str, Any]) -> None:

@@ -1,4 +1,5 @@
 # Functions of the workflow; the other files hold rules only. No rule names a hyperparameter: a run's id stands for all of them.
+import os
 import sys
 from pathlib import Path
 
@@ -8,10 +9,16 @@ from snakemake.settings.enums import Quietness
 from upcycle.errors import UserError
 from upcycle.study.catalogue import find_item
 from upcycle.workflow.failures import Failures
-from upcycle.workflow.invocation import open_workflow
-from upcycle.workflow.needs import check_parent, check_source, tokens_to_make
+from upcycle.workflow.invocation import PLAN_VARIABLE, open_workflow
+from upcycle.workflow.needs import (
+    check_evaluated,
+    check_parent,
+    check_source,
+    tokens_to_make,
+)
 from upcycle.workflow.paths import RESULTS, evaluation_path, metrics_path
 from upcycle.workflow.progress import tell_progress
+from upcycle.workflow.pruning import Retention
 from upcycle.workflow.resources import job_resources
 
 logger.addHandler(Failures())
@@ -26,6 +33,7 @@ def checked(function, *arguments, **named):
         sys.exit(2)
 
 
+INNER = PLAN_VARIABLE in os.environ
 W = checked(
     open_workflow,
     config,
@@ -35,6 +43,7 @@ W = checked(
 )
 if not {Quietness.PROGRESS, Quietness.ALL} & {*(workflow.output_settings.quiet or ())}:
     tell_progress(logger, W)
+RETENTION = Retention(W, None if INNER else Path.cwd())
 
 FRESH = W.will_be_made()
 TO_TOKENIZE = tokens_to_make(W)
@@ -60,11 +69,17 @@ def source(path, output):
 
 
 def everything():
-    """Every run and product of the study."""
+    """Every run and product of the study, and the removals that its `keep` asks for."""
     return [
         *map(metrics_path, W.plan.runs),
+        *checked(lambda: RETENTION.due).values(),
         *(output for product in W.products.values() for output in product.outputs),
     ]
+
+
+def prune_inputs(wildcards):
+    """A run, and everything planned that reads its files."""
+    return [metrics_path(wildcards.run), *RETENTION.readers.get(wildcards.run, ())]
 
 
 def run_parent(wildcards):
@@ -96,6 +111,8 @@ def evaluation_inputs(wildcards):
     """The finished run, and the other text in its own tokens."""
     name = evaluation_name(wildcards)
     output = evaluation_path(wildcards.run, W.study.evaluations[name])
+    if output in W.stale_evaluations:
+        checked(check_evaluated, W, wildcards.run, name)
     tokens = W.evaluation_tokens(wildcards.run, name)
     return [source(metrics_path(wildcards.run), output), source(tokens, output)]
 

@@ -72,6 +72,12 @@ def find_study_file(name: str, root: Path) -> Path:
     raise UserError(f"no study `{name}` ({relative}); {nearest(name, known)}")
 
 
+def list_studies(root: Path) -> list[str]:
+    """Names of the studies whose files are under `root`."""
+    named = sorted(path.stem for path in (root / "config").glob("*.yaml") if is_name(path.stem))
+    return [*([DEFAULT] if (root / study_file(DEFAULT)).exists() else []), *named]
+
+
 def override_execution(execution: Execution, settings: dict[str, Any]) -> Execution:
     """Execution settings given to Snakemake by --config (a profile's `device`), over the study's.
 

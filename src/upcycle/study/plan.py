@@ -121,7 +121,7 @@ def _recipe_of(run: RunSpec) -> dict[str, Any]:
     return run.model_dump(exclude={"role", "start_step", "end_step", "parent"})
 
 
-def _trunk_of(run: RunSpec) -> str:
+def trunk_of(run: RunSpec) -> str:
     """The trunk that a run is a point of, or branches off: its recipe without `floor`."""
     recipe = _recipe_of(run)
     recipe["schedule"].pop("floor")  # trunks run at constant LR
@@ -133,7 +133,7 @@ def _branches_by_trunk(goals: list[RunSpec]) -> list[dict[int, RunSpec]]:
     trunks: dict[str, dict[int, RunSpec]] = {}
     for decay in goals:
         if decay.role == "decay":
-            trunks.setdefault(_trunk_of(decay), {})[decay.start_step] = decay
+            trunks.setdefault(trunk_of(decay), {})[decay.start_step] = decay
     return list(trunks.values())
 
 
@@ -142,14 +142,15 @@ def _trunk_points(branches: dict[int, RunSpec], longest: int | None, folders: Ru
 
     A point that has begun keeps its parent. Any other continues from the nearest earlier point, needed or begun (a cut
     of an older estimate, a point of another study). Only if that leaves a segment of more than `longest` steps is it
-    cut: an estimate decides what is trained next, never what is trained again.
+    cut: an estimate decides what is trained next, never what is trained again. Where `keep` removed the state of a
+    point, nothing continues from it.
     """
     decay = next(iter(branches.values()))
     needed = {step: trunk_point(_recipe_of(decay), step) for step in sorted(branches)}
     begun = {step: run for step, point in needed.items() if (run := folders.begun(point.id))}
     if len(begun) < len(needed):  # else nothing looks for a start, and folders of other studies need not be read
-        trunk = _trunk_of(decay)
-        begun |= {run.end_step: run for run in folders.like(needed[min(needed)]) if _trunk_of(run) == trunk}
+        trunk = trunk_of(decay)
+        begun |= {run.end_step: run for run in folders.like(needed[min(needed)]) if trunk_of(run) == trunk}
     points: dict[int, RunSpec] = {}
 
     def recorded(run: RunSpec) -> RunSpec:
@@ -164,10 +165,15 @@ def _trunk_points(branches: dict[int, RunSpec], longest: int | None, folders: Ru
         if step in begun:
             points[step] = recorded(begun[step])
             continue
-        start = max((earlier for earlier in (*points, *begun) if earlier < step), default=0)
+        earlier = (before for before in sorted({*points, *begun}, reverse=True) if before < step)
+        start = next((before for before in earlier if before not in begun or folders.continuable(begun[before].id)), 0)
         if start in begun and start not in points:
             points[start] = recorded(begun[start])
         for cut in _cuts(start, point, longest):
+            while cut in begun:  # without its state, so nothing can continue from it
+                cut -= 1
+            if cut <= start:
+                continue
             points[cut] = _continued(trunk_point(_recipe_of(decay), cut), points.get(start))
             start = cut
         points[step] = _continued(point, points.get(start))

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 from upcycle.errors import UserError
-from upcycle.manifest import MANIFEST, DamagedError, read_file
+from upcycle.manifest import MANIFEST, STATE, WEIGHTS, DamagedError, read_file, read_manifest, removed_files
 from upcycle.study.spec import RunSpec
 from upcycle.study.study import describe_error
 
@@ -58,6 +58,14 @@ def recorded_spec(run_dir: Path) -> RunSpec | None:
 def is_finished(run_dir: Path) -> bool:
     """Whether a run's metrics.json, written last, is there."""
     return (run_dir / "metrics.json").exists()
+
+
+def is_removed(run_dir: Path, *names: str) -> bool:
+    """Whether a study's `keep` removed one of these files of a run; of no finished run it has.
+
+    Raises `DamagedError` for a damaged manifest.
+    """
+    return (run_dir / MANIFEST).exists() and not removed_files(read_manifest(run_dir)).keys().isdisjoint(names)
 
 
 def saved_step(run_dir: Path) -> int | None:
@@ -111,6 +119,16 @@ class RunFolders:
     def trained(self, run_id: str | None) -> bool:
         """Whether nothing of a run is left to train."""
         return run_id in self.names and is_trained(self.root / str(run_id))
+
+    def continuable(self, run_id: str) -> bool:
+        """Whether a run that has begun has, or will have, weights and moments to continue from.
+
+        A damaged manifest counts as one that has: whoever continues from it names the damage.
+        """
+        try:
+            return not is_removed(self.root / run_id, WEIGHTS, STATE)
+        except DamagedError:
+            return True
 
     def like(self, trunk: RunSpec) -> Iterator[RunSpec]:
         """Trunk points that have begun and whose ids have this one's shape and seed; the recipe may differ."""

@@ -220,6 +220,18 @@ class FitConfig(Frozen):
         return self
 
 
+class KeepConfig(Frozen):
+    """What stays of finished runs once all planned work that reads it is finished. Not identity: removing retrains
+    nothing. A later study that needs a removed file must train its run again; `upcycle plan` says which."""
+
+    state: Literal["all", "last", "none"] = "all"
+    """Trunk points that a longer budget can continue from, by their weights and AdamW's moments: all, each trunk's
+    last, or none."""
+    weights: Literal["all", "finished", "none"] = "all"
+    """Weights of all other runs: all, those of finished models alone, none. A mixture is upcycled from a finished dense
+    model's weights, and an evaluation on another text reads them."""
+
+
 class StudyConfig(Frozen):
     """One config file. `config.yaml` is the default study; `--config study=NAME` takes config/NAME.yaml."""
 
@@ -237,6 +249,8 @@ class StudyConfig(Frozen):
     """Precision of matrix products; weights and optimizer are float32 in either."""
     execution: Execution
     """Settings of the jobs that change speed and rounding alone: changing them retrains nothing."""
+    keep: KeepConfig = KeepConfig()
+    """Which files of finished runs stay."""
     optim: OptimConfig = OptimConfig()
     """AdamW's constants (Table 4)."""
     schedule: ScheduleConfig = ScheduleConfig()

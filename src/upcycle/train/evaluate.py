@@ -18,13 +18,14 @@ import torch
 from upcycle.data.batches import heldout_batches
 from upcycle.data.tokens import TokenSet
 from upcycle.errors import UserError
+from upcycle.manifest import WEIGHTS, read_manifest
 from upcycle.model.kernels import choose_kernels
 from upcycle.model.transformer import Transformer
 from upcycle.study.execution import Execution
 from upcycle.study.spec import RunSpec
 from upcycle.train.device import precision, use_device
 from upcycle.train.processes.distributed import Group
-from upcycle.train.states.checkpoint import WEIGHTS, read_manifest, read_spec, read_tensors
+from upcycle.train.states.checkpoint import read_spec, read_tensors
 
 SUBSET_TOKENS = 8192
 """Tokens of the fixed subset that the training curve's held-out losses are taken over."""

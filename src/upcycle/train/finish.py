@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from upcycle.data.tokens import TokenSet
-from upcycle.manifest import read_manifest
+from upcycle.manifest import STATE, WEIGHTS, read_manifest
 from upcycle.study.counting import flops_6nd, flops_per_token
 from upcycle.study.execution import Execution
 from upcycle.train.evaluate import (
@@ -80,9 +80,9 @@ def finish(trainee: Trainee, metrics: MetricsLog, stop: StopRequest, *, whole: b
         if not any("heldout" in row and row["step"] == trainee.step for row in metrics.rows()):
             metrics.append(heldout_row(trainee, losses[subset]))
         metrics.sync()
-    tensors = {checkpoint.WEIGHTS: trainee.whole(trainee.model.state_dict())}
+    tensors = {WEIGHTS: trainee.whole(trainee.model.state_dict())}
     if run.role == "trunk":
-        tensors[checkpoint.STATE] = trainee.whole(optimizer_tensors(trainee.model, trainee.optimizer))
+        tensors[STATE] = trainee.whole(optimizer_tensors(trainee.model, trainee.optimizer))
     if not trainee.group.is_first:
         return
     about = {

@@ -9,6 +9,7 @@ from typing import Any
 from upcycle.data.batches import check_budget
 from upcycle.data.tokens import TokenSet
 from upcycle.errors import UserError
+from upcycle.manifest import STATE, WEIGHTS, read_manifest
 from upcycle.model import upcycling
 from upcycle.model.fill import give
 from upcycle.model.kernels import choose_kernels
@@ -121,7 +122,7 @@ def _parent(trainee: Trainee, parent_dir: Path | None) -> tuple[Path, dict[str, 
     run = trainee.run
     if parent_dir is None:
         raise UserError(f"{run.id} starts from {run.parent}: name that run's folder as the parent")
-    manifest = checkpoint.read_manifest(parent_dir)
+    manifest = read_manifest(parent_dir)
     if manifest["id"] != run.parent:
         raise UserError(f"{parent_dir} holds run {manifest['id']}, but {run.id} starts from {run.parent}")
     return parent_dir, manifest
@@ -137,8 +138,8 @@ def _continue(trainee: Trainee, parent_dir: Path | None) -> None:
             check_fingerprint(trainee.tokens, manifest["tokens_fingerprint"], manifest["id"])
             if manifest["step"] != run.start_step:
                 raise UserError(f"{folder} ended at step {manifest['step']}, but {run.id} starts at {run.start_step}")
-            weights = checkpoint.read_tensors(folder, checkpoint.WEIGHTS)
-            state = checkpoint.read_tensors(folder, checkpoint.STATE)
+            weights = checkpoint.read_tensors(folder, WEIGHTS)
+            state = checkpoint.read_tensors(folder, STATE)
     give(dict(trainee.model.named_parameters()), group.whole_of_first(weights, trainee.device))
     moments = empty_moments(trainee.model)
     give(moments, group.whole_of_first(state, trainee.device))
@@ -165,7 +166,7 @@ def _upcycle(trainee: Trainee, parent_dir: Path | None) -> None:
                     f"{its[:16]}...: the embedding would mean nothing; give both the path of one tokenizer.json as "
                     "data.tokenizer"
                 )
-            dense = checkpoint.read_tensors(folder, checkpoint.WEIGHTS)
+            dense = checkpoint.read_tensors(folder, WEIGHTS)
             weights = upcycling.upcycle(run.origin.partition(":")[2], dense, run.model, run.moe, run.seed)
     give(dict(trainee.model.named_parameters()), group.whole_of_first(weights, trainee.device))
     receipt = measure_upcycling(trainee, dense, weights)

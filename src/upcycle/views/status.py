@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from upcycle.errors import UserError
-from upcycle.manifest import read_manifest
+from upcycle.manifest import read_manifest, removed_files
 from upcycle.study.rates import shape_key, speeds_by_shape
 from upcycle.study.recorded import is_finished, saved_step
 from upcycle.study.spec import RunSpec, short_count
@@ -117,8 +117,10 @@ def _finished(run_dir: Path, run: RunSpec) -> dict[str, Any]:
         fields = {key: metrics.get(key) for key in PACE}
         fields |= {"loss": metrics["train_loss_last"], "heldout": metrics["loss"]}
         fields["_times"] = (metrics["train_seconds"], metrics["wall_seconds"])
-        sizes = {name: entry["bytes"] for name, entry in read_manifest(run_dir)["files"].items()}
-        wrong = [name for name, size in sizes.items() if (run_dir / name).stat().st_size != size]
+        manifest = read_manifest(run_dir)
+        sizes = {name: entry["bytes"] for name, entry in manifest["files"].items()}
+        there = sizes.keys() - removed_files(manifest).keys()
+        wrong = [name for name in there if (run_dir / name).stat().st_size != sizes[name]]
         if wrong:
             raise UserError(f"{wrong[0]} does not have the size that it was written with")
     except UserError as error:

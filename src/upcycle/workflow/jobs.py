@@ -11,11 +11,12 @@ from pydantic import ValidationError
 
 from upcycle.errors import UserError, nearest
 from upcycle.files import read_record, write_atomic
-from upcycle.study.recorded import has_begun, recorded_spec
+from upcycle.study.recorded import has_begun, is_finished, recorded_spec
 from upcycle.study.spec import RunSpec
 from upcycle.study.study import describe_error
 from upcycle.workflow.dag import Workflow
 from upcycle.workflow.paths import RESULTS, evaluation_path
+from upcycle.workflow.pruning import Retention, check_start, restarted
 from upcycle.workflow.texts import local_files
 
 log = logging.getLogger(__name__)
@@ -86,6 +87,9 @@ def train_job(workflow: Workflow, name: str, *, fresh: bool = False) -> None:
     recorded = recorded_spec(run_dir)
     if recorded is not None and has_begun(run_dir):
         run = recorded  # the parent it started from, should the plan have changed since
+    if fresh:  # before anything is discarded
+        run = restarted(run)
+        check_start(workflow.plan, run)
     train_run(
         run,
         run_dir=run_dir,
@@ -138,3 +142,20 @@ def evaluate_job(workflow: Workflow, run_id: str, name: str | None) -> None:
     )
     write_atomic(Path(evaluation_path(run_id, evaluations[name])), json.dumps(result, indent=1) + "\n")
     print(f"{run_id}: {name} loss {result['loss']:.4f} ± {result['loss_se']:.4f} nats")
+
+
+def prune_job(workflow: Workflow, name: str | None, root: Path | None) -> None:
+    """Remove what the study's `keep` does not keep: of one run, or of every run that nothing planned reads any more.
+
+    `root`: as of `Retention`.
+    """
+    retention = Retention(workflow, root)
+    if name is not None:
+        _planned(workflow, name)
+        retention.prune(name)
+        return
+    for run_id in retention.due:
+        if is_finished(RESULTS / "runs" / run_id) and retention.unfinished.isdisjoint(
+            retention.readers.get(run_id, ())
+        ):
+            retention.prune(run_id)

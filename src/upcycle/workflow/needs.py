@@ -13,10 +13,12 @@ from pathlib import Path
 from upcycle.data.local import check_files
 from upcycle.data.vocabulary import check_tokenizer, check_vocab_size
 from upcycle.errors import UserError
-from upcycle.manifest import read_manifest
+from upcycle.manifest import WEIGHTS, read_manifest
 from upcycle.study.recorded import has_begun, is_finished
+from upcycle.study.retention import files_read
 from upcycle.workflow.dag import TokenRecipe, Workflow
 from upcycle.workflow.paths import RESULTS, evaluation_tokens_id, tokens_path
+from upcycle.workflow.pruning import check_kept_for, check_start
 from upcycle.workflow.texts import local_files
 
 
@@ -27,6 +29,12 @@ def check_needs(workflow: Workflow) -> None:
         partial(check_source, workflow, sets[name]) for name in tokens_to_make(workflow)
     ]
     checks += [partial(check_parent, workflow, run_id) for run_id in workflow.plan.runs]
+    checks += [
+        partial(check_evaluated, workflow, run_id, name)
+        for name, pairs in workflow.evaluations().items()
+        for run_id, path in pairs
+        if path in workflow.stale_evaluations
+    ]
     problems: dict[str, None] = {}
     for check in checks:
         try:
@@ -73,8 +81,9 @@ def check_parent(workflow: Workflow, run_id: str) -> None:
     parent = RESULTS / "runs" / str(run.parent)
     if run.parent is None or has_begun(RESULTS / "runs" / run_id) or not is_finished(parent):
         return
+    check_start(workflow.plan, run)
     files = read_manifest(parent)["files"]
-    for name in ("weights.safetensors", *(["state.safetensors"] if run.init == "continue" else [])):
+    for name in files_read(run):
         path = parent / name
         found = path.stat().st_size if path.exists() else None
         if name not in files or found != files[name]["bytes"]:
@@ -83,3 +92,8 @@ def check_parent(workflow: Workflow, run_id: str) -> None:
                 f"{path} {how}, and {run_id} starts from it; restore it from a copy, or train that run again: "
                 f"`upcycle train {run.parent} --fresh`"
             )
+
+
+def check_evaluated(workflow: Workflow, run_id: str, name: str) -> None:
+    """Raise `UserError` if the weights that an evaluation is to read were removed."""
+    check_kept_for(workflow.plan, f"evaluation `{name}`", run_id, WEIGHTS)

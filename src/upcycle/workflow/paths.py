@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from upcycle.study.spec import RunSpec
@@ -29,6 +30,11 @@ def evaluation_path(run_id: str, evaluation: EvaluationConfig) -> str:
 def evaluation_tokens_id(run: RunSpec, evaluation: EvaluationConfig) -> str:
     """Token set of an evaluation: its text, cut by the run's own tokenizer."""
     return f"{evaluation.dataset}-{evaluation.version}-as-{run.data.tokens_id}"
+
+
+def pruned_path(run_id: str, files: Iterable[str]) -> str:
+    """Marker of the removal of these files of a run (`workflow.pruning`); what was removed is in the manifest."""
+    return str(RESULTS / ".pruned" / run_id / "+".join(sorted(name.partition(".")[0] for name in files)))
 
 
 def output_folder(name: str) -> Path:

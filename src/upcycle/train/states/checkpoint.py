@@ -11,7 +11,6 @@ import errno
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,17 +22,19 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from upcycle.files import Part, write_atomic
+from upcycle.files import Part, sync_folder, write_atomic
 from upcycle.manifest import (
     FIX,
     MANIFEST,
     METRICS,
     DamagedError,
     check_bytes,
+    check_kept,
     check_listed,
     json_bytes,
     read_file,
     read_manifest,
+    removed_files,
     sealed,
 )
 from upcycle.study.recorded import SPEC, stated_spec
@@ -43,8 +44,6 @@ from upcycle.train.states.lease import LEASE
 
 log = logging.getLogger(__name__)
 
-WEIGHTS = "weights.safetensors"
-STATE = "state.safetensors"
 CURVE = "metrics.jsonl"
 RECEIPT = "receipt.json"
 RESUME = "resume"
@@ -83,15 +82,6 @@ def disk_is_full(path: Path) -> TrainingError:
     return TrainingError(
         f"{path}: the disk is full. The last saved state is intact: free some space and give the same command again"
     )
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename in this folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -172,8 +162,13 @@ def replace_metrics(run_dir: Path, metrics: dict[str, Any]) -> None:
 
 
 def read_tensors(run_dir: Path, name: str) -> dict[str, Tensor]:
-    """Tensors of a finished run's file, from bytes that have its manifest's size and SHA-256. DamagedError if not."""
-    files = read_manifest(run_dir)["files"]
+    """Tensors of a finished run's file, from bytes that have its manifest's size and SHA-256.
+
+    Raises DamagedError if they have not, RemovedError if a study's `keep` removed the file.
+    """
+    manifest = read_manifest(run_dir)
+    files = manifest["files"]
+    check_kept(run_dir, manifest, name)
     if name not in files:
         raise DamagedError(f"{run_dir / name}: not among the files of {MANIFEST} ({', '.join(files)})")
     data = _read_verified(run_dir / name, files[name])
@@ -205,7 +200,8 @@ def verify_finished(run_dir: Path, run_id: str) -> bool:
     if manifest["id"] != run_id:
         raise DamagedError(f"{run_dir / MANIFEST}: of run {manifest['id']}, not of {run_id}; move {run_dir} away")
     for name, expected in manifest["files"].items():
-        _read_verified(run_dir / name, expected)
+        if name not in removed_files(manifest):
+            _read_verified(run_dir / name, expected)
     path, found = run_dir / METRICS, read_file(run_dir / METRICS)
     if found != json_bytes(manifest["metrics"]):
         log.warning("%s %s; restored from %s", path, "was missing" if found is None else "was damaged", MANIFEST)

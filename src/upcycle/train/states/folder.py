@@ -10,9 +10,9 @@ import re
 from collections.abc import Mapping, Set
 from pathlib import Path
 
-from upcycle.files import TEMPORARY
+from upcycle.files import TEMPORARY, sync_folder
 from upcycle.manifest import DamagedError
-from upcycle.train.states.checkpoint import RESUME, remove, sync_folder
+from upcycle.train.states.checkpoint import RESUME, remove
 
 log = logging.getLogger(__name__)
 

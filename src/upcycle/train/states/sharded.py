@@ -30,9 +30,9 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.tensor import DTensor
 
-from upcycle.files import TEMPORARY
+from upcycle.files import TEMPORARY, sync_folder
 from upcycle.manifest import MANIFEST, DamagedError, json_bytes, read_file
-from upcycle.train.states.checkpoint import disk_is_full, entry_of, sync_folder, write_bytes
+from upcycle.train.states.checkpoint import disk_is_full, entry_of, write_bytes
 from upcycle.train.states.folder import check_tensor_names, make_folder, prune
 
 T = TypeVar("T")

@@ -1,0 +1,56 @@
+"""What a study's `keep` lets go of each run, and who reads a run's files. Layer 0: nothing here looks at a disk."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from upcycle.manifest import STATE, WEIGHTS
+from upcycle.study.plan import Plan, trunk_of
+from upcycle.study.spec import RunSpec
+from upcycle.study.study import KeepConfig
+
+
+def files_let_go(keep: KeepConfig, plan: Plan) -> dict[str, dict[str, str]]:
+    """For each run the files that do not stay, each with the key of the study that says so. Runs without any left out.
+
+    A trunk point that stays has weights and moments: a continuation reads both.
+    """
+    last = _last_points(plan) if keep.state == "last" else set()
+    let_go = {}
+    for run_id, run in plan.runs.items():
+        files = {}
+        if run.role == "trunk":
+            if keep.state != "all" and run_id not in last:
+                files[STATE] = f"keep.state: {keep.state}"
+                if keep.weights != "all":
+                    files[WEIGHTS] = f"keep.weights: {keep.weights}"
+        elif keep.weights == "none":
+            files[WEIGHTS] = "keep.weights: none"
+        if files:
+            let_go[run_id] = files
+    return let_go
+
+
+def files_read(child: RunSpec) -> tuple[str, ...]:
+    """What a run reads of its parent when it starts."""
+    return (WEIGHTS, STATE) if child.init == "continue" else (WEIGHTS,)
+
+
+def children_of(plan: Plan) -> dict[str, list[str]]:
+    """The planned runs that start from each run."""
+    children: dict[str, list[str]] = defaultdict(list)
+    for run_id, run in plan.runs.items():
+        if run.parent is not None:
+            children[run.parent].append(run_id)
+    return children
+
+
+def _last_points(plan: Plan) -> set[str]:
+    """The trunk points that end latest, one for each trunk."""
+    last: dict[object, RunSpec] = {}
+    for run in plan.runs.values():
+        if run.role == "trunk":
+            trunk = trunk_of(run)
+            if trunk not in last or last[trunk].end_step < run.end_step:
+                last[trunk] = run
+    return {run.id for run in last.values()}
