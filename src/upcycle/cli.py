@@ -65,6 +65,13 @@ def natural(text: str) -> int:
     return int(text)
 
 
+def positive(text: str) -> int:
+    """A count of at least one."""
+    if natural(text) == 0:
+        raise argparse.ArgumentTypeError(f"`{text}` is not a whole number of 1 or more")
+    return int(text)
+
+
 def parser() -> argparse.ArgumentParser:
     """All verbs and their arguments."""
     top = Parser(prog="upcycle", description="Scaling laws for upcycling dense models into MoEs.")
@@ -85,6 +92,8 @@ def parser() -> argparse.ArgumentParser:
     plan = verb("plan", "Show what a study trains: runs, tokens, FLOPs, disk, expected time, what exists.")
     plan.add_argument("--json", action="store_true", help="as data")
     plan.add_argument("--all", action="store_true", help="one line a run, not only the table of sweeps")
+    plan.add_argument("--nodes", type=positive, metavar="N", help="nodes that jobs share (default: several are shown)")
+    plan.add_argument("--price", type=float, metavar="P", help="cost of one GPU (of a CPU study: core) for an hour")
     plan.add_argument(
         "--profile", type=Path, metavar="FOLDER", help="plan for a cluster, as `snakemake --profile FOLDER` does"
     )
@@ -300,7 +309,8 @@ def run_verb(args: argparse.Namespace) -> None:
     if args.verb == "plan":
         from upcycle.views.plan_view import show_plan
 
-        print(show_plan(workflow, as_json=args.json, every_run=args.all), flush=True)
+        shown = show_plan(workflow, as_json=args.json, every_run=args.all, nodes=args.nodes, price=args.price)
+        print(shown, flush=True)
         if workflow.node is not None and not args.json:
             from upcycle.views.requests import show_requests
 

@@ -24,6 +24,11 @@ def test_the_longest_chain_starts_first():
     assert schedule.makespan == schedule.longest_chain == 6
 
 
+def test_a_priority_comes_before_a_chain():
+    jobs = {"a": Job(1, priority=1), "x": Job(3), "y": Job(3, needs=("x",))}
+    assert list_schedule(jobs, 1, 1).starts == {"a": 0, "x": 1, "y": 4}
+
+
 def test_small_jobs_share_a_node_and_large_ones_take_whole_nodes():
     eight = {str(number): Job(1.0, devices=2) for number in range(4)}
     assert list_schedule(eight, 1, 8).makespan == 1

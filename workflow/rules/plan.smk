@@ -8,6 +8,7 @@ from snakemake.settings.enums import Quietness
 
 from upcycle.errors import UserError
 from upcycle.study.catalogue import find_item
+from upcycle.study.makespan import PRIORITIES
 from upcycle.workflow.failures import Failures
 from upcycle.workflow.invocation import PLAN_VARIABLE, open_workflow
 from upcycle.workflow.needs import (

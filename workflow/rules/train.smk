@@ -11,7 +11,7 @@ rule pretrain_dense:
         f"{RESULTS}/logs/train/{{run}}.log",
     wildcard_constraints:
         run=W.runs_of("dense"),
-    priority: 40
+    priority: PRIORITIES["dense"]
     resources:
         **RESOURCES["train"],
     message:
@@ -23,19 +23,19 @@ rule pretrain_dense:
 use rule pretrain_dense as pretrain_moe with:
     wildcard_constraints:
         run=W.runs_of("moe"),
-    priority: 30
+    priority: PRIORITIES["moe"]
 
 
 use rule pretrain_dense as upcycle with:
     wildcard_constraints:
         run=W.runs_of("up"),
-    priority: 20
+    priority: PRIORITIES["up"]
 
 
 use rule pretrain_dense as decay with:
     wildcard_constraints:
         run=W.runs_of("decay"),
-    priority: 35
+    priority: PRIORITIES["decay"]
 
 
 for sweep_name in W.plan.sweeps:

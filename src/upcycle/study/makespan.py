@@ -1,7 +1,8 @@
 """How long jobs take side by side: list scheduling on a number of nodes, and the longest chain of jobs.
 
-Layer 0. The longest remaining chain first, as a scheduler with free choice would do; Snakemake's own order, queues and
-failures make it longer. Of any order of this kind the makespan is at most twice the best one (Graham 1966).
+Layer 0. Of the jobs that are ready and fit, that of the highest priority starts, as Snakemake does; among equals that
+with the longest chain behind it. The makespan is at most twice the best one (Graham 1966); queues and failures come on
+top.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from upcycle.errors import UserError
+
+PRIORITIES = {"dense": 40, "decay": 35, "moe": 30, "up": 20}
+"""Of Snakemake's training rules, by kind of run: what most other work waits for comes first."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,7 @@ class Job:
     nodes: int = 1
     needs: tuple[str, ...] = ()
     """Jobs that must be finished before; names that are not scheduled are."""
+    priority: int = 0
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,9 @@ def list_schedule(jobs: Mapping[str, Job], nodes: int, devices: int) -> Schedule
     tails = _tails(jobs, children)
     free = [devices] * nodes
     left = {name: len(needs) for name, needs in waits.items()}
-    ready: dict[tuple[int, int], list[tuple[float, str]]] = defaultdict(list)  # heaps by the devices that a job takes
+    ready: dict[tuple[int, int], list[tuple[int, float, str]]] = defaultdict(
+        list
+    )  # heaps by the devices that a job takes
     running: list[tuple[float, str, list[int]]] = []
     starts: dict[str, float] = {}
     ends: dict[str, float] = {}
@@ -68,9 +75,9 @@ def list_schedule(jobs: Mapping[str, Job], nodes: int, devices: int) -> Schedule
     arrived: Iterable[str] = [name for name, count in left.items() if count == 0]
     while True:
         for name in arrived:
-            heapq.heappush(ready[jobs[name].devices, jobs[name].nodes], (-tails[name], name))
+            heapq.heappush(ready[jobs[name].devices, jobs[name].nodes], (-jobs[name].priority, -tails[name], name))
         while chosen := _first_that_fits(ready, free):
-            (_, name), places = chosen
+            (_, _, name), places = chosen
             starts[name] = now
             heapq.heappush(running, (now + jobs[name].seconds, name, places))
         if not running:
@@ -101,9 +108,9 @@ def _tails(jobs: Mapping[str, Job], children: Mapping[str, list[str]]) -> dict[s
 
 
 def _first_that_fits(
-    ready: Mapping[tuple[int, int], list[tuple[float, str]]], free: list[int]
-) -> tuple[tuple[float, str], list[int]] | None:
-    """Take the ready job with the longest chain behind it that fits now, and the nodes that it starts on."""
+    ready: Mapping[tuple[int, int], list[tuple[int, float, str]]], free: list[int]
+) -> tuple[tuple[int, float, str], list[int]] | None:
+    """Take the ready job that comes first of those that fit now, and the nodes that it starts on."""
     for shape in sorted((shape for shape, heap in ready.items() if heap), key=lambda shape: ready[shape][0]):
         devices, nodes = shape
         share = devices // nodes

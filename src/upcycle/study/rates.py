@@ -73,3 +73,14 @@ def speeds_by_shape(trained: Iterable[tuple[RunSpec, float, float]]) -> dict[str
         tokens[shape_key(run)] += more
         seconds[shape_key(run)] += time
     return {key: tokens[key] / seconds[key] for key in tokens if seconds[key] > 0}
+
+
+def measured_overhead(runs: Iterable[RunSpec], results: Path) -> float:
+    """Seconds of a job beside training (start-up, evaluation, saving), on average of finished runs; 0 without any."""
+    beside = []
+    for run in runs:
+        path = results / "runs" / run.id / "metrics.json"
+        if path.exists():
+            metrics = read_record(path)
+            beside.append(metrics["wall_seconds"] - metrics["train_seconds"])
+    return sum(beside) / len(beside) if beside else 0.0

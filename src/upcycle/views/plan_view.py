@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -11,11 +10,13 @@ from upcycle.study.columns import value_text
 from upcycle.study.counting import count_parameters, flops_6nd, flops_per_token
 from upcycle.study.execution import Execution
 from upcycle.study.memory import peak_memory
-from upcycle.study.rates import expected_seconds, measured_speeds, source_of_seconds
+from upcycle.study.rates import expected_seconds, measured_overhead, measured_speeds, source_of_seconds
 from upcycle.study.recorded import is_finished
 from upcycle.study.spec import short_count
 from upcycle.study.values import duration
 from upcycle.study.varying import varying, varying_by_run
+from upcycle.views.launch import describe_launch, show_launch
+from upcycle.views.text import text_bytes, text_table
 from upcycle.workflow.dag import Workflow
 from upcycle.workflow.paths import RESULTS
 
@@ -27,13 +28,14 @@ ALL = "all (runs shared)"
 """The line of totals."""
 
 
-def describe_plan(workflow: Workflow) -> dict[str, Any]:
+def describe_plan(workflow: Workflow, *, nodes: int | None = None, price: float | None = None) -> dict[str, Any]:
     """The plan as data: each run with its counts, cost and state, totals by sweep and in all.
 
     Tokens: what a run's own segment trains. Seconds: of one job, from the speed of finished runs of the same shape
     where there are any, else from `execution.expected_rate`. `peak_bytes`: the peak of one process of the job, by
     formula; `memory`: its parts (upcycle.study.memory). `varies` of a sweep: settings that differ between its models,
-    with their values; of a run: its own values of these settings.
+    with their values; of a run: its own values of these settings. `launch`: the work that is not done yet, on so many
+    `nodes` and at a `price` of a GPU-hour (upcycle.views.launch).
     """
     speeds = measured_speeds(workflow.plan.runs.values(), RESULTS)
     settings = varying_by_run(workflow.plan)
@@ -44,7 +46,15 @@ def describe_plan(workflow: Workflow) -> dict[str, Any]:
         | {"models": len(ids), "varies": varying(workflow.plan, name)}
         for name, ids in workflow.plan.sweeps.items()
     }
-    return {"study": workflow.plan.study, "runs": runs, "sweeps": sweeps, "total": plan_totals(runs)}
+    overhead = measured_overhead(workflow.plan.runs.values(), RESULTS)
+    launch = describe_launch(workflow, runs, overhead, nodes=nodes, price=price)
+    return {
+        "study": workflow.plan.study,
+        "runs": runs,
+        "sweeps": sweeps,
+        "total": plan_totals(runs),
+        "launch": launch,
+    }
 
 
 def describe_run(workflow: Workflow, run_id: str, speeds: dict[str, float]) -> dict[str, Any]:
@@ -87,21 +97,23 @@ def plan_totals(runs: list[dict[str, Any]]) -> dict[str, Any]:
     return total
 
 
-def show_plan(workflow: Workflow, *, as_json: bool, every_run: bool) -> str:
+def show_plan(
+    workflow: Workflow, *, as_json: bool, every_run: bool, nodes: int | None = None, price: float | None = None
+) -> str:
     """The plan for a person, or as JSON."""
-    plan = describe_plan(workflow)
+    plan = describe_plan(workflow, nodes=nodes, price=price)
     if as_json:
         return json.dumps(plan, indent=1)
     rows = [_cells(name, total) for name, total in (plan["sweeps"] | {ALL: plan["total"]}).items()]
     lines = [f"study {plan['study']}", "", *text_table(rows, left=["sweep"])]
     execution = workflow.study.execution
-    if execution.device == "cuda":
-        hours = plan["total"]["seconds_to_train"] * execution.devices / 3600
-        lines += ["", f"{hours:,.0f} GPU-hours to train, {execution.devices} devices a job"]
+    total = plan["total"]
+    tokens, flops = total["segment_tokens_to_train"], total["flops_to_train"]
+    lines += ["", *show_launch(plan["launch"], price=price, tokens=tokens, flops=flops)]
     sources = {run["seconds_from"] for run in plan["runs"]}
     lines += [
         "",
-        f"FLOPs: all matrix products; the paper's count by 6ND is {plan['total']['flops_6nd']:.4g}.",
+        f"FLOPs: all matrix products; the paper's count by 6ND is {total['flops_6nd']:.4g}.",
         f"Job time: the sum over jobs, which run side by side, by {' and '.join(sorted(sources))}.",
         "Memory: the peak of one process of the largest run, by formula"
         + ("." if execution.device == "cpu" else "; untested on CUDA."),
@@ -113,7 +125,7 @@ def show_plan(workflow: Workflow, *, as_json: bool, every_run: bool) -> str:
         rows = []
         for run in plan["runs"]:
             row = {"run": run["id"], "steps": f"{run['start_step']}..{run['end_step']}"}
-            row |= {"tokens": short_count(run["segment_tokens"]), "memory": _bytes(run["peak_bytes"])}
+            row |= {"tokens": short_count(run["segment_tokens"]), "memory": text_bytes(run["peak_bytes"])}
             row |= {"state": "finished" if run["finished"] else "started" if run["started"] else "to train"}
             varies = " ".join(f"{path}={value_text(value)}" for path, value in run["varies"].items())
             rows.append(row | {settings: varies})
@@ -142,7 +154,7 @@ def memory_warning(runs: list[dict[str, Any]], execution: Execution) -> list[str
     if not large:
         return []
     large.sort(key=lambda run: -run["peak_bytes"])
-    named = ", ".join(f"{run['id']} ({_bytes(run['peak_bytes'])})" for run in large[:3])
+    named = ", ".join(f"{run['id']} ({text_bytes(run['peak_bytes'])})" for run in large[:3])
     more = f" and {len(large) - 3} more" if len(large) > 3 else ""
     return [
         "",
@@ -155,19 +167,5 @@ def _cells(name: str, total: dict[str, Any]) -> dict[str, str]:
     """The line of a sweep, or of all runs, which are of no number of models."""
     cells = {"sweep": name, "models": str(total.get("models", "")), "runs": str(total["runs"])}
     cells |= {"to train": str(total["to_train"]), "tokens": short_count(total["segment_tokens"])}
-    cells |= {"FLOPs": f"{total['flops']:.2g}", "disk": _bytes(total["bytes"])}
-    return cells | {"job time": duration(total["seconds_to_train"]), "memory": _bytes(total["peak_bytes"])}
-
-
-def text_table(rows: Sequence[Mapping[str, str]], left: Collection[str]) -> list[str]:
-    """Lines of a table under its header, the keys of its rows: columns two blanks apart, aligned `left` or right."""
-    header = list(rows[0])
-    cells = [header, *(list(row.values()) for row in rows)]
-    sides = ["<" if name in left else ">" for name in header]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = (zip(line, sides, widths, strict=True) for line in cells)
-    return ["  ".join(f"{cell:{side}{width}}" for cell, side, width in line).rstrip() for line in lines]
-
-
-def _bytes(count: float) -> str:
-    return f"{count / 1e6:,.0f} MB" if count < 1e10 else f"{count / 1e9:,.0f} GB"
+    cells |= {"FLOPs": f"{total['flops']:.2g}", "disk": text_bytes(total["bytes"])}
+    return cells | {"job time": duration(total["seconds_to_train"]), "memory": text_bytes(total["peak_bytes"])}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from upcycle.study.recorded import is_finished
 from upcycle.study.values import duration
-from upcycle.views.plan_view import text_table
+from upcycle.views.text import text_table
 from upcycle.workflow.dag import Workflow
 from upcycle.workflow.needs import tokens_to_make
 from upcycle.workflow.paths import RESULTS

@@ -23,7 +23,8 @@ from upcycle.study.rates import shape_key, speeds_by_shape
 from upcycle.study.recorded import is_finished, saved_step
 from upcycle.study.spec import RunSpec, short_count
 from upcycle.study.values import duration
-from upcycle.views.plan_view import ALL, describe_run, text_table
+from upcycle.views.plan_view import ALL, describe_run
+from upcycle.views.text import text_table
 from upcycle.workflow.dag import Workflow
 from upcycle.workflow.paths import RESULTS
 

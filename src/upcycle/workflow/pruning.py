@@ -41,13 +41,19 @@ class Retention:
     @cached_property
     def let_go(self) -> dict[str, dict[str, str]]:
         """Files that go, by run, with the key that says so; not those that unfinished work of another study reads."""
-        let_go = files_let_go(self.workflow.study.keep, self.workflow.plan)
-        if let_go:
-            let_go = {run_id: files for run_id, files in let_go.items() if run_id not in self.needed_elsewhere}
-        return let_go
+        return {run_id: files for run_id, files in self._by_keep.items() if run_id not in self.spared}
 
     @cached_property
-    def needed_elsewhere(self) -> dict[str, str]:
+    def _by_keep(self) -> dict[str, dict[str, str]]:
+        return files_let_go(self.workflow.study.keep, self.workflow.plan)
+
+    @cached_property
+    def spared(self) -> dict[str, str]:
+        """Runs that keep their files for unfinished work of another study, which is named."""
+        elsewhere = self._needed_elsewhere() if self._by_keep else {}
+        return {run_id: elsewhere[run_id] for run_id in self._by_keep if run_id in elsewhere}
+
+    def _needed_elsewhere(self) -> dict[str, str]:
         """Runs that unfinished runs of other studies start from, each with one such study.
 
         Raises UserError naming a study that cannot be planned: nobody knows what it needs.
