@@ -52,7 +52,7 @@ def test_times_are_measured_once_a_run_of_the_shape_is_finished():
     first = next(iter(planned.plan.runs.values()))
     folder = RESULTS / "runs" / first.id
     folder.mkdir(parents=True)
-    (folder / "metrics.json").write_text(json.dumps({"segment_tokens": 1000, "train_seconds": 2}))
+    (folder / "metrics.json").write_text(json.dumps({"segment_tokens": 1000, "train_seconds": 2, "wall_seconds": 3}))
     tokens = (900 + 40 + 100 - first.end_step) * 8 * 256
     assert describe_plan(planned)["total"]["seconds_to_train"] == pytest.approx(tokens / 500)
     assert "by measured speed." in show_plan(planned, as_json=False, every_run=False)

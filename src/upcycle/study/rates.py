@@ -55,14 +55,20 @@ def trained_time(run: RunSpec, results: Path) -> tuple[RunSpec, float, float] | 
 
     Raises UserError naming a metrics.json that does not state them.
     """
+    found = _measured(run, results, "segment_tokens", "train_seconds")
+    return (run, found[0], found[1]) if found else None
+
+
+def _measured(run: RunSpec, results: Path, *names: str) -> list[float] | None:
+    """Numbers of a finished run's metrics.json. Raises UserError naming a file without them."""
     path = results / "runs" / run.id / "metrics.json"
     if not path.exists():
         return None
     metrics = read_record(path)
-    for name in ("segment_tokens", "train_seconds"):
+    for name in names:
         if not isinstance(metrics[name], int | float):
             raise UserError(f"{path} is damaged: {name} is not a number; `upcycle train {run.id}` restores it")
-    return run, metrics["segment_tokens"], metrics["train_seconds"]
+    return [metrics[name] for name in names]
 
 
 def speeds_by_shape(trained: Iterable[tuple[RunSpec, float, float]]) -> dict[str, float]:
@@ -77,10 +83,5 @@ def speeds_by_shape(trained: Iterable[tuple[RunSpec, float, float]]) -> dict[str
 
 def measured_overhead(runs: Iterable[RunSpec], results: Path) -> float:
     """Seconds of a job beside training (start-up, evaluation, saving), on average of finished runs; 0 without any."""
-    beside = []
-    for run in runs:
-        path = results / "runs" / run.id / "metrics.json"
-        if path.exists():
-            metrics = read_record(path)
-            beside.append(metrics["wall_seconds"] - metrics["train_seconds"])
-    return sum(beside) / len(beside) if beside else 0.0
+    found = [times for run in runs if (times := _measured(run, results, "wall_seconds", "train_seconds"))]
+    return sum(wall - train for wall, train in found) / len(found) if found else 0.0
