@@ -5,42 +5,45 @@ import random
 import pytest
 
 from upcycle.errors import UserError
-from upcycle.study.makespan import Job, list_schedule
+from upcycle.study.makespan import PlannedJob, list_schedule
 
 
 def test_a_chain_takes_its_sum_and_independent_jobs_share_the_nodes():
-    chain = {"a": Job(3), "b": Job(4, needs=("a",)), "c": Job(5, needs=("b", "finished before"))}
+    chain = {"a": PlannedJob(3), "b": PlannedJob(4, needs=("a",)), "c": PlannedJob(5, needs=("b", "finished before"))}
     assert list_schedule(chain, 4, 8).makespan == list_schedule(chain, 1, 1).longest_chain == 12
-    six = {str(number): Job(2.0) for number in range(6)}
+    six = {str(number): PlannedJob(2.0) for number in range(6)}
     assert [list_schedule(six, nodes, 1).makespan for nodes in (1, 2, 3, 6, 9)] == [12, 6, 4, 2, 2]
     assert list_schedule({}, 1, 1).makespan == 0
 
 
 def test_the_longest_chain_starts_first():
     """With two devices: the chain of 6 beside the four single jobs, not behind them."""
-    jobs = {f"single {number}": Job(1.5) for number in range(4)} | {"x": Job(3), "y": Job(3, needs=("x",))}
+    jobs = {f"single {number}": PlannedJob(1.5) for number in range(4)} | {
+        "x": PlannedJob(3),
+        "y": PlannedJob(3, needs=("x",)),
+    }
     schedule = list_schedule(jobs, 1, 2)
     assert schedule.starts["x"] == 0
     assert schedule.makespan == schedule.longest_chain == 6
 
 
 def test_a_priority_comes_before_a_chain():
-    jobs = {"a": Job(1, priority=1), "x": Job(3), "y": Job(3, needs=("x",))}
+    jobs = {"a": PlannedJob(1, priority=1), "x": PlannedJob(3), "y": PlannedJob(3, needs=("x",))}
     assert list_schedule(jobs, 1, 1).starts == {"a": 0, "x": 1, "y": 4}
 
 
 def test_small_jobs_share_a_node_and_large_ones_take_whole_nodes():
-    eight = {str(number): Job(1.0, devices=2) for number in range(4)}
+    eight = {str(number): PlannedJob(1.0, devices=2) for number in range(4)}
     assert list_schedule(eight, 1, 8).makespan == 1
-    wide = eight | {"wide": Job(1.0, devices=16, nodes=2)}
+    wide = eight | {"wide": PlannedJob(1.0, devices=16, nodes=2)}
     assert list_schedule(wide, 2, 8).makespan == 2
     assert list_schedule(wide, 3, 8).makespan == 1
 
 
-@pytest.mark.parametrize("job", [Job(1, devices=9), Job(1, devices=32, nodes=4)])
+@pytest.mark.parametrize("job", [PlannedJob(1, devices=9), PlannedJob(1, devices=32, nodes=4)])
 def test_a_job_that_fits_nowhere_is_named(job):
     with pytest.raises(UserError, match=r"big takes .* it would never start"):
-        list_schedule({"small": Job(1), "big": job}, 3, 8)
+        list_schedule({"small": PlannedJob(1), "big": job}, 3, 8)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -49,7 +52,9 @@ def test_any_schedule_is_legal_and_within_grahams_bound(seed):
     rng = random.Random(seed)
     names = [str(number) for number in range(60)]
     jobs = {
-        name: Job(rng.uniform(0.1, 9), devices=1, needs=tuple(rng.sample(names[:place], min(place, rng.randrange(3)))))
+        name: PlannedJob(
+            rng.uniform(0.1, 9), devices=1, needs=tuple(rng.sample(names[:place], min(place, rng.randrange(3))))
+        )
         for place, name in enumerate(names)
     }
     nodes, devices = rng.choice([(1, 1), (1, 4), (3, 2)])

@@ -19,7 +19,7 @@ PRIORITIES = {"dense": 40, "decay": 35, "moe": 30, "up": 20}
 
 
 @dataclass(frozen=True)
-class Job:
+class PlannedJob:
     """What a job takes: seconds, and devices on one node or, in equal shares, on several."""
 
     seconds: float
@@ -46,7 +46,7 @@ class Schedule:
         return max(self.ends.values(), default=0.0)
 
 
-def list_schedule(jobs: Mapping[str, Job], nodes: int, devices: int) -> Schedule:
+def list_schedule(jobs: Mapping[str, PlannedJob], nodes: int, devices: int) -> Schedule:
     """Schedule jobs on nodes of so many devices each: whenever a job ends, start the ready ones that fit.
 
     Raises UserError naming a job that fits no node.
@@ -91,7 +91,7 @@ def list_schedule(jobs: Mapping[str, Job], nodes: int, devices: int) -> Schedule
         arrived = [child for child in children[name] if left[child] == 0]
 
 
-def _tails(jobs: Mapping[str, Job], children: Mapping[str, list[str]]) -> dict[str, float]:
+def _tails(jobs: Mapping[str, PlannedJob], children: Mapping[str, list[str]]) -> dict[str, float]:
     """Seconds from a job's start to the end of the longest chain that begins with it."""
     tails: dict[str, float] = {}
     for first in jobs:

@@ -11,7 +11,7 @@ from typing import Any
 from upcycle.manifest import STATE, WEIGHTS
 from upcycle.study.counting import count_parameters
 from upcycle.study.execution import Execution
-from upcycle.study.makespan import PRIORITIES, Job, Schedule, list_schedule
+from upcycle.study.makespan import PRIORITIES, PlannedJob, Schedule, list_schedule
 from upcycle.study.memory import FLOAT
 from upcycle.study.plan import trunk_of
 from upcycle.study.spec import RunSpec, short_count
@@ -59,10 +59,10 @@ class Launch:
         return largest if on_gpu else max(largest, os.cpu_count() or 1)
 
     @property
-    def jobs(self) -> dict[str, Job]:
+    def jobs(self) -> dict[str, PlannedJob]:
         """Unfinished runs as jobs."""
         return {
-            run_id: Job(
+            run_id: PlannedJob(
                 run["seconds"] + self.overhead,
                 devices=_devices(execution := self.workflow.study.execution_of(self.workflow.plan.runs[run_id])),
                 nodes=execution.nodes,
