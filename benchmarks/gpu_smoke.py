@@ -36,7 +36,7 @@ from upcycle.study.kernel_fit import KERNELS, why_not
 from upcycle.study.spec import ModelSpec, MoESpec, OptimSpec, RunSpec
 from upcycle.study.study import load_study
 from upcycle.train.device import precision, use_device
-from upcycle.train.optim import build_optimizer, clip_gradients
+from upcycle.train.optim import build_optimizer, global_norm, gradient_norms, scale_gradients
 from upcycle.train.utilisation import gemm_rate
 
 ROOT = Path(__file__).parents[1]
@@ -255,7 +255,8 @@ def training_rate(run: RunSpec, where: str, sequences: int, seconds: float, *, u
             output = model(ids[:, :-1], ids[:, 1:])
         (output.loss + 1e-3 * output.balance).backward()
         if optimizer is not None:
-            clip_gradients(model.parameters(), 1.0)
+            norms = gradient_norms(model.parameters()).tolist()
+            scale_gradients(model.parameters(), global_norm(norm * norm for norm in norms), 1.0)
             optimizer.step()
         model.zero_grad()
 

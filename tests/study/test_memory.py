@@ -75,6 +75,19 @@ def test_a_cpu_holds_the_snapshot_of_a_save_itself() -> None:
     assert peak(run).snapshot == peak(run).process == 0
 
 
+def test_an_exchange_once_an_update_keeps_weights_and_gradients_whole() -> None:
+    """2 bytes of each block's matrices from then on, with accumulation 4 more; their shards' gradients not yet."""
+    run = run_of(moe=None)
+    block, vocabulary = 16 * 1504**2, 2 * 32000 * 1504
+    often, once = peak(run, micro_batch=4), peak(run, micro_batch=4, exchange="update")
+    assert often.moment == once.moment == "loss"
+    assert once.weights - often.weights == pytest.approx(2 * 28 * block)
+    assert once.gradients == pytest.approx(4 * (30 * block + vocabulary), rel=1e-4)
+    assert once.gradients == pytest.approx(8 * often.gradients, rel=1e-3)
+    single = peak(run, micro_batch=128, exchange="update")
+    assert single.gradients == 0, "one pass an update sums gradients as it goes"
+
+
 def test_the_micro_batch_is_at_most_a_processs_share() -> None:
     """Of a batch of 1,024 over 8 processes, 128 sequences are a process's own: more cannot be asked for."""
     assert peak(run_of(), micro_batch=512).peak == peak(run_of(), micro_batch=None).peak

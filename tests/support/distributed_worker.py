@@ -30,7 +30,8 @@ from upcycle.train.processes.distributed import Group, start_group
 from upcycle.train.processes.preemption import EndedByPeer, Preempted, TrainingError
 from upcycle.train.record import Clock, MetricsLog
 from upcycle.train.start import prepare_trainee
-from upcycle.train.step import accumulate
+from upcycle.train.step import Wishes, accumulate, update
+from upcycle.train.tracing import HostReads, Trace
 from upcycle.train.trainee import run_batch
 
 
@@ -86,6 +87,30 @@ def gradients(job: dict[str, Any], group: Group) -> None:
     if group.is_first:
         save_file({name: grad.contiguous() for name, grad in found.items()}, folder / "gradients.safetensors")
         (folder / "gradients.json").write_text(json.dumps(notes))
+
+
+def traffic(job: dict[str, Any], group: Group) -> None:
+    """What the second update exchanges and what the host reads of it, from the first process: `traffic.json`."""
+    run, execution = RunSpec.model_validate(job["run"]), Execution.model_validate(job["execution"])
+    folder = Path(job["folder"])
+    folder.mkdir(exist_ok=True)
+    trainee = prepare_trainee(
+        run,
+        run_dir=folder,
+        tokens_dir=Path(job["tokens"]),
+        parent_dir=None,
+        execution=execution,
+        clock=Clock(),
+        group=group,
+    )
+    with trainee.saver:
+        update(trainee, Wishes())
+        trainee.step += 1
+        with HostReads() as host, Trace() as trace:
+            update(trainee, Wishes())
+    if group.is_first:
+        found = {"collectives": trace.collectives(), "reads": host.reads, "waits": trace.host_waits()}
+        (folder / "traffic.json").write_text(json.dumps(found))
 
 
 @contextmanager
@@ -154,13 +179,11 @@ def main() -> None:
     torch.set_num_threads(1)
     jobs = json.loads(Path(sys.argv[1]).read_text())
     for layout in sorted({job["execution"].get("tensor_parallel", 1) for job in jobs}):
-        part = [
-            job for job in jobs if job["do"] == "gradients" and job["execution"].get("tensor_parallel", 1) == layout
-        ]
+        part = [job for job in jobs if job["do"] != "train" and job["execution"].get("tensor_parallel", 1) == layout]
         if part:
             with start_group(Execution.model_validate(part[0]["execution"])) as group:
                 for job in part:
-                    gradients(job, group)
+                    {"gradients": gradients, "traffic": traffic}[job["do"]](job, group)
     for job in jobs:
         if job["do"] == "train":
             training(job)

@@ -35,6 +35,8 @@ from small_runs import EXECUTION, MOE, rows_of, small_run, tensors_sha256, train
 
 from upcycle.errors import UserError
 from upcycle.model.stacks import stacked
+from upcycle.model.transformer import Transformer
+from upcycle.study.counting import count_parameters
 from upcycle.study.execution import Execution
 from upcycle.study.spec import RunSpec
 from upcycle.train.processes.distributed import GLOO, Group, start_group
@@ -48,6 +50,12 @@ WORKER = Path(__file__).parents[1] / "support" / "distributed_worker.py"
 ROWS_THAT_FIT = (0, 8, N_STEPS + 2)
 """Of a run of 20 steps: then comes the first held-out loss, an update, or the last held-out loss."""
 COMPOSED = EXECUTION.model_copy(update={"layers": "composed"})
+WHOLE = {"micro_batch": 2, "exchange": "update"}
+TRAFFIC = {
+    (name, exchange): {"micro_batch": 2, "exchange": exchange}
+    for name in ("dense", "moe")
+    for exchange in ("micro_batch", "update")
+}
 Job = dict[str, Any]
 
 OPTIM = {"lr": 2e-2, "batch": 8}
@@ -70,11 +78,15 @@ GRADIENTS: dict[int, dict[str, tuple[str, dict[str, Any]]]] = {
         "three_recomputed": ("three", {"activation_checkpointing": "block"}),
         "rough": ("rough", {}),
         "rough_moe": ("rough_moe", {}),
+        "dense_whole": ("dense", {"micro_batch": 2, "exchange": "update"}),
+        "moe_tensor_whole": ("moe", {"tensor_parallel": 2, "micro_batch": 2, "exchange": "update"}),
+        "rough_moe_whole": ("rough_moe", {"micro_batch": 2, "exchange": "update"}),
     },
     4: {
         "dense": ("dense", {}),
         "moe": ("moe", {}),
         "moe_tensor_recomputed": ("moe", {"tensor_parallel": 2, "activation_checkpointing": "block"}),
+        "moe_whole": ("moe", {"micro_batch": 2, "exchange": "update", "activation_checkpointing": "block"}),
     },
 }
 """By number of processes and name: a run and how it is executed."""
@@ -136,6 +148,11 @@ def results(tokens_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("dense", "moe", "up"):
         jobs[2].append(train_job(RUNS[name], two / RUNS[name].id, {"devices": 2}))
     jobs[2].append(train_job(RUNS["moe"], two / "again", {"devices": 2}))
+    for stop_at in (11, 0):  # stopped, and the same again
+        jobs[2].append(train_job(RUNS["moe"], two / "whole", {"devices": 2} | WHOLE, stop_at=stop_at))
+    for (name, exchange), how in TRAFFIC.items():
+        folder = two / f"traffic-{name}-{exchange}"
+        jobs[2].append(job_of("traffic", RUNS[name], folder, tokens_dir, {"devices": 2} | how))
     for name, tensor_parallel in (("dense", 1), ("moe", 2)):
         (two / f"resumed-{name}").mkdir()
         preempt_at(5, two / f"resumed-{name}", tokens_dir, RUNS[name], COMPOSED)
@@ -223,6 +240,35 @@ def test_losses_are_the_single_processs(size: int, name: str, results: Path) -> 
             wanted["router_gradient"]["step_1"]["norm"], rel=1e-4
         )
         assert receipt["logit_gap"] <= receipt["logit_gap_bound"]
+
+
+def test_an_exchange_once_an_update_trains_the_same(results: Path) -> None:
+    """Stopped in step 11, resumed, and evaluated on the way: losses of 20 steps to the same bound."""
+    assert "Preempted" in (results / "2" / "whole-end-0.txt").read_text()
+    assert_same_curve(rows_of(results / "2" / "whole"), rows_of(results / "1" / RUNS["moe"].id))
+
+
+@pytest.mark.parametrize(("name", "exchange"), TRAFFIC)
+def test_an_update_exchanges_what_it_must_and_the_host_waits_once(name: str, exchange: str, results: Path) -> None:
+    """Of 2 passes and 2 blocks: collectives and their bytes (float32, whole tensors). Every pass gathers each block for
+    the forward and the backward pass, embedding and head once, and sums their gradients; or the update does so once.
+    Norms and routers travel in one message, all that processes agree on in another, which the host reads."""
+    found = json.loads((results / "2" / f"traffic-{name}-{exchange}" / "traffic.json").read_text())
+    run = RUNS[name]
+    counts = count_parameters(run.model, run.moe)
+    blocks, vocabulary = 4 * (counts.attention + counts.mlp), 4 * (counts.embedding + counts.head)
+    passes = 2 if exchange == "micro_batch" else 1
+    each = passes  # gathers of a block in a pass: for its forward pass, and given up in between for its backward pass
+    n_tensor = sum(1 for _ in Transformer(run.model, run.moe).parameters())
+    message = 8 * (2 + 2 + n_tensor + (2 * 4 + 2 if run.moe else 0))
+    wanted = {
+        "_allgather_base_": [(2 * each + 1) * passes, (each * blocks + vocabulary) * passes],
+        "_reduce_scatter_base_": [3 * passes, (blocks + vocabulary) * passes],
+        "allreduce_": [2, 4 * (counts.norm + counts.router) + message],
+    }
+    assert found["collectives"] == wanted
+    assert found["reads"] == {"tolist": 1}
+    assert found["waits"] == []
 
 
 def assert_same_curve(found: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> None:

@@ -9,7 +9,15 @@ import torch
 from torch import nn
 
 from upcycle.study.spec import OptimSpec
-from upcycle.train.optim import build_optimizer, clip_gradients, optimizer_tensors, restore_optimizer, set_learning_rate
+from upcycle.train.optim import (
+    build_optimizer,
+    global_norm,
+    gradient_norms,
+    optimizer_tensors,
+    restore_optimizer,
+    scale_gradients,
+    set_learning_rate,
+)
 
 
 class Pair(nn.Module):
@@ -20,6 +28,13 @@ class Pair(nn.Module):
         generator = torch.Generator().manual_seed(0)
         self.matrix = nn.Parameter(torch.randn(8, 4, generator=generator))
         self.vector = nn.Parameter(torch.randn(4, generator=generator))
+
+
+def clip_gradients(parameters: list[nn.Parameter], limit: float) -> float:
+    """As an update clips; returns the norm before."""
+    total = global_norm(norm * norm for norm in gradient_norms(parameters).tolist())
+    scale_gradients(parameters, total, limit)
+    return total
 
 
 SPEC = OptimSpec(lr=0.01, batch=1, weight_decay=0.5)

@@ -24,7 +24,7 @@ from upcycle.study.execution import Execution
 from upcycle.study.memory import RUNTIME_BYTES, peak_memory
 from upcycle.study.spec import RunSpec
 from upcycle.train.device import precision
-from upcycle.train.optim import build_optimizer, clip_gradients
+from upcycle.train.optim import build_optimizer, global_norm, gradient_norms, scale_gradients
 from upcycle.workflow.invocation import ALLOCATOR
 
 MOE = {"n_expert": 4, "top_k": 2, "balance_group": 1}
@@ -67,7 +67,8 @@ def live_peak(run: RunSpec, execution: Execution) -> int:
                     output = model(part[:, :-1], part[:, 1:])
                 torch.autograd.backward(output.loss + 1e-3 * output.balance)
                 del output
-        clip_gradients(model.parameters(), 1.0)
+        norms = gradient_norms(model.parameters()).tolist()
+        scale_gradients(model.parameters(), global_norm(norm * norm for norm in norms), 1.0)
         optimizer.step()
     return live.peak
 

@@ -16,6 +16,7 @@ from upcycle.train.processes.preemption import TrainingError
 from upcycle.train.record import Clock
 from upcycle.train.start import prepare_trainee
 from upcycle.train.step import Sums, Wishes, accumulate, update
+from upcycle.train.tracing import HostReads, Trace
 from upcycle.train.trainee import run_batch
 
 
@@ -77,6 +78,29 @@ def test_an_update_has_the_learning_rate_of_its_step(tokens_dir: Path, tmp_path:
     assert {group["lr"] for group in trainee.optimizer.param_groups} == {done.lr}
 
 
+@pytest.mark.parametrize("moe", [None, MOE])
+def test_the_host_waits_for_the_device_once_an_update(
+    moe: dict[str, int] | None, tokens_dir: Path, tmp_path: Path
+) -> None:
+    """For loss, balance and gradient norms together; with two passes too. Nothing in between has a shape that only the
+    values tell."""
+    trainee = prepare_trainee(
+        small_run(moe=moe),
+        run_dir=tmp_path,
+        tokens_dir=tokens_dir,
+        parent_dir=None,
+        execution=EXECUTION.model_copy(update={"layers": "composed", "micro_batch": 2}),
+        clock=Clock(),
+    )
+    with HostReads() as host, Trace() as trace:
+        update(trainee, Wishes())
+    assert host.reads == {"tolist": 1}
+    assert trace.host_waits() == []
+    products = 3 * (2 * (5 if moe else 4) + 1)  # of 2 blocks and the head: forward, and twice backward
+    attentions = 2 * 2
+    assert sum(operation.flops > 0 for operation in trace.operations) == 2 * (products + attentions)
+
+
 @pytest.mark.parametrize(("loss", "norm"), [(math.nan, 1.0), (math.inf, 1.0), (1.0, math.nan), (1.0, math.inf)])
 def test_nothing_changes_where_the_loss_or_the_gradient_is_not_finite(
     loss: float, norm: float, tokens_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -87,7 +111,8 @@ def test_nothing_changes_where_the_loss_or_the_gradient_is_not_finite(
     before = {name: weight.clone() for name, weight in trainee.model.state_dict().items()}
     sums = Sums(torch.tensor(loss), torch.tensor(0.0), None)
     monkeypatch.setattr("upcycle.train.step.accumulate", lambda *_: sums)
-    monkeypatch.setattr("upcycle.train.step.clip_gradients", lambda *_: norm)
+    monkeypatch.setattr("upcycle.train.step.gradient_norms", lambda *_: torch.ones(1))
+    monkeypatch.setattr("upcycle.train.step.global_norm", lambda *_: norm)
     with pytest.raises(TrainingError, match=f"step 1: loss {loss}, gradient norm {norm}"):
         update(trainee, Wishes())
     for name, weight in trainee.model.state_dict().items():

@@ -14,9 +14,11 @@ as one more data rank, and every gradient is the plain SUM over processes: the c
 share of the tokens.
 
 With `mixed` the matrices of a block are gathered in bfloat16, the cast that autocast would make, and their gradients
-summed in float32; the rest stays float32. Gradients are summed after every micro-batch: whole ones are then never kept,
-which would cost 4 bytes a parameter on every process. Norms and routers are no FSDP group of their own, because that
-would be two more collectives a block for kilobytes.
+summed in float32; the rest stays float32. A block's weights are gathered for its forward and again for its backward
+pass, and its gradients summed after every micro-batch: so neither is ever kept whole, which would cost 2 and 4 bytes a
+parameter on every process. With `whole` they are kept: one gather and one sum an update (`exchange_after`).
+
+Norms and routers are no FSDP group of their own, because that would be two more collectives a block for kilobytes.
 
 Shapes: B sequences, S positions, D d_model.
 """
@@ -24,7 +26,7 @@ Shapes: B sequences, S positions, D d_model.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -39,9 +41,10 @@ SPLIT = {"wqkv": 1, "wo": 1, "w_in": -2, "w_out": -1}
 """Dimension by which tensor ranks split a stacked matrix: heads or hidden units."""
 
 
-def parallelize(model: Transformer, mesh: DeviceMesh, *, mixed: bool = False) -> None:
+def parallelize(model: Transformer, mesh: DeviceMesh, *, mixed: bool = False, whole: bool = False) -> None:
     """Spread a model without values (built on the meta device) over the mesh ("data", "tensor"), in place.
 
+    `whole`: gathered weights stay from the first forward pass until `reshard`, or the backward pass that resharded.
     Follow with `model.to_empty(device=...)` and `fill_parts`, then build the optimizer.
     """
     for name, parameter in list(model.named_parameters()):
@@ -62,6 +65,7 @@ def parallelize(model: Transformer, mesh: DeviceMesh, *, mixed: bool = False) ->
             block,
             mesh=mesh["data"],
             mp_policy=policy,
+            reshard_after_forward=not whole,
             ignored_params=kept,
             shard_placement_fn=lambda parameter: Shard(_even_dimension(parameter, data_size)),
         )
@@ -109,6 +113,23 @@ def _share_sequences(layer: nn.Module, mesh: DeviceMesh) -> None:
 
     layer.register_forward_pre_hook(gather)
     layer.register_forward_hook(scatter)
+
+
+def exchange_after(model: Transformer, *, last: bool) -> None:
+    """Sum gradients and give gathered weights up after the next backward pass only if it is the update's last.
+
+    Until then gradients add up whole, in float32. For a model spread with `whole`.
+    """
+    root = cast(FSDPModule, model)
+    root.set_requires_gradient_sync(last)
+    root.set_reshard_after_backward(last)
+
+
+def reshard(model: nn.Module) -> None:
+    """Give up weights that stayed gathered after a forward pass without a backward one."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def replicated(model: Transformer) -> list[nn.Parameter]:

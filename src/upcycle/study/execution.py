@@ -30,6 +30,9 @@ class ModelExecution(Frozen):
     """torch.compile every block."""
     activation_checkpointing: Literal["none", "block"] | None = None
     """`block` keeps only each block's input and computes its inside again in the backward pass."""
+    exchange: Literal["micro_batch", "update"] | None = None
+    """When several processes gather weights and sum gradients: in every micro-batch, or once an update, which meanwhile
+    keeps them whole on every process."""
     tensor_parallel: Width | None = None
     """Processes that share each matrix; divides `devices`."""
 
@@ -63,6 +66,9 @@ class Execution(Frozen):
     """torch.compile every block; worth its half minute on long runs only."""
     activation_checkpointing: Literal["none", "block"] = "none"
     """`block` keeps only each block's input and computes its inside again in the backward pass."""
+    exchange: Literal["micro_batch", "update"] = "micro_batch"
+    """When several processes gather weights and sum gradients: in every micro-batch, or once an update, which meanwhile
+    keeps them whole on every process."""
     fork_server: bool = False
     """Local runs only: jobs fork from one process that has imported torch, instead of each importing it."""
     flops_per_second: Positive | None = None

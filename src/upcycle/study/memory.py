@@ -41,7 +41,8 @@ state and the head instead.
 Several processes (model/parallel.py): each holds its part of every matrix, its moments and its gradient, and whole
 norms and routers. A block's matrices are gathered before they are used (in bfloat16 with dtype bfloat16 on CUDA), the
 next block's meanwhile; its gradient is whole, and in float32 once more, until it is summed. Embedding and head are
-gathered together from the forward pass's begin to the backward pass's end, and so are their gradients. Tensor-parallel
+gathered together from the forward pass's begin to the backward pass's end, and so are their gradients. With `exchange:
+update` all blocks stay gathered, and with accumulation whole float32 gradients from its first pass on. Tensor-parallel
 processes split hidden units and heads; between layers each has its share of the positions. What torch.compile saves is
 not modelled.
 """
@@ -151,6 +152,11 @@ class _Job:
         return not why_not_native(self.run.model, named, **fit, compile=execution.compile)
 
     @property
+    def whole(self) -> bool:
+        """Whether gathered weights and summed gradients stay whole through an update."""
+        return self.execution.exchange == "update" and self.execution.devices > 1
+
+    @property
     def recomputes(self) -> bool:
         return self.execution.activation_checkpointing == "block"
 
@@ -169,6 +175,8 @@ def peak_memory(run: RunSpec, execution: Execution) -> Memory:
     first = FLOAT * (matrices / run.model.n_layer + counts.embedding) / processes
     started = gradients if job.accumulates else 0.0
     gathered, summing = _gathered(job, block, vocabulary)
+    if job.whole and job.accumulates:
+        started = FLOAT * (run.model.n_layer * block + vocabulary + counts.norm + counts.router)
     inside, kept = _kept(job), run.model.n_layer * (_input(job) if job.recomputes else _kept(job))
     again, first_input = (inside, _input(job)) if job.recomputes else (0.0, 0.0)
     one_copy, all_copies = _copies(job, block), run.model.n_layer * _copies(job, block) + 2 * job.mixed * counts.head
@@ -208,7 +216,8 @@ def _gathered(job: _Job, block: float, vocabulary: float) -> tuple[float, float]
     if job.execution.devices == 1:
         return 0.0, 0.0
     width = 2 if job.mixed and job.execution.device == "cuda" else FLOAT
-    return FLOAT * vocabulary + 2 * width * block, (width + FLOAT) * block + FLOAT * vocabulary
+    blocks = job.run.model.n_layer if job.whole else 2
+    return FLOAT * vocabulary + blocks * width * block, (width + FLOAT) * block + FLOAT * vocabulary
 
 
 def _copies(job: _Job, block: float) -> float:

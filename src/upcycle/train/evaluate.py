@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -129,8 +129,9 @@ def sequence_losses(
         means.append(losses_BS.double().mean(1)[: len(part)].cpu())
     model.train(was_training)
     if group.size > 1:
-        # FSDP's: the head and the embedding stay gathered after a forward pass without a backward one.
-        cast(Any, model).reshard()
+        from upcycle.model.parallel import reshard
+
+        reshard(model)
         return _gathered(means, sizes, group)
     return torch.cat(means).numpy()
 

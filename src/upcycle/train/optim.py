@@ -42,25 +42,24 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr
 
 
-def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> float:
-    """Scale all gradients so that their global norm is at most `limit`; return the norm before.
-
-    One norm a parameter, and an exactly rounded sum of their squares: the result depends neither on the order of
-    parameters nor on whether some have zero gradient, so a 1-expert MoE (whose router has none) clips as the dense
-    model does. A non-finite norm is returned and scales nothing.
-    """
-    parameters = list(parameters)
+def gradient_norms(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """The norm of each parameter's gradient, on the device (P,)."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norms = torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients]).tolist()
-    if not all(map(math.isfinite, norms)):
-        return math.nan
-    total = math.sqrt(math.fsum(norm * norm for norm in norms))
-    scale_gradients(parameters, total, limit)
-    return total
+    return torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients])
+
+
+def global_norm(squares: Iterable[float]) -> float:
+    """The norm of all gradients from the squares of each one's; NaN if one is not finite.
+
+    The sum is exactly rounded: it depends neither on the order of parameters nor on whether some have zero gradient, so
+    a 1-expert MoE (whose router has none) clips as the dense model does.
+    """
+    squares = list(squares)
+    return math.sqrt(math.fsum(squares)) if all(map(math.isfinite, squares)) else math.nan
 
 
 def scale_gradients(parameters: Iterable[nn.Parameter], total: float, limit: float) -> None:
-    """Scale gradients whose global norm is `total` down to `limit`, if it is larger."""
+    """Scale gradients whose global norm is `total` down to `limit`, if it is larger; NaN scales nothing."""
     if total > limit:
         for parameter in parameters:
             if parameter.grad is not None:

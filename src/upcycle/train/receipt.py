@@ -37,7 +37,8 @@ def measure_upcycling(
         give(dict(models[name].named_parameters()), group.whole_of_first(state, trainee.device))
     # The probe's clock is its own: the receipt counts as start-up, its batches are no time of the training.
     float32 = run.model_copy(update={"dtype": "float32"})
-    probe = replace(trainee, run=float32, model=models["moe"], clock=Clock())
+    execution = trainee.execution.model_copy(update={"exchange": "micro_batch"})
+    probe = replace(trainee, run=float32, execution=execution, model=models["moe"], clock=Clock())
     gap = _logit_gap(probe, models["dense"])
     del models["dense"]
     probe.model.recompute = True
@@ -96,7 +97,9 @@ def _logit_gap(probe: Trainee, dense: Transformer) -> float:
         del logits_BSV
     probe.model.train()
     if group.size > 1:
-        cast(Any, probe.model).reshard()  # FSDP's
+        from upcycle.model.parallel import reshard
+
+        reshard(probe.model)
     return group.gather(gap).max().item()
 
 

@@ -62,7 +62,8 @@ def prepare_trainee(
         kernels = choose_kernels(run.model, execution.kernels, **fit, compile=execution.compile)
         if group.is_first:
             checkpoint.write_spec(run_dir, run)
-    model = build_model(run, run.moe, kernels, device, group, mixed=run.dtype == "bfloat16")
+    mixed, whole = run.dtype == "bfloat16", execution.exchange == "update"
+    model = build_model(run, run.moe, kernels, device, group, mixed=mixed, whole=whole)
     optimizer, spikes = build_optimizer(model, run.optim), Spikes(run.optim.skip_above)
     trainee = Trainee(run, run_dir, execution, tokens, model, optimizer, clock, spikes=spikes, group=group)
     if not _resume(trainee):

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from upcycle.model.transformer import RouterStats
 from upcycle.train.device import precision
-from upcycle.train.optim import clip_gradients, local_square_sums, scale_gradients, set_learning_rate
+from upcycle.train.optim import global_norm, gradient_norms, local_square_sums, scale_gradients, set_learning_rate
 from upcycle.train.processes.preemption import TrainingError
 from upcycle.train.rows import Update
 from upcycle.train.schedule import learning_rate
@@ -57,12 +57,13 @@ def update(trainee: Trainee, wishes: Wishes) -> tuple[Update, Wishes]:
     set_learning_rate(trainee.optimizer, lr)
     trainee.optimizer.zero_grad(set_to_none=True)  # the first micro-batch's are then kept, not added to zeros
     sums = accumulate(trainee, ids)
-    if trainee.group.size == 1:
-        grad_norm = clip_gradients(trainee.model.parameters(), run.optim.clip)
+    parameters, stats = list(trainee.model.parameters()), sums.stats
+    if trainee.group.size == 1:  # the host waits for the device here, and nowhere else in an update
+        loss, balance, *norms = torch.cat([torch.stack([sums.loss, sums.balance]), gradient_norms(parameters)]).tolist()
+        grad_norm = global_norm(norm * norm for norm in norms)
     else:
-        sums, grad_norm, wishes = _agree(trainee, sums, wishes)
-        scale_gradients(trainee.model.parameters(), grad_norm, run.optim.clip)
-    loss, balance = sums.loss.item(), sums.balance.item()
+        loss, balance, grad_norm, stats, wishes = _agree(trainee, sums, wishes)
+    scale_gradients(parameters, grad_norm, run.optim.clip)
     skipped = trainee.spikes.skip(loss, grad_norm)
     finite = math.isfinite(loss) and math.isfinite(grad_norm)
     if trainee.spikes.in_a_row > MOST_IN_A_ROW or not (finite or skipped):
@@ -74,7 +75,7 @@ def update(trainee: Trainee, wishes: Wishes) -> tuple[Update, Wishes]:
         )
     if not skipped:
         trainee.optimizer.step()
-    return Update(lr, loss, balance, grad_norm, sums.stats, skipped), wishes
+    return Update(lr, loss, balance, grad_norm, stats, skipped), wishes
 
 
 def accumulate(trainee: Trainee, ids: np.ndarray, *, aux_coef: float | None = None) -> Sums:
@@ -84,6 +85,8 @@ def accumulate(trainee: Trainee, ids: np.ndarray, *, aux_coef: float | None = No
     `aux_coef` replaces the recipe's coefficient of the balance loss.
     """
     model, run, group = trainee.model, trainee.run, trainee.group
+    if group.size > 1:
+        from upcycle.model.parallel import exchange_after, sum_replicated
     if aux_coef is None:
         aux_coef = run.moe.aux_coef if run.moe else 0.0
     loss = torch.zeros((), device=trainee.device)
@@ -91,7 +94,10 @@ def accumulate(trainee: Trainee, ids: np.ndarray, *, aux_coef: float | None = No
     parts: list[tuple[float, RouterStats]] = []
     with trainee.clock.phase("data"):
         batch_BS = torch.from_numpy(ids[group.share(len(ids))]).to(trainee.device)
-    for ids_BS in batch_BS.split(trainee.execution.micro_batch or len(batch_BS)):
+    passes = batch_BS.split(trainee.execution.micro_batch or len(batch_BS))
+    for number, ids_BS in enumerate(passes, start=1):
+        if trainee.execution.exchange == "update" and group.size > 1:
+            exchange_after(model, last=number == len(passes))
         # Of the global batch: a plain sum over micro-batches and processes is then its mean. A tensor rank has only its
         # share of the positions of these sequences.
         share = len(ids_BS) / len(ids) / group.tensor_size
@@ -103,8 +109,6 @@ def accumulate(trainee: Trainee, ids: np.ndarray, *, aux_coef: float | None = No
         if output.stats is not None:
             parts.append((share, output.stats))
     if group.size > 1:
-        from upcycle.model.parallel import sum_replicated
-
         sum_replicated(model, group.sum)
     return Sums(loss, balance, _weighted_sum(parts))
 
@@ -118,8 +122,8 @@ def _weighted_sum(parts: list[tuple[float, RouterStats]]) -> RouterStats | None:
     return RouterStats(load_LE, entropy_L)
 
 
-def _agree(trainee: Trainee, sums: Sums, wishes: Wishes) -> tuple[Sums, float, Wishes]:
-    """The sums, the global gradient norm and the wishes of all processes, in one float64 message."""
+def _agree(trainee: Trainee, sums: Sums, wishes: Wishes) -> tuple[float, float, float, RouterStats | None, Wishes]:
+    """Loss, balance, global gradient norm, routing and wishes of all processes, in one float64 message, read once."""
     stats = sums.stats
     pieces = [
         torch.stack([sums.loss, sums.balance]),
@@ -128,9 +132,8 @@ def _agree(trainee: Trainee, sums: Sums, wishes: Wishes) -> tuple[Sums, float, W
         *([] if stats is None else [stats.load_LE.flatten(), stats.entropy_L]),
     ]
     message = trainee.group.sum(torch.cat([piece.double() for piece in pieces]))
-    (loss, balance), flags, squares, *routing = message.split([len(piece) for piece in pieces])
+    routing = message.split([len(piece) for piece in pieces])[3:]
+    loss, balance, stop, save, *squares = message[: len(message) - sum(map(len, routing))].tolist()
     if stats is not None:
         stats = RouterStats(routing[0].view_as(stats.load_LE).float(), routing[1].float())
-    stop, save = (flags > 0).tolist()
-    grad_norm = math.sqrt(math.fsum(squares.tolist())) if bool(squares.isfinite().all()) else math.nan
-    return Sums(loss, balance, stats), grad_norm, Wishes(stop, save)
+    return loss, balance, global_norm(squares), stats, Wishes(stop > 0, save > 0)

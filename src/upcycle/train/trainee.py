@@ -74,15 +74,16 @@ def build_model(
     group: Group,
     *,
     mixed: bool,
+    whole: bool = False,
 ) -> Transformer:
-    """A model without values; spread over the processes of the group."""
+    """A model without values; spread over the processes of the group (`parallelize` has `mixed` and `whole`)."""
     if group.mesh is None:
         return Transformer(run.model, moe, kernels).to(device)
     from upcycle.model.parallel import parallelize  # a second of imports that one process does not need
 
     with torch.device("meta"):
         model = Transformer(run.model, moe, kernels)
-    parallelize(model, group.mesh, mixed=mixed)
+    parallelize(model, group.mesh, mixed=mixed, whole=whole)
     return model.to_empty(device=device)
 
 
