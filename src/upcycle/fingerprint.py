@@ -10,11 +10,44 @@ from __future__ import annotations
 import ast
 import hashlib
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 PACKAGE_ROOT = Path(__file__).parent
 PACKAGE = "upcycle"
+
+
+@dataclass(frozen=True)
+class Statement:
+    """What counts of a statement, or of a whole module: found in one walk over its syntax tree."""
+
+    digest: str
+    names: tuple[str, ...]
+    """Names that it uses."""
+    imports: tuple[tuple[str, str], ...]
+    """Modules that it imports: (`package.module`, where it is a name in that module, or a module itself)."""
+
+    @property
+    def project_modules(self) -> set[str]:
+        """Modules of this package among its imports."""
+        found = set()
+        for module, name in self.imports:
+            submodule = f"{module}.{name}"
+            if name and module_path(submodule):
+                found.add(submodule)
+            elif module_path(module):
+                found.add(module)
+        return found
+
+
+@dataclass(frozen=True)
+class Source:
+    """A module as its source states it."""
+
+    whole: Statement
+    definitions: dict[str, Statement]
+    """Top-level statements by each name that they bind."""
 
 
 def fingerprint(*targets: str) -> str:
@@ -27,16 +60,17 @@ def fingerprint(*targets: str) -> str:
     for target in targets:
         module, _, symbol = target.partition(":")
         if symbol:
-            text, imported = _symbol_closure(module, symbol)
-            digest.update(f"{target}\n{text}".encode())
-            modules |= imported
+            used = _used(module, symbol)
+            digest.update("\n".join([target, *(f"{name}: {each.digest}" for name, each in used.items())]).encode())
+            modules = modules.union(*(each.project_modules for each in used.values()))
         else:
             modules.add(module)
-    for module in sorted(_closure(modules, _module_imports)):
-        digest.update(f"{module}\n{_module_text(module)}".encode())
+    for module in sorted(_closure(modules, lambda name: _source(name).whole.project_modules)):
+        digest.update(f"{module}\n{_source(module).whole.digest}".encode())
     return digest.hexdigest()[:16]
 
 
+@cache
 def module_path(module: str) -> Path | None:
     """Source file of a module of this package, or None for any other module."""
     parts = module.split(".")
@@ -50,43 +84,64 @@ def module_path(module: str) -> Path | None:
 
 
 @cache
-def _tree(module: str) -> ast.Module:
+def _source(module: str) -> Source:
     path = module_path(module)
     if path is None:
         raise KeyError(f"no module {module} in {PACKAGE}")
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            body = node.body
-            if body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
-                node.body = body[1:]  # the docstring
-    return tree
+    _drop_docstring(tree)
+    whole: list[Statement] = []
+    definitions: dict[str, Statement] = {}
+    for node in tree.body:
+        statement = _statement(node)
+        whole.append(statement)
+        definitions |= dict.fromkeys(_bound(node), statement)
+    text = "\n".join(each.digest for each in whole)
+    imports = dict.fromkeys(found for each in whole for found in each.imports)
+    return Source(Statement(_hash(text), (), tuple(imports)), definitions)
 
 
-@cache
-def _module_text(module: str) -> str:
-    return ast.dump(_tree(module))
-
-
-def _imports(node: ast.AST) -> set[str]:
-    """Project modules named by the import statements inside a node."""
-    found = set()
+def _statement(node: ast.stmt) -> Statement:
+    names: dict[str, None] = {}
+    imports: dict[tuple[str, str], None] = {}
     for child in ast.walk(node):
-        if isinstance(child, ast.Import):
-            found |= {alias.name for alias in child.names if module_path(alias.name)}
+        if isinstance(child, ast.Name):
+            names[child.id] = None
+        elif isinstance(child, ast.Import):
+            imports |= {(alias.name, ""): None for alias in child.names}
         elif isinstance(child, ast.ImportFrom) and child.module and child.level == 0:
-            for alias in child.names:
-                submodule = f"{child.module}.{alias.name}"
-                if module_path(submodule):
-                    found.add(submodule)
-                elif module_path(child.module):
-                    found.add(child.module)
-    return found
+            imports |= {(child.module, alias.name): None for alias in child.names}
+        elif isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            _drop_docstring(child)
+    return Statement(_hash(ast.dump(node)), tuple(names), tuple(imports))
 
 
-@cache
-def _module_imports(module: str) -> set[str]:
-    return _imports(_tree(module))
+def _drop_docstring(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> None:
+    body = node.body
+    if body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+        node.body = body[1:]
+
+
+def _bound(node: ast.stmt) -> list[str]:
+    """Names that a top-level statement binds."""
+    if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
+        return [node.name]
+    if isinstance(node, ast.Assign):
+        return [name.id for target in node.targets for name in ast.walk(target) if isinstance(name, ast.Name)]
+    if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+        return [node.target.id]
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        return [(alias.asname or alias.name).split(".")[0] for alias in node.names]
+    return []
+
+
+def _used(module: str, symbol: str) -> dict[str, Statement]:
+    """A function and all that it uses in its module, by name."""
+    definitions = _source(module).definitions
+    if symbol not in definitions:
+        raise KeyError(f"{module} does not define {symbol}")
+    names = _closure([symbol], lambda name: [used for used in definitions[name].names if used in definitions])
+    return {name: definitions[name] for name in sorted(names)}
 
 
 def _closure(names: Iterable[str], following: Callable[[str], Iterable[str]]) -> set[str]:
@@ -101,33 +156,5 @@ def _closure(names: Iterable[str], following: Callable[[str], Iterable[str]]) ->
     return seen
 
 
-@cache
-def _definitions(module: str) -> dict[str, ast.stmt]:
-    """Top-level statements of a module by each name that they bind."""
-    found: dict[str, ast.stmt] = {}
-    for node in _tree(module).body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
-            found[node.name] = node
-        elif isinstance(node, ast.Assign):
-            for target in node.targets:
-                found |= {name.id: node for name in ast.walk(target) if isinstance(name, ast.Name)}
-        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            found[node.target.id] = node
-        elif isinstance(node, ast.Import | ast.ImportFrom):
-            found |= {(alias.asname or alias.name).split(".")[0]: node for alias in node.names}
-    return found
-
-
-def _symbol_closure(module: str, symbol: str) -> tuple[str, set[str]]:
-    """Syntax of a function and of all that it uses in its module; the project modules that these import."""
-    definitions = _definitions(module)
-    if symbol not in definitions:
-        raise KeyError(f"{module} does not define {symbol}")
-
-    def named(name: str) -> list[str]:
-        names = [node.id for node in ast.walk(definitions[name]) if isinstance(node, ast.Name)]
-        return [each for each in names if each in definitions]
-
-    used = {name: definitions[name] for name in sorted(_closure([symbol], named))}
-    text = "\n".join(f"{name}: {ast.dump(node)}" for name, node in used.items())
-    return text, set().union(*map(_imports, used.values()))
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -34,12 +34,15 @@ def package(tmp_path, monkeypatch):
     def write(**files: str) -> None:
         for name, text in files.items():
             tmp_path.joinpath(f"{name}.py").write_text(text)
-        for cached in (module._tree, module._module_text, module._module_imports, module._definitions):
-            cached.cache_clear()
+        forget()
 
     write(figures=FIGURES, style=STYLE)
     yield write
-    for cached in (module._tree, module._module_text, module._module_imports, module._definitions):
+    forget()
+
+
+def forget() -> None:
+    for cached in (module.module_path, module._source):
         cached.cache_clear()
 
 

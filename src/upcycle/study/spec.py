@@ -12,7 +12,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from typing import Annotated, Any, Literal
+from functools import cached_property
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -376,7 +377,13 @@ class RunSpec(Recipe):
             spec["schedule"].pop("floor", None)
         return spec
 
-    @property
+    def model_copy(self, **options: Any) -> Self:
+        """As pydantic's; the copy makes an id of its own."""
+        copy = super().model_copy(**options)
+        copy.__dict__.pop("id", None)
+        return copy
+
+    @cached_property
     def id(self) -> str:
         """Readable slug and ten hexadecimal digits of the identity's SHA-256."""
         moe = f"-e{self.moe.n_expert}k{self.moe.top_k}" if self.moe else ""

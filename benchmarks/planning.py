@@ -1,0 +1,177 @@
+"""Speed of planning: `snakemake -n` of a study against a stub Snakefile with as many jobs of the same shape.
+
+The stub has the same outputs and the same inputs, read from a table, and nothing else: no study, no keys, no checks.
+What ours costs above it is the cost of this workflow's own code. Both are measured in one run, alternately, in CPU
+seconds of the whole process (user and system; wall times of a busy machine tell nothing):
+
+- all to do: nothing exists but the text;
+- no-op: every file is there and every product is fresh;
+- parse: what each job of a cluster repeats on its node before it starts (`--target-jobs` of one run, dry).
+
+The goal is at most 1 s + 1 ms for each job above the stub. Studies are the paper's, and the paper's with more seeds.
+
+    python benchmarks/planning.py [--seeds 1 5 20] [--repeats 3]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import yaml
+
+from upcycle.study.plan import build_plan
+from upcycle.study.study import load_study
+from upcycle.workflow.dag import Workflow
+from upcycle.workflow.paths import RESULTS, metrics_path, output_folder, tokens_path
+from upcycle.workflow.records import Made, record_made
+
+ROOT = Path(__file__).parents[1]
+SNAKEMAKE = Path(sys.executable).with_name("snakemake")
+STUB = """
+import json
+with open("shape.json") as file:
+    SHAPE = json.load(file)
+
+rule all:
+    input: list(SHAPE["runs"]), [output for product in SHAPE["products"] for output in product["outputs"]]
+    localrule: True
+
+rule tokenize:
+    output: "results/tokens/{tokens}/manifest.json"
+    shell: "touch {output}"
+
+rule train:
+    input: lambda wildcards: SHAPE["runs"][f"results/runs/{wildcards.run}/metrics.json"]
+    output: "results/runs/{run}/metrics.json"
+    shell: "touch {output}"
+
+for number, product in enumerate(SHAPE["products"]):
+    rule:
+        name: f"product{number}"
+        input: product["inputs"]
+        output: product["outputs"]
+        shell: "touch {output}"
+"""
+
+
+def write_study(folder: Path, seeds: int) -> str:
+    """The paper's study with every sweep at so many seeds, and the files that it looks for; its name."""
+    settings = yaml.safe_load((ROOT / "config" / "paper.yaml").read_text(encoding="utf-8"))
+    name = settings["study"] = f"seeds{seeds}"
+    for sweep in settings["sweeps"].values():
+        sweep["seed"] = list(range(seeds))
+    (folder / "config").mkdir(parents=True)
+    (folder / "config" / f"{name}.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    for key, data in settings["datasets"].items():
+        for pattern in (*data["files"], *data["heldout_files"]):
+            path = folder / pattern.replace("*", key)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"")
+    for kind, size in (("llama", 32_000), ("japanese", 102_400)):
+        path = folder / "data" / f"{kind}-tokenizer" / "tokenizer.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pieces = {"</s>": 0} | {f"piece{number}": number for number in range(1, size)}
+        path.write_text(json.dumps({"model": {"vocab": pieces}}), encoding="utf-8")
+    return name
+
+
+def write_stub(folder: Path, workflow: Workflow) -> int:
+    """A Snakefile with the jobs of a workflow; how many there are, `all` not counted."""
+    plan = workflow.plan
+    runs = {
+        metrics_path(run_id): [workflow.tokens_of(run_id), *workflow.parent_of(run_id)]
+        for run_id in plan.runs
+    }
+    products = [{"inputs": each.inputs, "outputs": each.outputs} for each in workflow.products.values()]
+    folder.mkdir()
+    (folder / "shape.json").write_text(json.dumps({"runs": runs, "products": products}), encoding="utf-8")
+    (folder / "Snakefile").write_text(STUB, encoding="utf-8")
+    return len(runs) + len(products) + len(workflow.token_sets())
+
+
+def finish(folder: Path, workflow: Workflow) -> None:
+    """Every file of a finished study, empty or as small as its reader allows, each newer than what it is made from."""
+    order = [tokens_path(name) for name in workflow.token_sets()]
+    order += [metrics_path(run_id) for run_id in workflow.plan.runs]
+    order += [output for product in workflow.products.values() for output in product.outputs]
+    for number, path in enumerate(order):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text("{}\n", encoding="utf-8")
+        os.utime(folder / path, (1e9 + number, 1e9 + number))
+
+
+def record(workflow: Workflow) -> None:
+    """The records of the products of a study that `finish` has finished."""
+    for product in workflow.products.values():
+        content = workflow.content_read(product)
+        made = Made(key=product.key, read=content, wrote=workflow.digests.of_all(product.outputs))
+        record_made(workflow.out, product.name, made)
+    workflow.digests.save()
+
+
+def cpu_seconds(folder: Path, *words: str, expected: int | None) -> float:
+    """CPU seconds of `snakemake -n`, which must find so many jobs to do (None: nothing to be done)."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("UPCYCLE_")}
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [SNAKEMAKE, *words, "-n", "--directory", folder, "--cores", "1", "--quiet", "rules"],
+        cwd=folder, env=environment, capture_output=True, text=True, check=False,
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    text = done.stdout + done.stderr
+    if done.returncode:
+        sys.exit(text)
+    total = re.search(r"^total +(\d+)", text, re.MULTILINE)
+    found = int(total[1]) - 1 if total else 0
+    if found != (expected or 0):
+        sys.exit(f"{found} jobs to do instead of {expected or 0}:\n{text[-2000:]}")
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def compare(seeds: int, repeats: int) -> None:
+    """Measure one study and print its rows."""
+    with tempfile.TemporaryDirectory() as scratch:
+        ours, stub = Path(scratch, "ours"), Path(scratch, "stub")
+        name = write_study(ours, seeds)
+        os.chdir(ours)
+        study = load_study(ours / "config" / f"{name}.yaml")
+        workflow = Workflow(study, build_plan(study, RESULTS), output_folder(name))
+        jobs = write_stub(stub, workflow)
+        commands = {
+            "ours": (ours, "--snakefile", str(ROOT / "Snakefile"), "--config", f"study={name}"),
+            "stub": (stub,),
+        }
+        for state in ("all to do", "no-op"):
+            if state == "no-op":
+                finish(stub, workflow)
+                finish(ours, workflow)
+                record(Workflow(study, build_plan(study, RESULTS), output_folder(name)))
+            seconds: dict[str, list[float]] = {each: [] for each in commands}
+            for _ in range(repeats):
+                for each, (folder, *words) in commands.items():
+                    seconds[each].append(cpu_seconds(folder, *words, expected=jobs if state == "all to do" else None))
+            mine, plain = (statistics.median(seconds[each]) for each in commands)
+            print(f"{jobs:7,} {state:10} {plain:8.2f} {mine:8.2f} {mine - plain:8.2f} {1 + jobs / 1000:8.2f}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 5, 20], help="studies: the paper's at so many seeds")
+    parser.add_argument("--repeats", type=int, default=3, help="of each measurement, alternately (default 3)")
+    options = parser.parse_args()
+    print(f"{'jobs':>7} {'state':10} {'stub':>8} {'ours':>8} {'above':>8} {'goal':>8}   CPU seconds, medians")
+    for seeds in options.seeds:
+        compare(seeds, options.repeats)
+
+
+if __name__ == "__main__":
+    main()
