@@ -13,7 +13,7 @@ include: "workflow/rules/plan.smk"
 
 rule all:
     input:
-        everything(),
+        everything,
     localrule: True
     message:
         "Everything that the study names is built."

@@ -5,8 +5,7 @@ What ours costs above it is the cost of this workflow's own code. Both are measu
 seconds of the whole process (user and system; wall times of a busy machine tell nothing):
 
 - all to do: nothing exists but the text;
-- no-op: every file is there and every product is fresh;
-- parse: what each job of a cluster repeats on its node before it starts (`--target-jobs` of one run, dry).
+- no-op: every file is there and every product is fresh.
 
 The goal is at most 1 s + 1 ms for each job above the stub. Studies are the paper's, and the paper's with more seeds.
 
@@ -20,19 +19,23 @@ import json
 import os
 import re
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
 
+from upcycle.data.provenance import manifest_bytes
+from upcycle.manifest import json_bytes
 from upcycle.study.plan import build_plan
 from upcycle.study.study import load_study
 from upcycle.workflow.dag import Workflow
 from upcycle.workflow.paths import RESULTS, metrics_path, output_folder, tokens_path
-from upcycle.workflow.records import Made, record_made
+from upcycle.workflow.records import record_made
 
 ROOT = Path(__file__).parents[1]
 SNAKEMAKE = Path(sys.executable).with_name("snakemake")
@@ -87,20 +90,17 @@ def write_study(folder: Path, seeds: int) -> str:
 def write_stub(folder: Path, workflow: Workflow) -> int:
     """A Snakefile with the jobs of a workflow; how many there are, `all` not counted."""
     plan = workflow.plan
-    runs = {
-        metrics_path(run_id): [workflow.tokens_of(run_id), *workflow.parent_of(run_id)]
-        for run_id in plan.runs
-    }
+    runs = {metrics_path(run_id): [workflow.tokens_of(run_id), *workflow.parent_of(run_id)] for run_id in plan.runs}
     products = [{"inputs": each.inputs, "outputs": each.outputs} for each in workflow.products.values()]
     folder.mkdir()
     (folder / "shape.json").write_text(json.dumps({"runs": runs, "products": products}), encoding="utf-8")
     (folder / "Snakefile").write_text(STUB, encoding="utf-8")
-    return len(runs) + len(products) + len(workflow.token_sets())
+    return len(runs) + len(products) + len(workflow.token_sets)
 
 
 def finish(folder: Path, workflow: Workflow) -> None:
-    """Every file of a finished study, empty or as small as its reader allows, each newer than what it is made from."""
-    order = [tokens_path(name) for name in workflow.token_sets()]
+    """Every output of a finished study, as small as its readers allow, each newer than what it is made from."""
+    order = [tokens_path(name) for name in workflow.token_sets]
     order += [metrics_path(run_id) for run_id in workflow.plan.runs]
     order += [output for product in workflow.products.values() for output in product.outputs]
     for number, path in enumerate(order):
@@ -110,12 +110,20 @@ def finish(folder: Path, workflow: Workflow) -> None:
 
 
 def record(workflow: Workflow) -> None:
-    """The records of the products of a study that `finish` has finished."""
+    """What a finished study has beside outputs: recorded runs, sealed token sets, records of products; no text."""
+    for name, recipe in workflow.token_sets.items():
+        key = workflow.study.datasets[recipe.data.dataset].text
+        manifest = manifest_bytes({"text_key": key, "sources": [], "tokenizer": {"files": []}})
+        Path(tokens_path(name)).write_bytes(manifest)
+    shutil.rmtree("data")
+    for run_id, run in workflow.plan.runs.items():
+        spec = {"id": run_id, **run.model_dump(mode="json")}
+        Path(metrics_path(run_id)).with_name("spec.json").write_bytes(json_bytes(spec))
+    keys = {name: product.key for name, product in workflow.products.items()}
     for product in workflow.products.values():
-        content = workflow.content_read(product)
-        made = Made(key=product.key, read=content, wrote=workflow.digests.of_all(product.outputs))
-        record_made(workflow.out, product.name, made)
-    workflow.digests.save()
+        now = replace(workflow, frozen_keys=keys)  # which finds the records of the sources
+        record_made(workflow.out, product.name, now.made_from(product, now.content_read(product)))
+        now.digests.save()
 
 
 def cpu_seconds(folder: Path, *words: str, expected: int | None) -> float:
@@ -124,7 +132,11 @@ def cpu_seconds(folder: Path, *words: str, expected: int | None) -> float:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
         [SNAKEMAKE, *words, "-n", "--directory", folder, "--cores", "1", "--quiet", "rules"],
-        cwd=folder, env=environment, capture_output=True, text=True, check=False,
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     text = done.stdout + done.stderr
@@ -160,12 +172,16 @@ def compare(seeds: int, repeats: int) -> None:
                 for each, (folder, *words) in commands.items():
                     seconds[each].append(cpu_seconds(folder, *words, expected=jobs if state == "all to do" else None))
             mine, plain = (statistics.median(seconds[each]) for each in commands)
-            print(f"{jobs:7,} {state:10} {plain:8.2f} {mine:8.2f} {mine - plain:8.2f} {1 + jobs / 1000:8.2f}", flush=True)
+            figures = (plain, mine, mine - plain, 1 + jobs / 1000)
+            print(f"{jobs:7,} {state:10}" + "".join(f" {figure:8.2f}" for figure in figures), flush=True)
 
 
 def main() -> None:
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 5, 20], help="studies: the paper's at so many seeds")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[1, 5, 20], help="studies: the paper's at so many seeds"
+    )
     parser.add_argument("--repeats", type=int, default=3, help="of each measurement, alternately (default 3)")
     options = parser.parse_args()
     print(f"{'jobs':>7} {'state':10} {'stub':>8} {'ours':>8} {'above':>8} {'goal':>8}   CPU seconds, medians")

@@ -44,6 +44,17 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def cache_folder() -> Path:
+    """The user's cache of this program: what can be made again at any time.
+
+    Raises `OSError` where the user has no home.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "upcycle"
+    except RuntimeError as error:  # no HOME, and a user whom the system does not know
+        raise OSError(str(error)) from None
+
+
 def plain(value: Any) -> Any:
     """A value as strict JSON holds it: mappings as dicts, tuples as lists, a number that is not finite as None."""
     if isinstance(value, Mapping):

@@ -8,11 +8,16 @@ comments left out: editing a figure's code redraws that figure, a comment redraw
 from __future__ import annotations
 
 import ast
+import contextlib
 import hashlib
+import json
+import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
+
+from upcycle.files import cache_folder, write_atomic
 
 PACKAGE_ROOT = Path(__file__).parent
 PACKAGE = "upcycle"
@@ -88,7 +93,24 @@ def _source(module: str) -> Source:
     path = module_path(module)
     if path is None:
         raise KeyError(f"no module {module} in {PACKAGE}")
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return _remembered(path.read_bytes())
+
+
+def _remembered(text: bytes) -> Source:
+    """What a source states, from the user's cache if it was parsed before: parsing all takes a second."""
+    with contextlib.suppress(OSError):  # a cache that cannot be read or written costs that second
+        # By the source, by what parses it, and by what reads the tree.
+        name = hashlib.sha256(b"".join([text, sys.version.encode(), Path(__file__).read_bytes()])).hexdigest()
+        kept = cache_folder() / "sources" / f"{name[:32]}.json"
+        if not kept.exists():
+            write_atomic(kept, json.dumps(asdict(_parsed(text))))
+        content = json.loads(kept.read_bytes())
+        return Source(Statement(**content["whole"]), {k: Statement(**v) for k, v in content["definitions"].items()})
+    return _parsed(text)
+
+
+def _parsed(text: bytes) -> Source:
+    tree = ast.parse(text)
     _drop_docstring(tree)
     whole: list[Statement] = []
     definitions: dict[str, Statement] = {}
@@ -96,9 +118,9 @@ def _source(module: str) -> Source:
         statement = _statement(node)
         whole.append(statement)
         definitions |= dict.fromkeys(_bound(node), statement)
-    text = "\n".join(each.digest for each in whole)
+    digest = _hash("\n".join(each.digest for each in whole))
     imports = dict.fromkeys(found for each in whole for found in each.imports)
-    return Source(Statement(_hash(text), (), tuple(imports)), definitions)
+    return Source(Statement(digest, (), tuple(imports)), definitions)
 
 
 def _statement(node: ast.stmt) -> Statement:

@@ -14,7 +14,8 @@ HEAVY = ("torch", "matplotlib", "pandas", "scipy", "transformers", "snakemake")
 
 LAYERS = (
     ("errors",),
-    ("files", "manifest", "fingerprint", "leave"),
+    ("files", "leave"),
+    ("fingerprint", "manifest"),
     ("data",),
     ("study",),
     ("laws.terms",),

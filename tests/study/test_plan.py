@@ -7,7 +7,7 @@ import pytest
 from small_studies import small_study
 
 from upcycle.errors import UserError
-from upcycle.study.plan import build_plan, freeze, thaw
+from upcycle.study.plan import build_plan
 from upcycle.study.study import load_study
 
 REPOSITORY = Path(__file__).parents[2]
@@ -144,26 +144,6 @@ def test_a_trunk_is_not_cut_to_pieces(tmp_path):
     sweeps = {"dense": {"kind": "dense", "model": "tiny", "steps": [10**9]}}
     with pytest.raises(UserError, match=r"max_segment_hours would cut the trunk to .* into 900,000,000 segments"):
         build_plan(small_study(sweeps, execution=slow), tmp_path)
-
-
-def test_a_frozen_plan_comes_back_whole(tmp_path):
-    """What jobs read on a node is what was planned, whatever happens to the config meanwhile."""
-    config = small_study({"grid": upcycled([100, 200], [100])})
-    plan = build_plan(config, tmp_path)
-    path = freeze(config, plan, tmp_path)
-    assert thaw(path) == (config, plan)
-    assert freeze(config, plan, tmp_path) == path
-    whole = path.read_text()
-    for old, new in (
-        (whole[-20:], ""),
-        ('"plan"', '"plane"'),
-        ('"context"', '"contxt"'),
-        ('"n_layer": 2', '"n_layer": 0'),
-    ):
-        path.write_text(whole.replace(old, new))
-        with pytest.raises(UserError, match=r"damaged \(.*\); delete it and start Snakemake again") as error:
-            thaw(path)
-        assert "\n" not in str(error.value)
 
 
 def test_the_papers_study_is_planned(tmp_path):

@@ -63,6 +63,23 @@ def test_a_second_run_does_nothing(checkout):
     assert "Nothing to be done" in checkout.run().stderr
 
 
+def test_a_dry_run_writes_nothing(checkout, tmp_path):
+    """Neither at first nor where a product is stale, though the next run will do what it shows."""
+
+    def files() -> dict[Path, tuple[int, int]]:
+        found = {path: path.stat() for path in (checkout.root / "results").rglob("*")}
+        return {path: (stat.st_mtime_ns, stat.st_ino) for path, stat in found.items()}
+
+    bare = make_checkout(tmp_path / "bare")
+    assert sum(bare.jobs().values()) > 18
+    assert not (bare.root / "results").exists()
+    checkout.edit("src/upcycle/paper/figures_data.py", "def figure_3(", "def figure_3(  # edited\n")
+    checkout.edit("src/upcycle/paper/tables_laws.py", "import ", "import sys as unused\nimport ")
+    before = files()
+    checkout.jobs()
+    assert files() == before
+
+
 def test_a_comment_in_the_config_reruns_nothing(checkout):
     checkout.edit("config.yaml", "study: default", "# a comment\nstudy:   default   # another")
     assert checkout.jobs() == {}

@@ -94,7 +94,7 @@ def test_a_studys_name_is_its_files_name(tmp_path, name, text, message):
 
 def test_jobs_take_study_and_folder_from_the_frozen_plan(tmp_path, monkeypatch):
     """Jobs name no study; one that names another than the plan's is refused."""
-    from upcycle.study.plan import freeze
+    from upcycle.study.frozen import FrozenPlan, freeze
 
     add_second(tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -103,7 +103,7 @@ def test_jobs_take_study_and_folder_from_the_frozen_plan(tmp_path, monkeypatch):
         (tmp_path / f"{name}.jsonl").write_text('{"text": "others"}\n')
     planned = read_workflow("second", tmp_path)
     assert planned.out == Path("results/second")
-    monkeypatch.setenv(PLAN_VARIABLE, str(freeze(planned.study, planned.plan, Path("results"))))
+    monkeypatch.setenv(PLAN_VARIABLE, str(freeze(FrozenPlan(planned.study, planned.plan), Path("results"))))
     (tmp_path / "config/second.yaml").unlink()
     job = read_workflow(None, tmp_path)
     assert (job.study.study, job.out) == ("second", Path("results/second"))

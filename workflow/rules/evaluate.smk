@@ -22,9 +22,9 @@ if W.study.evaluations:
 
     rule evaluations:
         input:
-            product_inputs("evaluations"),
+            gathered("evaluations"),
         output:
-            W.products["evaluations"].outputs,
+            f"{W.out}/evaluations.csv",
         log:
             f"{W.out}/logs/evaluations.log",
         localrule: True

@@ -1,9 +1,9 @@
 # Finished runs to losses.csv to laws.
 rule losses:
     input:
-        product_inputs("losses"),
+        gathered("losses"),
     output:
-        W.products["losses"].outputs,
+        f"{W.out}/losses.csv",
     log:
         f"{W.out}/logs/losses.log",
     localrule: True

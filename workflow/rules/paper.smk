@@ -49,13 +49,23 @@ rule table:
         "exec upcycle table {wildcards.table:q} &> {log:q}"
 
 
-for product_name in [*W.names("figures"), *W.names("tables")]:
+for figure_name in W.names("figures"):
 
     rule:
         name:
-            product_name
+            figure_name
         input:
-            W.products[
-                f"{'figures' if product_name in W.names('figures') else 'tables'}/{product_name}"
-            ].outputs,
+            f"{W.out}/figures/{figure_name}.svg",
+            f"{W.out}/figures/{figure_name}.pdf",
+        localrule: True
+
+
+for table_name in W.names("tables"):
+
+    rule:
+        name:
+            table_name
+        input:
+            f"{W.out}/tables/{table_name}.csv",
+            f"{W.out}/tables/{table_name}.md",
         localrule: True

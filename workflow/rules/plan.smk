@@ -2,6 +2,7 @@
 import os
 import sys
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 from snakemake.logging import logger
 from snakemake.settings.enums import Quietness
@@ -35,24 +36,21 @@ def checked(function, *arguments, **named):
 
 
 INNER = PLAN_VARIABLE in os.environ
-W = checked(
-    open_workflow,
-    config,
-    Path.cwd(),
-    workflow.cores,
-    dry=workflow.output_settings.dryrun,
-)
-if not {Quietness.PROGRESS, Quietness.ALL} & {*(workflow.output_settings.quiet or ())}:
+DRY = workflow.output_settings.dryrun
+W = checked(open_workflow, config, Path.cwd(), workflow.cores, dry=DRY)
+if workflow.is_main_process and not {Quietness.PROGRESS, Quietness.ALL} & {
+    *(workflow.output_settings.quiet or ())
+}:
     tell_progress(logger, W)
 RETENTION = Retention(W, None if INNER else Path.cwd())
 
-FRESH = W.will_be_made()
-TO_TOKENIZE = tokens_to_make(W)
 EVALUATIONS = {
     (run, Path(path).stem): name
-    for name, pairs in W.evaluations().items()
+    for name, pairs in W.evaluations.items()
     for run, path in pairs
 }
+# A new file: in a dry run, which dates no file, it is an input of what is there and stale.
+NEW = NamedTemporaryFile(prefix="upcycle-") if DRY else None
 
 
 wildcard_constraints:
@@ -66,10 +64,10 @@ def source(path, output):
     The content behind an id never changes, so dates do not matter. But were the inputs of what is to be made ancient too,
     Snakemake would stop looking behind a job that it runs again.
     """
-    return path if output in FRESH else ancient(path)
+    return path if W.may_be_made(output) else ancient(path)
 
 
-def everything():
+def everything(wildcards):
     """Every run and product of the study, and the removals that its `keep` asks for."""
     return [
         *map(metrics_path, W.plan.runs),
@@ -83,23 +81,29 @@ def prune_inputs(wildcards):
     return [metrics_path(wildcards.run), *RETENTION.readers.get(wildcards.run, ())]
 
 
-def run_parent(wildcards):
-    """The finished run that this one starts from; its checkpoint must be there if it is not still to be trained."""
-    checked(check_parent, W, wildcards.run)
+def run_inputs(wildcards):
+    """The tokens that a run reads, whose fingerprint the job checks, and the finished run that it starts from.
+
+    The checkpoint of that run must be there if it is not still to be trained.
+    """
+    run = wildcards.run
+    checked(W.check_planned, run)
+    checked(check_parent, W, run)
     return [
-        source(path, metrics_path(wildcards.run)) for path in W.parent_of(wildcards.run)
+        source(path, metrics_path(run))
+        for path in (W.tokens_of(run), *W.parent_of(run))
     ]
 
 
-def run_tokens(wildcards):
-    """The tokens that a run reads; their fingerprint is checked by the job."""
-    return source(W.tokens_of(wildcards.run), metrics_path(wildcards.run))
+def sweep_runs(name):
+    """Input function of a sweep: every run that it needs."""
+    return lambda wildcards: [metrics_path(run) for run in W.plan.members(name)]
 
 
 def tokenizer_source(wildcards):
     """The token set whose tokenizer this one borrows, if it does; text and tokenizer must be there."""
-    if wildcards.tokens in TO_TOKENIZE:
-        checked(check_source, W, W.token_sets()[wildcards.tokens])
+    if wildcards.tokens in tokens_to_make(W):
+        checked(check_source, W, W.token_sets[wildcards.tokens])
     return [ancient(path) for path in W.tokenizer_source(wildcards.tokens)]
 
 
@@ -115,15 +119,34 @@ def evaluation_inputs(wildcards):
     if output in W.stale_evaluations:
         checked(check_evaluated, W, wildcards.run, name)
     tokens = W.evaluation_tokens(wildcards.run, name)
-    return [source(metrics_path(wildcards.run), output), source(tokens, output)]
+    new = [NEW.name] if DRY and output in W.stale_evaluations else []
+    return [source(metrics_path(wildcards.run), output), source(tokens, output), *new]
 
 
 def product_inputs(name):
     """A product's sources, by existence unless they are about to be made, and its key file, compared by date."""
     return [
-        W.keys(name),
-        *(path if path in FRESH else ancient(path) for path in W.products[name].inputs),
+        *key_file(name),
+        *(
+            path if W.may_be_made(path) else ancient(path)
+            for path in W.products[name].inputs
+        ),
     ]
+
+
+def key_file(name):
+    """A product's key file as `settle` dates it; in a dry run as it would."""
+    path = W.keys(name)
+    if not DRY:
+        return [path]
+    if name in W.stale:
+        return [NEW.name]
+    return [ancient(path)] if Path(path).exists() else []
+
+
+def gathered(name):
+    """Input function of a product that has a rule of its own."""
+    return lambda wildcards: product_inputs(name)
 
 
 def caption(name):

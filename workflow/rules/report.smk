@@ -1,11 +1,12 @@
 # The page that people read, of any study that upcycles. (`snakemake --report` builds Snakemake's own beside it.)
-if "report" in W.products:
+if W.has_report:
 
     rule report:
         input:
-            product_inputs("report"),
+            gathered("report"),
         output:
-            W.products["report"].outputs,
+            f"{W.out}/report.html",
+            f"{W.out}/summary.txt",
         log:
             f"{W.out}/logs/report.log",
         resources:

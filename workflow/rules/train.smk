@@ -3,8 +3,7 @@
 # weights and resume state must outlive that.
 rule pretrain_dense:
     input:
-        run_tokens,
-        run_parent,
+        run_inputs,
     output:
         f"{RESULTS}/runs/{{run}}/metrics.json",
     log:
@@ -44,7 +43,7 @@ for sweep_name in W.plan.sweeps:
         name:
             f"sweep_{sweep_name}"
         input:
-            [metrics_path(run_id) for run_id in W.plan.members(sweep_name)],
+            sweep_runs(sweep_name),
         localrule: True
         message:
             f"Every run of sweep {sweep_name} is finished."

@@ -41,13 +41,13 @@ def write_notes(folder: Path, notes: dict[str, Any]) -> bool:
 
 def recall(notes: dict[str, Any], path: Path, stat: os.stat_result) -> str | None:
     """What was noted of a file, if it is as it was then; else None."""
-    note = notes.get(str(path.resolve()))
+    note = notes.get(_name(path))
     return note["found"] if note is not None and note["stamp"] == _stamp(stat) else None
 
 
 def note(notes: dict[str, Any], path: Path, stat: os.stat_result, found: str) -> None:
     """Note what was found in a file; `stat` is from before it was read."""
-    notes[str(path.resolve())] = {"stamp": _stamp(stat), "found": found}
+    notes[_name(path)] = {"stamp": _stamp(stat), "found": found}
 
 
 class NotedHashes:
@@ -75,6 +75,10 @@ class NotedHashes:
         """Write what was computed here to the folder's notes."""
         if self._added:
             write_notes(self._folder, self._notes)
+
+
+def _name(path: Path) -> str:
+    return os.path.abspath(path)  # noqa: PTH100 - of thousands of files; resolving links looks at every folder again
 
 
 def _stamp(stat: os.stat_result) -> list[int]:

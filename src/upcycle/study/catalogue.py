@@ -15,6 +15,7 @@ import importlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
@@ -77,6 +78,11 @@ class CatalogueItem:
 
 def catalogue(wanted: ItemKind | None = None, folder: Path = PACKAGE_ROOT / "paper") -> dict[str, CatalogueItem]:
     """All figures and tables of the source files in `folder`, or those of one kind, by name."""
+    return {name: item for name, item in _items(folder).items() if wanted in (None, item.kind)}
+
+
+@cache
+def _items(folder: Path) -> dict[str, CatalogueItem]:
     items: dict[str, CatalogueItem] = {}
     for path in sorted([*folder.glob("figures_*.py"), *folder.glob("tables_*.py")]):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
@@ -89,7 +95,7 @@ def catalogue(wanted: ItemKind | None = None, folder: Path = PACKAGE_ROOT / "pap
             if item.name in items:
                 raise ValueError(f"{path.name}: `{item.name}` is already in {items[item.name].path.name}")
             items[item.name] = item
-    return {name: item for name, item in items.items() if wanted in (None, item.kind)}
+    return items
 
 
 def find_item(name: str, kind: ItemKind | None = None) -> CatalogueItem:

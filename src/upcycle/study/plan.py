@@ -8,22 +8,20 @@ starts: a config that is edited while jobs queue does not reach them.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from upcycle.errors import UserError
-from upcycle.files import write_atomic
 from upcycle.study.execution import Execution
 from upcycle.study.kernel_fit import check_kernels
 from upcycle.study.rates import Speeds, expected_seconds, speeds_by_shape, trained_time
 from upcycle.study.recorded import RunFolders
-from upcycle.study.spec import Frozen, RunSpec, canonical_json
-from upcycle.study.study import StudyConfig, describe_error
+from upcycle.study.spec import Recipe, RunSpec
+from upcycle.study.study import StudyConfig
 from upcycle.study.sweep import Point, expand, trunk_point
 
 log = logging.getLogger(__name__)
@@ -37,11 +35,13 @@ class Plan:
     """Runs by id, parents before children; finished models by sweep."""
 
     study: str
-    runs: dict[str, RunSpec]
+    runs: Mapping[str, RunSpec]
     sweeps: dict[str, list[str]]
     """Ids of each sweep's finished models."""
     names: dict[str, tuple[str, str]] = field(default_factory=dict)
     """The config's names of a run's model and mixture."""
+    orphans: list[str] = field(default_factory=list)
+    """Finished runs whose parent is gone: nothing can train them again."""
 
     def members(self, sweep: str) -> list[str]:
         """All runs that a sweep needs, ancestors included, parents first."""
@@ -72,13 +72,6 @@ class Plan:
             for run_id in ids:
                 sweeps.setdefault(run_id, []).append(name)
         return sweeps
-
-
-class FrozenPlan(Frozen):
-    """What `freeze` writes and `thaw` reads."""
-
-    study: StudyConfig
-    plan: Plan
 
 
 def build_plan(study: StudyConfig, results: Path) -> Plan:
@@ -113,24 +106,25 @@ def build_plan(study: StudyConfig, results: Path) -> Plan:
             names[run.parent] = names[goal.id]
             run = runs[run.parent]
     sweeps = {name: [point.run.id for point in sweep_points] for name, sweep_points in points.items()}
-    return Plan(study.study, _parents_first(runs), sweeps, names)
+    lost = [run_id for run_id, run in runs.items() if run.parent is not None and run.parent not in runs]
+    orphans = [run_id for run_id in lost if folders.finished(run_id)]
+    return Plan(study.study, _parents_first(runs), sweeps, names, orphans)
 
 
 def _recipe_of(run: RunSpec) -> dict[str, Any]:
     """What all points of a trunk have in common with the decays that branch off it."""
-    return run.model_dump(exclude={"role", "start_step", "end_step", "parent"})
+    return {name: getattr(run, name) for name in Recipe.model_fields}
 
 
-def trunk_of(run: RunSpec) -> str:
+def trunk_of(run: RunSpec) -> Hashable:
     """The trunk that a run is a point of, or branches off: its recipe without `floor`."""
-    recipe = _recipe_of(run)
-    recipe["schedule"].pop("floor")  # trunks run at constant LR
-    return canonical_json(recipe)
+    schedule = run.schedule.model_copy(update={"floor": 0.0})  # trunks run at constant LR
+    return tuple((_recipe_of(run) | {"schedule": schedule}).values())
 
 
 def _branches_by_trunk(goals: list[RunSpec]) -> list[dict[int, RunSpec]]:
     """For each trunk, the steps at which decays branch off, each with one of its decays."""
-    trunks: dict[str, dict[int, RunSpec]] = {}
+    trunks: dict[Hashable, dict[int, RunSpec]] = {}
     for decay in goals:
         if decay.role == "decay":
             trunks.setdefault(trunk_of(decay), {})[decay.start_step] = decay
@@ -245,31 +239,3 @@ def _parents_first(runs: dict[str, RunSpec]) -> dict[str, RunSpec]:
     for run_id in sorted(runs, key=lambda r: (runs[r].lineage, runs[r].role == "decay", runs[r].tokens, r)):
         place(run_id)
     return ordered
-
-
-def freeze(study: StudyConfig, plan: Plan, results: Path) -> Path:
-    """Write study and plan to results/.plans/<hash>.json (once) and return the path."""
-    # Of the runs' many settings the defaults are left out; the job that reads the file runs the same code.
-    text = FrozenPlan(study=study, plan=plan).model_dump_json(indent=1, exclude_defaults=True)
-    path = results / ".plans" / f"{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
-    if not path.exists():
-        write_atomic(path, text)
-    return path
-
-
-def thaw(path: Path) -> tuple[StudyConfig, Plan]:
-    """Read a frozen study and plan.
-
-    Raises `UserError` when the file is missing, damaged, or of a version that names runs otherwise.
-    """
-    try:
-        frozen = FrozenPlan.model_validate_json(path.read_bytes())
-        renamed = [(run_id, run.id) for run_id, run in frozen.plan.runs.items() if run.id != run_id]
-        if renamed:
-            raise ValueError("run {} is now named {}".format(*renamed[0]))
-    except OSError as error:
-        raise UserError(f"plan {path}: {error.strerror}; start Snakemake again, which writes it") from None
-    except ValueError as error:
-        reason = describe_error(error)
-        raise UserError(f"plan {path} is damaged ({reason}); delete it and start Snakemake again") from None
-    return frozen.study, frozen.plan

@@ -130,6 +130,10 @@ class RunFolders:
         except DamagedError:
             return True
 
+    def finished(self, run_id: str) -> bool:
+        """Whether a run has its result."""
+        return run_id in self.names and is_finished(self.root / run_id)
+
     def like(self, trunk: RunSpec) -> Iterator[RunSpec]:
         """Trunk points that have begun and whose ids have this one's shape and seed; the recipe may differ."""
         match = TRUNK.fullmatch(trunk.id)

@@ -402,16 +402,19 @@ def short_count(count: float) -> str:
     return f"{count:.3g}"
 
 
+_CANONICAL = json.JSONEncoder(separators=(",", ":"), sort_keys=True, ensure_ascii=True, allow_nan=False)
+
+
 def _canonical(value: Any) -> Any:
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else value  # 1 and 1.0 are one number
     if isinstance(value, dict):
-        return {key: _canonical(value[key]) for key in sorted(value)}
+        return {key: _canonical(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_canonical(item) for item in value]
-    if isinstance(value, float) and value.is_integer():
-        return int(value)  # 1 and 1.0 are one number
     return value
 
 
 def canonical_json(value: Any) -> str:
     """JSON with sorted keys, no blanks and 1.0 written as 1: equal values give equal bytes."""
-    return json.dumps(_canonical(value), separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return _CANONICAL.encode(_canonical(value))

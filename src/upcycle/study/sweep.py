@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from pydantic import ValidationError
@@ -230,14 +231,20 @@ def finished_run(recipe: Recipe, steps: int, decay_fraction: float, where: str) 
     fields = dict(recipe)
     try:
         if recipe.schedule.kind != "wsd":
-            return RunSpec(**fields, role="full", end_step=steps, parent=recipe.dense_parent)
+            return _run(**fields, role="full", end_step=steps, parent=recipe.dense_parent)
         branch = steps - max(round(decay_fraction * steps), 1)
         trunk = trunk_point(fields, branch)
-        return RunSpec(**fields, role="decay", start_step=branch, end_step=steps, parent=trunk.id)
+        return _run(**fields, role="decay", start_step=branch, end_step=steps, parent=trunk.id)
     except ValidationError as error:
         raise UserError(f"{where}: {describe_error(error)}") from None
 
 
 def trunk_point(recipe: dict[str, Any], end_step: int) -> RunSpec:
     """The trunk point at `end_step`, written as one segment from the start (its id is the same in any chain)."""
-    return RunSpec(**recipe, role="trunk", end_step=end_step, parent=recipe.get("dense_parent"))
+    return _run(**recipe, role="trunk", end_step=end_step, parent=recipe.get("dense_parent"))
+
+
+@cache
+def _run(**fields: Any) -> RunSpec:
+    """A run of these fields, made once: sweeps share runs, and each decay asks for its trunk point."""
+    return RunSpec(**fields)

@@ -30,12 +30,12 @@ def show_requests(workflow: Workflow) -> str:
         if not is_finished(RESULTS / "runs" / run_id):
             model, _ = workflow.plan.names.get(run_id, ("", ""))
             groups.setdefault((RULE_OF_KIND[run.kind], model), []).append(cluster.train(run_id))
-    for pairs in workflow.evaluations().values():
+    for pairs in workflow.evaluations.values():
         for run_id, path in pairs:
             if path in workflow.stale_evaluations:
                 model, _ = workflow.plan.names.get(run_id, ("", ""))
                 groups.setdefault(("evaluate", model), []).append(cluster.evaluate(run_id))
-    products = [name for name, product in workflow.products.items() if workflow.is_stale(product)]
+    products = [name for name, product in workflow.products.items() if product.name in workflow.stale]
     submitted = [name for name in products if name.partition("/")[0] in ("fits", "figures", "tables", "report")]
     if submitted:
         groups[PRODUCT_RULES, ""] = [cluster.small()] * len(submitted)

@@ -11,19 +11,20 @@ and edited comments rebuild nothing, and an edited figure function redraws its f
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from upcycle.data.sources import sha256_file
-from upcycle.errors import UserError
+from upcycle.errors import UserError, nearest
 from upcycle.files import read_record
 from upcycle.fingerprint import PACKAGE_ROOT, fingerprint
 from upcycle.manifest import MANIFEST
 from upcycle.study.catalogue import CatalogueItem, catalogue
 from upcycle.study.plan import Plan
-from upcycle.study.recorded import is_finished
 from upcycle.study.spec import DataConfig, canonical_json
 from upcycle.study.study import StudyConfig
 from upcycle.workflow.nodes import Node
@@ -32,6 +33,7 @@ from upcycle.workflow.paths import (
     evaluation_path,
     evaluation_tokens_id,
     metrics_path,
+    on_disk,
     tokens_path,
 )
 from upcycle.workflow.records import Digests, Made, read_made
@@ -68,13 +70,19 @@ class TokenRecipe:
 
 @dataclass(frozen=True)
 class Workflow:
-    """One study as Snakemake sees it; built once when the Snakefile is parsed."""
+    """One study as Snakemake sees it; built once when the Snakefile is parsed.
+
+    Everything beyond study and plan is found when it is asked for, and once: the parse that a job of a cluster repeats
+    asks for little, and what a study's size multiplies is looked up, not searched.
+    """
 
     study: StudyConfig
     plan: Plan
     out: Path
     node: Node | None = None
     """A node of the cluster that runs the jobs; None: this machine runs them."""
+    frozen_keys: Mapping[str, str] = field(default_factory=dict)
+    """Keys of the products as the running invocation found them; none in the process that the user started."""
 
     @cached_property
     def products(self) -> dict[str, Product]:
@@ -89,15 +97,20 @@ class Workflow:
     # Runs
 
     def runs_of(self, kind: str) -> str:
-        """Pattern that matches the ids of one kind of run (a wildcard constraint)."""
-        ids = [run_id for run_id, run in self.plan.runs.items() if run.kind == kind and not self._is_orphan(run_id)]
-        return "|".join(ids) or "no-such-run"
+        """Pattern of the ids of one kind of run (a wildcard constraint): those that begin with its word.
 
-    def _is_orphan(self, run_id: str) -> bool:
-        """Finished, and its parent gone: a plain file to Snakemake, or it would train the parent again."""
-        run = self.plan.runs[run_id]
-        lost = run.parent is not None and run.parent not in self.plan.runs
-        return lost and is_finished(RESULTS / "runs" / run_id)
+        Snakemake tries the pattern on every file, so it must not list the ids. Only orphans are excluded by name: a run
+        that is finished, and whose parent is gone, is a plain file to Snakemake, or it would train the parent again.
+        """
+        orphans = "|".join(re.escape(run_id) for run_id in self.plan.orphans)
+        return (f"(?!(?:{orphans})/)" if orphans else "") + rf"{kind}-[A-Za-z0-9_.-]+"
+
+    def check_planned(self, run_id: str) -> None:
+        """Raise `UserError` for a run that the study does not plan."""
+        if run_id not in self.plan.runs:
+            raise UserError(
+                f"study `{self.plan.study}` plans no run `{run_id}`; {nearest(run_id, list(self.plan.runs))}"
+            )
 
     def parent_of(self, run_id: str) -> list[str]:
         """metrics.json of the run that this one starts from."""
@@ -109,6 +122,7 @@ class Workflow:
 
     # Other texts
 
+    @cached_property
     def evaluations(self) -> dict[str, list[tuple[str, str]]]:
         """(run, result file) of every evaluation of the study, by its name."""
         return {
@@ -124,7 +138,7 @@ class Workflow:
         """Result files that are missing, or are of other weights or tokens than those that are there now."""
         return {
             path
-            for name, pairs in self.evaluations().items()
+            for name, pairs in self.evaluations.items()
             for run_id, path in pairs
             if not self._is_evaluated(run_id, name, path)
         }
@@ -139,6 +153,7 @@ class Workflow:
             and (tokens is None or tokens["fingerprint"] == result["tokens_fingerprint"])
         )
 
+    @cached_property
     def token_sets(self) -> dict[str, TokenRecipe]:
         """Every token set that the study's runs and evaluations read, by folder name."""
         sets = {run.data.tokens_id: TokenRecipe(run.data) for run in self.plan.runs.values()}
@@ -155,27 +170,48 @@ class Workflow:
 
     def tokenizer_source(self, tokens_id: str) -> list[str]:
         """Manifest of the token set whose tokenizer another one borrows, if it does."""
-        source = self.token_sets()[tokens_id].borrowed_from
+        source = self.token_sets[tokens_id].borrowed_from
         return [tokens_path(source)] if source else []
 
     # Products
 
-    def is_stale(self, product: Product) -> bool:
-        """Whether a product is missing, was made with another key, or from other content."""
-        made = read_made(self.out, product.name)
-        if made is None or made.key != product.key or not all(Path(output).exists() for output in product.outputs):
+    @cached_property
+    def stale(self) -> frozenset[str]:
+        """Names of the products that are missing, were made with another key, or from other content."""
+        return frozenset(name for name, product in self.products.items() if self._is_stale(product))
+
+    def _is_stale(self, product: Product) -> bool:
+        made = self._made[product.name]
+        if made is None or made.key != product.key or not all(map(on_disk, product.outputs)):
             return True
         return made.read != self.content_read(product)
 
+    @cached_property
+    def _made(self) -> dict[str, Made | None]:
+        """How each product was made, by its name."""
+        return {name: read_made(self.out, name) for name in self.products}
+
+    @cached_property
+    def _digests_read(self) -> dict[tuple[str, ...], str]:
+        """Digests of lists of files of run folders, which many products have in common."""
+        return {}
+
     def content_read(self, product: Product) -> dict[str, str]:
-        """Digests of what a product reads, as it is now: of its sources as recorded, of run folders from the files."""
-        content = {source: made.wrote for source in product.sources if (made := read_made(self.out, source))}
-        return content | ({"runs": self.digests.of_all(product.files)} if product.files else {})
+        """Digests of what a product reads: of its sources as recorded, of run folders from the files, when first asked.
+
+        A job asks before its work: what changes meanwhile is found by the next parse.
+        """
+        content = {source: made.wrote for source in product.sources if (made := self._made[source])}
+        if not product.files:
+            return content
+        if product.files not in self._digests_read:
+            self._digests_read[product.files] = self.digests.of_all(product.files)
+        return content | {"runs": self._digests_read[product.files]}
 
     def check_unaltered(self, product: Product) -> None:
         """Raise UserError naming a file of a product that is not what its job wrote; a missing one is stale only."""
-        made = read_made(self.out, product.name)
-        if made is None or not all(Path(output).exists() for output in product.outputs):
+        made = self._made[product.name]
+        if made is None or not all(map(on_disk, product.outputs)):
             return
         if self.digests.of_all(product.outputs) != made.wrote:
             raise UserError(
@@ -187,15 +223,24 @@ class Workflow:
         """The record of a product that was just made from `content`."""
         return Made(key=product.key, read=content, wrote=self.digests.of_all(product.outputs))
 
-    def will_be_made(self) -> set[str]:
-        """Files that this invocation may make: of unfinished runs and stale products.
+    def may_be_made(self, path: str) -> bool:
+        """Whether this invocation may make a file: of an unfinished run, of a stale product or evaluation.
 
-        Inputs among them are plain; all others are `ancient()`. (Were all of them ancient, Snakemake would not
-        look at a product's own reasons once anything before it runs.)
+        Such inputs are plain; all others are `ancient()`. (Were all of them ancient, Snakemake would not look at a
+        product's own reasons once anything before it runs.)
         """
-        files = {output for product in self.products.values() if self.is_stale(product) for output in product.outputs}
-        files |= {path for path in map(metrics_path, self.plan.runs) if not Path(path).exists()}
-        return files | self.stale_evaluations
+        if path not in self._may_be_made:
+            self._may_be_made[path] = path in self._stale_files or not on_disk(path)
+        return self._may_be_made[path]
+
+    @cached_property
+    def _may_be_made(self) -> dict[str, bool]:
+        """As found when first asked: a file that a job makes meanwhile changes no input of the DAG."""
+        return {}
+
+    @cached_property
+    def _stale_files(self) -> set[str]:
+        return self.stale_evaluations.union(*(self.products[name].outputs for name in self.stale))
 
     def keys(self, name: str) -> str:
         """The key file of a product: its only input that is compared by date."""
@@ -203,7 +248,12 @@ class Workflow:
 
     def names(self, folder: str) -> list[str]:
         """Names of the products in a folder: fits, figures or tables."""
-        return [name.partition("/")[2] for name in self.products if name.startswith(f"{folder}/")]
+        return list(getattr(self.study, folder))
+
+    @property
+    def has_report(self) -> bool:
+        """Whether the study upcycles: that is what a report is about."""
+        return any(sweep.kind == "upcycled" for sweep in self.study.sweeps.values())
 
 
 def audit_digests() -> list[str]:
@@ -227,41 +277,45 @@ def list_products(workflow: Workflow) -> dict[str, Product]:
     items: dict[str, CatalogueItem] = catalogue()
     products: dict[str, Product] = {}
 
-    def add(name: str, outputs: list[str], files: list[str], code: str, *settings: Any, of: list[str]) -> None:
-        key = _key(name, code, settings, [products[source].key for source in of])
+    def add(
+        name: str, outputs: list[str], files: tuple[str, ...], code: tuple[str, ...], *settings: Any, of: list[str]
+    ) -> None:
+        key = workflow.frozen_keys.get(name)
+        if key is None:
+            key = _key(name, fingerprint(*code), settings, [products[source].key for source in of])
         inputs = [output for source in of for output in products[source].outputs]
         # Figures, tables and the report also read curves of runs, which are there once losses.csv is.
         inputs += [] if of else files
-        products[name] = Product(name, [str(out / output) for output in outputs], inputs, key, tuple(of), tuple(files))
+        products[name] = Product(name, [str(out / output) for output in outputs], inputs, key, tuple(of), files)
 
-    runs = [metrics_path(run_id) for run_id in plan.runs]
+    runs = tuple(metrics_path(run_id) for run_id in plan.runs)
     rows = {run_id: [sweeps, plan.names[run_id]] for run_id, sweeps in plan.membership().items()}
-    finished = [metrics_path(run_id) for run_id in plan.finished_models]
-    losses_code = fingerprint("upcycle.laws.tables.losses")
+    finished = tuple(metrics_path(run_id) for run_id in plan.finished_models)
+    losses_code = ("upcycle.laws.tables.losses",)
     add("losses", ["losses.csv"], finished, losses_code, rows, of=[])
     evaluations = {name: evaluation.model_dump() for name, evaluation in study.evaluations.items()}
     if evaluations:
-        files = [path for pairs in workflow.evaluations().values() for _, path in pairs]
+        files = tuple(path for pairs in workflow.evaluations.values() for _, path in pairs)
         add("evaluations", ["evaluations.csv"], files, losses_code, evaluations, files, of=[])
-    fit_code = fingerprint("upcycle.laws.fit", "upcycle.laws.forms", "upcycle.laws.tables.losses")
+    fit_code = ("upcycle.laws.fit", "upcycle.laws.forms", "upcycle.laws.tables.losses")
     for name, fit in study.fits.items():
-        add(f"fits/{name}", [f"fits/{name}.json"], [], fit_code, fit.model_dump(), of=["losses"])
+        add(f"fits/{name}", [f"fits/{name}.json"], (), fit_code, fit.model_dump(), of=["losses"])
     fits = [name for name in products if name.startswith("fits/")]
     for folder, suffixes in (("figures", (".svg", ".pdf")), ("tables", (".csv", ".md"))):
         for name, options in getattr(study, folder).items():
             outputs = [f"{folder}/{name}{suffix}" for suffix in suffixes]
-            code = fingerprint(f"{items[name].module}:{items[name].function}", "upcycle.paper.draw")
+            code: tuple[str, ...] = (f"{items[name].module}:{items[name].function}", "upcycle.paper.draw")
             of_study = items[name].of_study
             # What is the same for every study is the audit; its sources are not code alone.
             settings = [options] if of_study else [options, audit_digests()]
             reads = ["losses", *fits] if of_study else []
-            add(f"{folder}/{name}", outputs, runs if of_study else [], code, *settings, of=reads)
+            add(f"{folder}/{name}", outputs, runs if of_study else (), code, *settings, of=reads)
     sources = list(products)
     captions = {name: [items[name].title, items[name].caption] for name in (*study.figures, *study.tables)}
-    if any(sweep.kind == "upcycled" for sweep in study.sweeps.values()):
+    if workflow.has_report:
         templates = PACKAGE_ROOT / "report"
         page = [sha256_file(path) for path in sorted([*templates.glob("*.j2"), *templates.glob("*.css")])]
-        code = fingerprint("upcycle.report.page")
+        code = ("upcycle.report.page",)
         add("report", ["report.html", "summary.txt"], runs, code, page, captions, study.title, of=sources)
     return products
 

@@ -11,7 +11,8 @@ from typing import Any
 from upcycle.errors import UserError
 from upcycle.files import write_atomic
 from upcycle.study.check import DEFAULT, check_names, find_study, override_execution
-from upcycle.study.plan import build_plan, freeze, thaw
+from upcycle.study.frozen import FrozenPlan, freeze, thaw
+from upcycle.study.plan import build_plan
 from upcycle.study.spec import canonical_json
 from upcycle.train.processes.forkserver import FORK_VARIABLE
 from upcycle.workflow.dag import Workflow
@@ -42,28 +43,28 @@ def read_workflow(name: str | None, root: Path, node: Node | None = None, **sett
     """
     frozen = os.environ.get(PLAN_VARIABLE)
     if frozen:
-        study, plan = thaw(Path(frozen))
+        thawed = thaw(Path(frozen))
+        study = thawed.study
         if name not in (None, study.study):
             raise UserError(
                 f"study `{name}` asked for within an invocation of study `{study.study}` ({PLAN_VARIABLE}={frozen}); "
                 f"unset {PLAN_VARIABLE} to leave that invocation"
             )
-    else:
-        study = find_study(DEFAULT if name is None else name, root)
-        check_names(study)
-        execution = override_execution(study.execution, settings)
-        if node is not None:
-            longest = min(execution.max_segment_hours or node.segment_hours, node.segment_hours)
-            execution = execution.model_copy(update={"max_segment_hours": longest})
-        study = study.model_copy(update={"execution": execution})
-        plan = build_plan(study, RESULTS)
-    return Workflow(study, plan, output_folder(study.study), node)
+        return Workflow(study, thawed.plan, output_folder(study.study), node, thawed.keys)
+    study = find_study(DEFAULT if name is None else name, root)
+    check_names(study)
+    execution = override_execution(study.execution, settings)
+    if node is not None:
+        longest = min(execution.max_segment_hours or node.segment_hours, node.segment_hours)
+        execution = execution.model_copy(update={"max_segment_hours": longest})
+    study = study.model_copy(update={"execution": execution})
+    return Workflow(study, build_plan(study, RESULTS), output_folder(study.study), node)
 
 
 def open_workflow(config: dict[str, Any], root: Path, cores: int, *, dry: bool) -> Workflow:
     """`read_workflow` for the Snakefile: the invocation that the user started freezes its plan and dates key files.
 
-    Unless it is a dry run, it also removes what a killed one has locked.
+    It also removes what a killed one has locked. A dry run does none of this: it starts no job and writes nothing.
     """
     # Rules call `upcycle`: this interpreter's own, whether or not its environment is activated.
     tools = str(Path(sys.executable).parent)
@@ -74,33 +75,39 @@ def open_workflow(config: dict[str, Any], root: Path, cores: int, *, dry: bool) 
     workflow = read_workflow(name, root, node, **settings)
     if outermost:
         check_texts(workflow)
-        os.environ[PLAN_VARIABLE] = str(freeze(workflow.study, workflow.plan, RESULTS).resolve())
+        check_unaltered(workflow)
+    if outermost and not dry:
+        keys = {name: product.key for name, product in workflow.products.items()}
+        frozen = FrozenPlan(workflow.study, workflow.plan, keys)
+        os.environ[PLAN_VARIABLE] = str(freeze(frozen, RESULTS).resolve())
         if workflow.study.execution.fork_server:
             os.environ[FORK_VARIABLE] = "1"
         for variable, value in JOB_ENVIRONMENT.items():
             os.environ.setdefault(variable, value)
         os.environ[STARTED_VARIABLE] = repr(time.time())
         os.environ[CORES_VARIABLE] = str(cores)
-        if not dry and take_share(root):
+        if take_share(root):
             print("The last invocation here was killed; its lock is removed.", file=sys.stderr)
         settle(workflow)
     return workflow
 
 
-def settle(workflow: Workflow) -> None:
-    """Set the date of each product's key file: old while the product is fresh, else now.
-
-    Raises UserError naming a losses.csv, evaluations.csv or fit that was altered by hand.
-    """
+def check_unaltered(workflow: Workflow) -> None:
+    """Raise UserError naming a losses.csv, evaluations.csv or fit that was altered by hand."""
     for product in workflow.products.values():
         if product.name.partition("/")[0] in ("losses", "evaluations", "fits"):
             workflow.check_unaltered(product)
+
+
+def settle(workflow: Workflow) -> None:
+    """Set the date of each product's key file: old while the product is fresh, else now."""
+    for product in workflow.products.values():
         path = Path(workflow.keys(product.name))
         # Its text changes too: Snakemake takes a newer date for nothing where a small file's checksum is the same.
         text = canonical_json({"key": product.key, "read": workflow.content_read(product)})
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             write_atomic(path, text)
-        os.utime(path, None if workflow.is_stale(product) else (OLD, OLD))
+        os.utime(path, None if product.name in workflow.stale else (OLD, OLD))
     for evaluation in map(Path, workflow.stale_evaluations):
         if evaluation.exists():
             os.utime(evaluation, (OLD, OLD))  # older than the weights and tokens that are there now

@@ -29,7 +29,7 @@ def tokenize_job(workflow: Workflow, name: str) -> None:
     """
     from upcycle.data.tokens import tokenize_corpus
 
-    sets = workflow.token_sets()
+    sets = workflow.token_sets
     if name not in sets:
         raise UserError(f"the study reads no token set `{name}`; {nearest(name, sets)}")
     data, lender = sets[name].data, sets[name].borrowed_from
@@ -52,8 +52,7 @@ def tokenize_job(workflow: Workflow, name: str) -> None:
 
 
 def _planned(workflow: Workflow, run_id: str) -> RunSpec:
-    if run_id not in workflow.plan.runs:
-        raise UserError(f"study `{workflow.plan.study}` plans no run `{run_id}`; {nearest(run_id, workflow.plan.runs)}")
+    workflow.check_planned(run_id)
     return workflow.plan.runs[run_id]
 
 

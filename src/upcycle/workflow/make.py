@@ -83,7 +83,7 @@ def make_losses(workflow: Workflow, out: Path) -> None:
 def make_evaluations(workflow: Workflow, out: Path) -> None:
     """evaluations.csv: one row a finished model and text."""
     lines = ["id,evaluation,loss,loss_se,heldout_tokens"]
-    for name, pairs in workflow.evaluations().items():
+    for name, pairs in workflow.evaluations.items():
         for run_id, path in pairs:
             if path in workflow.stale_evaluations:
                 raise UserError(

@@ -14,24 +14,24 @@ from upcycle.data.local import check_files
 from upcycle.data.vocabulary import check_tokenizer, check_vocab_size
 from upcycle.errors import UserError
 from upcycle.manifest import WEIGHTS, read_manifest
-from upcycle.study.recorded import has_begun, is_finished
+from upcycle.study.recorded import has_begun
 from upcycle.study.retention import files_read
 from upcycle.workflow.dag import TokenRecipe, Workflow
-from upcycle.workflow.paths import RESULTS, evaluation_tokens_id, tokens_path
+from upcycle.workflow.paths import RESULTS, evaluation_tokens_id, metrics_path, on_disk, tokens_path
 from upcycle.workflow.pruning import check_kept_for, check_start
 from upcycle.workflow.texts import local_files
 
 
 def check_needs(workflow: Workflow) -> None:
     """Raise `UserError` for the first thing missing that unfinished work needs, with a count of the others."""
-    sets = workflow.token_sets()
+    sets = workflow.token_sets
     checks: list[Callable[[], None]] = [
         partial(check_source, workflow, sets[name]) for name in tokens_to_make(workflow)
     ]
     checks += [partial(check_parent, workflow, run_id) for run_id in workflow.plan.runs]
     checks += [
         partial(check_evaluated, workflow, run_id, name)
-        for name, pairs in workflow.evaluations().items()
+        for name, pairs in workflow.evaluations.items()
         for run_id, path in pairs
         if path in workflow.stale_evaluations
     ]
@@ -49,8 +49,9 @@ def check_needs(workflow: Workflow) -> None:
 def tokens_to_make(workflow: Workflow) -> list[str]:
     """Missing token sets that an unfinished run or evaluation reads."""
     runs, evaluations = workflow.plan.runs, workflow.study.evaluations
-    needed = {run.data.tokens_id: None for run_id, run in runs.items() if not is_finished(RESULTS / "runs" / run_id)}
-    for name, pairs in workflow.evaluations().items():
+    unfinished = [run for run_id, run in runs.items() if not on_disk(metrics_path(run_id))]
+    needed = {run.data.tokens_id: None for run in unfinished}
+    for name, pairs in workflow.evaluations.items():
         for run_id, path in pairs:
             if path in workflow.stale_evaluations:
                 run = runs[run_id]
@@ -78,10 +79,10 @@ def check_source(workflow: Workflow, recipe: TokenRecipe) -> None:
 def check_parent(workflow: Workflow, run_id: str) -> None:
     """Raise `UserError` naming the file if a run that has not begun cannot start from its finished parent."""
     run = workflow.plan.runs[run_id]
-    parent = RESULTS / "runs" / str(run.parent)
-    if run.parent is None or has_begun(RESULTS / "runs" / run_id) or not is_finished(parent):
+    if run.parent is None or not on_disk(metrics_path(run.parent)) or has_begun(RESULTS / "runs" / run_id):
         return
     check_start(workflow.plan, run)
+    parent = RESULTS / "runs" / run.parent
     files = read_manifest(parent)["files"]
     for name in files_read(run):
         path = parent / name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,9 +12,14 @@ from upcycle.study.study import EvaluationConfig
 RESULTS = Path("results")
 
 
+def on_disk(path: str) -> bool:
+    """Whether a file is there."""
+    return os.path.exists(path)  # noqa: PTH110 - asked of every file of a study, and a Path costs ten times as much
+
+
 def metrics_path(run_id: str) -> str:
     """The file whose presence means that a run is finished."""
-    return str(RESULTS / "runs" / run_id / "metrics.json")
+    return f"{RESULTS}/runs/{run_id}/metrics.json"
 
 
 def tokens_path(tokens_id: str) -> str:

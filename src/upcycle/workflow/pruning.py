@@ -80,7 +80,7 @@ class Retention:
     def readers(self) -> dict[str, list[str]]:
         """Files whose presence means that work which reads a run is finished: metrics of children, evaluations."""
         readers = {run_id: list(map(metrics_path, ids)) for run_id, ids in children_of(self.workflow.plan).items()}
-        for pairs in self.workflow.evaluations().values():
+        for pairs in self.workflow.evaluations.values():
             for run_id, path in pairs:
                 readers.setdefault(run_id, []).append(path)
         return readers

@@ -89,7 +89,7 @@ def slurm_jobs(folder: Path) -> list[SlurmJob]:
 
 def study_jobs(workflow: Workflow, jobs: list[SlurmJob]) -> list[SlurmJob]:
     """Those that make something of this study: a run or a token set that it names, or a product of its own."""
-    runs, tokens = tuple(workflow.plan.runs), workflow.token_sets()  # an id, with its digest, begins no other
+    runs, tokens = tuple(workflow.plan.runs), workflow.token_sets  # an id, with its digest, begins no other
     return [
         job
         for job in jobs

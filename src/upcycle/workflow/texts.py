@@ -35,7 +35,7 @@ def check_texts(workflow: Workflow) -> None:
 
     Token sets that are still to be made are skipped: `needs` checks their files.
     """
-    for name, recipe in workflow.token_sets().items():
+    for name, recipe in workflow.token_sets.items():
         local = workflow.study.datasets.get(recipe.data.dataset)
         folder = RESULTS / "tokens" / name
         if local is None or not (folder / MANIFEST).exists():

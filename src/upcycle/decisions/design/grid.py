@@ -147,7 +147,7 @@ def from_study(study: StudyConfig, plan: Plan, name: str) -> PlannedSweep:
         if not study.sweeps[sweep].set and study.sweeps[sweep].schedule in (None, ["wsd"])
         for run_id in ids
     ]
-    parents = [plan.runs[run.dense_parent] for run in runs if run.dense_parent in plan.runs]
+    parents = [plan.runs[run.dense_parent] for run in runs if run.dense_parent and run.dense_parent in plan.runs]
     up = {
         "D1": np.array([float(run.dense_tokens) for run in runs]),
         "D2": np.array([float(run.tokens) for run in runs]),

@@ -19,6 +19,8 @@ from ctypes import c_float, c_long, c_void_p
 from pathlib import Path
 from typing import Any
 
+from upcycle.files import cache_folder
+
 log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).parent
@@ -60,7 +62,7 @@ def library() -> ctypes.CDLL:
     """
     compiler = _compiler()
     try:
-        path = _folder() / f"kernels-{key()}.so"
+        path = cache_folder() / f"kernels-{key()}.so"
         path.parent.mkdir(parents=True, exist_ok=True)
         with (path.parent / "compile.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # concurrent jobs wait for the one that compiles
@@ -96,14 +98,6 @@ def _compiler() -> str:
     if compiler is None:
         raise CannotBuildError(f"no C compiler ({', '.join(COMPILERS)}) on this machine; Debian: apt-get install gcc")
     return compiler
-
-
-def _folder() -> Path:
-    """Where compiled libraries are kept: the user's cache."""
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "upcycle"
-    except RuntimeError as error:  # no HOME, and a user whom the system does not know
-        raise OSError(str(error)) from None
 
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
