@@ -135,5 +135,8 @@ def recovery_text(found: list[Recovery]) -> str:
         lines.append(
             f"  {each.fit:{width}}  {each.parameter:7} [{low:.6g}, {high:.6g}] {says} the law's {each.constant:.6g}"
         )
-    lines.append(f"{sum(each.holds for each in found)} of {len(found)} intervals hold the law's constant.")
+    lines.append(
+        f"{sum(each.holds for each in found)} of {len(found)} intervals hold the law's constant. "
+        "One in twenty misses by chance; parameters of one fit miss together."
+    )
     return "\n".join(lines) + "\n"
