@@ -191,7 +191,7 @@ def test_a_study_is_rehearsed_from_the_command_to_the_report(tmp_path):
     shutil.copytree(folder / "runs" / trunk.name, checkout.root / "results" / "runs" / trunk.name)
     spec = json.loads((trunk / "spec.json").read_text())
     child = next(run for run in runs if json.loads((run / "spec.json").read_text())["parent"] == spec["id"])
-    stopped = checkout.run("--config", "study=small", f"results/runs/{child.name}/metrics.json", "-n", check=False)
+    stopped = checkout.run(f"results/runs/{child.name}/metrics.json", "-n", "--config", "study=small", check=False)
     assert stopped.returncode == 2
     assert f"results/runs/{trunk.name}: its loss is simulated" in stopped.stderr
 
