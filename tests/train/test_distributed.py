@@ -79,6 +79,7 @@ GRADIENTS: dict[int, dict[str, tuple[str, dict[str, Any]]]] = {
         "rough": ("rough", {}),
         "rough_moe": ("rough_moe", {}),
         "dense_whole": ("dense", {"micro_batch": 2, "exchange": "update"}),
+        "dense_compiled": ("dense", {"micro_batch": 2, "exchange": "update", "compile": True}),
         "moe_tensor_whole": ("moe", {"tensor_parallel": 2, "micro_batch": 2, "exchange": "update"}),
         "rough_moe_whole": ("rough_moe", {"micro_batch": 2, "exchange": "update"}),
     },

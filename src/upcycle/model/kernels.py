@@ -127,6 +127,8 @@ def choose_kernels(
         chosen[op] = kernel
     if described["cross_entropy"] == "chunked":
         chosen["token_cross_entropy"] = torch_kernels.chunked_token_cross_entropy
+        if compile:
+            chosen["cross_entropy"] = torch_kernels.compiled_chunked_cross_entropy
     native = _whole_layers(wanted, model, {**fit, "compile": compile})
     described |= {"router": "torch", "layers": "composed"}
     if native:  # whole layers compute every op of a training step

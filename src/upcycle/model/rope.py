@@ -11,13 +11,17 @@ import torch
 from torch import Tensor
 
 
-@functools.lru_cache(maxsize=8)
 def rope_tables(positions: int, head_dim: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
     """Cosines and signed sines of the rotary angles, each (S, 1, C) in float32, the same for every head.
 
     Pair i of C/2 turns by position * base^(-2i/C). The two halves of a head pair up (as in Llama), so
     columns i and i + C/2 share an angle; the first half's sines are negated, as `rotate` wants them.
     """
+    return _tables(positions, head_dim, base, device)
+
+
+@functools.lru_cache(maxsize=8)
+def _tables(positions: int, head_dim: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
     frequencies = base ** -(torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
     angles = torch.outer(torch.arange(positions, device=device, dtype=torch.float32), frequencies).unsqueeze(1)
     cos, sin = angles.cos(), angles.sin()

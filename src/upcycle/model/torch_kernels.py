@@ -6,6 +6,8 @@ N slots (tokens x top_k) sorted by expert, T tokens, V vocabulary.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,7 +16,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 CHUNK_ELEMENTS = 1 << 23
-"""Logits that the chunked cross-entropy holds at a time: 32 MB in float32, 262 tokens of a vocabulary of 32,000."""
+"""Logits that the chunked cross-entropy holds at a time on a CPU: 32 MB in float32, 262 tokens of 32,000 pieces."""
+CUDA_CHUNK = 8192
+"""Tokens at a time on CUDA, where a smaller product of 32,000 columns would leave the device idle."""
 
 # --- attention: q, k, v (B, H, S, C) -> (B, H, S, C), causal, scores over sqrt(C)
 
@@ -88,8 +92,31 @@ def cross_entropy(hidden_BSD: Tensor, head_VD: Tensor, targets_BS: Tensor) -> Te
     return F.cross_entropy(F.linear(hidden_BSD, head_VD).float().flatten(0, -2), targets_BS.flatten())
 
 
-def _chunk(vocab_size: int) -> int:
-    return max(CHUNK_ELEMENTS // vocab_size, 1)
+def _chunk(head_VD: Tensor) -> int:
+    """Tokens at a time."""
+    return CUDA_CHUNK if head_VD.is_cuda else max(CHUNK_ELEMENTS // len(head_VD), 1)
+
+
+def _loss_and_gradient(logits_TV: Tensor, targets_T: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of a chunk's cross-entropies, and its gradient with respect to the logits, in their dtype."""
+    log_probs_TV = logits_TV.float().log_softmax(-1)
+    loss = -log_probs_TV.gather(1, targets_T[:, None]).sum()
+    gradient_TV = log_probs_TV.exp_()
+    gradient_TV.scatter_add_(1, targets_T[:, None], gradient_TV.new_full((len(targets_T), 1), -1.0))
+    return loss, gradient_TV.to(logits_TV.dtype)
+
+
+@functools.cache
+def _fused_loss_and_gradient() -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """The same compiled, written so that one kernel reads the logits and writes their gradient."""
+
+    def fused(logits_TV: Tensor, targets_T: Tensor) -> tuple[Tensor, Tensor]:
+        log_probs_TV = logits_TV.float().log_softmax(-1)
+        hit_TV = torch.arange(logits_TV.shape[1], device=logits_TV.device) == targets_T[:, None]
+        loss = -torch.where(hit_TV, log_probs_TV, 0.0).sum()
+        return loss, (log_probs_TV.exp() - hit_TV.float()).to(logits_TV.dtype)
+
+    return torch.compile(fused, dynamic=False)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -101,7 +128,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden_TD: Tensor, head_VD: Tensor, targets_T: Tensor, dtype: torch.dtype) -> Tensor:
+    def forward(
+        ctx: Any, hidden_TD: Tensor, head_VD: Tensor, targets_T: Tensor, dtype: torch.dtype, compiled: bool
+    ) -> Tensor:
+        loss_and_gradient = _fused_loss_and_gradient() if compiled else _loss_and_gradient
         with torch.autocast(hidden_TD.device.type, enabled=False):
             head = head_VD.to(dtype)
             d_hidden = torch.empty_like(hidden_TD) if ctx.needs_input_grad[0] else None
@@ -109,13 +139,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             losses = []
             start = 0
             for x_TD, targets in zip(
-                hidden_TD.to(dtype).split(_chunk(len(head))), targets_T.split(_chunk(len(head))), strict=True
+                hidden_TD.to(dtype).split(_chunk(head)), targets_T.split(_chunk(head)), strict=True
             ):
-                log_probs_TV = F.linear(x_TD, head).float().log_softmax(-1)
-                losses.append(-log_probs_TV.gather(1, targets[:, None]).sum())
-                d_logits_TV = log_probs_TV.exp_()
-                d_logits_TV.scatter_add_(1, targets[:, None], d_logits_TV.new_full((len(targets), 1), -1.0))
-                d_logits = d_logits_TV.to(dtype)
+                loss, d_logits = loss_and_gradient(F.linear(x_TD, head), targets)
+                losses.append(loss)
                 if d_hidden is not None:
                     d_hidden[start : start + len(targets)] = d_logits @ head
                 if d_head is not None:
@@ -125,9 +152,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return torch.stack(losses).sum()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         d_hidden, d_head = ctx.saved_tensors
-        return _scaled(d_hidden, grad), _scaled(d_head, grad), None, None
+        return _scaled(d_hidden, grad), _scaled(d_head, grad), None, None, None
 
 
 def _scaled(gradient: Tensor | None, factor: Tensor) -> Tensor | None:
@@ -139,16 +166,18 @@ def _product_dtype(hidden: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
 
 
-def chunked_cross_entropy(hidden_BSD: Tensor, head_VD: Tensor, targets_BS: Tensor) -> Tensor:
+def chunked_cross_entropy(hidden_BSD: Tensor, head_VD: Tensor, targets_BS: Tensor, *, compiled: bool = False) -> Tensor:
     """Mean cross-entropy over all tokens, a scalar, without holding all logits; differentiable once."""
-    total = _ChunkedCrossEntropy.apply(
-        hidden_BSD.flatten(0, -2), head_VD, targets_BS.flatten(), _product_dtype(hidden_BSD)
-    )
+    dtype = _product_dtype(hidden_BSD)
+    total = _ChunkedCrossEntropy.apply(hidden_BSD.flatten(0, -2), head_VD, targets_BS.flatten(), dtype, compiled)
     return total / targets_BS.numel()
+
+
+compiled_chunked_cross_entropy = functools.partial(chunked_cross_entropy, compiled=True)
 
 
 def chunked_token_cross_entropy(hidden_BSD: Tensor, head_VD: Tensor, targets_BS: Tensor) -> Tensor:
     """Cross-entropy of every token, (B, S), a chunk at a time; saves memory where no gradient is wanted."""
-    rows = _chunk(len(head_VD))
+    rows = _chunk(head_VD)
     chunks = zip(hidden_BSD.flatten(0, -2).split(rows), targets_BS.flatten().split(rows), strict=True)
     return torch.cat([token_cross_entropy(x_TD, head_VD, targets) for x_TD, targets in chunks]).view_as(targets_BS)

@@ -57,8 +57,9 @@ from upcycle.study.kernel_fit import fitting, named_kernels, why_not, why_not_na
 from upcycle.study.spec import RunSpec
 
 FLOAT, INT64 = 4, 8
-CHUNK_BYTES = 1 << 25
-"""Logits that the chunked cross-entropy holds at a time, in float32 (model/torch_kernels.py)."""
+CHUNK_BYTES, CUDA_CHUNK_TOKENS = 1 << 25, 8192
+"""Logits that the chunked cross-entropy holds at a time, in float32: bytes on a CPU, tokens on CUDA
+(model/torch_kernels.py)."""
 LOGITS, STREAM, UNIT_WEIGHTS, CHUNK_ROWS, ATTENTION_ROWS = 1 << 20, 393216, 16384, 96, 256
 """Of the C kernels: numbers of logits and of rows at a time, weights of a block of units, rows at a time
 (model/native/loss.h, mlp.h, attention.h)."""
@@ -292,12 +293,14 @@ def _loss_kept(job: _Job) -> float:
 
 
 def _logits(job: _Job, tokens: float) -> float:
-    """Two matrices of logits, or of a chunk of them and the chunk before; native ones are in `_scratch`."""
+    """Two matrices of logits, or three of a chunk of them and the chunk before; native ones are in `_scratch`."""
     if job.native:
         return 0.0
     whole = FLOAT * job.run.model.vocab_size * tokens
-    if job.execution.cross_entropy == "chunked" and whole > CHUNK_BYTES:
-        return 3.0 * CHUNK_BYTES
+    on_cuda = job.execution.device == "cuda"
+    chunk = float(FLOAT * job.run.model.vocab_size * CUDA_CHUNK_TOKENS if on_cuda else CHUNK_BYTES)
+    if job.execution.cross_entropy == "chunked" and whole > chunk:
+        return 3 * chunk
     return 2 * whole
 
 

@@ -22,6 +22,11 @@ FREE = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"
 """Operations of which no kernel comes."""
 HOST_WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "unique_consecutive", "_unique2", "equal")
 """Operations whose result, or its shape, the host must know."""
+BY_INDEX: dict[str, Callable[[Any, Any], float]] = {
+    **dict.fromkeys(("gather", "index_select", "embedding"), lambda _, output: _bytes(output)),
+    **dict.fromkeys(("scatter_", "scatter_add_"), lambda args, _: _bytes(args[2])),
+}
+"""Operations that touch a part of a tensor, with the bytes of that part."""
 READS = (Tensor.tolist, Tensor.item, Tensor.numpy, Tensor.cpu, Tensor.__bool__, Tensor.__float__, Tensor.__int__)
 
 
@@ -34,6 +39,8 @@ class Operation:
     writes: dict[int, float]
     flops: float = 0.0
     collective: bool = False
+    half: bool = False
+    """Whether its first tensor has two bytes a number."""
     region: str = ""
 
     @property
@@ -58,7 +65,7 @@ class Trace(TorchDispatchMode):
         kwargs = kwargs or {}
         output = func(*args, **kwargs)
         name = func._schema.name.split("::")[1]
-        if name not in FREE and func.namespace in ("aten", "c10d", "_c10d_functional"):
+        if name not in FREE and func.namespace in ("aten", "c10d", "_c10d_functional", "fsdp"):
             self._record(name, func, self._touched([args, kwargs]), self._touched(output), args, output)
         return output
 
@@ -74,7 +81,7 @@ class Trace(TorchDispatchMode):
     def _record(
         self, name: str, func: Any, reads: dict[int, float], writes: dict[int, float], args: Any, output: Any
     ) -> None:
-        if func.namespace != "aten":
+        if "c10d" in func.namespace:
             if name.removesuffix("_") not in ("wait_tensor", "barrier"):
                 # Of a gather and a sum the whole tensor; its parts are views of the same memory.
                 whole = max(_bytes(tensor) for tensor in tree_leaves(args) if isinstance(tensor, Tensor))
@@ -84,7 +91,15 @@ class Trace(TorchDispatchMode):
             return  # a view
         if func._schema.is_mutable and not writes:  # e.g. a fused optimizer: what it is given, it changes
             writes = reads
-        self.operations.append(Operation(name, reads, writes, flops_of(name, args, output), region=self.region))
+        if name.startswith(("new_", "zeros", "ones", "full")):
+            reads = {}  # a shape and a type are all that is taken
+        if name in BY_INDEX:  # as many numbers as there are indices, of what may be much larger
+            most = BY_INDEX[name](args, output)
+            reads, writes = ({key: min(size, most) for key, size in each.items()} for each in (reads, writes))
+        half = any(isinstance(value, Tensor) and value.element_size() == 2 for value in args[:1])
+        self.operations.append(
+            Operation(name, reads, writes, flops_of(name, args, output), half=half, region=self.region)
+        )
 
     def kernel(self, name: str, reads: list[Tensor], writes: list[Tensor]) -> None:
         """Record a kernel that a GPU has and torch composes here."""

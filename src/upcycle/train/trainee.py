@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from upcycle.data.batches import batch
 from upcycle.data.tokens import TokenSet
 from upcycle.model.kernels import Kernels
+from upcycle.model.rope import rope_tables
 from upcycle.model.transformer import Transformer
 from upcycle.study.execution import Execution
 from upcycle.study.spec import MoESpec, RunSpec
@@ -91,6 +92,9 @@ def use_execution(model: Transformer, execution: Execution) -> None:
     """Recompute or compile blocks, as asked for; changes rounding and speed only."""
     model.recompute = execution.activation_checkpointing == "block"
     if execution.compile:
+        # Else a compiled block computes the angles of every token and head again. (A decorator would import the
+        # compiler into every process.)
+        torch.compiler.assume_constant_result(rope_tables)
         for block in model.blocks:
             _compile(block)
 

@@ -8,12 +8,8 @@ from pathlib import Path
 
 from upcycle.study.spec import RunSpec
 from upcycle.study.study import EvaluationConfig
-from upcycle.workflow.rehearsed import rehearsal_now
 
-REHEARSAL = rehearsal_now()
-"""The rehearsal that this process is a part of, or None."""
-RESULTS = REHEARSAL.folder if REHEARSAL else Path("results")
-"""Where runs, tokens and products are; a rehearsal has all of them for itself."""
+RESULTS = Path("results")
 
 
 def on_disk(path: str) -> bool:
@@ -49,4 +45,4 @@ def pruned_path(run_id: str, files: Iterable[str]) -> str:
 
 def output_folder(name: str) -> Path:
     """results/ for the default study, results/<study>/ for any other; runs and tokens are shared."""
-    return RESULTS if name == "default" or REHEARSAL else RESULTS / name
+    return RESULTS if name == "default" else RESULTS / name
