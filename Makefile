@@ -7,7 +7,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup sweep tests test test-quick soak soak-ends lint format lock contract-gpu gpu-smoke clean
+.PHONY: help setup sweep tests test test-quick soak soak-ends lint format lock contract-gpu gpu-smoke gpu-smoke-quick clean
 
 help:
 	@echo "make setup   virtual environment .venv with the upcycle command (2 to 10 minutes; torch is the bulk of it)"
@@ -19,6 +19,7 @@ help:
 	@echo "make lint    linters and types alone"
 	@echo "make contract-gpu   the wrappers of GPU libraries against those libraries' own source (10 MB; needs no GPU)"
 	@echo "make gpu-smoke      on a machine with a GPU: versions, kernels, gpu tests, speed, in one file"
+	@echo "make gpu-smoke-quick   speed alone, in five minutes, with the Python that has torch (PYTHON=...)"
 	@echo "make lock    rewrite requirements.lock from the environment"
 
 # The lock is complete, so nothing is resolved; torch alone brings its own dependencies (a CUDA build has many).
@@ -75,6 +76,11 @@ contract-gpu: setup
 
 gpu-smoke: setup
 	$(BIN)/python benchmarks/gpu_smoke.py
+
+# Any Python with torch and the packages that the engine needs (docs/cluster.md): nothing is installed.
+PYTHON ?= python3
+gpu-smoke-quick:
+	PYTHONPATH=src $(PYTHON) benchmarks/gpu_smoke.py --quick
 
 soak: setup
 	$(BIN)/python tests/support/soak.py --kills 200 --out docs/soak.md

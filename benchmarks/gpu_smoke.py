@@ -1,11 +1,15 @@
 """What a first H100 user runs: does the CUDA path work here, with which kernels, and how fast? **Not run by us.**
 
-    make gpu-smoke        or        python benchmarks/gpu_smoke.py [--output FILE]
+    make gpu-smoke        or        PYTHONPATH=src python benchmarks/gpu_smoke.py --quick [--output FILE]
 
 Writes one file, gpu-smoke-<date>.md: versions, the kernels available and those chosen, every test marked `gpu`,
 times of each attention kernel, and tokens/s, TFLOP/s and MFU of a training step at each size of the paper, dense and
-8x2, on one GPU and random tokens. The file is written anew after each part, so that a crash leaves what was found.
-`--device cpu --tiny` runs the same code on a laptop: it shows that the script works, nothing else.
+8x2, on one GPU and random tokens, as the paper's study executes it. The file is written anew after each part, so that
+a crash leaves what was found.
+
+`--quick` takes five minutes: four sizes and no tests; nothing is begun after that time. It needs no installation but
+torch 2.11 or later, numpy, pydantic, pyyaml, safetensors and tokenizers. `--device cpu --tiny` runs the same code on a
+laptop: it shows that the script works, nothing else.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import collections
 import datetime
 import importlib.metadata
 import logging
+import math
 import platform
 import statistics
 import subprocess
@@ -37,11 +42,23 @@ from upcycle.study.spec import ModelSpec, MoESpec, OptimSpec, RunSpec
 from upcycle.study.study import load_study
 from upcycle.train.device import precision, use_device
 from upcycle.train.optim import build_optimizer, global_norm, gradient_norms, scale_gradients
+from upcycle.train.trainee import use_execution
 from upcycle.train.utilisation import gemm_rate
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("torch", "triton", "flash-attn", "transformer-engine", "nvidia-nccl-cu13")
 TINY = ModelSpec(n_layer=2, d_model=32, n_head=2, vocab_size=64, context=32)
+QUICK = ("15M dense", "1B dense", "15M 8x2", "0.5B 8x2")
+"""Shapes of `--quick`; of the largest mixtures not even the gradients fit one device."""
+QUICK_SECONDS = 300
+OLDEST_TORCH = (2, 11)
+H100 = 989e12
+"""Dense bfloat16 FLOP/s of an H100 SXM by its data sheet, to compare with what others publish."""
+REFERENCES = {
+    False: "1.3B, 8 H100s, context 1,024: 48,910 tokens/s a GPU, 42 % of 989",
+    True: "OLMoE, 1.3B active: 23,600 tokens/s a GPU",
+}
+"""Published rates of H100s, dense models and mixtures, beside ours."""
 STATE_BYTES = 16
 """A parameter's: value, gradient and AdamW's two moments, in float32."""
 
@@ -235,10 +252,12 @@ def run_of(model: ModelSpec, moe: MoESpec | None, sequences: int) -> RunSpec:
     )
 
 
-def training_rate(run: RunSpec, where: str, sequences: int, seconds: float, *, update: bool) -> tuple[float, str, str]:
+def training_rate(run: RunSpec, execution: Execution, seconds: float, *, update: bool) -> tuple[float, str, str]:
     """Seconds a step, peak memory in GB, and the kernels: one micro-batch forward and backward, with `update` clipping
     and AdamW too."""
-    kernels = choose_kernels(run.model, {"layers": "composed"}, device=where, dtype=run.dtype)
+    where, sequences = execution.device, run.optim.batch
+    names = execution.kernels | {"layers": "composed"}
+    kernels = choose_kernels(run.model, names, device=where, dtype=run.dtype, compile=execution.compile)
     with torch.device(where):
         model = Transformer(run.model, run.moe, kernels)
     with torch.no_grad():
@@ -247,6 +266,7 @@ def training_rate(run: RunSpec, where: str, sequences: int, seconds: float, *, u
                 parameter.fill_(1.0)
             else:
                 parameter.normal_(0.0, run.model.weight_std)
+    use_execution(model, execution)
     optimizer = build_optimizer(model, OptimSpec(lr=1e-4, batch=sequences)) if update else None
     ids = torch.randint(0, run.model.vocab_size, (sequences, run.model.context + 1), device=where)
 
@@ -264,44 +284,59 @@ def training_rate(run: RunSpec, where: str, sequences: int, seconds: float, *, u
         torch.cuda.reset_peak_memory_stats()
     taken = seconds_each(step, where, seconds)
     peak = f"{torch.cuda.max_memory_allocated() / 1e9:.1f}" if where == "cuda" else "-"
-    return taken, peak, " ".join(kernels.names[op] for op in ("attention", "experts"))
+    chosen = " ".join(kernels.names[op] for op in ("attention", "experts", "cross_entropy"))
+    return taken, peak, chosen + (" compiled" if execution.compile else "")
 
 
 def training_times(
-    report: Report, shapes: dict[str, tuple[ModelSpec, MoESpec | None]], where: str, sequences: int, seconds: float
+    report: Report,
+    shapes: dict[str, tuple[ModelSpec, MoESpec | None]],
+    executions: Callable[[RunSpec], Execution],
+    seconds: float,
+    *,
+    until: float = math.inf,
 ) -> bool:
     """Tokens a second, TFLOP/s and MFU of a training step on one device, by size; whether every size ran or was too
-    large."""
+    large. `executions`: how a run is executed, its device and micro-batch; no size is begun after the time `until`."""
     ran = True
     report.add(
         "## Training, one device",
         "",
-        f"{sequences} sequences a step, random tokens, bfloat16; model FLOPs of forward and backward "
-        "(counting.flops_per_token) over the rate of a bare bfloat16 product of the MLP's shape. `update` no: AdamW's "
-        "state does not fit one device beside the model, so forward and backward alone.",
+        "One micro-batch a step, random tokens, bfloat16. MFU: model FLOPs of forward and backward "
+        "(counting.flops_per_token) over the rate of a bare bfloat16 product of the MLP's shape; `of 989`: over an "
+        "H100's rate by its data sheet. `update` no: AdamW's state does not fit one device beside the model, so "
+        "forward and backward alone. Published: what others report of H100s, at the size named.",
         "",
     )
+    where = executions(run_of(TINY, None, 8)).device
     memory = torch.cuda.get_device_properties(0).total_memory if where == "cuda" else float("inf")
-    rows: list[tuple[object, ...]] = [
-        ("size", "update", "kernels", "tokens/s", "ms a step", "TFLOP/s", "product TFLOP/s", "MFU", "peak GB")
-    ]
+    head = "size, update, kernels, sequences, tokens/s, ms a step, TFLOP/s, product TFLOP/s, MFU, of 989, peak GB"
+    rows: list[tuple[object, ...]] = [(*head.split(", "), "published")]
     for size, (model, moe) in shapes.items():
+        execution = executions(run_of(model, moe, 8))
+        assert execution.micro_batch is not None
+        sequences = execution.micro_batch
+        torch.compiler.reset()  # else one code's graphs add up over the sizes, to a limit behind which it runs eager
         run = run_of(model, moe, sequences)
+        if time.monotonic() > until:
+            rows.append((size, "-", "not begun: the time is over", *["-"] * 9))
+            continue
         update = STATE_BYTES * count_parameters(model, moe).total < 0.8 * memory
         says = "yes" if update else "no"
         try:
-            taken, peak, kernels = training_rate(run, where, sequences, seconds, update=update)
+            taken, peak, kernels = training_rate(run, execution, seconds, update=update)
         except torch.OutOfMemoryError:
-            rows.append((size, says, "out of memory: fewer --sequences, or several devices (FSDP)", *["-"] * 6))
+            rows.append((size, says, "out of memory: fewer --sequences, or several devices (FSDP)", *["-"] * 9))
         except RuntimeError as error:
             ran = False
-            rows.append((size, says, f"**fails**: {_first_line(error)}", *["-"] * 6))
+            rows.append((size, says, f"**fails**: {_first_line(error)}", *["-"] * 9))
         else:
             tokens = sequences * model.context / taken
             rate = tokens * flops_per_token(model, moe)
             product = gemm_rate(run, Execution(device=where, micro_batch=sequences))
             cells = (f"{tokens:,.0f}", f"{1e3 * taken:.1f}", f"{rate / 1e12:.3g}", f"{product / 1e12:.3g}")
-            rows.append((size, says, kernels, *cells, f"{rate / product:.1%}", peak))
+            shares = (f"{rate / product:.1%}", f"{rate / H100:.1%}")
+            rows.append((size, says, kernels, sequences, *cells, *shares, peak, REFERENCES[moe is not None]))
         if where == "cuda":
             torch.cuda.empty_cache()
     report.table(*rows)
@@ -313,8 +348,10 @@ def options_of(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--tiny", action="store_true", help="one tiny shape in place of the paper's sizes")
-    parser.add_argument("--sequences", type=int, default=8, help="a forward pass; whole balance groups of 8")
-    parser.add_argument("--seconds", type=float, default=5.0, help="a measurement")
+    parser.add_argument("--quick", action="store_true", help="five minutes: four sizes, no tests")
+    parser.add_argument("--eager", action="store_true", help="without torch.compile")
+    parser.add_argument("--sequences", type=int, default=None, help="a forward pass; default: the study's micro_batch")
+    parser.add_argument("--seconds", type=float, default=None, help="a measurement; default 5, of --quick 2")
     parser.add_argument("--tests", default="tests", help="what pytest -m gpu runs")
     parser.add_argument("--output", type=Path, default=None)
     return parser.parse_args(arguments)
@@ -323,7 +360,11 @@ def options_of(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Measure and write; 1 if a test or a measurement failed, 2 without the device."""
     options = options_of(arguments)
-    where = options.device
+    where, seconds = options.device, options.seconds or (2.0 if options.quick else 5.0)
+    until = time.monotonic() + QUICK_SECONDS if options.quick else math.inf
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < OLDEST_TORCH:
+        print(f"gpu-smoke needs torch 2.11 or later; this is {torch.__version__}", file=sys.stderr)
+        return 2
     try:
         use_device(Execution(device=where))
     except UserError:
@@ -344,13 +385,26 @@ def main(arguments: list[str] | None = None) -> int:
         f"{name} dense": (model, None) for name, model in models.items()
     }
     shapes |= {f"{name} 8x2": (model, study.moes["8x2"]) for name, model in models.items()}
+    if options.quick and not options.tiny:
+        shapes = {name: shapes[name] for name in QUICK}
+        models = {name: models[name] for name in dict.fromkeys(shape.split()[0] for shape in QUICK)}
+
+    def execution_of(run: RunSpec) -> Execution:
+        """The study's settings of this model, on one device."""
+        found = study.execution_of(run)
+        changes = {"device": where, "devices": 1, "nodes": 1, "tensor_parallel": 1, "exchange": "micro_batch"}
+        changes["micro_batch"] = options.sequences or found.micro_batch or 8
+        return found.model_copy(update=changes | ({"compile": False} if options.eager else {}))
+
     versions(report, where)
     for model in models.values():
         assert not why_not("experts", "grouped_mm", model, device=where, dtype="bfloat16")
     available_kernels(report, next(iter(models.values())), where)
-    sound = run_tests(report, options.tests, options.device)
-    sound &= attention_times(report, models, where, options.sequences, options.seconds)
-    sound &= training_times(report, shapes, where, options.sequences, options.seconds)
+    if options.quick:
+        report.add("No test was run: that is what the whole `make gpu-smoke` is for.", "")
+    sound = options.quick or run_tests(report, options.tests, options.device)
+    sound &= training_times(report, shapes, execution_of, seconds, until=until)
+    sound &= attention_times(report, models, where, options.sequences or 8, seconds / 2 if options.quick else seconds)
     report.add("Nothing that ran failed." if sound else "**Something failed: see above.**")
     print(f"\nwritten: {path}")
     return 0 if sound else 1

@@ -1,5 +1,6 @@
-"""One coherent world of simulated losses: the paper's laws where it prints them."""
+"""`upcycle simulate`: one coherent world of losses, and everything made of them marked as simulated."""
 
+import json
 import math
 from pathlib import Path
 
@@ -7,7 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import simulated_study
+import yaml
 
+from upcycle.cli import main
 from upcycle.decisions.simulated import MIXTURE_EXPONENTS, TOKENS, paper_world, simulate_losses, sparsity
 from upcycle.errors import UserError
 from upcycle.laws.tables.losses import read_losses
@@ -15,7 +18,7 @@ from upcycle.paper.tables_joint import table_2
 from upcycle.study.columns import COLUMNS, MEASURED
 from upcycle.study.plan import build_plan
 from upcycle.study.study import load_study
-from upcycle.workflow.rehearsal import planned_losses
+from upcycle.workflow.simulate import planned_losses, simulate_study
 
 ROOT = Path(__file__).parents[2]
 D0 = 2_306_867_200.0
@@ -165,9 +168,59 @@ def test_without_noise_the_fits_find_table_2(tmp_path):
         assert {name: table.loc[row, name] for name in values} == pytest.approx(values, rel=1e-3), row
 
 
+@pytest.mark.slow
+def test_everything_made_of_simulated_losses_says_so(tmp_path, world):
+    flow = simulated_study.workflow(
+        tmp_path / "simulated",
+        fits={"joint": simulated_study.STUDY["fits"]["joint"]},
+        figures={"figure3": {"model": "0.1B"}, "figure14": {}},
+        tables={"table3": {}, "audit": {}},
+    )
+    simulate_study(flow, world, noise=0.001, seed=7)
+    assert (read_losses(flow.out / "losses.csv")["simulated"] == 1).all()
+    assert json.loads((flow.out / "fits" / "joint.json").read_text())["simulated"] is True
+    assert (flow.out / "tables" / "table3.md").read_text().startswith("SIMULATED LOSSES. Table 3.")
+    assert (flow.out / "tables" / "table3.csv").read_text().startswith("SIMULATED LOSSES: model,")
+    assert "SIMULATED" not in (flow.out / "tables" / "audit.md").read_text()  # it holds the paper's numbers alone
+    assert (flow.out / "tables" / "audit.csv").read_text().startswith("where,printed,")
+    assert sorted(path.name for path in (flow.out / "figures").iterdir()) == ["figure14.pdf", "figure14.svg"]
+    readme = (flow.out / "README.md").read_text()
+    assert readme.startswith("# SIMULATED LOSSES")
+    assert "upcycle simulate --study small-paper --noise 0.001 --seed 7\n" in readme
+    assert "figure3 is not drawn" in readme
+    for statement in world.statements():
+        assert statement in readme
+
+
 def test_the_statements_hold_every_constant(world):
     text = " ".join(world.statements())
     for values in (world.dense, world.moe, world.joint, world.configuration, *world.mixtures.values()):
         for name, value in values.items():
             assert f"{name} = {value:.6g}" in text
     assert text.count("Ours: ") == 1 + len(world.mixtures)
+
+
+@pytest.fixture
+def study_file(tmp_path, monkeypatch):
+    """A study file in a folder of its own, from which the command is called."""
+    content = {**simulated_study.STUDY, "study": "small", "fits": {"dense": {"law": "chinchilla", "sweep": "dense"}}}
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "small.yaml").write_text(yaml.safe_dump(content))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_the_command_writes_a_folder_of_its_own_and_the_same_bytes_each_time(study_file):
+    folder = study_file / "results" / "simulated" / "small"
+    assert main(["simulate", "--study", "small", "--noise", "0.002"]) == 0
+    first = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert {path.name for path in first} == {"losses.csv", "dense.json", "README.md"}
+    assert main(["simulate", "--study", "small", "--noise", "0.002", "--out", "again"]) == 0
+    for path, content in first.items():
+        assert (study_file / "again" / path.relative_to(folder)).read_bytes() == content
+
+
+def test_the_command_refuses_a_noise_that_is_no_number(study_file, capsys):
+    assert main(["simulate", "--study", "small", "--noise", "loud"]) == 2
+    assert "--noise loud is not a number: give a standard deviation in nats" in capsys.readouterr().err
