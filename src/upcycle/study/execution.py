@@ -63,7 +63,7 @@ class Execution(Frozen):
     cross_entropy: Literal["auto", "plain", "chunked"] = "auto"
     """`chunked` computes the loss of some positions at a time, which takes less memory than `plain`."""
     compile: bool = False
-    """torch.compile every block; worth its half minute on long runs only."""
+    """torch.compile every block, and the loss if it is chunked; worth its minute a job where training takes many."""
     activation_checkpointing: Literal["none", "block"] = "none"
     """`block` keeps only each block's input and computes its inside again in the backward pass."""
     exchange: Literal["micro_batch", "update"] = "micro_batch"
