@@ -60,11 +60,16 @@ def trained_time(run: RunSpec, results: Path) -> tuple[RunSpec, float, float] | 
 
 
 def _measured(run: RunSpec, results: Path, *names: str) -> list[float] | None:
-    """Numbers of a finished run's metrics.json. Raises UserError naming a file without them."""
+    """Numbers of a finished run's metrics.json; None if it is not finished, or simulated.
+
+    Raises UserError naming a file without them.
+    """
     path = results / "runs" / run.id / "metrics.json"
     if not path.exists():
         return None
     metrics = read_record(path)
+    if metrics.get("simulated"):
+        return None
     for name in names:
         if not isinstance(metrics[name], int | float):
             raise UserError(f"{path} is damaged: {name} is not a number; `upcycle train {run.id}` restores it")

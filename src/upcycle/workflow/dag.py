@@ -230,7 +230,7 @@ class Workflow:
         product's own reasons once anything before it runs.)
         """
         if path not in self._may_be_made:
-            self._may_be_made[path] = path in self._stale_files or not on_disk(path)
+            self._may_be_made[path] = not on_disk(path) or path in self._stale_files
         return self._may_be_made[path]
 
     @cached_property
