@@ -197,7 +197,7 @@ def compare(seeds: int, repeats: int) -> None:
             if state == "no-op":
                 finish(stub, workflow)
                 finish(ours, workflow)
-                record(Workflow(study, build_plan(study, RESULTS), output_folder(name)))
+                record(replace(workflow))
             expected = {"all to do": jobs, "one job": 1, "no-op": 0}[state]
             seconds: dict[str, list[float]] = {each: [] for each in commands}
             for _ in range(repeats):
