@@ -20,6 +20,7 @@ class Live(TorchDispatchMode):
     def __init__(self, held: Iterable[Tensor], present: int) -> None:
         super().__init__()
         self.now = self.peak = present
+        self._sizes: dict[int, int] = {}
         self._known: dict[int, weakref.ref[Any]] = {}
         self._kept = [tensor.untyped_storage() for tensor in held]
         for storage in self._kept:
@@ -38,8 +39,18 @@ class Live(TorchDispatchMode):
         if known is None or known() is not storage:
             self.now += storage.nbytes()
             self._known[id(storage)] = weakref.ref(storage)
-            weakref.finalize(storage, self._free, id(storage), storage.nbytes())
+            self._sizes[id(storage)] = storage.nbytes()
+            weakref.finalize(storage, self._free, id(storage))
 
-    def _free(self, key: int, count: int) -> None:
-        self.now -= count
+    def _free(self, key: int) -> None:
+        self.now -= self._sizes.pop(key)
         self._known.pop(key, None)
+
+    def resized(self, tensor: Tensor) -> None:
+        """Take note that code below dispatch has given a storage memory, or taken it away."""
+        storage = tensor.untyped_storage()
+        self._see(storage)
+        self.now += storage.nbytes() - self._sizes.get(id(storage), storage.nbytes())
+        if id(storage) in self._sizes:
+            self._sizes[id(storage)] = storage.nbytes()
+        self.peak = max(self.peak, self.now)

@@ -3,8 +3,9 @@
 Layer 0. Counted are the bytes of tensors: weights, AdamW's moments, gradients, what autograd keeps of the forward pass
 for the backward pass, buffers that are held for a moment, and on a CPU the snapshot of a save and what the process
 takes beside tensors. Not counted on CUDA: context, NCCL's buffers, fragmentation. Tested on a CPU against live tensors
-and against the peak of fresh processes (tests/train/test_peak_memory.py). For CUDA and for several processes the
-formula is derived in the same way from the same code; we have run no CUDA job.
+and against the peak of fresh processes (tests/train/test_peak_memory.py), and for several processes as an upper bound,
+by at most 15 %, of the live tensors of one of four (tests/train/test_shared_memory.py). For CUDA the formula is derived
+in the same way from the same code; we have run no CUDA job.
 
 An update has moments at which memory can be largest; its peak is the largest of them:
 
