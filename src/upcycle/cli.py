@@ -13,6 +13,7 @@ import argparse
 import errno
 import io
 import logging
+import math
 import os
 import signal
 import sys
@@ -52,7 +53,9 @@ class VerbParser(Parser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As `argparse`'s, but nothing is left over."""
         found, unknown = super().parse_known_args(args, namespace)
-        if unknown:
+        if "others" in found:  # a verb that passes them on
+            found.others, unknown = unknown, []
+        elif unknown:
             fix = f"; {nearest(unknown[0], self._option_string_actions)}" if unknown[0].startswith("-") else ""
             self.error(f"unknown argument `{unknown[0]}`{fix}")
         return found, unknown
@@ -70,6 +73,17 @@ def positive(text: str) -> int:
     if natural(text) == 0:
         raise argparse.ArgumentTypeError(f"`{text}` is not a whole number of 1 or more")
     return int(text)
+
+
+def deviation(text: str) -> float:
+    """A standard deviation in nats."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (value >= 0 and math.isfinite(value)):
+        raise argparse.ArgumentTypeError(f"`{text}` is not a standard deviation in nats, such as 0.003")
+    return value
 
 
 def parser() -> argparse.ArgumentParser:
@@ -212,14 +226,16 @@ def _decisions(verb: Callable[..., argparse.ArgumentParser]) -> None:
     audit.add_argument("--all", action="store_true", help="every number, not only those that do not simply hold")
     audit.add_argument("--out", type=Path, help="folder for audit.csv and audit.md (default: print only)")
 
-    simulate = verb(
-        "simulate", "Losses of a study drawn from laws, with fits, figures and tables, all marked as simulated."
+    rehearse = verb(
+        "rehearse",
+        "The whole study through Snakemake with training replaced by losses drawn from a law, in results/simulated/"
+        "STUDY, all marked as simulated. Other arguments are Snakemake's.",
     )
-    simulate.add_argument(
-        "--noise", default="0.003", metavar="NATS", help="standard deviation of one loss (default 0.003)"
+    rehearse.add_argument(
+        "--noise", type=deviation, default=0.003, metavar="NATS", help="standard deviation of one loss (default 0.003)"
     )
-    simulate.add_argument("--seed", type=natural, default=0, help="seed of the noise")
-    simulate.add_argument("--out", type=Path, help="folder to write (default results/simulated/STUDY)")
+    rehearse.add_argument("--seed", type=natural, default=0, help="seed of the noise")
+    rehearse.set_defaults(others=[])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -249,6 +265,14 @@ def _main(arguments: list[str]) -> int:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("upcycle").setLevel(logging.INFO)
     try:
+        if args.verb == "rehearse":
+            return rehearse(args)
+        if args.verb in ("tokenize", "train"):
+            from upcycle.workflow.rehearsed import rehearsal_now, rehearse_job
+
+            if rehearsal := rehearsal_now():
+                rehearse_job(rehearsal, args.verb, args.name if args.verb == "tokenize" else args.run)
+                return 0
         if args.verb in ("train", "evaluate"):
             from upcycle.train.processes.forkserver import FORK_VARIABLE, run_via_server
 
@@ -290,10 +314,20 @@ def last_words(verb: str, code: int, message: str) -> int:
     return code
 
 
+def rehearse(args: argparse.Namespace) -> int:
+    """`upcycle rehearse`; its status is Snakemake's."""
+    from upcycle.study.check import DEFAULT, find_study
+    from upcycle.workflow.rehearsal import run_rehearsal
+    from upcycle.workflow.rehearsed import Rehearsal
+
+    study = find_study(args.study or DEFAULT, Path.cwd())  # whose name is a folder's
+    return run_rehearsal(Rehearsal(study.study, args.noise, args.seed), args.others)
+
+
 def run_verb(args: argparse.Namespace) -> None:
     """Dispatch; each verb imports what it needs."""
     own = args.verb == "fit" and any(getattr(args, name) not in (None, "") for name in OWN_LOSSES)
-    if own or args.verb in ("init", "advise", "audit", "design", "simulate"):
+    if own or args.verb in ("init", "advise", "audit", "design"):
         run_without_runs(args)
         return
     from upcycle.workflow.invocation import PLAN_VARIABLE, read_workflow
@@ -356,14 +390,10 @@ def run_without_runs(args: argparse.Namespace) -> None:
         from upcycle.workflow.invocation import read_workflow
 
         run_design(args, lambda: read_workflow(args.study, Path.cwd()))
-    elif args.verb == "audit":
+    else:
         from upcycle.audit.audit import run_audit
 
         run_audit(args)
-    else:
-        from upcycle.workflow.simulate import run_simulate
-
-        run_simulate(args)
 
 
 def start() -> None:

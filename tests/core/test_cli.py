@@ -78,7 +78,7 @@ BAD = [
     ("status extra", "upcycle status: unknown argument `extra`"),
     ("audit --study paper", "upcycle audit: unknown argument `--study`"),
     *((f"{verb} --study papper", "did you mean `paper`?")
-      for verb in ("plan", "status", "losses", "evaluations", "report", "fit", "design", "simulate")),
+      for verb in ("plan", "status", "losses", "evaluations", "report", "fit", "design", "rehearse")),
     *((f"{verb} x --study papper", "did you mean `paper`?")
       for verb in ("tokenize", "train", "figure", "table")),
     ("plan --study ../config", "../config"),
@@ -124,7 +124,8 @@ BAD = [
     ("design --sweep nosuch --noise 0.003", "no sweep `nosuch`"),
     ("audit --out empty.json", "empty.json: File exists"),
     ("audit --out /proc/nosuch/x", "/proc/nosuch: No such file"),
-    ("simulate --noise loud", "--noise loud is not a number"),
+    ("rehearse --noise loud", "`loud` is not a standard deviation in nats"),
+    ("rehearse --noise -0.1", "`-0.1` is not a standard deviation in nats"),
 ]  # fmt: skip
 
 

@@ -1,16 +1,18 @@
-"""A small study of the paper's kind, several sizes and mixtures, whose losses follow the paper's laws (`simulate`)."""
+"""A small study of the paper's kind, several sizes and mixtures, whose losses follow the paper's laws."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from upcycle.decisions.simulated import World, paper_world
+from upcycle.decisions.simulated import World, paper_world, simulate_losses
+from upcycle.laws.tables.losses import write_losses
 from upcycle.paper.inputs import Inputs
 from upcycle.study.plan import build_plan
 from upcycle.study.study import StudyConfig
 from upcycle.workflow.dag import Workflow
-from upcycle.workflow.simulate import simulate_study, simulated_inputs
+from upcycle.workflow.make import make_fit, paper_inputs
+from upcycle.workflow.rehearsal import planned_losses
 
 NOISE = 0.0005
 BUDGETS = [576_716_800, 1_153_433_600, 2_306_867_200, 4_613_734_400]
@@ -71,12 +73,15 @@ def workflow(out: Path, **changes: Any) -> Workflow:
 
 
 def write_study(out: Path, world: World | None = None, *, noise: float = NOISE, **changes: Any) -> Inputs:
-    """Losses and fits of the simulated study, as figures and tables read them."""
+    """Losses and fits of the simulated study, as figures and tables read them, without Snakemake and without runs."""
     flow = workflow(out, **changes)
-    simulate_study(flow, world or paper_world(), noise=noise, seed=0)
-    return simulated_inputs(flow)
+    losses = simulate_losses(planned_losses(flow.plan), world or paper_world(), noise=noise, seed=0)
+    write_losses(losses, out / "losses.csv")
+    for name in flow.study.fits:
+        make_fit(flow, name, out / "fits" / f"{name}.json")
+    return paper_inputs(flow)
 
 
 def read_study(out: Path) -> Inputs:
     """What `write_study(out)` wrote."""
-    return simulated_inputs(workflow(out))
+    return paper_inputs(workflow(out))

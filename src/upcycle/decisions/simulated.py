@@ -112,6 +112,19 @@ class World:
             )
         return loss
 
+    def truth(self, rows: pd.DataFrame, law: str) -> dict[str, float] | None:
+        """The law's constants, if losses of all these rows follow it; None if they follow another form, or several."""
+        followed = [(name, values) for name, values, here in self._cases(rows) if here.any()]
+        if any(name == "multiplicative" for name, _ in followed):  # whose one point at `TOKENS` is Equation 11's too
+            followed = [case for case in followed if case[0] != "configuration"]
+        if len(followed) != 1:
+            return None
+        [(name, values)] = followed
+        if (name, law) == ("joint", "multiplicative") and rows["N1"].nunique() == 1:
+            level = values["E"] + values["B"] * float(rows["N1"].iloc[0]) ** -values["beta"]  # at one size a constant
+            return {**{each: values[each] for each in get_law(law).names if each != "E"}, "E": level}
+        return dict(values) if name == law else None
+
     def _cases(self, rows: pd.DataFrame) -> list[tuple[str, Mapping[str, float], NDArray[np.bool_]]]:
         """(law, constants, the rows that follow it), each row at most once."""
         column = {name: rows[name].to_numpy() for name in ("lineage", "n_expert", "top_k", "n_layer", "d_model")}

@@ -23,7 +23,7 @@ def limits(inputs: Inputs, grid: Grid, texts: list[dict[str, Any]]) -> list[str]
         _size(grid),
         _sizes(inputs),
         _mixtures(inputs, grid),
-        _short_runs(inputs, grid),
+        _short_runs(grid),
         _repetition(grid, texts),
         "" if inputs.noise else "No run was repeated with another seed: small differences may be chance.",
         f"Predictions outside D1 = {span(grid.D1)} and D2 = {span(grid.D2)} are extrapolations, and so is every E.",
@@ -78,8 +78,8 @@ def _mixtures(inputs: Inputs, grid: Grid) -> str:
     return f"{number} upcycled; the paper compares {PAPER_MIXTURES}. Whether others follow the same law is open."
 
 
-def _short_runs(inputs: Inputs, grid: Grid) -> str:
-    steps = [inputs.record(run_id, "metrics")["steps"] for run_id in grid.rows["id"]]
+def _short_runs(grid: Grid) -> str:
+    steps = grid.rows["steps"].tolist()
     short = sum(count < SHORT_RUN for count in steps)
     if short == 0:
         return ""
@@ -90,7 +90,9 @@ def _short_runs(inputs: Inputs, grid: Grid) -> str:
 
 
 def _repetition(grid: Grid, texts: list[dict[str, Any]]) -> str:
-    available = min((text["parts"]["train"]["tokens"] for text in texts), default=0)
+    if not texts:
+        return ""
+    available = min(text["parts"]["train"]["tokens"] for text in texts)
     largest = max(grid.D1[-1], grid.D2[-1])
     both = grid.D1[-1] + grid.D2[-1]
     if largest > available:

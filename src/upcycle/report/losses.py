@@ -68,8 +68,13 @@ def _loss_cell(group: pd.DataFrame | None, low: float, high: float) -> Cell:
     if group is None:
         return Cell("–")
     loss = float(group["loss"].mean())
-    seeds = ", ".join(f"seed {row.seed}: {row.loss:.4f} ± {row.loss_se:.4f}" for row in group.itertuples())
+    seeds = ", ".join(f"seed {row.seed}: {row.loss:.4f}{_error(row)}" for row in group.itertuples())
     return Cell(f"{loss:.3f}", round(100 * (high - loss) / (high - low or 1)), "low", seeds)
+
+
+def _error(row: Any) -> str:
+    """The standard error that is written behind a loss; a simulated one has none."""
+    return "" if row.simulated else f" ± {row.loss_se:.4f}"
 
 
 def _lead_table(inputs: Inputs, grid: Grid) -> list[tuple[str, list[Cell]]]:

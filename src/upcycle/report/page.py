@@ -80,9 +80,10 @@ def words(sentence: str) -> Markup:
 def render(inputs: Inputs, background: Background) -> str:
     """The page's HTML; the same inputs give the same text."""
     grid = inputs.grid()
-    texts = background.manifests(
-        {inputs.record(run_id, "metrics")["tokens_fingerprint"] for run_id in inputs.losses["id"]}
-    )
+    texts: list[dict[str, Any]] = []
+    if not inputs.simulated:  # else nothing was tokenised
+        fingerprints = {inputs.record(run_id, "metrics")["tokens_fingerprint"] for run_id in inputs.losses["id"]}
+        texts = background.manifests(fingerprints)
     return (
         environment()
         .get_template("page.html.j2")

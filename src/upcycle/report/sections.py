@@ -32,12 +32,14 @@ def scope(inputs: Inputs, background: Background, grid: Grid) -> dict[str, Any]:
 
 
 def what_was_run(inputs: Inputs, background: Background) -> dict[str, Any]:
-    """Sweeps, machines, software and times, from the run folders."""
+    """Sweeps, machines, software and times, from the run folders; of simulated losses the sweeps alone."""
+    sweeps = {"sweeps": [_sweep(inputs, name) for name in inputs.sweep_names()]}
+    if inputs.simulated:
+        return sweeps
     records = [inputs.record(run_id, "metrics") for run_id in all_runs(inputs)]
     hardware = Counter(_machine(record["hardware"]) for record in records)
     software = {f"{name} {version}" for record in records for name, version in record["software"].items()}
-    return {
-        "sweeps": [_sweep(inputs, name) for name in inputs.sweep_names()],
+    return sweeps | {
         "runs": len(records),
         "tokens": short_count(sum(record["segment_tokens"] for record in records)),
         "flops": number(sum(record["flops"] for record in records), 2),
@@ -92,7 +94,9 @@ def _machine(hardware: Mapping[str, Any]) -> str:
 
 
 def receipts(inputs: Inputs) -> dict[str, Any] | None:
-    """What copying did at the start of each upcycled training; None where nothing was upcycled."""
+    """What copying did at the start of each upcycled training; None where nothing was upcycled, or only simulated."""
+    if inputs.simulated:
+        return None
     upcycled = inputs.losses.loc[inputs.losses["lineage"] == "up", "id"]
     starts = dict.fromkeys(inputs.chain(run_id)[0] for run_id in upcycled)
     found = [inputs.record(run_id, "receipt") for run_id in starts]

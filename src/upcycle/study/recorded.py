@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 from upcycle.errors import UserError
+from upcycle.files import read_record
 from upcycle.manifest import MANIFEST, STATE, WEIGHTS, DamagedError, read_file, read_manifest, removed_files
 from upcycle.study.spec import RunSpec
 from upcycle.study.study import describe_error
@@ -73,6 +74,20 @@ def saved_step(run_dir: Path) -> int | None:
     resume = run_dir / "resume"
     names = [path.name for path in resume.iterdir()] if resume.is_dir() else []
     return max((int(match[1]) for name in names if (match := SAVED.fullmatch(name))), default=None)
+
+
+def is_simulated(run_dir: Path) -> bool:
+    """Whether a run's loss was drawn from a law (`upcycle rehearse`)."""
+    return is_finished(run_dir) and bool(read_record(run_dir / "metrics.json").get("simulated"))
+
+
+def check_trained(run_dir: Path) -> None:
+    """Raise UserError for a simulated run, which nothing that is trained may start from."""
+    if is_simulated(run_dir):
+        raise UserError(
+            f"{run_dir}: its loss is simulated (`upcycle rehearse`), so no training starts from it; move the folder "
+            "away and train the run"
+        )
 
 
 def is_trained(run_dir: Path) -> bool:

@@ -16,6 +16,7 @@ from upcycle.model.kernels import choose_kernels
 from upcycle.model.transformer import initial_weight
 from upcycle.study.execution import Execution
 from upcycle.study.kernel_fit import fitting
+from upcycle.study.recorded import check_trained
 from upcycle.study.spec import RunSpec
 from upcycle.train.device import use_device
 from upcycle.train.evaluate import check_fingerprint, heldout
@@ -123,6 +124,7 @@ def _parent(trainee: Trainee, parent_dir: Path | None) -> tuple[Path, dict[str, 
     run = trainee.run
     if parent_dir is None:
         raise UserError(f"{run.id} starts from {run.parent}: name that run's folder as the parent")
+    check_trained(parent_dir)
     manifest = read_manifest(parent_dir)
     if manifest["id"] != run.parent:
         raise UserError(f"{parent_dir} holds run {manifest['id']}, but {run.id} starts from {run.parent}")

@@ -18,9 +18,11 @@ from upcycle.train.processes.forkserver import FORK_VARIABLE
 from upcycle.workflow.dag import Workflow
 from upcycle.workflow.invocations import take_share
 from upcycle.workflow.nodes import Node, split_config
-from upcycle.workflow.paths import RESULTS, output_folder
+from upcycle.workflow.paths import REHEARSAL, RESULTS, output_folder
 from upcycle.workflow.texts import check_texts
 
+FROM_CURVES = {"figure3"}
+"""Figures of curves along the training, which no law gives."""
 PLAN_VARIABLE = "UPCYCLE_PLAN"
 CORES_VARIABLE = "UPCYCLE_CORES"
 STARTED_VARIABLE = "UPCYCLE_STARTED"
@@ -58,6 +60,10 @@ def read_workflow(name: str | None, root: Path, node: Node | None = None, **sett
         longest = min(execution.max_segment_hours or node.segment_hours, node.segment_hours)
         execution = execution.model_copy(update={"max_segment_hours": longest})
     study = study.model_copy(update={"execution": execution})
+    if REHEARSAL:  # without what a law says nothing about, and without weights that could go
+        figures = {name: options for name, options in study.figures.items() if name not in FROM_CURVES}
+        left_out = {"figures": figures, "evaluations": {}, "keep": type(study.keep)()}
+        study = study.model_copy(update=left_out)
     return Workflow(study, build_plan(study, RESULTS), output_folder(study.study), node)
 
 
@@ -76,11 +82,18 @@ def open_workflow(config: dict[str, Any], root: Path, cores: int, *, dry: bool) 
     if outermost:
         check_texts(workflow)
         check_unaltered(workflow)
+    if outermost and REHEARSAL:
+        from upcycle.workflow.rehearsal import write_draws
+
+        for name in FROM_CURVES & {*find_study(workflow.study.study, root).figures}:
+            print(f"{name} is left out: curves along the training are not simulated", file=sys.stderr)
+        if not dry:
+            write_draws(workflow, REHEARSAL)
     if outermost and not dry:
         keys = {name: product.key for name, product in workflow.products.items()}
         frozen = FrozenPlan(workflow.study, workflow.plan, keys)
         os.environ[PLAN_VARIABLE] = str(freeze(frozen, RESULTS).resolve())
-        if workflow.study.execution.fork_server:
+        if workflow.study.execution.fork_server and not REHEARSAL:
             os.environ[FORK_VARIABLE] = "1"
         for variable, value in JOB_ENVIRONMENT.items():
             os.environ.setdefault(variable, value)

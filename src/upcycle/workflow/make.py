@@ -14,7 +14,7 @@ from upcycle.errors import UserError, nearest
 from upcycle.files import read_record, write_atomic
 from upcycle.workflow.dag import Workflow
 from upcycle.workflow.invocation import CORES_VARIABLE, STARTED_VARIABLE
-from upcycle.workflow.paths import RESULTS
+from upcycle.workflow.paths import REHEARSAL, RESULTS
 from upcycle.workflow.records import forget_made, record_made
 
 
@@ -77,7 +77,7 @@ def make_losses(workflow: Workflow, out: Path) -> None:
 
     plan = workflow.plan
     runs = [RESULTS / "runs" / run_id for run_id in plan.finished_models]
-    write_losses(collect_losses(runs, plan.membership(), plan.names), out)
+    write_losses(collect_losses(runs, plan.membership(), plan.names, simulated=REHEARSAL is not None), out)
 
 
 def make_evaluations(workflow: Workflow, out: Path) -> None:
@@ -128,14 +128,18 @@ def make_report(workflow: Workflow, out: Path) -> None:
     """report.html and summary.txt, after this invocation's time is on the books (timing.json)."""
     from upcycle.report.page import Background, headline, write_report
 
-    write_timing(workflow)
+    if REHEARSAL:
+        command = REHEARSAL.command
+    else:
+        write_timing(workflow)
+        command = "make sweep" if workflow.out == RESULTS else f"snakemake --config study={workflow.study.study}"
     inputs = paper_inputs(workflow)
     background = Background(
         study=workflow.study.study,
         out=workflow.out,
         tokens=RESULTS / "tokens",
         title=workflow.study.title,
-        command="make sweep" if workflow.out == RESULTS else f"snakemake --config study={workflow.study.study}",
+        command=command,
         figures=tuple(workflow.study.figures),
         tables=tuple(workflow.study.tables),
         total_runs=len(workflow.plan.runs),

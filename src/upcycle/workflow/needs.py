@@ -14,10 +14,10 @@ from upcycle.data.local import check_files
 from upcycle.data.vocabulary import check_tokenizer, check_vocab_size
 from upcycle.errors import UserError
 from upcycle.manifest import WEIGHTS, read_manifest
-from upcycle.study.recorded import has_begun
+from upcycle.study.recorded import check_trained, has_begun
 from upcycle.study.retention import files_read
 from upcycle.workflow.dag import TokenRecipe, Workflow
-from upcycle.workflow.paths import RESULTS, evaluation_tokens_id, metrics_path, on_disk, tokens_path
+from upcycle.workflow.paths import REHEARSAL, RESULTS, evaluation_tokens_id, metrics_path, on_disk, tokens_path
 from upcycle.workflow.pruning import check_kept_for, check_start
 from upcycle.workflow.texts import local_files
 
@@ -61,6 +61,8 @@ def tokens_to_make(workflow: Workflow) -> list[str]:
 
 def check_source(workflow: Workflow, recipe: TokenRecipe) -> None:
     """Raise `UserError` naming the key and the file where text or tokenizer of a token set cannot be used."""
+    if REHEARSAL:
+        return  # nothing is tokenised
     data = recipe.data
     local = workflow.study.datasets.get(data.dataset)
     for kind in ("files", "heldout_files") if local else ():
@@ -79,10 +81,11 @@ def check_source(workflow: Workflow, recipe: TokenRecipe) -> None:
 def check_parent(workflow: Workflow, run_id: str) -> None:
     """Raise `UserError` naming the file if a run that has not begun cannot start from its finished parent."""
     run = workflow.plan.runs[run_id]
-    if run.parent is None or not on_disk(metrics_path(run.parent)) or has_begun(RESULTS / "runs" / run_id):
+    if REHEARSAL or run.parent is None or not on_disk(metrics_path(run.parent)) or has_begun(RESULTS / "runs" / run_id):
         return
     check_start(workflow.plan, run)
     parent = RESULTS / "runs" / run.parent
+    check_trained(parent)
     files = read_manifest(parent)["files"]
     for name in files_read(run):
         path = parent / name

@@ -8,8 +8,12 @@ from pathlib import Path
 
 from upcycle.study.spec import RunSpec
 from upcycle.study.study import EvaluationConfig
+from upcycle.workflow.rehearsed import rehearsal_now
 
-RESULTS = Path("results")
+REHEARSAL = rehearsal_now()
+"""The rehearsal that this process is a part of, or None."""
+RESULTS = REHEARSAL.folder if REHEARSAL else Path("results")
+"""Where runs, tokens and products are; a rehearsal has all of them for itself."""
 
 
 def on_disk(path: str) -> bool:
@@ -45,4 +49,4 @@ def pruned_path(run_id: str, files: Iterable[str]) -> str:
 
 def output_folder(name: str) -> Path:
     """results/ for the default study, results/<study>/ for any other; runs and tokens are shared."""
-    return RESULTS if name == "default" else RESULTS / name
+    return RESULTS if name == "default" or REHEARSAL else RESULTS / name

@@ -65,6 +65,9 @@ class Progress(logging.Handler):
         count = f"{len(self.finished):{len(total)}}/{total}"
         metrics = read_record(Path(metrics_path(run_id)))
         loss = metrics["loss"]
+        if metrics.get("simulated"):
+            said = "simulated" if loss is None else f"simulated {loss:.3f}"
+            return f"{count}  {self._labels[run_id]:{width}}  {said}  {clock(self.seconds)}"
         if loss is None:  # a trunk point: the loss on a subset of the text, with which its curve ends
             loss = metrics["curve_heldout"][-1][1]
         return f"{count}  {self._labels[run_id]:{width}}  loss {loss:.3f}  {clock(self.seconds)}"

@@ -29,7 +29,7 @@ from upcycle.study.rates import expected_seconds, measured_speeds
 from upcycle.study.spec import RunSpec
 from upcycle.workflow.dag import Workflow
 from upcycle.workflow.nodes import START_UP_HOURS, TIME_SAFETY, Node
-from upcycle.workflow.paths import RESULTS
+from upcycle.workflow.paths import REHEARSAL, RESULTS
 
 HOST_GB = 4.0
 """10^9 bytes of a process beside arrays: the interpreter, torch, the CUDA context's and NCCL's host memory."""
@@ -133,6 +133,9 @@ def job_resources(workflow: Workflow) -> dict[str, dict[str, Any]]:
     if workflow.node is None:
         return {kind: {} for kind in JOB_KINDS}
     cluster = Cluster(workflow, workflow.node)
+    if REHEARSAL:  # no job computes anything; none asks for a GPU
+        small = JobRequest(cpus=1, memory_mb=1000, minutes=10)
+        return {kind: _common(lambda wildcards: small, workflow.node) for kind in JOB_KINDS}
     on_cpu = workflow.study.execution.device == "cpu"
     common = {
         "tokenize": _common(lambda wildcards: cluster.tokenize(), workflow.node),

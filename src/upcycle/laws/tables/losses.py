@@ -44,14 +44,19 @@ def law_columns(rows: pd.DataFrame, names: Sequence[str]) -> dict[str, Any]:
 
 
 def collect_losses(
-    run_dirs: Sequence[Path], membership: Mapping[str, Sequence[str]], names: Mapping[str, tuple[str, str]]
+    run_dirs: Sequence[Path],
+    membership: Mapping[str, Sequence[str]],
+    names: Mapping[str, tuple[str, str]],
+    *,
+    simulated: bool = False,
 ) -> pd.DataFrame:
     """losses.csv's rows from finished run folders, sorted by `ORDER`.
 
-    `membership`: sweeps by run id; `names`: the study's names of (model, mixture) by run id. Raises `UserError` naming
-    the folder that is missing, unfinished or damaged.
+    `membership`: sweeps by run id; `names`: the study's names of (model, mixture) by run id; `simulated`: whether the
+    losses are those of a rehearsal. Raises `UserError` naming the folder that is missing, unfinished or damaged, and
+    for a simulated loss among measured ones.
     """
-    rows = [_row(Path(run_dir), membership, names) for run_dir in run_dirs]
+    rows = [_row(Path(run_dir), membership, names, simulated) for run_dir in run_dirs]
     return ordered(rows)
 
 
@@ -65,9 +70,12 @@ def ordered(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def _row(
-    run_dir: Path, membership: Mapping[str, Sequence[str]], names: Mapping[str, tuple[str, str]]
+    run_dir: Path, membership: Mapping[str, Sequence[str]], names: Mapping[str, tuple[str, str]], simulated: bool
 ) -> dict[str, Any]:
     metrics = _read(run_dir / "metrics.json")
+    if bool(metrics.get("simulated")) != simulated:
+        what = "is not simulated, as all others are" if simulated else "is simulated (`upcycle rehearse`), not measured"
+        raise UserError(f"{run_dir / 'metrics.json'}: the loss {what}; move the folder away and train the run")
     check_metrics(run_dir, metrics)
     spec = _read(run_dir / "spec.json")
     check_listed(run_dir / "spec.json")
@@ -85,11 +93,15 @@ def _row(
         )
     model, moe = names.get(run.id, ("", ""))
     try:
-        measured = {
-            **{name: metrics[name] for name in ("loss", "loss_se", "wall_seconds", "tokens_per_second")},
-            "device": metrics["execution"]["device"],
-            "kernels": kernels_text(metrics["execution"]["kernels"], run),
-        }
+        measured = (
+            {"loss": metrics["loss"]}
+            if simulated
+            else {
+                **{name: metrics[name] for name in ("loss", "loss_se", "wall_seconds", "tokens_per_second")},
+                "device": metrics["execution"]["device"],
+                "kernels": kernels_text(metrics["execution"]["kernels"], run),
+            }
+        )
     except (KeyError, TypeError, AttributeError) as error:
         wrong = f"{type(error).__name__}: {error}"
         raise UserError(f"{run_dir / 'metrics.json'} is damaged ({wrong}); train the run again") from None
@@ -97,7 +109,8 @@ def _row(
     if not (isinstance(loss, float) and 0 < loss < float("inf")) and not (loss is None and run.role == "trunk"):
         raise UserError(f"{run_dir / 'metrics.json'}: loss {loss} is not a positive number; train the run again")
     sweeps = ";".join(sorted(membership.get(run.id, ())))
-    return {"id": run.id, "sweeps": sweeps, "model": model, "moe": moe, **described(run), **measured, "simulated": 0}
+    known = {"id": run.id, "sweeps": sweeps, "model": model, "moe": moe, **described(run)}
+    return {**known, **measured, "simulated": int(simulated)}
 
 
 def _read(path: Path) -> dict[str, Any]:
