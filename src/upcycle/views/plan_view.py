@@ -15,7 +15,7 @@ from upcycle.study.recorded import is_finished
 from upcycle.study.spec import short_count
 from upcycle.study.values import duration
 from upcycle.study.varying import varying, varying_by_run
-from upcycle.views.launch import describe_launch, show_launch
+from upcycle.views.before_launch import describe_launch, show_launch
 from upcycle.views.text import text_bytes, text_table
 from upcycle.workflow.dag import Workflow
 from upcycle.workflow.paths import RESULTS
@@ -35,7 +35,7 @@ def describe_plan(workflow: Workflow, *, nodes: int | None = None, price: float 
     where there are any, else from `execution.expected_rate`. `peak_bytes`: the peak of one process of the job, by
     formula; `memory`: its parts (upcycle.study.memory). `varies` of a sweep: settings that differ between its models,
     with their values; of a run: its own values of these settings. `launch`: the work that is not done yet, on so many
-    `nodes` and at a `price` of a GPU-hour (upcycle.views.launch).
+    `nodes` and at a `price` of a GPU-hour (upcycle.views.before_launch).
     """
     speeds = measured_speeds(workflow.plan.runs.values(), RESULTS)
     settings = varying_by_run(workflow.plan)

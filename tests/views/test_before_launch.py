@@ -10,7 +10,7 @@ from upcycle.errors import UserError
 from upcycle.manifest import STATE, WEIGHTS
 from upcycle.study.plan import build_plan
 from upcycle.study.retention import files_let_go
-from upcycle.views.launch import file_bytes
+from upcycle.views.before_launch import file_bytes
 from upcycle.views.plan_view import describe_plan, show_plan
 from upcycle.workflow.dag import Workflow
 from upcycle.workflow.nodes import Node
