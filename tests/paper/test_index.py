@@ -6,9 +6,12 @@ from collections import Counter
 from functools import cache
 from pathlib import Path
 
+from upcycle.study.registry import law_names
+from upcycle.study.study import load_study
+
 ROOT = Path(__file__).parents[2]
 LABEL = re.compile(r"^(Equation \d+|Figure \d+|Table \d+|Requirement \d+|Section [A-F](?:\.\d+)?)\. ")
-ROW = re.compile(r"^\| (\S+ \S+) \| (.+?) \| (.+?) \|$", re.MULTILINE)
+ROW = re.compile(r"^\| (\S+ \S+) \| (.+?) \| (\S+) \| (.+?) \|$", re.MULTILINE)
 POINTER = re.compile(r"^`(upcycle[\w.]*)::(\w+)`$")
 SECTIONS = {"A": 10, "C": 3, "D": 2, "E": 3, "F": 3}
 ITEMS = {
@@ -48,9 +51,13 @@ def all_labels() -> list[tuple[str, str]]:
     return [label for source in sorted(root.rglob("*.py")) for label in labels_in(source, root)]
 
 
+def rows() -> list[tuple[str, str, str, str]]:
+    """(item, what it is, how far it was run, where it is) of each row."""
+    return ROW.findall((ROOT / "docs" / "paper.md").read_text(encoding="utf-8"))
+
+
 def index() -> list[tuple[str, str, str]]:
-    rows = ROW.findall((ROOT / "docs" / "paper.md").read_text(encoding="utf-8"))
-    return [row for row in rows if row[0] != "Item What"]
+    return [(item, what, where) for item, what, _, where in rows()]
 
 
 def test_every_item_of_the_paper_has_one_row():
@@ -91,3 +98,28 @@ def test_a_label_is_found_in_functions_classes_and_documented_constants(tmp_path
     text = 'def f():\n    """Equation 3. A law."""\nLAW = 1\n"""Table 2. A table."""\n'
     source.write_text(text + '# Figure 1. No.\nX = "Figure 1. No."\n')
     assert labels_in(source, tmp_path) == [("Equation 3", "pkg.part::f"), ("Table 2", "pkg.part::LAW")]
+
+
+def test_how_far_an_item_was_run_is_what_the_studies_say():
+    """Laws and products of config.yaml are run for real, those of config/paper.yaml alone are rehearsed."""
+    small, paper = (load_study(ROOT / path) for path in ("config.yaml", "config/paper.yaml"))
+    claimed = {item: run for item, _, run, _ in rows()}
+    assert set(claimed.values()) == {"small", "rehearsed", "neither"}
+    checked = set()
+    for item, _, run, where in rows():
+        pointer = POINTER.match(where)
+        if pointer and pointer[1].startswith("upcycle.paper."):
+            name = pointer[2].replace("_", "")
+            in_study = [name in study.figures or name in study.tables for study in (small, paper)]
+        elif pointer and pointer[2] in law_names() and not law_names()[pointer[2]].of_fits:
+            in_study = [pointer[2] in {fit.law for fit in study.fits.values()} for study in (small, paper)]
+        elif where.startswith(("Not yet", "Not reproduced")):
+            in_study = [False, False]
+        elif same := re.fullmatch(r"See (\S+ \d+)", where):
+            assert run == claimed[same[1]], item
+            continue
+        else:
+            continue
+        assert run == ("small" if in_study[0] else "rehearsed" if in_study[1] else "neither"), item
+        checked.add(item)
+    assert len(checked) > 40
