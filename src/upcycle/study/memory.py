@@ -1,11 +1,11 @@
 """Peak memory of one process of a training job, by formula: what `upcycle plan` states before anything is started.
 
 Layer 0. Counted are the bytes of tensors: weights, AdamW's moments, gradients, what autograd keeps of the forward pass
-for the backward pass, buffers that are held for a moment, and on a CPU the snapshot of a save and what the process
-takes beside tensors. Not counted on CUDA: context, NCCL's buffers, fragmentation. Tested on a CPU against live tensors
-and against the peak of fresh processes (tests/train/test_peak_memory.py), and for several processes as an upper bound,
-by at most 15 %, of the live tensors of one of four (tests/train/test_shared_memory.py). For CUDA the formula is derived
-in the same way from the same code; we have run no CUDA job.
+for the backward pass, buffers that are held for a moment, and on a CPU the snapshot of a save and what the heap loses
+to holes. Not counted: code, and on CUDA the context, NCCL's buffers and fragmentation. Tested on a CPU against live
+tensors and against the peak of fresh processes (tests/train/test_peak_memory.py), and for several processes as an upper
+bound, by at most 15 %, of the live tensors of one of four (tests/train/test_shared_memory.py). For CUDA the formula is
+derived in the same way from the same code; we have run no CUDA job.
 
 An update has moments at which memory can be largest; its peak is the largest of them:
 
@@ -64,8 +64,6 @@ CHUNK_BYTES, CUDA_CHUNK_TOKENS = 1 << 25, 8192
 LOGITS, STREAM, UNIT_WEIGHTS, CHUNK_ROWS, ATTENTION_ROWS = 1 << 20, 393216, 16384, 96, 256
 """Of the C kernels: numbers of logits and of rows at a time, weights of a block of units, rows at a time
 (model/native/loss.h, mlp.h, attention.h)."""
-RUNTIME_BYTES = 20e6
-"""CPU: code and buffers of torch's kernels that the first update touches, beyond the import."""
 MMAP_BYTES = 32 << 20
 """CPU: glibc takes larger blocks from the kernel, and gives them back (workflow.ALLOCATOR): none of them is lost."""
 HEAP_LOSS, HEAP_LOSS_RECOMPUTED = 0.18, 1.5
@@ -92,7 +90,7 @@ class Memory:
     snapshot: float
     """CPU: the copy of weights and moments that a save is written from. (Of a CUDA job it is in the host's memory.)"""
     process: float
-    """CPU: what it takes beside tensors, RUNTIME_BYTES and the heap's loss."""
+    """CPU: what its heap loses to holes."""
 
     @property
     def tensors(self) -> float:
@@ -200,7 +198,7 @@ def peak_memory(run: RunSpec, execution: Execution) -> Memory:
         activations=activations,
         working=working + _scratch(job),
         snapshot=3 * FLOAT * own if on_cpu else 0.0,
-        process=RUNTIME_BYTES + _heap_loss(job, activations, again) if on_cpu else 0.0,
+        process=_heap_loss(job, activations, again) if on_cpu else 0.0,
     )
 
 

@@ -130,7 +130,8 @@ def _confidence(found: Recommendation, rows: Sequence[Row], laws: Laws) -> str:
         return "not known, as the fits have no draws"
     if found.share is not None:
         error = ", laws' own error included" if laws.error else ""
-        return f"best in {percent(found.share, 1)} of the draws{error}"
+        digits = 1 if found.share > 0.99 else 0  # more would differ between processors
+        return f"best in {percent(found.share, digits)} of the draws{error}"
     shares = [f"{percent(row.comparison.share_with_error)} ({short_count(row.tokens)})" for row in rows]
     return f"upcycling beats scratch in {', '.join(shares)} of draws"
 
