@@ -54,6 +54,15 @@ def make_tables(folder):
     (folder / "runs.jsonl").write_text("".join(json.dumps(run) + "\n" for run in runs))
 
 
+def is_said(line, said):
+    """Whether a line is among what was printed; shares of draws within 1 %, as a draw may fall otherwise elsewhere."""
+    share = r"(\d+(?:\.\d+)?) %"
+    parts = re.split(share, line)
+    words, shares = parts[::2], [float(part) for part in parts[1::2]]
+    found = re.search(share.join(map(re.escape, words)), said)
+    return found is not None and [float(group) for group in found.groups()] == pytest.approx(shares, abs=1)
+
+
 def test_every_command_runs_and_prints_what_is_shown(ran):
     """Each shown line begins a line that the commands of the block before printed, or goes on in the next one."""
     printed, _ = ran

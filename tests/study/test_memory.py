@@ -71,8 +71,7 @@ def test_a_cpu_holds_the_snapshot_of_a_save_itself() -> None:
     run = run_of(dtype="float32")
     on_cpu = peak(run, device="cpu", devices=1)
     assert on_cpu.snapshot == pytest.approx(1.5 * on_cpu.optimizer)
-    assert on_cpu.process > 0
-    assert peak(run).snapshot == peak(run).process == 0
+    assert peak(run).snapshot == 0
 
 
 def test_an_exchange_once_an_update_keeps_weights_and_gradients_whole() -> None:
