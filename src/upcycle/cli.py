@@ -4,7 +4,8 @@ Values live in specs and studies, never in flags. Every verb works alone on file
 verbs. Imports are inside the verbs: `train` of a fork server's client must start in a tenth of a second, and
 verbs that only read tables never import torch.
 
-Exit codes: 0 done; 1 failed; 2 bad input, nothing started; 75 preempted, state saved, call again.
+Exit codes: 0 done; 1 failed; 2 bad input, nothing started; 3 failed, and would again (disk full, loss not finite);
+75 stopped with its state saved, or the run is taken: call again.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ SERVED = ("torch._dynamo", "upcycle.train.loop", "upcycle.cli")
 """What a fork server imports before it forks: torch with what an optimizer's first use imports, training, and this."""
 NO_SUCH = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 """Errors of a path that was given; others, such as a full disk, are failures."""
-UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+FULL = (errno.ENOSPC, errno.EDQUOT)
+UNWRITTEN = (*FULL, errno.EFBIG, errno.EIO)
 """Errors of writing to a file that is open, which name none."""
 
 
@@ -260,7 +262,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(arguments: list[str]) -> int:
     args = parser().parse_args(arguments)
-    from upcycle.train.processes.preemption import EndedByPeer, Preempted, StopRequest, TrainingError
+    from upcycle.train.processes.preemption import HOPELESS, EndedByPeer, Preempted, StopRequest, TrainingError
 
     logging.basicConfig(format="%(message)s")
     logging.getLogger("upcycle").setLevel(logging.INFO)
@@ -280,7 +282,7 @@ def _main(arguments: list[str]) -> int:
                 return run_via_server(arguments, *SERVED)
         run_verb(args)
     except UserError as error:
-        return last_words(args.verb, 2, str(error))
+        return last_words(args.verb, error.exit_code, str(error))
     except TrainingError as error:
         return last_words(args.verb, error.exit_code, str(error))
     except Preempted as stop:
@@ -299,7 +301,8 @@ def _main(arguments: list[str]) -> int:
         if error.filename is None and error.errno not in UNWRITTEN:  # of a socket, or a library's
             raise
         where = error.filename or "the output cannot be written"
-        return last_words(args.verb, 2 if isinstance(error, NO_SUCH) else 1, f"{where}: {error.strerror}")
+        code = 2 if isinstance(error, NO_SUCH) else HOPELESS if error.errno in FULL else 1
+        return last_words(args.verb, code, f"{where}: {error.strerror}")
     except KeyboardInterrupt:
         return last_words(args.verb, 130, "interrupted")
     return 0

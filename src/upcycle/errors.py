@@ -7,8 +7,10 @@ from collections.abc import Iterable
 class UserError(ValueError):
     """Bad input, found before any work starts: the message names the key, file or value, and how to fix it.
 
-    The command line prints its message alone, without a traceback, and exits 2.
+    The command line prints its message alone, without a traceback, and exits with its code.
     """
+
+    exit_code = 2
 
 
 MOST = 12

@@ -66,7 +66,13 @@ LIBRARIES = {
     "audit": {"numpy", "pandas", "scipy"},
     "paper": {"matplotlib", "numpy", "pandas", "pydantic", "scipy"},
     "report": {"jinja2", "markupsafe", "pandas"},
-    "workflow": {"pandas", "pydantic"},
+    "workflow": {
+        "pandas",
+        "pydantic",
+        "snakemake_executor_plugin_slurm",
+        "snakemake_interface_common",
+        "snakemake_interface_executor_plugins",
+    },
     "views": set(),
 }
 """Other people's libraries by room, also where an import is inside a function."""

@@ -44,6 +44,11 @@ if workflow.is_main_process and not {Quietness.PROGRESS, Quietness.ALL} & {
     tell_progress(logger, W)
 RETENTION = Retention(W, None if INNER else Path.cwd())
 
+if workflow.is_main_process and not DRY:
+    from upcycle.workflow.slurm_executor import install
+
+    install(W, Path.cwd())
+
 EVALUATIONS = {
     (run, Path(path).stem): name
     for name, pairs in W.evaluations.items()

@@ -11,7 +11,7 @@ import torch
 from upcycle.errors import UserError
 from upcycle.study.execution import Execution
 from upcycle.study.spec import RunSpec
-from upcycle.train.processes.preemption import TrainingError
+from upcycle.train.processes.preemption import HOPELESS, TrainingError
 
 
 def use_device(execution: Execution) -> torch.device:
@@ -50,6 +50,7 @@ def out_of_memory_is_named(run: RunSpec, execution: Execution) -> Iterator[None]
             sequences = execution.micro_batch or run.optim.batch
             raise TrainingError(
                 f"{run.id}: out of memory on {execution.device} with {sequences} sequences a forward pass; the last "
-                "saved state is kept. Lower execution.micro_batch (whole balance groups), or run fewer jobs at a time"
+                "saved state is kept. Lower execution.micro_batch (whole balance groups), or run fewer jobs at a time",
+                HOPELESS if isinstance(error, torch.OutOfMemoryError) else 1,  # main memory may be there next time
             ) from error
         raise

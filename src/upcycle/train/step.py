@@ -19,7 +19,7 @@ from torch import Tensor
 from upcycle.model.transformer import RouterStats
 from upcycle.train.device import precision
 from upcycle.train.optim import global_norm, gradient_norms, local_square_sums, scale_gradients, set_learning_rate
-from upcycle.train.processes.preemption import TrainingError
+from upcycle.train.processes.preemption import HOPELESS, TrainingError
 from upcycle.train.rows import Update
 from upcycle.train.schedule import learning_rate
 from upcycle.train.spikes import MOST_IN_A_ROW
@@ -71,7 +71,8 @@ def update(trainee: Trainee, wishes: Wishes) -> tuple[Update, Wishes]:
             f"{run.id}: step {trainee.step + 1}: loss {loss}, gradient norm {grad_norm}. Stopped before the update"
             f"{f', after {MOST_IN_A_ROW} in a row that were skipped' if skipped else ''}; "
             f"the last saved state is kept in {trainee.run_dir / checkpoint.RESUME}. "
-            "Usually a lower optim.lr or a longer schedule.warmup_steps helps"
+            "Usually a lower optim.lr or a longer schedule.warmup_steps helps",
+            HOPELESS,
         )
     if not skipped:
         trainee.optimizer.step()

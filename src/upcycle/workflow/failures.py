@@ -96,6 +96,16 @@ class Failures(logging.Handler):
         return Failure(record.__dict__["rule_name"], where, shown or ["it wrote no log; see the lines above"])
 
 
+def exit_code_in(logs: list[str]) -> int | None:
+    """How the command of a job ended, by the log of the Snakemake that ran it; -n for signal n, None if not told."""
+    for log in logs:
+        found = list(STATUS.finditer(_tail(log)))
+        if found:
+            last = found[-1]
+            return -signal.Signals[last["name"]] if last["name"] else int(last["code"])
+    return None
+
+
 def _stamp(path: str) -> tuple[int, int] | None:
     """Time and size of a file's last change, by which one of an earlier attempt is known; None without one."""
     try:
@@ -121,10 +131,7 @@ def _add_to_log(path: str, line: str) -> None:
 
 def _last_words(path: str) -> list[str]:
     """The line in a log that a verb ends with if it fails; else the message of an exception, or the last line."""
-    with Path(path).open("rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
-        text = file.read().decode(errors="replace")
-    lines = [line for line in text.splitlines() if line.strip()]
+    lines = [line for line in _tail(path).splitlines() if line.strip()]
     own = [line for line in lines if OWN.match(line)]
     if own:
         return own[-1:]
@@ -133,3 +140,9 @@ def _last_words(path: str) -> list[str]:
         if not lines[number].startswith(" "):
             return lines[number:]
     return lines[-1:]
+
+
+def _tail(path: str) -> str:
+    with Path(path).open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
+        return file.read().decode(errors="replace")

@@ -6,6 +6,7 @@ which name a run or a token set; `slurm_executor` puts the study before the name
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -71,15 +72,11 @@ def slurm_jobs(folder: Path) -> list[SlurmJob]:
     """
     if shutil.which("squeue") is None:
         return []
-    command = ["squeue", "--me", "--noheader", f"--format={SEPARATOR.join(FIELDS)}"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
-        said = done.stderr.strip() if done.returncode else ""
-    except subprocess.TimeoutExpired:
-        said = f"no answer within {SECONDS} s"
-    if said:
-        raise UserError(f"squeue: {said}. Jobs of an earlier invocation may still run; try again when SLURM answers")
-    rows = [line.split(SEPARATOR) for line in done.stdout.splitlines()]
+        text = _ask("squeue", "--me", "--noheader", f"--format={SEPARATOR.join(FIELDS)}")
+    except NoAnswerError as error:
+        raise UserError(f"{error}. Jobs of an earlier invocation may still run; try again when SLURM answers") from None
+    rows = [line.split(SEPARATOR) for line in text.splitlines()]
     return [
         SlurmJob(number, state, name, comment, nodes, reason, elapsed, left)
         for number, state, name, comment, where, nodes, reason, elapsed, left in rows
@@ -103,6 +100,43 @@ def orphaned_jobs(workflow: Workflow, folder: Path) -> list[SlurmJob]:
     Raises `UserError` if SLURM does not answer.
     """
     return study_jobs(workflow, slurm_jobs(folder)) if is_anyone_alive(folder) is False else []
+
+
+def job_states(numbers: list[str]) -> dict[str, str] | None:
+    """State of each job, by squeue, or by sacct if the controller has forgotten it; None if SLURM does not answer.
+
+    Jobs that neither knows are left out. A state is one word: CANCELLED, not sacct's "CANCELLED by 0".
+    """
+    try:
+        found = _table(_ask("squeue", "--me", "--noheader", "--states=all", "--format=%i|%T"))
+    except NoAnswerError:
+        return None
+    forgotten = [number for number in numbers if number not in found]
+    if forgotten and shutil.which("sacct") is not None:
+        with contextlib.suppress(NoAnswerError):  # no accounting here, or not at the moment
+            query = ["-X", "-n", "-P", "--format=JobIDRaw,State", f"--jobs={','.join(forgotten)}"]
+            found |= _table(_ask("sacct", *query))
+    return {number: found[number] for number in numbers if number in found}
+
+
+class NoAnswerError(RuntimeError):
+    """A command of SLURM's failed, or did not end in time."""
+
+
+def _ask(*command: str) -> str:
+    """What a command of SLURM's prints."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        raise NoAnswerError(f"{command[0]}: no answer within {SECONDS} s") from None
+    if done.returncode:
+        raise NoAnswerError(f"{command[0]}: {done.stderr.strip()}")
+    return done.stdout
+
+
+def _table(text: str) -> dict[str, str]:
+    rows = (line.partition("|") for line in text.splitlines())
+    return {number.strip(): state.split()[0] for number, _, state in rows if state.strip()}
 
 
 def _same(one: Path, other: Path) -> bool:

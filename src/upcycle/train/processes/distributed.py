@@ -124,7 +124,7 @@ class Group:
             yield
         except Exception as error:  # noqa: BLE001 - raised below, when all know
             failure = error
-        code = 2 if isinstance(failure, UserError) else 1
+        code = getattr(failure, "exit_code", 1)
         ends = self._gather_objects(None if failure is None else (self.rank, code, str(failure)))
         failed = [end for end in ends if end is not None]
         if not failed:

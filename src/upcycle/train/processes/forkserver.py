@@ -5,8 +5,8 @@ server that imports torch and the training code once, runs no torch operation (t
 forks a child a job. A client is a plain, light process that represents its job: the child writes to the client's own
 standard output and error, gets its arguments, folder, environment and signals, and ends with it.
 
-- A server belongs to one user, checkout, interpreter and state of the source (`_version_key`): edited code is never
-  served stale, the old server just ends when it has been idle.
+- A server belongs to one user, checkout, interpreter, state of the source and allocation of a cluster
+  (`_version_key`): edited code is never served stale, the old server just ends when it has been idle.
 - The protocol, on a Unix socket: the client sends one JSON line with its three descriptors, then a byte a signal; the
   server sends the exit status as a line. A connection that closes early means that the client is dead: its child gets
   SIGTERM, and SIGKILL if it has not saved and left after GRACE_SECONDS.
@@ -43,6 +43,8 @@ Main: TypeAlias = Callable[[list[str]], int]
 """The command line: arguments to exit code."""
 FORK_VARIABLE = "UPCYCLE_FORK_SERVER"
 """Environment variable; `1` sends `upcycle train` and `evaluate` through the server."""
+ALLOCATIONS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID")
+"""What names an allocation of a cluster. Each has a server of its own: a fork has its server's GPUs, limits and end."""
 IDLE_SECONDS = 60.0
 GRACE_SECONDS = 20.0
 START_SECONDS = 120.0
@@ -152,11 +154,12 @@ def _home() -> Path:
 
 
 def _version_key() -> str:
-    """Sixteen hexadecimal digits of everything that a server holds in memory: interpreter, torch, this source."""
+    """Sixteen hexadecimal digits of all that a server holds: interpreter, torch, this source, its allocation."""
     package = Path(__file__).resolve().parents[2]
     torch = importlib.util.find_spec("torch")
     sources = [*package.rglob("*.py"), *([Path(torch.origin)] if torch and torch.origin else [])]
     lines = [sys.executable, sys.version, os.environ.get("PYTHONPATH", "")]
+    lines += [f"{name}={os.environ.get(name, '')}" for name in ALLOCATIONS]
     for path in sorted(sources):
         found = path.stat()
         lines.append(f"{path} {found.st_mtime_ns} {found.st_size}")

@@ -28,7 +28,7 @@ from pathlib import Path
 from types import FrameType
 
 from upcycle.errors import UserError
-from upcycle.train.processes.preemption import PREEMPTED, Preempted, TrainingError
+from upcycle.train.processes.preemption import HOPELESS, PREEMPTED, Preempted, TrainingError
 
 ENDS_VARIABLE = "UPCYCLE_ENDS"
 """Folder where each worker leaves its exit code and last words, for the launcher."""
@@ -175,8 +175,10 @@ def _raise_outcome(
     by_code = {end.code: end.message for _, end in sorted(ends.items(), reverse=True)}  # of the lowest rank with it
     if 2 in by_code:
         raise UserError(by_code[2])
+    if HOPELESS in by_code:  # also when stopped: words of a failed save must not end as "preempted"
+        raise TrainingError(by_code[HOPELESS], HOPELESS)
     killed = _killed(codes, devices)
-    if 1 in by_code:  # also when stopped: words of a failed save must not end as "preempted"
+    if 1 in by_code:
         raise TrainingError(killed or by_code[1])
     if PREEMPTED in by_code:  # they leave with it once the state of all is on disk
         raise Preempted(by_code[PREEMPTED])

@@ -15,6 +15,9 @@ from typing import Any, TypeVar
 Item = TypeVar("Item")
 
 PREEMPTED = 75
+"""Exit code: call the same command again."""
+HOPELESS = 3
+"""Exit code: the same command would fail again until the user changes something."""
 
 
 class Preempted(SystemExit):
@@ -39,12 +42,15 @@ class EndedByPeer(SystemExit):
 
 
 class TrainingError(RuntimeError):
-    """Training cannot continue (non-finite loss, disk full): exit code 1. The last good state is kept.
+    """Training cannot continue; the last good state is kept. The message names what to do.
 
-    The message names what to do.
+    Exit code 1 where the same command may succeed (a process was killed). 3 where it would fail again (loss not finite,
+    disk full, out of memory): schedulers then do not try.
     """
 
-    exit_code = 1
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class StopRequest:

@@ -39,7 +39,7 @@ from upcycle.manifest import (
 )
 from upcycle.study.recorded import SPEC, stated_spec
 from upcycle.study.spec import RunSpec
-from upcycle.train.processes.preemption import TrainingError
+from upcycle.train.processes.preemption import HOPELESS, TrainingError
 from upcycle.train.states.lease import LEASE
 
 log = logging.getLogger(__name__)
@@ -80,7 +80,8 @@ def disk_full_is_named(path: Path) -> Iterator[None]:
 def disk_is_full(path: Path) -> TrainingError:
     """The error that reports a full disk, with what to do."""
     return TrainingError(
-        f"{path}: the disk is full. The last saved state is intact: free some space and give the same command again"
+        f"{path}: the disk is full. The last saved state is intact: free some space and give the same command again",
+        HOPELESS,
     )
 
 

@@ -20,15 +20,22 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from upcycle.errors import UserError
+from upcycle.train.processes.preemption import PREEMPTED
 
 LEASE = "lease"
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 """What flock says on a file system that has no locks."""
 
 
+class RunTakenError(UserError):
+    """Another process writes the run. It may be dead already: NFS notices after a minute that a machine is gone."""
+
+    exit_code = PREEMPTED
+
+
 @contextmanager
 def lease(run_dir: Path) -> Iterator[None]:
-    """Hold the run folder for the length of the `with`; UserError naming the owner if another process does.
+    """Hold the run folder for the length of the `with`; RunTakenError naming the owner if another process does.
 
     UserError too if the file system has no locks: without them two writers could mix their states.
     """
@@ -41,7 +48,7 @@ def lease(run_dir: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(
+            raise RunTakenError(
                 f"{run_dir}: another process is writing this run: {_owner(run_dir / 'lease')}. "
                 "Wait for it, or end it: the lease ends with it"
             ) from None
