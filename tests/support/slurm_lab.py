@@ -378,7 +378,7 @@ AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=127.0.0.1
 AccountingStoragePort=16819
 AccountingStoragePass={folder}/munge/sock
-AccountingStorageEnforce=associations
+AccountingStorageEnforce=associations,limits
 AccountingStorageTRES=gres/gpu
 NodeName=node[1-{nodes}] NodeHostname={host} NodeAddr=127.0.0.1 Port=[17001-{last_port}] CPUs={cpus} Boards=1 \
 SocketsPerBoard=1 CoresPerSocket={cpus} ThreadsPerCore=1 RealMemory={memory_mb} Gres=gpu:h100:{gpus} State=UNKNOWN

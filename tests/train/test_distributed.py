@@ -319,14 +319,14 @@ def test_a_failure_of_one_process_ends_all_with_one_message(results: Path) -> No
 def test_a_disk_too_full_for_a_row_ends_all_with_one_message(count: int, results: Path) -> None:
     """Only the first process writes rows: it names file and mend, the other ends with it, not with gloo's traceback."""
     first, other = ((results / "2" / f"full-{count}-end-{rank}.txt").read_text() for rank in (0, 1))
-    assert first.startswith(f"TrainingError 1: {results / '2' / f'full-{count}' / 'metrics.jsonl'}: the disk is full")
+    assert first.startswith(f"TrainingError 3: {results / '2' / f'full-{count}' / 'metrics.jsonl'}: the disk is full")
     assert other == "EndedByPeer 1: 1"
     assert len(rows_of(results / "2" / f"full-{count}")) == count
 
 
 def test_a_loss_that_is_not_finite_stops_all_before_the_update(results: Path) -> None:
     ends = [(results / "2" / f"wild-end-{rank}.txt").read_text() for rank in (0, 1)]
-    assert all(end.startswith("TrainingError 1:") and "step 3: loss nan" in end for end in ends)
+    assert all(end.startswith("TrainingError 3:") and "step 3: loss nan" in end for end in ends)
     assert all("Stopped before the update" in end for end in ends)
     assert ends[0] == ends[1], "in the same step, for the same numbers"
 

@@ -147,10 +147,10 @@ def test_a_damaged_block_of_tokens_ends_all_processes_with_one_message(tmp_path:
 
 
 def test_a_second_launch_is_refused_and_a_signal_to_one_worker_stops_all(desk: Desk) -> None:
-    """Exit 2 naming the owner, once; then USR1 to the worker that does not write: state saved, 75."""
+    """Exit 75 naming the owner, once; then USR1 to the worker that does not write: state saved, 75."""
     launcher, pids = desk.launch_and_train()
     code, words = end(desk.launch())
-    assert code == 2
+    assert code == 75
     (message,) = words
     assert f"another process is writing this run: pid {pids[0]} on {os.uname().nodename}" in message
     assert launcher.poll() is None
@@ -260,8 +260,9 @@ TERM, KILL = -signal.SIGTERM, -signal.SIGKILL
         ({1: End(2, "bad key")}, {0: 2, 1: 2}, None, UserError("bad key")),
         ({0: End(75, "first"), 1: End(75, "second")}, {0: 75, 1: 75}, None, Preempted("first")),
         ({1: End(75, "saved")}, {0: TERM, 1: 75}, None, Preempted("saved")),
-        ({1: End(1, "disk is full")}, {}, signal.SIGTERM, TrainingError("disk is full")),
-        ({0: End(75, "saved"), 1: End(1, "disk is full")}, {0: 75, 1: 1}, None, TrainingError("disk is full")),
+        ({1: End(1, "bad")}, {}, signal.SIGTERM, TrainingError("bad")),
+        ({1: End(3, "disk is full")}, {}, signal.SIGTERM, TrainingError("disk is full", 3)),
+        ({0: End(75, "saved"), 1: End(3, "disk is full")}, {0: 75, 1: 3}, None, TrainingError("disk is full", 3)),
         ({0: End(75, "saved")}, {0: 75, 1: KILL}, None, Preempted("saved")),
         ({0: End(0, "")}, {}, signal.SIGUSR1, Preempted("stopped by SIGUSR1, and ended before")),
         ({0: End(1, "peer gone")}, {0: 1, 1: KILL}, None, TrainingError("process 1 of 2 was killed by SIGKILL")),
