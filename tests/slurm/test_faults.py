@@ -87,8 +87,10 @@ def killed_at(study, fault, kind: str, words: str, *, lost: bool) -> tuple[Invoc
     again = study.resumed_at(run)
     resumed_after = watch.seconds()
     assert again >= (saved if lost else step)
-    work = f"resumed after {resumed_after:.0f} s at the last saved state" if lost else (
-        f"saved at once, resumed after {resumed_after:.0f} s: no step lost"
+    work = (
+        f"resumed after {resumed_after:.0f} s at the last saved state"
+        if lost
+        else (f"saved at once, resumed after {resumed_after:.0f} s: no step lost")
     )
     record(Seen(kind, words.replace("\\", ""), seconds, work))
     return invocation
@@ -182,9 +184,7 @@ def test_controller_restarted(study, undisturbed):
     invocation.wait_for_words(f"of .*{'dense trunk'}")
     seconds = watch.seconds()
     ends_well(study, invocation, undisturbed, jobs=1)
-    record(
-        Seen("slurmctld down for longer than a job, then back", "nothing; the job's line", seconds, "unaffected")
-    )
+    record(Seen("slurmctld down for longer than a job, then back", "nothing; the job's line", seconds, "unaffected"))
 
 
 @rare

@@ -36,6 +36,7 @@ STEPS = 1500
 """Of a run: some ten seconds of one core, long enough to hit it while it trains."""
 OPTIONS = ("--executor=slurm", "--jobs=64", "--retries=3", "--latency-wait=20", "--seconds-between-status-checks=1")
 RESOURCES = {"slurm_partition": "gpu", "slurm_account": ACCOUNT, "mem_mb": 1000, "runtime": 10, "cpus_per_task": 1}
+LIVE = ("RUNNING", "PENDING", "COMPLETING")
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
@@ -116,10 +117,12 @@ class FaultStudy:
                 invocation.kill()
                 invocation.process.wait()
         for job in self.jobs():
-            if job.state in ("RUNNING", "PENDING", "COMPLETING"):
+            if job.state in LIVE:
                 self.lab.run("scancel", "--signal=KILL", "--full", str(job.id), check=False)
                 self.lab.cancel(job.id)
-        wait_for(lambda: not [job for job in self.jobs() if job.state in ("RUNNING", "PENDING", "COMPLETING")], "the end")
+        wait_for(
+            lambda: not [job for job in self.jobs() if job.state in ("RUNNING", "PENDING", "COMPLETING")], "the end"
+        )
 
     # Runs
 
