@@ -7,7 +7,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup sweep tests test test-quick soak soak-ends lint format lock contract-gpu gpu-smoke gpu-smoke-quick clean
+.PHONY: help setup sweep tests test test-quick soak soak-ends slurm-faults lint format lock contract-gpu gpu-smoke gpu-smoke-quick clean
 
 help:
 	@echo "make setup   virtual environment .venv with the upcycle command (2 to 10 minutes; torch is the bulk of it)"
@@ -16,6 +16,7 @@ help:
 	@echo "make test-quick   the same with the tests that take less than 2 seconds each (about 3 minutes)"
 	@echo "make soak    200 SIGKILLs at random moments of training, result in docs/soak.md (about 10 minutes)"
 	@echo "make soak-ends   300 runs by two tensor-parallel processes whose threads are held up, to their end (about an hour)"
+	@echo "make slurm-faults   everything that goes wrong on a cluster, on a real SLURM; prints a table (about 10 minutes)"
 	@echo "make lint    linters and types alone"
 	@echo "make contract-gpu   the wrappers of GPU libraries against those libraries' own source (10 MB; needs no GPU)"
 	@echo "make gpu-smoke      on a machine with a GPU: versions, kernels, gpu tests, speed, in one file"
@@ -88,6 +89,12 @@ soak: setup
 # Needs gcc.
 soak-ends: setup
 	$(BIN)/python tests/support/soak.py --ends 300 --slow-workers
+
+# Needs root and SLURM's packages (Debian); skips without.
+slurm-faults: setup
+	@rm -f .slurm-faults.jsonl
+	@FAULTS_FILE=$(CURDIR)/.slurm-faults.jsonl $(BIN)/pytest tests/slurm/test_faults.py; code=$$?; \
+	 [ ! -s .slurm-faults.jsonl ] || $(BIN)/python tests/support/slurm_faults.py .slurm-faults.jsonl; exit $$code
 
 format: setup
 	$(BIN)/ruff check --fix .

@@ -256,7 +256,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter tries again at its end
         if not isinstance(error, BrokenPipeError):  # `upcycle advise ... | head`: the reader has seen enough
             print(f"upcycle: the output cannot be written: {error.strerror}", file=sys.stderr)
-            return 1
+            from upcycle.train.processes.preemption import HOPELESS
+
+            return HOPELESS if error.errno in FULL else 1
     return code
 
 

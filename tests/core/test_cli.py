@@ -167,7 +167,7 @@ def test_help_and_version_are_no_failure(capsys, verb):
     [
         ("| true", 0, ""),
         (">&-", 0, ""),
-        ("> /dev/full", 1, "upcycle plan: the output cannot be written: No space left on device\n"),
+        ("> /dev/full", 3, "upcycle plan: the output cannot be written: No space left on device\n"),
     ],
 )
 @pytest.mark.parametrize("words", ["plan --json", "plan"])

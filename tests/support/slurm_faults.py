@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -203,7 +204,7 @@ class Seen:
 
 
 def record(seen: Seen) -> None:
-    """Add a row to the file that UPCYCLE_FAULTS names, if it names one."""
+    """Add a row to the file that FAULTS_FILE names, if it names one."""
     path = os.environ.get("FAULTS_FILE")
     if path:
         with Path(path).open("a") as file:
@@ -218,3 +219,16 @@ class Watch:
 
     def seconds(self) -> float:
         return time.monotonic() - self.since
+
+
+def table(path: Path) -> str:
+    """All rows, as docs/cluster.md shows them."""
+    rows = [Seen(**json.loads(line)) for line in path.read_text().splitlines()]
+    lines = [f"| {row.fault} | `{row.seen}` | {row.seconds:.0f} s | {row.work} |" for row in rows]
+    head = ["| fault | what `snakemake` says | after | what happens to the work |", "|---|---|---|---|"]
+    when = f"Measured {time.strftime('%Y-%m-%d')} with {os.cpu_count()} cores, load {os.getloadavg()[0]:.0f}."
+    return "\n".join([when, "", *head, *lines])
+
+
+if __name__ == "__main__":
+    print(table(Path(sys.argv[1])))
