@@ -133,6 +133,8 @@ def parser() -> argparse.ArgumentParser:
         help="a name under `evaluations`; without one the run's own held-out text, if it was not evaluated when it was "
         "trained (trunk points are not), into its metrics.json",
     )
+    adopt = verb("adopt", "Take over finished runs of another results folder, verified: linked, or else copied.")
+    adopt.add_argument("folder", type=Path, metavar="FOLDER", help="its results folder, which has `runs`")
     prune = verb("prune", "Remove files of finished runs that the study's `keep` lets go and nothing planned reads.")
     prune.add_argument("run", nargs="?", help="a run id of the plan (default: all)")
     for name, text in (
@@ -359,6 +361,10 @@ def run_verb(args: argparse.Namespace) -> None:
         from upcycle.views.status import show_status
 
         print(show_status(workflow, as_json=args.json, every_run=args.all))
+    elif args.verb == "adopt":
+        from upcycle.workflow.adopt import adopt
+
+        adopt(workflow, args.folder)
     elif args.verb in ("tokenize", "train", "evaluate", "prune"):
         from upcycle.workflow import jobs
 

@@ -24,7 +24,8 @@ def finish(run_id: str, loss: float) -> None:
     """As a trunk point, of which only the curve has a held-out loss."""
     path = Path(metrics_path(run_id))
     path.parent.mkdir(parents=True)
-    path.write_text(json.dumps({"loss": None, "curve_heldout": [[0, 9.0], [2048, loss]]}))
+    times = {"segment_tokens": 2048, "train_seconds": 1.0, "wall_seconds": 1.0}
+    path.write_text(json.dumps({"loss": None, "curve_heldout": [[0, 9.0], [2048, loss]]} | times))
 
 
 def send(logger: logging.Logger, job: int, outputs: list[str], message: str | None) -> None:
@@ -38,7 +39,7 @@ def test_a_run_has_its_name_and_loss_and_runs_of_before_count(workflow, capsys):
     first, second, *_ = workflow.plan.runs
     finish(first, 5.0)
     logger = logging.Logger("snakemake.logging")
-    logger.addHandler(Progress(workflow))
+    logger.addHandler(Progress(workflow, lambda: ([], 1)))
     logger.info("Execute 1 jobs...", extra={"event": "job_started", "jobs": [1]})
     logger.info("job", extra={"event": "job_info", "jobid": 1, "output": ["results/losses.csv"], "rule_msg": "Gather"})
     logger.info("Finished", extra={"event": "job_finished", "job_id": 1})
@@ -56,7 +57,7 @@ def test_snakemakes_own_lines_are_held_back_and_errors_are_not(workflow, tmp_pat
     logger = logging.Logger("snakemake.logging")
     logger.addHandler(logging.StreamHandler())
     logger.addHandler(logging.FileHandler(tmp_path / "log"))
-    tell_progress(logger, workflow)
+    tell_progress(logger, workflow, lambda: ([], 1))
     logger.info("Select jobs to execute...")
     logger.info("Execute 3 jobs...", extra={"event": "job_started", "jobs": [1]})
     send(logger, 1, [], None)
@@ -65,6 +66,25 @@ def test_snakemakes_own_lines_are_held_back_and_errors_are_not(workflow, tmp_pat
     logger.info("Nothing to be done")
     assert capsys.readouterr().err.splitlines() == ["rule", "RuleException", "Nothing to be done"]
     assert len((tmp_path / "log").read_text().splitlines()) == 8
+
+
+def test_the_whole_time_is_that_passed_and_the_makespan_of_what_is_left(workflow, capsys):
+    """Four runs at the measured speed of the first: 1,000 tokens a second, and a second beside training."""
+    first, second, *rest = workflow.plan.runs
+    for run_id in (first, second):
+        finish(run_id, 5.0)
+        run = workflow.plan.runs[run_id]
+        path = Path(metrics_path(run_id))
+        times = {"train_seconds": run.segment_tokens / 1000, "wall_seconds": run.segment_tokens / 1000 + 1}
+        path.write_text(json.dumps(json.loads(path.read_text()) | times | {"segment_tokens": run.segment_tokens}))
+    progress = Progress(workflow, lambda: (list(map(metrics_path, rest)), 1))
+    logger = logging.Logger("snakemake.logging")
+    logger.addHandler(progress)
+    logger.info("Execute 1 jobs...", extra={"event": "job_started", "jobs": [1]})
+    send(logger, 1, [metrics_path(second)], "Train")
+    left = sum(workflow.plan.runs[run_id].segment_tokens / 1000 + 1 for run_id in rest)
+    assert progress.estimate == pytest.approx(left, abs=1)
+    assert f"0:00 of ~{round(left / 60)} min" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (130.9, "2:10"), (3730, "1:02:10"), (360_000, "100:00:00")])

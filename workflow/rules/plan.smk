@@ -35,13 +35,19 @@ def checked(function, *arguments, **named):
         sys.exit(2)
 
 
+def to_do():
+    """Files that Snakemake is still to make, and how many jobs may run side by side."""
+    files = {str(path) for job in workflow.dag.needrun_jobs() for path in job.output}
+    return files, workflow.cores if workflow.local_exec else workflow.nodes
+
+
 INNER = PLAN_VARIABLE in os.environ
 DRY = workflow.output_settings.dryrun
 W = checked(open_workflow, config, Path.cwd(), workflow.cores, dry=DRY)
 if workflow.is_main_process and not {Quietness.PROGRESS, Quietness.ALL} & {
     *(workflow.output_settings.quiet or ())
 }:
-    tell_progress(logger, W)
+    tell_progress(logger, W, to_do)
 RETENTION = Retention(W, None if INNER else Path.cwd())
 
 if workflow.is_main_process and not DRY:

@@ -1,7 +1,10 @@
-"""One line a job that ends, in place of Snakemake's five: `37/102  upcycled D1=492k D2=983k  loss 3.590  2:10`.
+"""One line a job that ends, in place of Snakemake's five:
+
+    37/102  upcycled D1=492k D2=983k  loss 3.590  2:10 of ~6 min
 
 As `failures`, a handler of Snakemake's log events in its own process, so it works for every executor. Snakemake's full
-log stays in .snakemake/log. Counted are the finished runs of the study, also those of earlier invocations.
+log stays in .snakemake/log. Counted are the finished runs of the study, also those of earlier invocations. The time is
+that of the runs; fits and figures come on top.
 """
 
 from __future__ import annotations
@@ -10,10 +13,14 @@ import logging
 import re
 import sys
 import time
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from upcycle.files import read_record
+from upcycle.study.makespan import PRIORITIES, PlannedJob, list_schedule
+from upcycle.study.rates import expected_seconds, measured_overhead, measured_speeds
 from upcycle.study.recorded import is_finished
+from upcycle.study.values import duration
 from upcycle.study.varying import run_labels
 from upcycle.workflow.dag import Workflow
 from upcycle.workflow.paths import RESULTS, metrics_path
@@ -21,6 +28,8 @@ from upcycle.workflow.paths import RESULTS, metrics_path
 NOISE = re.compile(r"Select jobs to execute|Execute \d+ jobs|Job \d+ has been submitted with SLURM jobid")
 WIDEST = 60
 """Characters of a name that lines are aligned for."""
+RENEW_SECONDS = 5.0
+"""Between two estimates of the time that is left."""
 SAID_HERE = ("job_finished", "progress")
 """Snakemake's events that our lines take the place of."""
 
@@ -28,14 +37,20 @@ SAID_HERE = ("job_finished", "progress")
 class Progress(logging.Handler):
     """Prints a line when a job ends: of a run its name and held-out loss, of any other job its rule's message."""
 
-    def __init__(self, workflow: Workflow) -> None:
+    def __init__(self, workflow: Workflow, to_do: Callable[[], tuple[Collection[str], int]]) -> None:
+        """`to_do()`: files that this invocation still makes, and how many jobs run side by side."""
         super().__init__()
         self.workflow = workflow
+        self.to_do = to_do
+        self.estimate: float | None = None
+        """Seconds of all runs of this invocation, from its start."""
+        self._estimated_at = 0.0
         self.started = time.monotonic()
         self.finished: set[str] = set()
         """Finished runs of the study; those of before are listed when the first job starts."""
         self._labels: dict[str, str] = {}
         self._runs = {metrics_path(run_id): run_id for run_id in workflow.plan.runs}
+        self._begun: dict[str, float] = {}
         self._jobs: dict[int, tuple[list[str], str]] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -46,7 +61,9 @@ class Progress(logging.Handler):
                 self.finished = {run for run in self.workflow.plan.runs if is_finished(RESULTS / "runs" / run)}
                 self._labels = run_labels(self.workflow.plan)
             elif event == "job_info":
-                self._jobs[fields["jobid"]] = ([*fields["output"]], fields["rule_msg"] or "")
+                outputs = [*fields["output"]]
+                self._jobs[fields["jobid"]] = (outputs, fields["rule_msg"] or "")
+                self._begun |= {self._runs[path]: self.seconds for path in outputs if path in self._runs}
             elif event == "job_finished":
                 outputs, message = self._jobs.pop(fields["job_id"], ([], ""))
                 if line := self._line(outputs, message):
@@ -70,12 +87,36 @@ class Progress(logging.Handler):
             return f"{count}  {self._labels[run_id]:{width}}  {said}  {clock(self.seconds)}"
         if loss is None:  # a trunk point: the loss on a subset of the text, with which its curve ends
             loss = metrics["curve_heldout"][-1][1]
-        return f"{count}  {self._labels[run_id]:{width}}  loss {loss:.3f}  {clock(self.seconds)}"
+        whole = f" of ~{duration(_rounded(total_seconds))}" if (total_seconds := self._total()) else ""
+        return f"{count}  {self._labels[run_id]:{width}}  loss {loss:.3f}  {clock(self.seconds)}{whole}"
+
+    def _total(self) -> float | None:
+        """Seconds from the start until the last run is expected to end; renewed as runs end. None for the last one."""
+        if self.estimate is None or self.seconds - self._estimated_at > RENEW_SECONDS:
+            plan, study = self.workflow.plan, self.workflow.study
+            speeds = measured_speeds(plan.runs.values(), RESULTS)
+            beside = measured_overhead(plan.runs.values(), RESULTS)
+            files, side_by_side = self.to_do()
+            jobs = {}
+            for run_id in (self._runs[path] for path in files if path in self._runs):
+                run = plan.runs[run_id]
+                seconds = expected_seconds(run, study.execution_of(run), speeds) + beside
+                done = self.seconds - self._begun.get(run_id, self.seconds)
+                jobs[run_id] = PlannedJob(max(seconds - done, 0), 1, 1, tuple(plan.needs(run_id)), PRIORITIES[run.kind])
+            left = list_schedule(jobs, 1, max(side_by_side, 1)).makespan
+            self.estimate, self._estimated_at = self.seconds + left if jobs else None, self.seconds
+        return self.estimate
 
     @property
     def seconds(self) -> float:
         """Since the Snakefile was read."""
         return time.monotonic() - self.started
+
+
+def _rounded(seconds: float) -> float:
+    """To what an estimate knows: 5 s below two minutes, minutes below two hours, then 10 minutes."""
+    unit = 5 if seconds < 120 else 60 if seconds < 7200 else 600
+    return max(round(seconds / unit) * unit, unit)
 
 
 def clock(seconds: float) -> str:
@@ -89,9 +130,9 @@ def is_news(record: logging.LogRecord) -> bool:
     return getattr(record, "event", None) not in SAID_HERE and not NOISE.match(record.getMessage())
 
 
-def tell_progress(logger: logging.Logger, workflow: Workflow) -> None:
-    """Let Snakemake's terminal show a line a job. Its log file is left as it is."""
+def tell_progress(logger: logging.Logger, workflow: Workflow, to_do: Callable[[], tuple[Collection[str], int]]) -> None:
+    """Let Snakemake's terminal show a line a job (`to_do`: of `Progress`). Its log file is left as it is."""
     for handler in logger.handlers:
         if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
             handler.addFilter(is_news)
-    logger.addHandler(Progress(workflow))
+    logger.addHandler(Progress(workflow, to_do))
