@@ -114,6 +114,7 @@ def parser() -> argparse.ArgumentParser:
         "--profile", type=Path, metavar="FOLDER", help="plan for a cluster, as `snakemake --profile FOLDER` does"
     )
     status = verb("status", "Show how the runs of a study stand: state, speed, time left. Works while jobs run.")
+    status.add_argument("--watch", action="store_true", help="renewed in place until all runs are finished, or Ctrl-C")
     status.add_argument("--json", action="store_true", help="as data")
     status.add_argument("--all", action="store_true", help="finished runs and those not started too")
     tokenize = verb("tokenize", "Turn text into a token set, results/tokens/NAME.")
@@ -358,6 +359,11 @@ def run_verb(args: argparse.Namespace) -> None:
             print(f"\n{show_requests(workflow)}", flush=True)
         check_needs(workflow)  # last: what a study costs is of interest before its text is there
     elif args.verb == "status":
+        if args.watch:
+            from upcycle.views.watch import watch
+
+            watch(workflow, Path.cwd())
+            return
         from upcycle.views.status import show_status
 
         print(show_status(workflow, as_json=args.json, every_run=args.all))

@@ -73,7 +73,7 @@ LIBRARIES = {
         "snakemake_interface_common",
         "snakemake_interface_executor_plugins",
     },
-    "views": set(),
+    "views": {"rich"},
 }
 """Other people's libraries by room, also where an import is inside a function."""
 

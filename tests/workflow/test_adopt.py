@@ -48,7 +48,7 @@ def test_finished_runs_are_linked_verified_and_the_rest_is_named(workflow, sourc
     lacking = [run_id for run_id in again.plan.runs if run_id not in adopted.taken]
     text = show_adopted(again, source, adopted)
     assert len(lacking) == 4
-    assert f"still to train: 4 runs, 18.7k tokens: {', '.join(lacking)}" in text
+    assert f"still to train: 4 runs, 22.5k tokens: {', '.join(lacking)}" in text
     assert not again.stale_evaluations  # of the same weights, so they came along
     assert len(adopt_runs(again, source).here) == 18
 

@@ -13,7 +13,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,22 +26,27 @@ from upcycle.study.values import duration
 from upcycle.views.plan_view import ALL, describe_run
 from upcycle.views.text import text_table
 from upcycle.workflow.dag import Workflow
+from upcycle.workflow.failures import OWN, words_of_log
 from upcycle.workflow.paths import RESULTS
+from upcycle.workflow.slurm_jobs import SlurmJob, orphaned_jobs, slurm_jobs, study_jobs
 
 TAIL_BYTES = 1 << 18
 """Read from the end of a curve: some tens of rows of the widest mixture."""
 SILENT_SECONDS = 900
 SILENT_ROWS = 10
 """A run is silent after SILENT_SECONDS without a sign, and no sooner than SILENT_ROWS rows would have taken."""
-STATES = ("running", "silent", "damaged", "stopped", "not started", "finished")
+STATES = ("running", "silent", "damaged", "failed", "stopped", "queued", "not started", "finished")
 """In the order of display: what needs a look comes first."""
 PACE = ("tokens_per_second", "step_seconds", "data_seconds", "mfu")
 
 Locks = set[tuple[int, int]]
 
 
-def describe_status(workflow: Workflow) -> dict[str, Any]:
+def describe_status(workflow: Workflow, jobs: Sequence[SlurmJob] = ()) -> dict[str, Any]:
     """The state of every run as data, totals by sweep and in all. Times in seconds.
+
+    `jobs`: the study's jobs in SLURM's queue. A run is `failed` if its log ends with why, and `queued` if SLURM has a
+    job for it that has not begun.
 
     `seconds_left` of a run: its steps left at its present pace, else at the pace of runs of its shape, else as planned.
     Of the study: the sum over unfinished runs divided by the number running now (at least 1), and no less than the
@@ -49,6 +54,8 @@ def describe_status(workflow: Workflow) -> dict[str, Any]:
     """
     locks = held_locks()
     found = {run_id: read_state(RESULTS / "runs" / run_id, run, locks) for run_id, run in workflow.plan.runs.items()}
+    for run_id, state in found.items():
+        _explain(state, [job for job in jobs if job.wildcards == run_id])
     speeds = _speeds(workflow, found)
     overhead = _overhead(found)
     for run_id, state in found.items():
@@ -109,6 +116,25 @@ def read_state(run_dir: Path, run: RunSpec, locks: Locks | None) -> dict[str, An
         doubt = "it runs, but may hang" if held else f"check whether it still runs on {owner['host']}"
         state |= {"state": "silent", "note": f"nothing written for {duration(quiet)}: {doubt}"}
     return state
+
+
+def _explain(state: dict[str, Any], jobs: list[SlurmJob]) -> None:
+    """Add to a state what SLURM knows of the run, and why its last attempt ended if its log says so."""
+    if state["state"] in ("not started", "stopped"):
+        log = RESULTS / "logs" / "train" / f"{state['id']}.log"
+        words = [line for line in words_of_log(str(log)) if OWN.match(line)] if log.exists() else []
+        if words:
+            goes_on = words[-1].endswith("the same command continues")
+            state |= {
+                "state": "stopped" if goes_on else "failed",
+                "note": words[-1].partition(": ")[2].removeprefix(f"{state['id']}: "),
+            }
+    for job in jobs:
+        waits = not job.nodes
+        if waits and state["state"] in ("not started", "stopped", "failed"):
+            state |= {"state": "queued"}
+        where = f"waits: {job.reason}" if waits else f"on {job.nodes}, {job.left} of its time left"
+        state["note"] = "; ".join(filter(None, (f"SLURM job {job.id} {where}", state["note"])))
 
 
 def _finished(run_dir: Path, run: RunSpec) -> dict[str, Any]:
@@ -256,9 +282,24 @@ def status_totals(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 def show_status(workflow: Workflow, *, as_json: bool, every_run: bool) -> str:
     """The state of a study as tables, or as JSON."""
-    status = describe_status(workflow)
+    jobs, silent = queued_jobs(workflow, Path.cwd())
+    status = describe_status(workflow, jobs)
     if as_json:
         return json.dumps(status, indent=1)
+    text = status_text(status, every_run=every_run, orphans=orphaned_jobs(jobs, Path.cwd()))
+    return "\n".join(filter(None, (text, silent)))
+
+
+def queued_jobs(workflow: Workflow, folder: Path) -> tuple[list[SlurmJob], str]:
+    """The study's jobs in SLURM's queue, and a line if SLURM is installed here and does not answer."""
+    try:
+        return study_jobs(workflow, slurm_jobs(folder)), ""
+    except UserError as error:
+        return [], f"SLURM does not answer, so its jobs are not shown ({str(error).splitlines()[0]})."
+
+
+def status_text(status: dict[str, Any], *, every_run: bool, orphans: Sequence[SlurmJob]) -> str:
+    """A status for a person: runs that need a look, sweeps, time left, SLURM jobs that nobody looks after."""
     total = status["total"]
     counts = ", ".join(f"{total[state]} {state}" for state in ("finished", *STATES[:-1]) if total[state])
     lines = [f"study {status['study']}: {total['runs']} runs: {counts}", ""]
@@ -272,6 +313,9 @@ def show_status(workflow: Workflow, *, as_json: bool, every_run: bool) -> str:
             f"About {duration(total['seconds_left'])} left with {total['side_by_side']} at a time (the longest chain "
             f"of runs alone: {duration(total['longest_chain_seconds'])}), without fits and figures."
         )
+    if orphans:
+        lines.append("SLURM jobs that no Snakemake looks after; the next one here takes them over:")
+        lines += [f"  {job}" for job in orphans]
     if total["damaged"]:
         lines.append(
             "Damaged runs: `upcycle train RUN` restores metrics.json or names the damaged file; "

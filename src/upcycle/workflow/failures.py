@@ -88,7 +88,7 @@ class Failures(logging.Handler):
             _add_to_log(
                 logs[0], f"upcycle: killed by {by_signal}{why}. What it saved is kept: the same command continues"
             )
-        words = [line for log in logs for line in _last_words(log)]
+        words = [line for log in logs for line in words_of_log(log)]
         own = [line for line in words if OWN.match(line)]
         executor = [line for line in str(record.__dict__["rule_msg"] or "").splitlines() if line.strip()]
         shown = [*executor, *own] if own else [*words, *executor]
@@ -129,7 +129,7 @@ def _add_to_log(path: str, line: str) -> None:
         file.write(line + "\n")
 
 
-def _last_words(path: str) -> list[str]:
+def words_of_log(path: str) -> list[str]:
     """The line in a log that a verb ends with if it fails; else the message of an exception, or the last line."""
     lines = [line for line in _tail(path).splitlines() if line.strip()]
     own = [line for line in lines if OWN.match(line)]

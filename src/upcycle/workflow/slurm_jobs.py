@@ -94,12 +94,9 @@ def study_jobs(workflow: Workflow, jobs: list[SlurmJob]) -> list[SlurmJob]:
     ]
 
 
-def orphaned_jobs(workflow: Workflow, folder: Path) -> list[SlurmJob]:
-    """The study's jobs in `folder` while no Snakemake runs there that looks after them. The next one takes them over.
-
-    Raises `UserError` if SLURM does not answer.
-    """
-    return study_jobs(workflow, slurm_jobs(folder)) if is_anyone_alive(folder) is False else []
+def orphaned_jobs(jobs: list[SlurmJob], folder: Path) -> list[SlurmJob]:
+    """These jobs while no Snakemake runs in `folder` that looks after them. The next one takes them over."""
+    return jobs if is_anyone_alive(folder) is False else []
 
 
 def job_states(numbers: list[str]) -> dict[str, str] | None:
