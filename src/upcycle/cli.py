@@ -295,7 +295,7 @@ def _main(arguments: list[str]) -> int:
             signal.signal(number, signal.SIG_IGN)
         return last_words(args.verb, stop.exit_code, str(stop))
     except EndedByPeer as end:  # its words for the launcher alone, should the peer be ended before it has left its own
-        from upcycle.train.processes.launch import End, leave_word
+        from upcycle.train.processes.words import End, leave_word
 
         code = int(str(end.code))
         leave_word(End(code, end.message))
@@ -315,11 +315,11 @@ def _main(arguments: list[str]) -> int:
 
 def last_words(verb: str, code: int, message: str) -> int:
     """Report why a verb ended early: to the reader, or to the launcher, which joins its workers' messages into one."""
-    from upcycle.train.processes.launch import End, leave_word
+    from upcycle.train.processes.words import End, exit_code, leave_word
 
     if not leave_word(End(code, message)):
         print(f"upcycle {verb}: {message}", file=sys.stderr)
-    return code
+    return exit_code(code)
 
 
 def rehearse(args: argparse.Namespace) -> int:

@@ -111,10 +111,12 @@ class SlurmLab:
 
     # Commands in the lab
 
-    def words(self, *command: str | Path) -> list[str]:
+    def words(self, *command: str | Path, cwd: Path | None = None) -> list[str]:
         """A command line that runs in the lab. The process that it starts is the command itself: its pid is the pid."""
-        enter = ["nsenter", f"--target={self.pid('guard')}", "--mount", "--net", "--"] if _can_unshare() else []
-        return [*enter, *map(str, command)]
+        if not _can_unshare():
+            return [*map(str, command)]
+        enter = ["nsenter", f"--target={self.pid('guard')}", "--mount", "--net", "--"]
+        return [*enter, "env", f"--chdir={cwd or Path.cwd()}", *map(str, command)]  # nsenter begins at /
 
     def environment(self, variables: Mapping[str, str] | None = None) -> dict[str, str]:
         """These variables (default: this process's), less those of a job, marked as the lab's."""
@@ -129,7 +131,9 @@ class SlurmLab:
     ) -> subprocess.CompletedProcess[str]:
         """Run a command in the lab to its end; AssertionError with its output if it fails and `check` is set."""
         options = {"capture_output": True, "text": True, "timeout": 600} | options
-        done = subprocess.run(self.words(*command), env=self.environment(env), check=False, **options)
+        done = subprocess.run(
+            self.words(*command, cwd=options.get("cwd")), env=self.environment(env), check=False, **options
+        )
         assert not check or done.returncode == 0, f"{command}: exit code {done.returncode}\n{done.stdout}{done.stderr}"
         return done
 
@@ -137,7 +141,7 @@ class SlurmLab:
         self, *command: str | Path, env: Mapping[str, str] | None = None, **options: Any
     ) -> subprocess.Popen[Any]:
         """Start a command in the lab, as `subprocess.Popen` does."""
-        return subprocess.Popen(self.words(*command), env=self.environment(env), **options)
+        return subprocess.Popen(self.words(*command, cwd=options.get("cwd")), env=self.environment(env), **options)
 
     # Jobs
 

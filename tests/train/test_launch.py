@@ -17,8 +17,9 @@ from torch.distributed.launcher.api import LaunchConfig
 
 from upcycle.errors import UserError
 from upcycle.study.spec import RunSpec
-from upcycle.train.processes.launch import End, _raise_outcome
+from upcycle.train.processes.launch import _raise_outcome
 from upcycle.train.processes.preemption import Preempted, TrainingError
+from upcycle.train.processes.words import End
 from upcycle.train.states.lease import lease
 
 pytestmark = pytest.mark.slow

@@ -14,6 +14,7 @@ from upcycle.study.check import DEFAULT, check_names, find_study, override_execu
 from upcycle.study.frozen import FrozenPlan, freeze, thaw
 from upcycle.study.plan import build_plan
 from upcycle.study.spec import canonical_json
+from upcycle.train.processes.allocation import SRUN_VARIABLE
 from upcycle.train.processes.forkserver import FORK_VARIABLE
 from upcycle.workflow.dag import Workflow
 from upcycle.workflow.invocations import take_share
@@ -97,6 +98,8 @@ def open_workflow(config: dict[str, Any], root: Path, cores: int, *, dry: bool) 
             os.environ[FORK_VARIABLE] = "1"
         for variable, value in JOB_ENVIRONMENT.items():
             os.environ.setdefault(variable, value)
+        if workflow.node is not None:
+            os.environ[SRUN_VARIABLE] = "1"
         os.environ[STARTED_VARIABLE] = repr(time.time())
         os.environ[CORES_VARIABLE] = str(cores)
         if take_share(root):

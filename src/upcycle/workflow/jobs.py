@@ -68,17 +68,22 @@ def _described(path: Path) -> RunSpec:
 def train_job(workflow: Workflow, name: str, *, fresh: bool = False) -> None:
     """Train, resume or verify a run of the plan, or of a spec.json with the study's execution settings; prints a line.
 
-    As one process, as one of several (a worker, which RANK tells), or as several that are started here.
+    As one process, as one of several (a worker, which RANK tells), or as several that are started here, by srun on the
+    nodes of a SLURM job.
     """
-    from upcycle.train.processes import launch
+    from upcycle.train.processes import allocation, launch, words
 
     run = _described(Path(name)) if name.endswith(".json") else _planned(workflow, name)
     execution = workflow.study.execution_of(run)
-    if launch.is_worker():
+    command = ["train", name, "--study", workflow.study.study, *(["--fresh"] if fresh else [])]
+    if words.is_worker():
         launch.become_worker()
+    elif allocation.is_due(execution):
+        allocation.launch_on_nodes(command, execution.nodes, RESULTS / ".nodes")
+        return
     elif execution.devices > 1:
-        options = ["--fresh"] if fresh else []
-        launch.launch(["train", name, "--study", workflow.study.study, *options], execution.devices)
+        launch.launch(command, execution.devices // execution.nodes, allocation.node_place(execution))
+        words.leave_word(words.End(0, ""))
         return
     from upcycle.train.loop import train_run
 
@@ -98,10 +103,8 @@ def train_job(workflow: Workflow, name: str, *, fresh: bool = False) -> None:
         fresh=fresh,
         evaluate=run.role != "trunk" or run.id in workflow.plan.finished_models or name.endswith(".json"),
     )
-    if launch.is_worker():
-        launch.leave_word(launch.End(0, ""))
-        if not launch.is_first():
-            return
+    if words.leave_word(words.End(0, "")) and words.is_worker() and not words.is_first():
+        return
     metrics = read_record(run_dir / "metrics.json")
     print(
         f"{run.id}: {_loss_words(metrics)} at {run.tokens:,} tokens, "

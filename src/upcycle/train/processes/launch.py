@@ -23,39 +23,21 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from upcycle.errors import UserError
+from upcycle.train.processes.allocation import NodePlace
 from upcycle.train.processes.preemption import HOPELESS, PREEMPTED, Preempted, TrainingError
+from upcycle.train.processes.words import ENDS_VARIABLE, End, is_first
 
-ENDS_VARIABLE = "UPCYCLE_ENDS"
-"""Folder where each worker leaves its exit code and last words, for the launcher."""
 PARENT_VARIABLE = "UPCYCLE_LAUNCHER"
 STOPS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 PR_SET_PDEATHSIG = 1
 
 
-@dataclass(frozen=True)
-class End:
-    """How a worker ended, in its own words."""
-
-    code: int
-    message: str
-
-
 # A worker
-
-
-def is_worker() -> bool:
-    """Whether this process was started as one of several."""
-    return "RANK" in os.environ
-
-
-def is_first() -> bool:
-    """Whether a worker is the first, which reports for all."""
-    return os.environ["RANK"] == "0"
 
 
 def become_worker() -> None:
@@ -75,24 +57,11 @@ def end_with_parent(number: signal.Signals, parent: int) -> None:
         os._exit(1)  # it died before this line
 
 
-def leave_word(end: End) -> bool:
-    """Leave a worker's last words to its launcher; False if they are to be printed, as there is none of ours."""
-    if not is_worker():
-        return False
-    folder = os.environ.get(ENDS_VARIABLE)
-    if folder is None:
-        return end.code == PREEMPTED and not is_first()  # all have saved together: the first says it
-    path = Path(folder) / f"{os.environ['RANK']}.json"
-    path.with_suffix(".tmp").write_text(json.dumps({"code": end.code, "message": end.message}))
-    path.with_suffix(".tmp").replace(path)
-    return True
-
-
 # The launcher
 
 
-def launch(arguments: Sequence[str], devices: int) -> None:
-    """Run `upcycle <arguments>` in so many workers of this machine, to their end.
+def launch(arguments: Sequence[str], devices: int, place: NodePlace | None = None) -> None:
+    """Run `upcycle <arguments>` in so many workers of this machine, to their end; `place`: of this node among several.
 
     Raises what they raised: UserError (one message, whoever found it), Preempted if they were stopped and saved, or
     were stopped and could not save in time; TrainingError if one failed or died.
@@ -105,13 +74,8 @@ def launch(arguments: Sequence[str], devices: int) -> None:
     with tempfile.TemporaryDirectory(prefix="upcycle-launch-") as name:
         folder = Path(name)
         config = LaunchConfig(
-            min_nodes=1,
-            max_nodes=1,
+            **_meeting(place),
             nproc_per_node=devices,
-            run_id=uuid.uuid4().hex,
-            rdzv_backend="c10d",
-            rdzv_endpoint="localhost:0",
-            local_addr="localhost",
             max_restarts=0,
             signals_to_handle="SIGHUP",  # the others are `_stops_once`'s: torch's handler does not bear a second signal
             logs_specs=DefaultLogsSpecs(log_dir=str(folder / "torch")),
@@ -126,7 +90,16 @@ def launch(arguments: Sequence[str], devices: int) -> None:
             codes = {rank: found.exitcode for rank, found in failure.failures.items()}
         except SignalException as stop:
             stopped_by = stop.sigval
-        _raise_outcome(_ends(folder), codes, stopped_by, devices)
+        _raise_outcome(_ends(folder), codes, stopped_by, devices, nodes=place.nodes if place else 1)
+
+
+def _meeting(place: NodePlace | None) -> dict[str, Any]:
+    """Where the agents of all nodes meet. Nodes have fixed ranks, so that equal jobs number their processes equally."""
+    if place is None:
+        alone = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "local_addr": "localhost"}
+        return alone | {"min_nodes": 1, "max_nodes": 1, "run_id": uuid.uuid4().hex}
+    several = {"rdzv_backend": "static", "rdzv_endpoint": place.endpoint, "rdzv_configs": {"rank": place.rank}}
+    return several | {"min_nodes": place.nodes, "max_nodes": place.nodes, "run_id": os.environ["SLURM_JOB_ID"]}
 
 
 @contextlib.contextmanager
@@ -155,12 +128,16 @@ def _stops_once(exception: type[Exception]) -> Iterator[None]:
 @contextlib.contextmanager
 def _environment(values: Mapping[str, str]) -> Iterator[None]:
     """Variables that workers inherit."""
+    before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
         yield
     finally:
-        for name in values:
-            del os.environ[name]
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _ends(folder: Path) -> dict[int, End]:
@@ -169,15 +146,23 @@ def _ends(folder: Path) -> dict[int, End]:
 
 
 def _raise_outcome(
-    ends: Mapping[int, End], codes: Mapping[int, int], stopped_by: signal.Signals | None, devices: int
+    ends: Mapping[int, End],
+    codes: Mapping[int, int],
+    stopped_by: signal.Signals | None,
+    devices: int,
+    *,
+    nodes: int = 1,
 ) -> None:
-    """Make one end of many; returns if all went well. `codes`: exit codes of the workers that torch saw fail."""
+    """Make one end of many; returns if all went well.
+
+    `codes`: exit codes of the workers that torch saw fail; `devices`: number of workers of this node.
+    """
     by_code = {end.code: end.message for _, end in sorted(ends.items(), reverse=True)}  # of the lowest rank with it
     if 2 in by_code:
         raise UserError(by_code[2])
     if HOPELESS in by_code:  # also when stopped: words of a failed save must not end as "preempted"
         raise TrainingError(by_code[HOPELESS], HOPELESS)
-    killed = _killed(codes, devices)
+    killed = _killed(codes, devices * nodes)
     if 1 in by_code:
         raise TrainingError(killed or by_code[1])
     if PREEMPTED in by_code:  # they leave with it once the state of all is on disk
@@ -193,7 +178,7 @@ def _raise_outcome(
         raise TrainingError(killed)
     if codes:
         rank, code = next(iter(codes.items()))
-        raise TrainingError(f"process {rank} of {devices} failed with exit code {code}; its words are above")
+        raise TrainingError(f"process {rank} of {devices * nodes} failed with exit code {code}; its words are above")
 
 
 def _killed(codes: Mapping[int, int], devices: int) -> str | None:
