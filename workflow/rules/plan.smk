@@ -22,6 +22,7 @@ from upcycle.workflow.paths import RESULTS, evaluation_path, metrics_path
 from upcycle.workflow.progress import tell_progress
 from upcycle.workflow.pruning import Retention
 from upcycle.workflow.resources import job_resources
+from upcycle.workflow.submission import check_submission
 
 logger.addHandler(Failures())
 
@@ -192,3 +193,9 @@ def table_caption(wildcards):
 
 # What jobs ask a cluster for, by their kind; nothing where this machine runs them.
 RESOURCES = job_resources(W)
+if W.node is not None and workflow.is_main_process and not DRY:
+    defaults = workflow.resource_settings.default_resources or {}
+    asked = {name: defaults[name].raw for name in defaults}
+    checked(
+        check_submission, W, asked.get("slurm_partition"), asked.get("slurm_account")
+    )

@@ -34,6 +34,8 @@ from upcycle.workflow.paths import REHEARSAL, RESULTS
 HOST_GB = 4.0
 """10^9 bytes of a process beside arrays: the interpreter, torch, the CUDA context's and NCCL's host memory."""
 MEMORY_SAFETY = 1.25
+WARNING_SECONDS = 120
+"""Before the end of its wall time a training is told to save. (At the end SLURM would kill it with its srun.)"""
 MB = 1e6
 
 
@@ -149,6 +151,7 @@ def job_resources(workflow: Workflow) -> dict[str, dict[str, Any]]:
         common["evaluate"]["gres"] = lambda wildcards: f"{kind}:{cluster.evaluate(wildcards.run).gpus}"
     # Training starts its own processes on its nodes by srun. An empty `mpi` is how Snakemake's plugin knows.
     common["train"] |= {"nodes": lambda wildcards: cluster.train(wildcards.run).nodes, "mpi": ""}
+    common["train"]["slurm_extra"] = f"--signal=USR1@{WARNING_SECONDS}"
     if on_cpu:
         common["train"]["tasks"] = common["train"]["nodes"]  # of GPU jobs the plugin would ask for as many a GPU
     return common

@@ -125,8 +125,8 @@ def _raise_end(ends: Sequence[End], code: int) -> None:
     by_code = {end.code: end.message for end in reversed(ends)}
     if 2 in by_code:
         raise UserError(by_code[2])
-    if failed := sorted(set(by_code) - {0, PREEMPTED}):
-        raise TrainingError(by_code[failed[0]])
+    if failed := [end.message for end in ends if end.code not in (0, PREEMPTED)]:
+        raise TrainingError("; ".join(dict.fromkeys(failed)))  # of one cause, seen from several nodes
     if code == 0 and PREEMPTED not in by_code:
         return
     if PREEMPTED in by_code:

@@ -1,0 +1,78 @@
+"""What is still to be submitted to a cluster, and whether SLURM would take it, asked before the first job."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+
+from upcycle.errors import UserError
+from upcycle.study.recorded import is_finished
+from upcycle.workflow.dag import Workflow
+from upcycle.workflow.needs import tokens_to_make
+from upcycle.workflow.paths import RESULTS
+from upcycle.workflow.resources import Cluster, JobRequest
+
+RULE_OF_KIND = {"dense": "pretrain_dense", "moe": "pretrain_moe", "up": "upcycle", "decay": "decay"}
+"""The rule that trains a kind of run."""
+PRODUCT_RULES = "fit, figure, table, report"
+RULE_ORDER = ("tokenize", *RULE_OF_KIND.values(), "evaluate", PRODUCT_RULES)
+ANSWER_SECONDS = 60
+"""How long sbatch may take to say whether it would take a job."""
+
+
+def pending_requests(workflow: Workflow) -> dict[tuple[str, str], list[JobRequest]]:
+    """Requests of the jobs that are still to be done, by rule and model, in the order of the workflow.
+
+    Raises UserError naming the setting if a job does not fit a node of the profile.
+    """
+    assert workflow.node is not None
+    cluster = Cluster(workflow, workflow.node)
+    groups: dict[tuple[str, str], list[JobRequest]] = {}
+
+    def add(rule: str, request: JobRequest, run_id: str = "") -> None:
+        model, _ = workflow.plan.names.get(run_id, ("", ""))
+        groups.setdefault((rule, model), []).append(request)
+
+    for _ in tokens_to_make(workflow):
+        add("tokenize", cluster.tokenize())
+    for run_id, run in workflow.plan.runs.items():
+        if not is_finished(RESULTS / "runs" / run_id):
+            add(RULE_OF_KIND[run.kind], cluster.train(run_id), run_id)
+    for pairs in workflow.evaluations.values():
+        for run_id, path in pairs:
+            if path in workflow.stale_evaluations:
+                add("evaluate", cluster.evaluate(run_id), run_id)
+    for name in workflow.stale:
+        if name.partition("/")[0] in ("fits", "figures", "tables", "report"):
+            add(PRODUCT_RULES, cluster.small())
+    return dict(sorted(groups.items(), key=lambda group: RULE_ORDER.index(group[0][0])))
+
+
+def check_submission(workflow: Workflow, partition: str | None, account: str | None) -> None:
+    """Raise UserError if SLURM would not take one of the jobs: partition, account, GPUs, memory, wall time.
+
+    `sbatch --test-only` is asked for each request that differs, and submits nothing.
+    """
+    if shutil.which("sbatch") is None:
+        raise UserError(
+            "no `sbatch` here: call Snakemake on a node that submits SLURM jobs, or without --profile slurm"
+        )
+    assert workflow.node is not None
+    kind = f"gpu:{workflow.node.gpu_type}" if workflow.node.gpu_type else "gpu"
+    where = [*(["-p", partition] if partition else []), *(["-A", account] if account else [])]
+    asked = {request: key for key, requests in pending_requests(workflow).items() for request in requests}
+    for request, (rule, model) in asked.items():
+        sizes = [f"--nodes={request.nodes}", f"--cpus-per-task={request.cpus}", f"--mem={request.memory_mb}"]
+        sizes += [f"--time={request.minutes}", *([f"--gres={kind}:{request.gpus}"] if request.gpus else [])]
+        command = ["sbatch", "--test-only", *where, *sizes, "--wrap=true"]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_SECONDS, check=False)
+            said = done.stderr.strip().splitlines() if done.returncode else []
+        except subprocess.TimeoutExpired:
+            said = [f"no answer within {ANSWER_SECONDS} s"]
+        if said:
+            raise UserError(
+                f"SLURM would not take a job of {' '.join(filter(None, (rule, model)))} (`{' '.join(command)}`): "
+                f"{said[-1]}. Set slurm_partition and slurm_account in the profile's config.yaml, and what a node "
+                "offers in its nodes.yaml; `sinfo` lists partitions"
+            )

@@ -1,0 +1,102 @@
+"""A study from text to report as jobs of a real SLURM: the files are the local executor's, bit for bit."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkouts import SNAKEMAKE, Checkout, make_checkout
+from slurm_lab import ACCOUNT, SlurmLab
+
+pytestmark = [pytest.mark.slow, pytest.mark.workflow]
+SWEEPS = """\
+sweeps:
+  upcycled: {kind: upcycled, model: tiny, moe: 4x2, dense_steps: 20, steps: 20}
+evaluations:
+  other: {dataset: other, sweep: upcycled, max_tokens: 1024}
+fits:
+  power_by_d1: {law: power, sweep: upcycled, by: D1}
+figures:
+  figure3: {}
+tables:
+  table1: {}
+"""
+
+
+def cluster_checkout(root: Path, lab: SlurmLab) -> Checkout:
+    """A checkout with a small study, whose profile a user has filled in for the lab."""
+    checkout = make_checkout(root)
+    (checkout.root / "slurm").symlink_to("profiles/slurm")
+    config = checkout.root / "config.yaml"
+    config.write_text(config.read_text().partition("sweeps:")[0] + SWEEPS)
+    checkout.edit("profiles/slurm/config.yaml", "slurm_partition: h100", "slurm_partition: gpu")
+    checkout.edit("profiles/slurm/config.yaml", "slurm_account: research", f"slurm_account: {ACCOUNT}")
+    checkout.edit("profiles/slurm/nodes.yaml", "study: paper", "study: default")
+    checkout.edit("profiles/slurm/nodes.yaml", "device: cuda", "device: cpu")
+    checkout.edit("profiles/slurm/nodes.yaml", "memory_gb: 960", f"memory_gb: {lab.memory_mb // 1000}")
+    return checkout
+
+
+def contents(root: Path) -> dict[str, Any]:
+    """Every weight, curve without its times, and product, by path."""
+    results = root / "results"
+    found: dict[str, Any] = {str(path): path.read_bytes() for path in results.rglob("*.safetensors")}
+    found |= {str(path): path.read_bytes() for path in [*results.rglob("*.csv"), *results.rglob("*.svg")]}
+    found |= {str(path): path.read_bytes() for path in results.glob("tokens/*/*.bin")}
+    for path in results.rglob("evaluations/*.json"):
+        found[str(path)] = json.loads(path.read_bytes())
+    for path in results.rglob("metrics.jsonl"):
+        found[str(path)] = [_timeless(json.loads(line)) for line in path.read_text().splitlines()]
+    return {name.removeprefix(str(root)): content for name, content in found.items()}
+
+
+def _timeless(row: dict) -> dict:
+    times = [key for key in row if key in ("tokens_per_second", "mfu") or key.endswith("_seconds")]
+    return {key: value for key, value in row.items() if key not in times}
+
+
+def test_a_study_runs_on_slurm_as_it_does_locally(slurm_lab, tmp_path):
+    local = cluster_checkout(tmp_path / "local", slurm_lab)
+    cluster = Checkout(Path(shutil.copytree(local.root, tmp_path / "cluster", symlinks=True)))
+    options = ("--slurm-init-seconds-before-status-checks", "2", "--slurm-keep-successful-logs")
+    done = slurm_lab.run(
+        SNAKEMAKE, "--profile", "slurm", *options, cwd=cluster.root, env=cluster.environment(), check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    jobs = slurm_lab.run("sacct", "-n", "-X", "-P", "-o", "Comment,State,ReqTRES").stdout.splitlines()
+    assert sum("wildcards" in line for line in jobs) >= 7
+    shown = slurm_lab.jobs()
+    assert {job.state for job in shown} == {"COMPLETED"}
+    local.run()
+    found, expected = contents(cluster.root), contents(local.root)
+    assert found.keys() == expected.keys()
+    assert len([name for name in found if name.endswith("weights.safetensors")]) == 4
+    for name, content in expected.items():
+        assert found[name] == content, name
+    for root in (cluster.root, local.root):
+        assert "upcycl" in (root / "results" / "report.html").read_text()
+    again = slurm_lab.run(SNAKEMAKE, "--profile", "slurm", cwd=cluster.root, env=cluster.environment())
+    assert "Nothing to be done" in again.stdout + again.stderr
+
+
+@pytest.mark.parametrize(
+    ("path", "old", "new", "named"),
+    [
+        ("profiles/slurm/config.yaml", "slurm_partition: gpu", "slurm_partition: gpus", "nvalid partition"),
+        ("profiles/slurm/config.yaml", f"slurm_account: {ACCOUNT}", "slurm_account: mine", "Invalid account"),
+        ("profiles/slurm/nodes.yaml", "cpus: 64", "cpus: 65", "tokenize.*node configuration is not available"),
+        ("config.yaml", "heldout_files: [heldout.jsonl]", "heldout_files: [no.jsonl]", "nothing matches `no.jsonl`"),
+    ],
+    ids=["partition", "account", "node", "data"],
+)
+def test_what_slurm_would_not_take_is_named_before_a_job_is_submitted(slurm_lab, tmp_path, path, old, new, named):
+    checkout = cluster_checkout(tmp_path / "checkout", slurm_lab)
+    checkout.edit(path, old, new)
+    before = slurm_lab.jobs()
+    done = slurm_lab.run(SNAKEMAKE, "--profile", "slurm", cwd=checkout.root, env=checkout.environment(), check=False)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert re.search(named, done.stderr)
+    assert "Traceback" not in done.stderr
+    assert slurm_lab.jobs() == before
