@@ -30,7 +30,7 @@ from types import FrameType
 
 from upcycle.errors import UserError
 from upcycle.study.execution import Execution
-from upcycle.train.processes.preemption import PREEMPTED, Preempted, TrainingError
+from upcycle.train.processes.preemption import HOPELESS, PREEMPTED, Preempted, TrainingError
 from upcycle.train.processes.words import ENDS_VARIABLE, NODE_VARIABLE, End, read_end
 
 SRUN_VARIABLE = "UPCYCLE_SRUN"
@@ -125,6 +125,8 @@ def _raise_end(ends: Sequence[End], code: int) -> None:
     by_code = {end.code: end.message for end in reversed(ends)}
     if 2 in by_code:
         raise UserError(by_code[2])
+    if HOPELESS in by_code:
+        raise TrainingError(by_code[HOPELESS], HOPELESS)
     if failed := [end.message for end in ends if end.code not in (0, PREEMPTED)]:
         raise TrainingError("; ".join(dict.fromkeys(failed)))  # of one cause, seen from several nodes
     if code == 0 and PREEMPTED not in by_code:
