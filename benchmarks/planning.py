@@ -39,7 +39,7 @@ from upcycle.workflow.dag import Workflow
 from upcycle.workflow.invocation import PLAN_VARIABLE
 from upcycle.workflow.paths import RESULTS, metrics_path, output_folder, tokens_path
 from upcycle.workflow.pruning import Retention
-from upcycle.workflow.records import record_made
+from upcycle.workflow.records import Made, record_made
 
 ROOT = Path(__file__).parents[1]
 SNAKEMAKE = Path(sys.executable).with_name("snakemake")
@@ -146,11 +146,16 @@ def record(workflow: Workflow) -> None:
         curve = [[step, 3.0 + 1 / step] for step in range(1, 50)]
         metrics = {"id": run_id, "loss": 3.0, "segment_tokens": run.segment_tokens, **times, "curve_heldout": curve}
         Path(metrics_path(run_id)).write_bytes(json_bytes(metrics))
-    keys = {name: product.key for name, product in workflow.products.items()}
+    read: dict[tuple[str, ...], str] = {}
+    wrote: dict[str, str] = {}
     for product in workflow.products.values():
-        now = replace(workflow, frozen_keys=keys)  # which finds the records of the sources
-        record_made(workflow.out, product.name, now.made_from(product, now.content_read(product)))
-        now.digests.save()
+        if product.files not in read:
+            read[product.files] = workflow.digests.of_all(product.files)
+        content = {source: wrote[source] for source in product.sources}
+        content |= {"runs": read[product.files]} if product.files else {}
+        wrote[product.name] = workflow.digests.of_all(product.outputs)
+        record_made(workflow.out, product.name, Made(key=product.key, read=content, wrote=wrote[product.name]))
+    workflow.digests.save()
 
 
 def cpu_seconds(folder: Path, *words: str, expected: int, plan: Path | None) -> float:
