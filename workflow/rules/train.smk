@@ -1,4 +1,4 @@
-# One definition of training, four rules: a rule takes the runs whose id begins with its word, and a profile sizes each rule.
+# One definition of training, four rules: a rule takes the runs whose id begins with its word.
 # metrics.json, written last, is the only declared output: Snakemake deletes declared files before a retry, and
 # weights and resume state must outlive that.
 rule pretrain_dense:
