@@ -21,7 +21,7 @@ fits:
 figures:
   figure3: {}
 tables:
-  table1: {}
+  laws: {}
 """
 
 
