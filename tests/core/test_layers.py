@@ -14,7 +14,7 @@ HEAVY = ("torch", "matplotlib", "pandas", "scipy", "transformers", "snakemake")
 
 LAYERS = (
     ("errors",),
-    ("files", "leave"),
+    ("files", "leave", "bars"),
     ("fingerprint", "manifest"),
     ("data",),
     ("study",),
@@ -56,6 +56,7 @@ LIBRARIES = {
     "files": set(),
     "fingerprint": set(),
     "leave": set(),
+    "bars": {"rich"},
     "manifest": set(),
     "study": {"pydantic", "yaml"},
     "data": {"numpy", "pyarrow", "tokenizers", "zstandard"},

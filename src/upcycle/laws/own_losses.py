@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from upcycle.bars import showing
 from upcycle.errors import UserError
 from upcycle.laws.context import with_context
 from upcycle.laws.fit import DRAWS, fit
@@ -86,12 +87,13 @@ def run_own_fit(args: argparse.Namespace) -> None:
     data, context, about = select_inputs(args.csv, law, args.columns or "", args.where, by=args.by)
     about |= {"fixed": fixed, "draws": draws}
     try:
-        if args.by is None:
-            result = fit(law, data, floor=floor, **about)
-        elif floor is not None:
-            raise UserError("E of another fit can be held in a fit without --by only")
-        else:
-            result = fit_by(law, data, by=args.by, shared=shared, **about)
+        with showing("refits"):
+            if args.by is None:
+                result = fit(law, data, floor=floor, **about)
+            elif floor is not None:
+                raise UserError("E of another fit can be held in a fit without --by only")
+            else:
+                result = fit_by(law, data, by=args.by, shared=shared, **about)
     except UserError as error:
         raise UserError(f"{args.csv}: {error}") from None
     result = with_context(result, context)

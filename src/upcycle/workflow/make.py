@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from upcycle.bars import showing
 from upcycle.errors import UserError, nearest
 from upcycle.files import read_record, write_atomic
 from upcycle.workflow.dag import Workflow
@@ -99,16 +100,17 @@ def make_fit(workflow: Workflow, name: str, out: Path) -> None:
     from upcycle.laws.fit import run_fit
 
     fit = workflow.study.fits[name]
-    run_fit(
-        workflow.out / "losses.csv",
-        law=fit.law,
-        select={"sweep": fit.sweep, "where": fit.where},
-        fixed=dict(fit.fixed),
-        floor_from=fit.floor_from,
-        by=fit.by,
-        shared=list(fit.shared),
-        out=out,
-    )
+    with showing("refits"):
+        run_fit(
+            workflow.out / "losses.csv",
+            law=fit.law,
+            select={"sweep": fit.sweep, "where": fit.where},
+            fixed=dict(fit.fixed),
+            floor_from=fit.floor_from,
+            by=fit.by,
+            shared=list(fit.shared),
+            out=out,
+        )
 
 
 def paper_inputs(workflow: Workflow) -> Any:

@@ -14,6 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from upcycle.bars import showing
 from upcycle.decisions.curves import Curve, ThreeLaws, published, read_three_laws
 from upcycle.decisions.design.answer import DesignAnswer, Verified
 from upcycle.decisions.design.candidates import Candidate, largest, linearise, rank, simulated_error
@@ -112,7 +113,8 @@ ReadStudy = Callable[[], PlannedStudy]
 
 def run_design(args: argparse.Namespace, read_study: ReadStudy) -> None:
     """The verb: print the answer in words and tables, or with --json as data."""
-    answer = from_arguments(args, read_study)
+    with showing("refits of simulated sweeps"):
+        answer = from_arguments(args, read_study)
     print(json.dumps(as_data(answer), indent=1, allow_nan=False) if args.json else design_in_words(answer))
 
 

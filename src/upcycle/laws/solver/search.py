@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from upcycle.bars import count_work
 from upcycle.laws.solver.prepare import Prepared, start_grid
 from upcycle.laws.solver.solve import huber, minimise
 from upcycle.laws.terms import Array
@@ -117,12 +118,14 @@ def refit(
     start_SWR = np.broadcast_to(warm_WR, (count, *warm_WR.shape[-2:]))
     chunks = math.ceil(count * warm * len(prepared.target_N) / BATCH)
     parts = []
+    count_work(expected=count)
     for chunk in np.array_split(np.arange(count), chunks):
         given = (None if rows is None else np.repeat(rows[chunk], warm, axis=0) for rows in of_rows)
         problem = prepared.problem(*given)
         end = minimise(problem, start_SWR[chunk].reshape(len(chunk) * warm, -1))
         best = end.objective_S.reshape(len(chunk), warm).argmin(axis=1) + np.arange(len(chunk)) * warm
         parts.append(Refits(end.theta_SP[best], end.objective_S[best], end.converged_S[best]))
+        count_work(done=len(chunk))
     return Refits(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
 
