@@ -1,6 +1,7 @@
 """Each job asks for what its own plan needs, within what a node offers."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -107,6 +108,17 @@ def test_what_no_node_can_give_is_refused(tmp_path, offer, named):
     workflow = workflow_of(tmp_path, NODE.model_copy(update=offer))
     with pytest.raises(UserError, match=named):
         Cluster(workflow, NODE.model_copy(update=offer)).train(trunks(workflow)["large"])
+
+
+def test_an_evaluation_that_one_gpu_cannot_hold_is_refused(tmp_path):
+    """The mixture's 75 M weights take 0.3 GB; a device of a tenth of that is too small for them."""
+    workflow = workflow_of(tmp_path)
+    execution = workflow.study.execution.model_copy(update={"device_memory_gb": 0.03})
+    small = replace(workflow, study=workflow.study.model_copy(update={"execution": execution}))
+    run_id = trunks(workflow)["large-8x2"]
+    assert Cluster(workflow, NODE).evaluate(run_id).gpus == 1
+    with pytest.raises(UserError, match=r"on one GPU, and execution.device_memory_gb is 0.03; lower execution.eval_b"):
+        Cluster(small, NODE).evaluate(run_id)
 
 
 def test_trunks_are_cut_to_the_wall_time(tmp_path, monkeypatch):

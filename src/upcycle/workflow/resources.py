@@ -89,10 +89,20 @@ class Cluster:
         )
 
     def evaluate(self, run_id: str) -> JobRequest:
-        """Of an evaluation of a run on another text: one process."""
+        """Of an evaluation of a run on another text: one process.
+
+        Raises UserError if one GPU cannot hold the model (float32) and the logits of a forward pass.
+        """
         run, execution = self.workflow.plan.runs[run_id], self.workflow.study.execution
         gpus = 1 if execution.device == "cuda" else 0
         weights = FLOAT * count_parameters(run.model, run.moe).total / MB
+        logits = 2 * FLOAT * execution.eval_batch * run.model.context * run.model.vocab_size / MB  # and log-softmax
+        if gpus and execution.device_memory_gb and weights + logits > 1000 * execution.device_memory_gb:
+            raise UserError(
+                f"evaluation of {run_id} needs {(weights + logits) / 1000:.0f} GB on one GPU, and execution."
+                f"device_memory_gb is {execution.device_memory_gb:g}; lower execution.eval_batch, or leave the run out "
+                "of `evaluations`: an evaluation runs on one GPU"
+            )
         memory = HOST_GB * 1000 + 2 * MEMORY_SAFETY * weights  # read, and in the model
         cpus = self._share(gpus) if gpus else execution.threads
         return self._fitting(f"evaluation of {run_id}", gpus=gpus, cpus=cpus, memory_mb=math.ceil(memory), hours=1.0)
