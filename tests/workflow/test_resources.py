@@ -111,7 +111,7 @@ def test_what_no_node_can_give_is_refused(tmp_path, offer, named):
 
 
 def test_an_evaluation_that_one_gpu_cannot_hold_is_refused(tmp_path):
-    """The mixture's 75 M weights take 0.3 GB; a device of a tenth of that is too small for them."""
+    """The mixture's weights alone take more than this device has."""
     workflow = workflow_of(tmp_path)
     execution = workflow.study.execution.model_copy(update={"device_memory_gb": 0.03})
     small = replace(workflow, study=workflow.study.model_copy(update={"execution": execution}))
