@@ -21,7 +21,7 @@ fits:
 figures:
   figure3: {}
 tables:
-  laws: {}
+  table1: {}
 """
 
 
@@ -79,6 +79,26 @@ def test_a_study_runs_on_slurm_as_it_does_locally(slurm_lab, tmp_path):
         assert "upcycl" in (root / "results" / "report.html").read_text()
     again = slurm_lab.run(SNAKEMAKE, "--profile", "slurm", cwd=cluster.root, env=cluster.environment())
     assert "Nothing to be done" in again.stdout + again.stderr
+
+
+def test_a_rehearsal_runs_on_slurm_and_asks_for_one_cpu(slurm_lab, tmp_path):
+    """Jobs know through their environment that they rehearse, in the processes that SLURM starts on nodes too."""
+    checkout = cluster_checkout(tmp_path / "checkout", slurm_lab)
+    checkout.edit("config.yaml", "n_expert: 4", "n_expert: 8")  # a mixture of any size has a law for these alone
+    checkout.edit("config.yaml", "table1: {}", "table3: {}")  # which needs no fit
+    before = len(slurm_lab.jobs())
+    words = ("rehearse", "--profile", "slurm", "--seconds-between-status-checks", "1", "--latency-wait", "20")
+    done = slurm_lab.run(
+        SNAKEMAKE.with_name("upcycle"), *words, cwd=checkout.root, env=checkout.environment(), check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    made = slurm_lab.jobs()[before:]
+    assert {job.state for job in made} == {"COMPLETED"}
+    assert len(made) == 1 + 4 + 3  # a token set, runs; fit, table, report
+    asked = slurm_lab.run("squeue", "-h", "-t", "all", "-o", "%i %b %C", "-j", ",".join(str(job.id) for job in made))
+    assert {tuple(line.split()[1:]) for line in asked.stdout.splitlines()} == {("N/A", "1")}
+    assert [path.name for path in (checkout.root / "results").iterdir()] == ["simulated"]
+    assert "<title>SIMULATED: " in (checkout.root / "results/simulated/default/report.html").read_text()
 
 
 @pytest.mark.parametrize(
