@@ -123,7 +123,7 @@ def preempted(lab: SlurmLab, study, undisturbed, partition: str, kind: str) -> N
         ).stdout  # fmt: skip
         assert int(number) > job.id
 
-    invocation = killed_at(study, urgent, kind, "(was preempted|was stopped)", lost=False)
+    invocation = killed_at(study, urgent, kind, "(was preempted|was told to stop)", lost=False)
     ends_well(study, invocation, undisturbed, jobs=2)
     assert "Trying to restart" not in invocation.text()
 

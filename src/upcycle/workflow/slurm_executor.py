@@ -138,8 +138,8 @@ class SlurmExecutor(plugin.Executor):
     def _take_end(self, info: SubmittedJobInfo, state: str) -> None:
         """What follows from a job's bad end."""
         code = exit_code_in(_logs(info))
-        if state == "PREEMPTED" or (code == PREEMPTED and state != "TIMEOUT"):
-            how = "was preempted" if state == "PREEMPTED" else f"was stopped ({state})"
+        if state == "PREEMPTED" or (code == PREEMPTED and state == "FAILED"):
+            how = "was preempted" if state == "PREEMPTED" else "was told to stop, and saved"
             self.logger.warning(
                 f"SLURM job {info.external_jobid} ({info.job.name} {get_job_wildcards(info.job)}) {how}. "
                 f"It is submitted again in {AGAIN_SECONDS} s and continues from its last saved state."
