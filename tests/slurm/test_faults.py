@@ -181,7 +181,7 @@ def test_controller_restarted(study, undisturbed):
     time.sleep(5)
     study.lab.start_controller()
     watch = Watch()
-    invocation.wait_for_words(f"of .*{'dense trunk'}")
+    invocation.wait_for_words("dense trunk to")
     seconds = watch.seconds()
     ends_well(study, invocation, undisturbed, jobs=1)
     record(Seen("slurmctld down for longer than a job, then back", "nothing; the job's line", seconds, "unaffected"))
@@ -205,3 +205,35 @@ def test_submissions_refused(slurm_lab, tmp_path, undisturbed):
             )
     finally:
         slurm_lab.run(*limit, "MaxSubmitJobs=-1")
+
+
+def test_job_arrays_are_refused(study):
+    """Before anything is submitted."""
+    before = len(study.lab.jobs())
+    invocation = study.start("--slurm-array-jobs=all")
+    assert invocation.end() == 1
+    assert "job arrays are not supported here; remove the setting" in invocation.text()
+    assert len(study.lab.jobs()) == before
+
+
+@rare
+def test_interrupted_with_64_jobs_waiting(slurm_lab, tmp_path):
+    """Ctrl-C while they are still being submitted leaves none, neither queued nor running."""
+    slurm_lab.run("scontrol", "update", "nodename=ALL", "state=drain", "reason=test")
+    try:
+        with faulty(slurm_lab, tmp_path / "checkout", seeds=64) as study:
+            write = study.checkout.run("--cores=2", "--until", "tokenize")
+            assert write.returncode == 0
+            invocation = study.start()
+            wait_for(lambda: len(study.jobs()) >= 20, "20 of 64 jobs")
+            waiting = len(study.jobs())
+            invocation.kill(signal.SIGINT)
+            watch = Watch()
+            assert invocation.end() == 1
+            seconds = watch.seconds()
+            assert [job for job in study.jobs() if job.state in ("PENDING", "RUNNING")] == []
+            record(
+                Seen(f"Ctrl-C with {waiting} of 64 jobs submitted", "Terminating processes", seconds, "all cancelled")
+            )
+    finally:
+        slurm_lab.run("scontrol", "update", "nodename=ALL", "state=resume")

@@ -91,6 +91,8 @@ class FaultStudy:
 
     lab: SlurmLab
     checkout: Checkout
+    older: frozenset[int]
+    """Jobs of other tests in the same lab."""
     resources: dict[str, Any] = field(default_factory=dict)
     started: list[Invocation] = field(default_factory=list)
 
@@ -166,7 +168,8 @@ class FaultStudy:
 
     def jobs(self, run: str = "") -> list[Job]:
         """SLURM's jobs of a run, ended ones too, in the order of submission."""
-        return [job for job in self.lab.jobs() if job.comment.startswith("rule_") and job.comment.endswith(run)]
+        own = [job for job in self.lab.jobs() if job.id not in self.older and job.comment.startswith("rule_")]
+        return [job for job in own if job.comment.endswith(run)]
 
     def training(self, job: Job) -> int:
         """The process of a job that trains."""
@@ -180,7 +183,7 @@ class FaultStudy:
 @contextlib.contextmanager
 def faulty(lab: SlurmLab, root: Path, **study: Any) -> Iterator[FaultStudy]:
     """A study that is ended after the `with`."""
-    found = FaultStudy(lab, write_study(root, **study))
+    found = FaultStudy(lab, write_study(root, **study), frozenset(job.id for job in lab.jobs()))
     try:
         yield found
     finally:
