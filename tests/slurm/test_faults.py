@@ -69,7 +69,7 @@ def test_snakemake_killed_and_started_again_takes_its_jobs_over(study, undisturb
             "Snakemake killed (SIGKILL), the same command again",
             "Jobs of an earlier invocation, taken over and not submitted again: ...",
             seconds,
-            "goes on; one job a run, no retry used",
+            "continues; one job a run, no retry used",
         )
     )
 
