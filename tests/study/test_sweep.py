@@ -102,6 +102,7 @@ def test_set_reaches_what_contributing_promises():
         "optim.eps": 1e-6,
         "optim.weight_decay": 0,
         "optim.clip": 2,
+        "optim.skip_above": 6,
         "schedule.kind": "cosine",
         "schedule.warmup_steps": 9,
         "schedule.floor": 0,
