@@ -73,7 +73,7 @@ def test_plan_for_a_person_names_every_sweep(here):
 BAD = [
     ("", "the following arguments are required: VERB"),
     ("plann", "no verb `plann`; did you mean `plan`?"),
-    ("xyz", "no verb `xyz`; valid: `advise`, "),
+    ("xyz", "no verb `xyz`; valid: `adopt`, `advise`, "),
     ("plan --jsn", "upcycle plan: unknown argument `--jsn`; did you mean `--json`?"),
     ("status extra", "upcycle status: unknown argument `extra`"),
     ("audit --study paper", "upcycle audit: unknown argument `--study`"),

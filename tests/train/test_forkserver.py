@@ -365,10 +365,12 @@ def test_a_killed_server_lets_its_jobs_save(desk: Desk) -> None:
 def test_edited_code_is_never_served_stale(desk: Desk) -> None:
     """After an edit the next client gets a new server, and the new behaviour."""
     source = desk.package / "cli.py"
-    source.write_text(source.read_text().replace("last_words(args.verb, 2,", "last_words(args.verb, 3,"))
+    text = source.read_text()
+    assert "last_words(args.verb, error.exit_code," in text
+    source.write_text(text.replace("last_words(args.verb, error.exit_code,", "last_words(args.verb, 9,"))
     client = desk.client("missing.json")
     client.communicate(timeout=HANGS)
-    assert client.returncode == 3
+    assert client.returncode == 9
     assert len(desk.servers()) == 2
 
 
