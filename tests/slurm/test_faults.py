@@ -1,8 +1,9 @@
 """Each fault on a real SLURM: what the user sees, after how long, and that no step and no bit is lost.
 
-The first tests run with `make test`. All of them run with `make slurm-faults`, which prints a table.
+`make test` leaves out those marked `slurm_fault`. `make slurm-faults` runs all of them and prints a table.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -11,11 +12,10 @@ import time
 import pytest
 from built_once import built_once
 from checkouts import wait_for
-from slurm_faults import Invocation, Seen, Watch, faulty, record, results_of, write_study
+from slurm_faults import LIVE, Invocation, Seen, Watch, faulty, record, results_of, write_study
 from slurm_lab import SlurmLab
 
 pytestmark = [pytest.mark.slow, pytest.mark.workflow]
-rare = pytest.mark.skipif("FAULTS_FILE" not in os.environ, reason="`make slurm-faults` runs it")
 SEEDS = 3
 
 
@@ -35,16 +35,19 @@ def study(slurm_lab, tmp_path):
         yield study
 
 
-def ends_well(study, invocation: Invocation, undisturbed, jobs: int, seeds: int = 1) -> None:
-    """Exit code 0, the undisturbed results to the last bit, so many jobs a trunk, and one owner at a time."""
+def ends_well(study, invocation: Invocation, undisturbed, jobs: int, seeds: int = 1, *, only: str = "") -> None:
+    """Exit code 0, the undisturbed results to the last bit, so many jobs a trunk (or for this one), nothing twice."""
     assert invocation.end() == 0, invocation.text()
     runs = results_of(study.root)
     assert runs == {run: undisturbed[run] for run in undisturbed if run in runs}
     assert len(runs) == 2 * seeds
+    assert "another process is writing" not in invocation.text()
     for run in study.runs():
         submitted = study.jobs(run)
-        assert len(submitted) == jobs, submitted
-        assert "another process is writing" not in invocation.text()
+        assert len(submitted) == (jobs if only in run else 1), submitted
+        assert [study.lab.restarts(job.id) for job in submitted] == [0] * len(submitted)
+        assert len(study.trainings.processes[run]) == len(submitted)
+        assert study.trainings.together[run] == 1
         rows = (study.root / "results" / "runs" / run / "metrics.jsonl").read_text().splitlines()
         steps = [row["step"] for row in map(json.loads, rows) if "lr" in row]
         assert steps == sorted(set(steps))
@@ -84,7 +87,7 @@ def killed_at(study, fault, kind: str, words: str, *, lost: bool) -> tuple[Invoc
     watch = Watch()
     invocation.wait_for_words(words)
     seconds = watch.seconds()
-    again = study.resumed_at(run)
+    again = study.resumed_at(run, invocation)
     resumed_after = watch.seconds()
     assert again >= (saved if lost else step)
     work = (
@@ -103,32 +106,27 @@ def test_cancelled_by_someone(study, undisturbed):
     ends_well(study, invocation, undisturbed, jobs=2)
 
 
-def test_preempted_and_cancelled(slurm_lab, study, undisturbed):
-    """An urgent job wants the node. SLURM would cancel ours; it saves, and is submitted again without a retry."""
-    preempted(slurm_lab, study, undisturbed, "killable", "preemption, PreemptMode=CANCEL")
-
-
-@rare
-def test_preempted_and_requeued(slurm_lab, study, undisturbed):
-    preempted(slurm_lab, study, undisturbed, "scavenge", "preemption, PreemptMode=REQUEUE")
-
-
-def preempted(lab: SlurmLab, study, undisturbed, partition: str, kind: str) -> None:
-    study.resources = {"slurm_partition": partition}
+@pytest.mark.slurm_fault
+@pytest.mark.parametrize(("partition", "mode"), [("killable", "CANCEL"), ("scavenge", "REQUEUE")])
+def test_preempted(slurm_lab, tmp_path, undisturbed, partition, mode):
+    """An urgent job wants the node. Ours saves, and is submitted again, by Snakemake alone, without a retry."""
 
     def urgent(job):
-        number = lab.run(
+        number = slurm_lab.run(
             "sbatch", "--parsable", "-p", "urgent", "-w", job.node, "--exclusive", "-t", "1",
-            "-o", str(lab.folder / "log" / "urgent.out"), "--wrap", "sleep 1",
+            "-o", str(slurm_lab.folder / "log" / "urgent.out"), "--wrap", "sleep 1",
         ).stdout  # fmt: skip
         assert int(number) > job.id
 
-    invocation = killed_at(study, urgent, kind, "(was preempted|was told to stop)", lost=False)
-    ends_well(study, invocation, undisturbed, jobs=2)
-    assert "Trying to restart" not in invocation.text()
+    with faulty(slurm_lab, tmp_path / "checkout", partition=partition) as study:
+        invocation = killed_at(
+            study, urgent, f"preemption, PreemptMode={mode}", "(was preempted|was told to stop)", lost=False
+        )
+        ends_well(study, invocation, undisturbed, jobs=2)
+        assert "Trying to restart" not in invocation.text()
 
 
-@rare
+@pytest.mark.slurm_fault
 def test_worker_killed(study, undisturbed):
     invocation = killed_at(
         study, lambda job: os.kill(study.training(job), signal.SIGKILL), "worker killed (SIGKILL)",
@@ -137,7 +135,7 @@ def test_worker_killed(study, undisturbed):
     ends_well(study, invocation, undisturbed, jobs=2)
 
 
-@rare
+@pytest.mark.slurm_fault
 def test_job_killed(study, undisturbed):
     def kill(job):
         for pid in study.lab.processes_of(job.id):
@@ -147,7 +145,7 @@ def test_job_killed(study, undisturbed):
     ends_well(study, invocation, undisturbed, jobs=2)
 
 
-@rare
+@pytest.mark.slurm_fault
 def test_node_lost(study, undisturbed):
     lost = []
 
@@ -161,17 +159,78 @@ def test_node_lost(study, undisturbed):
     study.lab.wait_for_nodes()
 
 
-@rare
-def test_time_limit(study, undisturbed):
-    """The job's next attempt asks for more time."""
+@pytest.mark.slurm_fault
+def test_warned_of_the_time_limit(study, undisturbed):
+    """USR1 two minutes before it: as a preemption."""
     invocation = killed_at(
-        study, lambda job: study.lab.run("scontrol", "update", f"jobid={job.id}", "timelimit=0:01"),
-        "time limit", "ended as TIMEOUT", lost=False,
+        study, lambda job: study.lab.run("scontrol", "update", f"jobid={job.id}", "timelimit=2"),
+        "time limit, warned before it (USR1@120)", "was told to stop, and saved", lost=False,
     )  # fmt: skip
     ends_well(study, invocation, undisturbed, jobs=2)
+    assert "Trying to restart" not in invocation.text()
 
 
-@rare
+@pytest.mark.slurm_fault
+def test_time_limit(study, undisturbed):
+    """A job that does not hear the warning. Its next attempt asks for twice the time."""
+    asked = []
+
+    def hang(job):
+        asked.append(job.limit)
+        os.kill(study.training(job), signal.SIGSTOP)
+        study.lab.run("scontrol", "update", f"jobid={job.id}", "timelimit=1")
+        wait_for(lambda: study.lab.job(job.id).state != "RUNNING", "the end of its time")
+
+    invocation = killed_at(study, hang, "time limit, of a job that hangs", "ended as TIMEOUT", lost=True)
+    ends_well(study, invocation, undisturbed, jobs=2)
+    asked.append(study.jobs(study.runs()[0])[-1].limit)
+    assert asked == ["15:00", "30:00"]
+
+
+@pytest.mark.slurm_fault
+def test_disk_full(slurm_lab, tmp_path, undisturbed):
+    """Where one run writes. It fails at once, the other goes on, and after some space is freed nothing is lost."""
+    full = min(run for run in undisturbed if run.startswith("dense-"))
+    folder = tmp_path / "checkout" / "results" / "runs" / full
+    folder.mkdir(parents=True)
+    with mounted(slurm_lab, folder), faulty(slurm_lab, tmp_path / "checkout", seeds=2) as study:
+        invocation = study.start()
+        wait_for(lambda: study.step(full) >= 200, f"step 200 of {full}")
+        filler = folder / "filler"
+        slurm_lab.run("dd", "if=/dev/zero", f"of={filler}", "bs=4k", check=False)
+        watch = Watch()
+        words = "the disk is full. The last saved state is intact: free some space and give the same command again"
+        invocation.wait_for_words(words)
+        seconds = watch.seconds()
+        assert invocation.end() == 1
+        assert "Trying to restart" not in invocation.text()
+        assert len(study.jobs(full)) == 1
+        finished = results_of(study.root)
+        assert finished == {run: undisturbed[run] for run in finished}
+        assert [run.partition("-")[0] for run in sorted(finished)] == ["decay", "dense"]
+        saved = study.saved(full)
+        assert saved > 0
+        slurm_lab.run("rm", filler)
+        again = study.start()
+        assert study.resumed_at(full, again) >= saved
+        ends_well(study, again, undisturbed, jobs=2, seeds=2, only=full)
+    work = "one attempt; other runs finish; with free space the same command resumes at the last saved state"
+    record(Seen("disk full", words.partition(".")[0], seconds, work))
+
+
+@contextlib.contextmanager
+def mounted(lab: SlurmLab, folder):
+    """A file system of 4 MB in the lab."""
+    if not lab.has_namespace():
+        pytest.skip("a file system is mounted where a lab has a mount namespace")
+    lab.run("mount", "-t", "tmpfs", "-o", "size=4m", "none", folder)
+    try:
+        yield
+    finally:
+        lab.run("umount", folder)
+
+
+@pytest.mark.slurm_fault
 def test_controller_restarted(study, undisturbed):
     """While a job trains, and for longer than it trains."""
     invocation = study.start()
@@ -187,7 +246,7 @@ def test_controller_restarted(study, undisturbed):
     record(Seen("slurmctld down for longer than a job, then back", "nothing; the job's line", seconds, "unaffected"))
 
 
-@rare
+@pytest.mark.slurm_fault
 def test_submissions_refused(slurm_lab, tmp_path, undisturbed):
     """The account may have one job at a time: sbatch refuses the others until it has ended."""
     limit = ("sacctmgr", "-i", "modify", "user", "root", "set")
@@ -216,24 +275,28 @@ def test_job_arrays_are_refused(study):
     assert len(study.lab.jobs()) == before
 
 
-@rare
+@pytest.mark.slurm_fault
 def test_interrupted_with_64_jobs_waiting(slurm_lab, tmp_path):
-    """Ctrl-C while they are still being submitted leaves none, neither queued nor running."""
-    slurm_lab.run("scontrol", "update", "nodename=ALL", "state=drain", "reason=test")
+    """Ctrl-C leaves no job, neither queued nor running, and every finished run."""
+    limit = ("sacctmgr", "-i", "modify", "user", "root", "set")
+    slurm_lab.run(*limit, "MaxJobs=1")
     try:
-        with faulty(slurm_lab, tmp_path / "checkout", seeds=64) as study:
-            write = study.checkout.run("--cores=2", "--until", "tokenize")
-            assert write.returncode == 0
+        with faulty(slurm_lab, tmp_path / "checkout", seeds=66) as study:
             invocation = study.start()
-            wait_for(lambda: len(study.jobs()) >= 20, "20 of 64 jobs")
-            waiting = len(study.jobs())
+            wait_for(lambda: results_of(study.root) and len(waiting(study)) >= 64, "a finished run and 64 jobs")
+            finished = results_of(study.root)
             invocation.kill(signal.SIGINT)
             watch = Watch()
             assert invocation.end() == 1
             seconds = watch.seconds()
-            assert [job for job in study.jobs() if job.state in ("PENDING", "RUNNING")] == []
-            record(
-                Seen(f"Ctrl-C with {waiting} of 64 jobs submitted", "Terminating processes", seconds, "all cancelled")
-            )
+            wait_for(lambda: not [job for job in study.jobs() if job.state in LIVE], "no job", seconds=20)
+            after = results_of(study.root)
+            assert {run: after[run] for run in finished} == finished
+            work = "no job is left; finished runs stay, the same command continues"
+            record(Seen("Ctrl-C with 64 waiting jobs", "Terminating processes", seconds, work))
     finally:
-        slurm_lab.run("scontrol", "update", "nodename=ALL", "state=resume")
+        slurm_lab.run(*limit, "MaxJobs=-1")
+
+
+def waiting(study):
+    return [job for job in study.jobs() if job.state == "PENDING"]

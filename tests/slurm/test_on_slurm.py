@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from checkouts import SNAKEMAKE, Checkout, make_checkout
+from slurm_faults import fill_in_profile
 from slurm_lab import ACCOUNT, SlurmLab
 
 pytestmark = [pytest.mark.slow, pytest.mark.workflow]
@@ -29,15 +30,9 @@ tables:
 def cluster_checkout(root: Path, lab: SlurmLab) -> Checkout:
     """A checkout with a small study, whose profile a user has filled in for the lab."""
     checkout = make_checkout(root)
-    (checkout.root / "slurm").symlink_to("profiles/slurm")
     config = checkout.root / "config.yaml"
     config.write_text(config.read_text().partition("sweeps:")[0] + SWEEPS)
-    checkout.edit("profiles/slurm/config.yaml", "slurm_partition: h100", "slurm_partition: gpu")
-    checkout.edit("profiles/slurm/config.yaml", "slurm_account: research", f"slurm_account: {ACCOUNT}")
-    checkout.edit("profiles/slurm/nodes.yaml", "study: paper", "study: default")
-    checkout.edit("profiles/slurm/nodes.yaml", "device: cuda", "device: cpu")
-    checkout.edit("profiles/slurm/nodes.yaml", "memory_gb: 960", f"memory_gb: {lab.memory_mb // 1000}")
-    return checkout
+    return fill_in_profile(checkout, lab)
 
 
 def contents(root: Path) -> dict[str, Any]:

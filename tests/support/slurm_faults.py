@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ data: {{dataset: words, vocab_size: 300, repeat: true}}
 datasets:
   words: {{files: [words.jsonl], heldout_files: [heldout.jsonl]}}
 context: 32
-execution: {{device: cpu, save_seconds: {save_seconds}}}
+execution: {{device: cpu, save_seconds: 1}}
 models:
   tiny: {{n_layer: 1, d_model: 16, n_head: 2, batch: 4, warmup_steps: 2, lr: 1e-2, lr_moe: 1e-2}}
 moes:
@@ -35,17 +36,27 @@ sweeps:
 """
 STEPS = 1500
 """Of a run: some ten seconds of one core, long enough to hit it while it trains."""
-OPTIONS = ("--executor=slurm", "--jobs=64", "--retries=3", "--latency-wait=20", "--seconds-between-status-checks=1")
-RESOURCES = {"slurm_partition": "gpu", "slurm_account": ACCOUNT, "mem_mb": 1000, "runtime": 10, "cpus_per_task": 1}
+OPTIONS = ("--profile=slurm", "--latency-wait=20", "--seconds-between-status-checks=1")
 LIVE = ("RUNNING", "PENDING", "COMPLETING")
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
-def write_study(root: Path, *, steps: int = STEPS, seeds: int = 1, save_seconds: float = 1) -> Checkout:
+def write_study(root: Path, seeds: int = 1) -> Checkout:
     """A checkout with a study of `seeds` trunks and their decays."""
     checkout = make_checkout(root)
-    text = CONFIG.format(steps=steps, seeds=list(range(seeds)), save_seconds=save_seconds)
-    (root / "config.yaml").write_text(text)
+    (root / "config.yaml").write_text(CONFIG.format(steps=STEPS, seeds=list(range(seeds))))
+    return checkout
+
+
+def fill_in_profile(checkout: Checkout, lab: SlurmLab, partition: str = "gpu") -> Checkout:
+    """The profile as a user of the lab has filled it in."""
+    (checkout.root / "slurm").symlink_to("profiles/slurm")
+    config, nodes = "profiles/slurm/config.yaml", "profiles/slurm/nodes.yaml"
+    checkout.edit(config, "slurm_partition: h100", f"slurm_partition: {partition}")
+    checkout.edit(config, "slurm_account: research", f"slurm_account: {ACCOUNT}")
+    checkout.edit(nodes, "study: paper", "study: default")
+    checkout.edit(nodes, "device: cuda", "device: cpu")
+    checkout.edit(nodes, "memory_gb: 960", f"memory_gb: {lab.memory_mb // 1000}")
     return checkout
 
 
@@ -93,22 +104,22 @@ class FaultStudy:
     checkout: Checkout
     older: frozenset[int]
     """Jobs of other tests in the same lab."""
-    resources: dict[str, Any] = field(default_factory=dict)
+    trainings: Trainings
+    """What trained, and when together."""
     started: list[Invocation] = field(default_factory=list)
 
     @property
     def root(self) -> Path:
-        return self.checkout.root
+        """Of the checkout, as the lab's processes see it."""
+        return self.lab.seen(self.checkout.root)
 
     def start(self, *words: str) -> Invocation:
         """`snakemake` through SLURM, as a user starts it."""
-        out = self.root / f"out-{len(self.started)}.txt"
-        resources = [f"{name}={value}" for name, value in (RESOURCES | self.resources).items()]
+        out = self.checkout.root / f"out-{len(self.started)}.txt"
         with out.open("w") as file:
             process = self.lab.start(
-                "env", "-C", self.root, SNAKEMAKE, *OPTIONS, *words, "--default-resources", *resources,
-                env=self.checkout.environment() | ONE_THREAD, stdin=subprocess.DEVNULL, stdout=file, stderr=file,
-                start_new_session=True,
+                SNAKEMAKE, *OPTIONS, *words, cwd=self.checkout.root, env=self.checkout.environment() | ONE_THREAD,
+                stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True,
             )  # fmt: skip
         self.started.append(Invocation(process, out))
         return self.started[-1]
@@ -155,14 +166,20 @@ class FaultStudy:
         assert invocation.process.poll() is None, invocation.text()
         return [run for run in self.runs() if self.step(run) >= step]
 
-    def resumed_at(self, run: str) -> int:
+    def resumed_at(self, run: str, invocation: Invocation) -> int:
         """The step at which the present attempt of a run resumed, once it has said so."""
         log = self.root / "results" / "logs" / "train" / f"{run}.log"
         pattern = re.compile(r"resumed at step (\d+)")
-        wait_for(lambda: log.exists() and pattern.search(log.read_text()) is not None, f"{run} resumed")
-        found = pattern.search(log.read_text())
-        assert found
-        return int(found[1])
+        found: list[str] = []
+
+        def said() -> bool:
+            with contextlib.suppress(FileNotFoundError):
+                found[:] = pattern.findall(log.read_text())
+            return bool(found) or invocation.process.poll() is not None
+
+        wait_for(said, f"{run} resumed")
+        assert found, invocation.text()
+        return int(found[-1])
 
     # Jobs
 
@@ -174,20 +191,64 @@ class FaultStudy:
     def training(self, job: Job) -> int:
         """The process of a job that trains."""
         for pid in self.lab.processes_of(job.id):
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            if b"train" in words and any(word.endswith(b"upcycle") for word in words):
+            if trained_run(pid):
                 return pid
         raise AssertionError(f"job {job.id} does not train")
 
 
 @contextlib.contextmanager
-def faulty(lab: SlurmLab, root: Path, **study: Any) -> Iterator[FaultStudy]:
+def faulty(lab: SlurmLab, root: Path, seeds: int = 1, partition: str = "gpu") -> Iterator[FaultStudy]:
     """A study that is ended after the `with`."""
-    found = FaultStudy(lab, write_study(root, **study), frozenset(job.id for job in lab.jobs()))
+    checkout = fill_in_profile(write_study(root, seeds), lab, partition)
+    found = FaultStudy(lab, checkout, frozenset(job.id for job in lab.jobs()), Trainings(lab, root))
+    found.trainings.start()
     try:
         yield found
     finally:
         found.close()
+        found.trainings.stop()
+
+
+def trained_run(pid: int) -> str | None:
+    """The run that a process trains: not its launcher, srun or shell."""
+    with contextlib.suppress(OSError):
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+        if words[1:4] == ["-m", "upcycle.cli", "train"]:
+            return words[4]
+    return None
+
+
+class Trainings(threading.Thread):
+    """Looks all the time which processes train which run of a checkout."""
+
+    def __init__(self, lab: SlurmLab, root: Path) -> None:
+        super().__init__(daemon=True)
+        self.lab, self.root = lab, root
+        self.processes: dict[str, set[int]] = {}
+        """All that have trained a run."""
+        self.together: dict[str, int] = {}
+        """The most at the same time."""
+        self._end = threading.Event()
+
+    def run(self) -> None:
+        while not self._end.wait(0.2):
+            now: dict[str, set[int]] = {}
+            for pid in self.lab.processes():
+                run = trained_run(pid)
+                if run and self._is_here(pid):
+                    now.setdefault(run, set()).add(pid)
+            for run, pids in now.items():
+                self.processes[run] = self.processes.get(run, set()) | pids
+                self.together[run] = max(self.together.get(run, 0), len(pids))
+
+    def stop(self) -> None:
+        self._end.set()
+        self.join()
+
+    def _is_here(self, pid: int) -> bool:
+        with contextlib.suppress(OSError):
+            return Path(f"/proc/{pid}/cwd").readlink() == self.root
+        return False
 
 
 # The table

@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import os
+import re
 import shutil
 import signal
 import socket
@@ -27,6 +29,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from slurm_configs import GRES_CONF, SLURM_CONF, SLURMDBD_CONF
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "slurmdbd", "mariadbd", "mariadb-install-db", "sbatch", "nsenter")
 PACKAGES = "munge slurm-client slurmctld slurmd slurmdbd slurm-wlm-mysql-plugin mariadb-server-core mariadb-client-core"
@@ -60,6 +64,8 @@ class Job:
     node: str
     """Node, or list of nodes, that it runs on; empty while it is pending."""
     partition: str
+    limit: str
+    """Of its time, as SLURM prints it: 10:00, 1:10:00."""
     comment: str
     """Snakemake's: rule_<rule>_wildcards_<wildcards>."""
 
@@ -90,6 +96,7 @@ class SlurmLab:
         guard = subprocess.Popen(
             [*inside, sys.executable, __file__, str(self.folder)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | {"PATH": _with_sbin(os.environ)},
+            start_new_session=True,  # a signal to the test process's group (Ctrl-C, `timeout`) must not end it
         )  # fmt: skip
         assert guard.stdin
         assert guard.stdout
@@ -143,13 +150,21 @@ class SlurmLab:
         """Start a command in the lab, as `subprocess.Popen` does."""
         return subprocess.Popen(self.words(*command, cwd=options.get("cwd")), env=self.environment(env), **options)
 
+    def has_namespace(self) -> bool:
+        """Whether it has a mount and a network namespace of its own."""
+        return _can_unshare()
+
+    def seen(self, path: Path) -> Path:
+        """A path of the lab, with what is mounted there, as this process can read it."""
+        return Path(f"/proc/{self.pid('guard')}/root") / path.relative_to("/") if _can_unshare() else path
+
     # Jobs
 
     def jobs(self) -> list[Job]:
         """All jobs that the controller still knows, ended ones too, in the order of their ids."""
-        text = self.run("squeue", "-h", "-t", "all", "-S", "i", "-o", "%i\x1f%T\x1f%N\x1f%P\x1f%k").stdout
+        text = self.run("squeue", "-h", "-t", "all", "-S", "i", "-o", "%i\x1f%T\x1f%N\x1f%P\x1f%l\x1f%k").stdout
         rows = [line.split("\x1f") for line in text.splitlines()]
-        return [Job(int(i), state, node, partition, comment) for i, state, node, partition, comment in rows]
+        return [Job(int(number), *others) for number, *others in rows]
 
     def job(self, job_id: int) -> Job:
         """One of them; AssertionError if the controller does not know it."""
@@ -157,9 +172,19 @@ class SlurmLab:
         assert job_id in known, f"job {job_id} is unknown; known are {known}"
         return known[job_id]
 
+    def restarts(self, job_id: int) -> int:
+        """How often SLURM itself started a job again."""
+        found = re.search(r"Restarts=(\d+)", self.run("scontrol", "show", "job", str(job_id)).stdout)
+        assert found
+        return int(found[1])
+
     def cancel(self, job_id: int) -> None:
         """scancel."""
         self.run("scancel", str(job_id))
+
+    def processes(self) -> list[int]:
+        """All that runs in the lab, daemons too."""
+        return [pid for pid, _ in _marked(self.folder)]
 
     def processes_of(self, job_id: int) -> list[int]:
         """Processes of a job, on all nodes, its batch script's shell included; not SLURM's own step daemons."""
@@ -169,9 +194,22 @@ class SlurmLab:
     # Faults
 
     def kill_node(self, name: str) -> None:
-        """A node is lost: its daemon and whatever runs on it get SIGKILL. It is DOWN after `node_timeout`."""
+        """A node is lost, as by a power cut: its daemons and whatever runs on it. It is DOWN after `node_timeout`.
+
+        All of it stops before any of it ends. Else a step's daemon would still report that its task was killed, and
+        the job would be FAILED at once, not NODE_FAIL.
+        """
         marks = {f"{NODE_MARK}={name}".encode(), f"SLURMD_NODENAME={name}".encode()}
-        _end(self.folder, lambda variables: bool(marks & variables))
+
+        def there() -> list[int]:
+            return _with_descendants([pid for pid, variables in _marked(self.folder) if marks & variables])
+
+        while awake := [pid for pid in there() if _state(pid) not in "TZX"]:
+            for pid in awake:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGSTOP)
+            time.sleep(0.02)
+        _kill(there)
 
     def start_node(self, name: str) -> None:
         """Start a node's daemon, also again after `kill_node` (see `wait_for_nodes`)."""
@@ -263,15 +301,26 @@ def _with_sbin(variables: Mapping[str, str]) -> str:
     return os.pathsep.join([variables.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
 
 
+@functools.cache
 def _can_unshare() -> bool:
     command = ["unshare", "--mount", "--net", "true"]
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
-def _alive(pid: int) -> bool:
+def _stat(pid: int) -> tuple[str, int]:
+    """State of a process (R, S, T, Z, ...; X if there is none) and its parent."""
     with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    return False
+        state, parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
+        return state, int(parent)
+    return "X", 0
+
+
+def _state(pid: int) -> str:
+    return _stat(pid)[0]
+
+
+def _alive(pid: int) -> bool:
+    return _state(pid) not in "XZ"
 
 
 def _marked(folder: Path) -> Iterator[tuple[int, set[bytes]]]:
@@ -284,9 +333,19 @@ def _marked(folder: Path) -> Iterator[tuple[int, set[bytes]]]:
                 yield int(path.parent.name), variables
 
 
-def _end(folder: Path, chosen: Callable[[set[bytes]], bool] = bool) -> None:
-    """SIGKILL to a lab's processes, or to those chosen by their environment, until none is left."""
-    while pids := [pid for pid, variables in _marked(folder) if chosen(variables)]:
+def _with_descendants(pids: list[int]) -> list[int]:
+    """These processes, and theirs: a job's environment does not always name its node."""
+    everyone = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+    parents = {pid: _stat(pid)[1] for pid in everyone}
+    found = set(pids)
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= more
+    return [pid for pid in found if _alive(pid)]
+
+
+def _kill(those: Callable[[], list[int]]) -> None:
+    """SIGKILL, until there are none."""
+    while pids := those():
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -303,9 +362,6 @@ def guard(folder: Path) -> None:
     if own:
         _network_up()
         subprocess.run(["mount", "-t", "tmpfs", "none", ETC], check=True)
-        hosts = folder / "hosts"
-        hosts.write_text(f"127.0.0.1 localhost {socket.gethostname()}\n")  # the only address there is
-        #        subprocess.run(["mount", "--bind", hosts, "/etc/hosts"], check=True)
         lock = None
     else:
         lock = (ETC / ".lab.lock").open("w")
@@ -313,10 +369,9 @@ def guard(folder: Path) -> None:
         _unlink()  # of a lab whose guard was killed
     for name in FILES:
         (ETC / name).symlink_to(folder / name)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the test's, which ends the lab
     print("ready", flush=True)
     sys.stdin.read()
-    _end(folder)
+    _kill(lambda: [pid for pid, _ in _marked(folder)])
     _unlink()
 
 
@@ -337,76 +392,6 @@ def _network_up() -> None:
         fcntl.ioctl(sock, set_flags, struct.pack("16sH22x", b"lo", flags | up))
         own = struct.pack("16sHH4s16x", b"lo:1", socket.AF_INET, 0, socket.inet_aton("10.0.0.1"))
         fcntl.ioctl(sock, set_address, own)
-
-
-SLURM_CONF = """\
-ClusterName=lab
-SlurmctldHost={host}(127.0.0.1)
-SlurmctldPort=16817
-SlurmUser=root
-SlurmdUser=root
-AuthType=auth/munge
-AuthInfo=socket={folder}/munge/sock
-CredType=cred/munge
-StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/run/spool.%n
-SlurmctldPidFile={folder}/run/slurmctld.pid
-SlurmdPidFile={folder}/run/slurmd.%n.pid
-SlurmctldLogFile={folder}/log/slurmctld.log
-SlurmdLogFile={folder}/log/slurmd.%n.log
-SlurmctldDebug=info
-SlurmdDebug=info
-ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-JobAcctGatherType=jobacct_gather/linux
-JobAcctGatherFrequency=5
-SwitchType=switch/none
-MpiDefault=none
-ReturnToService=2
-SlurmdTimeout={node_timeout}
-SlurmctldTimeout=30
-MinJobAge=300
-KillWait={kill_wait}
-InactiveLimit=0
-SchedulerType=sched/backfill
-SchedulerParameters=bf_interval=2,sched_interval=2
-SelectType=select/cons_tres
-SelectTypeParameters=CR_Core_Memory
-GresTypes=gpu
-SlurmdParameters=config_overrides
-PreemptType=preempt/partition_prio
-PreemptMode=REQUEUE
-JobRequeue=1
-PropagateResourceLimits=NONE
-AccountingStorageType=accounting_storage/slurmdbd
-AccountingStorageHost=127.0.0.1
-AccountingStoragePort=16819
-AccountingStoragePass={folder}/munge/sock
-AccountingStorageEnforce=associations,limits
-AccountingStorageTRES=gres/gpu
-NodeName=node[1-{nodes}] NodeHostname={host} NodeAddr=127.0.0.1 Port=[17001-{last_port}] CPUs={cpus} Boards=1 \
-SocketsPerBoard=1 CoresPerSocket={cpus} ThreadsPerCore=1 RealMemory={memory_mb} Gres=gpu:h100:{gpus} State=UNKNOWN
-PartitionName=gpu      Nodes=ALL Default=YES MaxTime=24:00:00 State=UP PriorityTier=10  PreemptMode=OFF
-PartitionName=urgent   Nodes=ALL MaxTime=24:00:00 State=UP PriorityTier=100 PreemptMode=OFF
-PartitionName=scavenge Nodes=ALL MaxTime=24:00:00 State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime={grace}
-PartitionName=killable Nodes=ALL MaxTime=24:00:00 State=UP PriorityTier=1 PreemptMode=CANCEL GraceTime={grace}
-"""
-GRES_CONF = "NodeName=node[1-{nodes}] Name=gpu Type=h100 File={folder}/gpu/nvidia[0-{last_gpu}]\n"
-SLURMDBD_CONF = """\
-AuthType=auth/munge
-AuthInfo=socket={folder}/munge/sock
-DbdHost=localhost
-DbdAddr=127.0.0.1
-DbdPort=16819
-SlurmUser=root
-StorageType=accounting_storage/mysql
-StorageHost=localhost
-StorageUser=root
-StorageLoc=slurm_acct_db
-LogFile={folder}/log/slurmdbd.log
-PidFile={folder}/run/slurmdbd.pid
-DebugLevel=info
-"""
 
 
 if __name__ == "__main__":

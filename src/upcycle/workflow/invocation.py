@@ -16,8 +16,8 @@ from upcycle.study.plan import build_plan
 from upcycle.study.spec import canonical_json
 from upcycle.train.processes.allocation import SRUN_VARIABLE
 from upcycle.train.processes.forkserver import FORK_VARIABLE
+from upcycle.workflow.alive import take_share
 from upcycle.workflow.dag import Workflow
-from upcycle.workflow.invocations import take_share
 from upcycle.workflow.nodes import Node, split_config
 from upcycle.workflow.paths import REHEARSAL, RESULTS, output_folder
 from upcycle.workflow.texts import check_texts

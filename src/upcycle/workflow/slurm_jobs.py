@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from upcycle.errors import UserError
+from upcycle.workflow.alive import is_anyone_alive
 from upcycle.workflow.dag import Workflow
-from upcycle.workflow.invocations import is_anyone_alive
 
 SEPARATOR = "\x1f"
 FIELDS = ("%i", "%T", "%j", "%k", "%Z", "%N", "%r", "%M", "%L")

@@ -6,12 +6,12 @@ from contextlib import contextmanager
 
 import pytest
 
-from upcycle.workflow.invocations import LOCKS, is_anyone_alive
+from upcycle.workflow.alive import LOCKS, is_anyone_alive
 
 INVOCATION = """
 import subprocess, sys
 from pathlib import Path
-from upcycle.workflow.invocations import take_share
+from upcycle.workflow.alive import take_share
 print(take_share(Path(sys.argv[1])), flush=True)
 child = subprocess.Popen(["sleep", "600"], stdout=subprocess.DEVNULL)  # a job, which outlives its Snakemake
 print(child.pid, flush=True)
