@@ -19,14 +19,23 @@ pytestmark = [pytest.mark.slow, pytest.mark.workflow]
 SEEDS = 3
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
+def undisturbed_results(factory, seeds: int):
     """Results of the same runs by the local executor."""
 
     def build(folder):
-        write_study(folder / "checkout", seeds=SEEDS).run("--cores=2")
+        write_study(folder / "checkout", seeds).run("--cores=2")
 
-    return results_of(built_once(tmp_path_factory, "undisturbed", build) / "checkout")
+    return results_of(built_once(factory, f"undisturbed-{seeds}", build) / "checkout")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    return undisturbed_results(tmp_path_factory, 1)
+
+
+@pytest.fixture(scope="module")
+def undisturbed_seeds(tmp_path_factory):
+    return undisturbed_results(tmp_path_factory, SEEDS)
 
 
 @pytest.fixture
@@ -81,6 +90,7 @@ def killed_at(study, fault, kind: str, words: str, *, lost: bool) -> tuple[Invoc
     """Let something happen to a training job; what Snakemake says, after how long, and what that cost."""
     invocation = study.start()
     (run,) = study.wait_for_step(200)
+    wait_for(lambda: study.saved(run) > 0, f"a saved state of {run}")
     job = last_job(study, run)
     saved, step = study.saved(run), study.step(run)
     fault(job)
@@ -188,14 +198,14 @@ def test_time_limit(study, undisturbed):
 
 
 @pytest.mark.slurm_fault
-def test_disk_full(slurm_lab, tmp_path, undisturbed):
+def test_disk_full(slurm_lab, tmp_path, undisturbed_seeds):
     """Where one run writes. It fails at once, the other goes on, and after some space is freed nothing is lost."""
-    full = min(run for run in undisturbed if run.startswith("dense-"))
+    full = min(run for run in undisturbed_seeds if run.startswith("dense-"))
     folder = tmp_path / "checkout" / "results" / "runs" / full
     folder.mkdir(parents=True)
     with mounted(slurm_lab, folder), faulty(slurm_lab, tmp_path / "checkout", seeds=2) as study:
         invocation = study.start()
-        wait_for(lambda: study.step(full) >= 200, f"step 200 of {full}")
+        wait_for(lambda: study.saved(full) > 0, f"a saved state of {full}")
         filler = folder / "filler"
         slurm_lab.run("dd", "if=/dev/zero", f"of={filler}", "bs=4k", check=False)
         watch = Watch()
@@ -206,14 +216,14 @@ def test_disk_full(slurm_lab, tmp_path, undisturbed):
         assert "Trying to restart" not in invocation.text()
         assert len(study.jobs(full)) == 1
         finished = results_of(study.root)
-        assert finished == {run: undisturbed[run] for run in finished}
+        assert finished == {run: undisturbed_seeds[run] for run in finished}
         assert [run.partition("-")[0] for run in sorted(finished)] == ["decay", "dense"]
         saved = study.saved(full)
         assert saved > 0
         slurm_lab.run("rm", filler)
         again = study.start()
         assert study.resumed_at(full, again) >= saved
-        ends_well(study, again, undisturbed, jobs=2, seeds=2, only=full)
+        ends_well(study, again, undisturbed_seeds, jobs=2, seeds=2, only=full)
     work = "one attempt; other runs finish; with free space the same command resumes at the last saved state"
     record(Seen("disk full", words.partition(".")[0], seconds, work))
 
@@ -247,7 +257,7 @@ def test_controller_restarted(study, undisturbed):
 
 
 @pytest.mark.slurm_fault
-def test_submissions_refused(slurm_lab, tmp_path, undisturbed):
+def test_submissions_refused(slurm_lab, tmp_path, undisturbed_seeds):
     """The account may have one job at a time: sbatch refuses the others until it has ended."""
     limit = ("sacctmgr", "-i", "modify", "user", "root", "set")
     slurm_lab.run(*limit, "MaxSubmitJobs=1")
@@ -257,7 +267,7 @@ def test_submissions_refused(slurm_lab, tmp_path, undisturbed):
             invocation = study.start()
             invocation.wait_for_words(r"Next attempt in \d+ s")
             seconds = watch.seconds()
-            ends_well(study, invocation, undisturbed, jobs=1, seeds=SEEDS)
+            ends_well(study, invocation, undisturbed_seeds, jobs=1, seeds=SEEDS)
             assert "Trying to restart" not in invocation.text()
             record(
                 Seen("sbatch refuses (limit of the account)", "... Next attempt in 5 s.", seconds, "waits for its turn")

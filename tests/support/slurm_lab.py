@@ -326,11 +326,23 @@ def _alive(pid: int) -> bool:
 def _marked(folder: Path) -> Iterator[tuple[int, set[bytes]]]:
     """Live processes of a lab, and their environments."""
     mark = f"{MARK}={folder}".encode()
-    for path in Path("/proc").glob("[0-9]*/environ"):
+    for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            variables = set(path.read_bytes().split(b"\0"))
-            if mark in variables and _alive(int(path.parent.name)):
-                yield int(path.parent.name), variables
+            variables = _step_daemon(path) or set((path / "environ").read_bytes().split(b"\0"))
+            if mark in variables and _alive(int(path.name)):
+                yield int(path.name), variables
+
+
+def _step_daemon(process: Path) -> set[bytes]:
+    """The marks of a slurmstepd, which writes its title over its environment, by the log that it writes."""
+    if (process / "cmdline").read_bytes().startswith(b"slurmstepd: "):
+        for link in (process / "fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                log = link.readlink()
+                if log.name.startswith("slurmd.") and log.suffix == ".log":
+                    node = log.stem.removeprefix("slurmd.")
+                    return {f"{MARK}={log.parents[1]}".encode(), f"{NODE_MARK}={node}".encode()}
+    return set()
 
 
 def _with_descendants(pids: list[int]) -> list[int]:
