@@ -95,7 +95,7 @@ def killed_at(study, fault, kind: str, words: str, *, lost: bool) -> tuple[Invoc
     saved, step = study.saved(run), study.step(run)
     fault(job)
     watch = Watch()
-    invocation.wait_for_words(words)
+    said = invocation.wait_for_words(words)
     seconds = watch.seconds()
     again = study.resumed_at(run, invocation)
     resumed_after = watch.seconds()
@@ -105,7 +105,7 @@ def killed_at(study, fault, kind: str, words: str, *, lost: bool) -> tuple[Invoc
         if lost
         else (f"saved at once, resumed after {resumed_after:.0f} s: no step lost")
     )
-    record(Seen(kind, words.replace("\\", ""), seconds, work))
+    record(Seen(kind, said, seconds, work))
     return invocation
 
 
@@ -292,7 +292,7 @@ def test_interrupted_with_64_jobs_waiting(slurm_lab, tmp_path):
     slurm_lab.run(*limit, "MaxJobs=1")
     try:
         with faulty(slurm_lab, tmp_path / "checkout", seeds=66) as study:
-            invocation = study.start()
+            invocation = study.start("--jobs=65")
             wait_for(lambda: results_of(study.root) and len(waiting(study)) >= 64, "a finished run and 64 jobs")
             finished = results_of(study.root)
             invocation.kill(signal.SIGINT)

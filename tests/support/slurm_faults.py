@@ -79,10 +79,12 @@ class Invocation:
     def text(self) -> str:
         return self.out.read_text(errors="replace")
 
-    def wait_for_words(self, words: str, seconds: float = 300) -> None:
-        """Until it has said so."""
-        wait_for(lambda: re.search(words, self.text()) or self.process.poll() is not None, words, seconds)
-        assert re.search(words, self.text()), f"ended without {words!r}:\n{self.text()}"
+    def wait_for_words(self, words: str, seconds: float = 300) -> str:
+        """What it says, once it does; `words` is a pattern."""
+        wait_for(lambda: bool(re.search(words, self.text())) or self.process.poll() is not None, words, seconds)
+        found = re.search(words, self.text())
+        assert found, f"ended without {words!r}:\n{self.text()}"
+        return found[0]
 
     def end(self, seconds: float = 400) -> int:
         """Its exit code."""
