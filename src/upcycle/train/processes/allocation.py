@@ -133,6 +133,12 @@ def _raise_end(ends: Sequence[End], code: int) -> None:
         return
     if PREEMPTED in by_code:
         raise Preempted(by_code[PREEMPTED])
+    if code in (137, 139):  # srun's words for a process that SIGKILL or SIGSEGV ended
+        why = " (out of memory, or another process)" if code == 137 else ""
+        raise TrainingError(
+            f"a training process was killed by {signal.Signals(code - 128).name}{why}. The last saved state is kept: the "
+            "same command continues"
+        )
     how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     raise TrainingError(
         f"srun was {how} before the nodes left a word: a node was lost, or SLURM ended the job; the lines above and "
