@@ -136,8 +136,8 @@ def _raise_end(ends: Sequence[End], code: int) -> None:
     if code in (137, 139):  # srun's words for a process that SIGKILL or SIGSEGV ended
         why = " (out of memory, or another process)" if code == 137 else ""
         raise TrainingError(
-            f"a training process was killed by {signal.Signals(code - 128).name}{why}. The last saved state is kept: the "
-            "same command continues"
+            f"a training process was killed by {signal.Signals(code - 128).name}{why}. The last saved state is kept: "
+            "the same command continues"
         )
     how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     raise TrainingError(
