@@ -90,10 +90,10 @@ soak: setup
 soak-ends: setup
 	$(BIN)/python tests/support/soak.py --ends 300 --slow-workers
 
-# Needs root and SLURM's packages (Debian); skips without.
+# Needs root and SLURM's packages (Debian); skips without. Two labs side by side: tests wait most of the time.
 slurm-faults: setup
 	@rm -f .slurm-faults.jsonl
-	@FAULTS_FILE=$(CURDIR)/.slurm-faults.jsonl $(BIN)/pytest tests/slurm/test_faults.py; code=$$?; \
+	@FAULTS_FILE=$(CURDIR)/.slurm-faults.jsonl $(BIN)/pytest --numprocesses 2 --dist load tests/slurm/test_faults.py; code=$$?; \
 	 [ ! -s .slurm-faults.jsonl ] || $(BIN)/python tests/support/slurm_faults.py .slurm-faults.jsonl; exit $$code
 
 format: setup
