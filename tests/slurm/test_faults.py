@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from built_once import built_once
@@ -151,7 +152,7 @@ def test_job_killed(study, undisturbed):
         for pid in study.lab.processes_of(job.id):
             os.kill(pid, signal.SIGKILL)
 
-    invocation = killed_at(study, kill, "job killed (all its processes)", "ended as ", lost=True)
+    invocation = killed_at(study, kill, "job killed (all its processes)", r"ended as \w+", lost=True)
     ends_well(study, invocation, undisturbed, jobs=2)
 
 
@@ -172,12 +173,25 @@ def test_node_lost(study, undisturbed):
 @pytest.mark.slurm_fault
 def test_warned_of_the_time_limit(study, undisturbed):
     """USR1 two minutes before it: as a preemption."""
+
+    def come_near(job):
+        pid = study.training(job)
+        os.kill(pid, signal.SIGSTOP)  # or it would be done before SLURM looks at the time
+        study.lab.run("scontrol", "update", f"jobid={job.id}", "timelimit=2")
+        wait_for(lambda: is_pending(pid, signal.SIGUSR1), "the warning")
+        os.kill(pid, signal.SIGCONT)
+
     invocation = killed_at(
-        study, lambda job: study.lab.run("scontrol", "update", f"jobid={job.id}", "timelimit=2"),
-        "time limit, warned before it (USR1@120)", "was told to stop, and saved", lost=False,
-    )  # fmt: skip
+        study, come_near, "time limit, warned before it (USR1@120)", "was told to stop, and saved", lost=False
+    )
     ends_well(study, invocation, undisturbed, jobs=2)
     assert "Trying to restart" not in invocation.text()
+
+
+def is_pending(pid: int, number: signal.Signals) -> bool:
+    """Whether a stopped process has a signal before it."""
+    status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return bool(int(status["ShdPnd"], 16) >> (number - 1) & 1)
 
 
 @pytest.mark.slurm_fault
