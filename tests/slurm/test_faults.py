@@ -175,11 +175,9 @@ def test_warned_of_the_time_limit(study, undisturbed):
     """USR1 two minutes before it: as a preemption."""
 
     def come_near(job):
+        give_time(study, job, minutes=2)
         pid = study.training(job)
-        os.kill(pid, signal.SIGSTOP)  # or it would be done before SLURM looks at the time
-        study.lab.run("scontrol", "update", f"jobid={job.id}", "timelimit=2")
-        wait_for(lambda: is_pending(pid, signal.SIGUSR1), "the warning")
-        os.kill(pid, signal.SIGCONT)
+        wait_for(lambda: not is_stopped(pid), "the warning")
 
     invocation = killed_at(
         study, come_near, "time limit, warned before it (USR1@120)", "was told to stop, and saved", lost=False
@@ -188,24 +186,30 @@ def test_warned_of_the_time_limit(study, undisturbed):
     assert "Trying to restart" not in invocation.text()
 
 
-def is_pending(pid: int, number: signal.Signals) -> bool:
-    """Whether a stopped process has a signal before it."""
-    status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-    return bool(int(status["ShdPnd"], 16) >> (number - 1) & 1)
+def give_time(study, job, minutes: int) -> None:
+    """A job's new time limit, which it reaches: its training stops until SLURM sends it a signal (and SIGCONT)."""
+    os.kill(study.training(job), signal.SIGSTOP)
+    study.lab.run("scontrol", "update", f"jobid={job.id}", f"timelimit={minutes}")
+
+
+def is_stopped(pid: int) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return "State:\tT" in Path(f"/proc/{pid}/status").read_text()
+    return False
 
 
 @pytest.mark.slurm_fault
 def test_time_limit(study, undisturbed):
-    """A job that does not hear the warning. Its next attempt asks for twice the time."""
+    """A job that is not warned. Its next attempt asks for twice the time."""
+    study.checkout.edit("src/upcycle/workflow/resources.py", 'f"--signal=USR1@{WARNING_SECONDS}"', '""')
     asked = []
 
-    def hang(job):
+    def pass_it(job):
         asked.append(job.limit)
-        os.kill(study.training(job), signal.SIGSTOP)
-        study.lab.run("scontrol", "update", f"jobid={job.id}", "timelimit=1")
+        give_time(study, job, minutes=1)
         wait_for(lambda: study.lab.job(job.id).state != "RUNNING", "the end of its time")
 
-    invocation = killed_at(study, hang, "time limit, of a job that hangs", "ended as TIMEOUT", lost=True)
+    invocation = killed_at(study, pass_it, "time limit, without a warning", "ended as TIMEOUT", lost=True)
     ends_well(study, invocation, undisturbed, jobs=2)
     asked.append(study.jobs(study.runs()[0])[-1].limit)
     assert asked == ["15:00", "30:00"]
