@@ -17,7 +17,7 @@ from slurm_faults import LIVE, Invocation, Seen, Watch, faulty, record, results_
 from slurm_lab import SlurmLab
 
 pytestmark = [pytest.mark.slow, pytest.mark.workflow]
-SEEDS = 3
+SEEDS = 2
 
 
 def undisturbed_results(factory, seeds: int):
@@ -221,7 +221,7 @@ def test_disk_full(slurm_lab, tmp_path, undisturbed_seeds):
     full = min(run for run in undisturbed_seeds if run.startswith("dense-"))
     folder = tmp_path / "checkout" / "results" / "runs" / full
     folder.mkdir(parents=True)
-    with mounted(slurm_lab, folder), faulty(slurm_lab, tmp_path / "checkout", seeds=2) as study:
+    with mounted(slurm_lab, folder), faulty(slurm_lab, tmp_path / "checkout", SEEDS) as study:
         invocation = study.start()
         wait_for(lambda: study.saved(full) > 0, f"a saved state of {full}")
         filler = folder / "filler"
@@ -241,7 +241,7 @@ def test_disk_full(slurm_lab, tmp_path, undisturbed_seeds):
         slurm_lab.run("rm", filler)
         again = study.start()
         assert study.resumed_at(full, again) >= saved
-        ends_well(study, again, undisturbed_seeds, jobs=2, seeds=2, only=full)
+        ends_well(study, again, undisturbed_seeds, jobs=2, seeds=SEEDS, only=full)
     work = "one attempt; other runs finish; with free space the same command resumes at the last saved state"
     record(Seen("disk full", words.partition(".")[0], seconds, work))
 

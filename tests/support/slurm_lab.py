@@ -120,10 +120,10 @@ class SlurmLab:
 
     def words(self, *command: str | Path, cwd: Path | None = None) -> list[str]:
         """A command line that runs in the lab. The process that it starts is the command itself: its pid is the pid."""
-        if not _can_unshare():
-            return [*map(str, command)]
+        # nsenter begins at /. A test run in the background ignores Ctrl-C; what it starts here does not.
+        env = ["env", f"--chdir={cwd or Path.cwd()}", "--default-signal=INT", *map(str, command)]
         enter = ["nsenter", f"--target={self.pid('guard')}", "--mount", "--net", "--"]
-        return [*enter, "env", f"--chdir={cwd or Path.cwd()}", *map(str, command)]  # nsenter begins at /
+        return [*enter, *env] if _can_unshare() else env
 
     def environment(self, variables: Mapping[str, str] | None = None) -> dict[str, str]:
         """These variables (default: this process's), less those of a job, marked as the lab's."""
