@@ -320,7 +320,7 @@ def test_interrupted_with_64_jobs_waiting(slurm_lab, tmp_path):
             assert invocation.end() == 1
             seconds = watch.seconds()
             wait_for(lambda: not [job for job in study.jobs() if job.state in LIVE], "no job", seconds=20)
-            assert results_of(study.root) == finished
+            assert finished.items() <= results_of(study.root).items()
             work = "no job is left; finished runs stay, the same command continues"
             record(Seen("Ctrl-C with 64 waiting jobs", "Terminating processes", seconds, work))
     finally:
