@@ -269,10 +269,10 @@ def test_controller_restarted(study, undisturbed):
     time.sleep(5)
     study.lab.start_controller()
     watch = Watch()
-    invocation.wait_for_words("dense trunk to")
+    said = invocation.wait_for_words(r"1/2  dense trunk to \S+")
     seconds = watch.seconds()
     ends_well(study, invocation, undisturbed, jobs=1)
-    record(Seen("slurmctld down for longer than a job, then back", "nothing; the job's line", seconds, "unaffected"))
+    record(Seen("slurmctld down for longer than a job, then back", said, seconds, "unaffected"))
 
 
 @pytest.mark.slurm_fault
@@ -289,7 +289,12 @@ def test_submissions_refused(slurm_lab, tmp_path, undisturbed_seeds):
             ends_well(study, invocation, undisturbed_seeds, jobs=1, seeds=SEEDS)
             assert "Trying to restart" not in invocation.text()
             record(
-                Seen("sbatch refuses (limit of the account)", "... Next attempt in 5 s.", seconds, "waits for its turn")
+                Seen(
+                    "sbatch refuses (limit of the account), from the start",
+                    "... Next attempt in 5 s.",
+                    seconds,
+                    "waits for its turn",
+                )
             )
     finally:
         slurm_lab.run(*limit, "MaxSubmitJobs=-1")
