@@ -73,9 +73,9 @@ MUTATIONS = [
     *of(
         "study/plan.py",
         PLAN,
-        ('recipe["schedule"].pop("floor")', 'recipe["schedule"].get("floor")'),
+        ('run.schedule.model_copy(update={"floor": 0.0})', "run.schedule"),
         ("range(start + longest, point.end_step, longest)", "range(start + longest + 1, point.end_step, longest)"),
-        ("for earlier in (*points, *begun)", "for earlier in points"),
+        ("sorted({*points, *begun}, reverse=True)", "sorted(points, reverse=True)"),
         ("sorted(branches)", "sorted(branches)[:-1]"),
     ),
     *of(

@@ -320,7 +320,7 @@ def test_a_disk_too_full_for_a_row_ends_all_with_one_message(count: int, results
     """Only the first process writes rows: it names file and mend, the other ends with it, not with gloo's traceback."""
     first, other = ((results / "2" / f"full-{count}-end-{rank}.txt").read_text() for rank in (0, 1))
     assert first.startswith(f"TrainingError 3: {results / '2' / f'full-{count}' / 'metrics.jsonl'}: the disk is full")
-    assert other == "EndedByPeer 1: 1"
+    assert other == "EndedByPeer 3: 3"
     assert len(rows_of(results / "2" / f"full-{count}")) == count
 
 

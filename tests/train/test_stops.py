@@ -115,7 +115,7 @@ def test_a_non_finite_loss_stops_by_name_and_overwrites_nothing(
         patch.setattr(Transformer, "forward", poisoned)
         with pytest.raises(TrainingError, match=r"step 8: loss nan.*optim\.lr") as stop:
             train_in(tmp_path, tokens_dir, run, SAVE_ALWAYS)
-    assert stop.value.exit_code == 1
+    assert stop.value.exit_code == 3
     run_dir = tmp_path / run.id
     assert max(path.name for path in (run_dir / "resume").iterdir()).startswith("step-000000007")
     assert not (run_dir / "metrics.json").exists()
