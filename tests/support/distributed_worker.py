@@ -32,7 +32,7 @@ from upcycle.train.record import Clock, MetricsLog
 from upcycle.train.start import prepare_trainee
 from upcycle.train.step import Wishes, accumulate, update
 from upcycle.train.tracing import HostReads, Trace
-from upcycle.train.trainee import run_batch
+from upcycle.train.trainee import Trainee, run_batch
 
 
 class SignalAtStep(logging.Handler):
@@ -47,20 +47,21 @@ class SignalAtStep(logging.Handler):
             signal.raise_signal(signal.SIGTERM)
 
 
-def gradients(job: dict[str, Any], group: Group) -> None:
-    """The whole gradient of the first update, by parameter (`gradients.safetensors`), and how weights are held."""
+def prepared(job: dict[str, Any], group: Group) -> tuple[Path, Trainee]:
+    """A job's folder, and its run ready for the first update."""
     run, execution = RunSpec.model_validate(job["run"]), Execution.model_validate(job["execution"])
     folder = Path(job["folder"])
     folder.mkdir(exist_ok=True)
+    tokens = Path(job["tokens"])
     trainee = prepare_trainee(
-        run,
-        run_dir=folder,
-        tokens_dir=Path(job["tokens"]),
-        parent_dir=None,
-        execution=execution,
-        clock=Clock(),
-        group=group,
+        run, run_dir=folder, tokens_dir=tokens, parent_dir=None, execution=execution, clock=Clock(), group=group
     )
+    return folder, trainee
+
+
+def gradients(job: dict[str, Any], group: Group) -> None:
+    """The whole gradient of the first update, by parameter (`gradients.safetensors`), and how weights are held."""
+    folder, trainee = prepared(job, group)
     dtypes: dict[str, str] = {}
     for name, module in trainee.model.named_modules():
         for leaf, weight in [*module.named_parameters(recurse=False)]:
@@ -72,7 +73,7 @@ def gradients(job: dict[str, Any], group: Group) -> None:
                 )
     with trainee.saver:
         backends = [dist.get_backend(each) for each in dist.distributed_c10d._world.pg_map]
-    sums = accumulate(trainee, run_batch(run, trainee.tokens, 0))
+    sums = accumulate(trainee, run_batch(trainee.run, trainee.tokens, 0))
     loss, balance = group.sum(torch.stack([sums.loss, sums.balance])).tolist()
     parameters = dict(trainee.model.named_parameters())
     found = full_state({name: weight.grad for name, weight in parameters.items()}, keep=group.is_first)
@@ -91,18 +92,7 @@ def gradients(job: dict[str, Any], group: Group) -> None:
 
 def traffic(job: dict[str, Any], group: Group) -> None:
     """What the second update exchanges and what the host reads of it, from the first process: `traffic.json`."""
-    run, execution = RunSpec.model_validate(job["run"]), Execution.model_validate(job["execution"])
-    folder = Path(job["folder"])
-    folder.mkdir(exist_ok=True)
-    trainee = prepare_trainee(
-        run,
-        run_dir=folder,
-        tokens_dir=Path(job["tokens"]),
-        parent_dir=None,
-        execution=execution,
-        clock=Clock(),
-        group=group,
-    )
+    folder, trainee = prepared(job, group)
     with trainee.saver:
         update(trainee, Wishes())
         trainee.step += 1

@@ -11,7 +11,7 @@ from upcycle.study.study import KeepConfig
 
 
 def files_let_go(keep: KeepConfig, plan: Plan) -> dict[str, dict[str, str]]:
-    """For each run the files that do not stay, each with the key of the study that says so. Runs without any left out.
+    """The files of each run that do not stay, each with the study's key that removes it; no run that keeps all.
 
     A trunk point that stays has weights and moments: a continuation reads both.
     """

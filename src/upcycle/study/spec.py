@@ -214,7 +214,7 @@ class OptimConfig(Frozen):
     """Largest global gradient norm; larger gradients are scaled down to it."""
     skip_above: Positive | None = None
     """An update is skipped if its loss or gradient norm is this many standard deviations above the mean of the last 128
-    updates, or not finite (try 6). None: none is skipped, and a run stops at one that is not finite. Ours."""
+    updates, or not finite (try 6). None: none is skipped, and a run stops at one that is not finite. An addition."""
 
 
 class OptimSpec(OptimConfig):

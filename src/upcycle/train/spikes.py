@@ -1,7 +1,7 @@
 """Updates that are skipped (`optim.skip_above`): a spike of the loss or the gradient, or one that is not finite.
 
 A spike lies more than `skip_above` standard deviations above the mean of the last `WINDOW` updates that were taken, by
-its loss or by its gradient's norm. (OLMo-core's SkipStepOptimizer compares likewise.) A skipped update changes neither
+its loss or by its gradient's norm. (OLMo-core's SkipStepOptimizer compares so too.) A skipped update changes neither
 weights nor moments; its batch counts as seen. What decides is saved with the state of a run and handed on to the next
 segment, so a stopped run and a chain of segments skip what the undisturbed run skips.
 """

@@ -119,7 +119,7 @@ def read_state(run_dir: Path, run: RunSpec, locks: Locks | None) -> dict[str, An
 
 
 def _explain(state: dict[str, Any], jobs: list[SlurmJob]) -> None:
-    """Add to a state what SLURM knows of the run, and why its last attempt ended if its log says so."""
+    """Add to a state what SLURM knows of the run, and, where its log has it, why its last attempt ended."""
     if state["state"] in ("not started", "stopped"):
         log = RESULTS / "logs" / "train" / f"{state['id']}.log"
         words = [line for line in words_of_log(str(log)) if OWN.match(line)] if log.exists() else []

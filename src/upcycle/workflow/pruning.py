@@ -40,7 +40,7 @@ class Retention:
 
     @cached_property
     def let_go(self) -> dict[str, dict[str, str]]:
-        """Files that go, by run, with the key that says so; not those that unfinished work of another study reads."""
+        """Files that go, by run, with the key that removes them; none that another study still reads."""
         return {run_id: files for run_id, files in self._by_keep.items() if run_id not in self.spared}
 
     @cached_property
