@@ -18,7 +18,7 @@ from upcycle.workflow.invocation import ALLOCATOR
 JOB = """
 import time, torch
 from upcycle.model.transformer import Transformer, init_weights
-from upcycle.study.spec import ModelSpec, MoESpec
+from upcycle.study.shape import ModelSpec, MoESpec
 torch.set_num_threads(1)
 moe = MoESpec(n_expert=8, top_k=2, balance_group=4) if {moe} else None
 model = Transformer(ModelSpec(n_layer=2, d_model={width}, n_head=2, vocab_size=1024, context=128), moe)

@@ -38,7 +38,8 @@ from upcycle.model.transformer import Transformer
 from upcycle.study.counting import count_parameters, flops_per_token
 from upcycle.study.execution import Execution
 from upcycle.study.kernel_fit import KERNELS, why_not
-from upcycle.study.spec import ModelSpec, MoESpec, OptimSpec, RunSpec
+from upcycle.study.shape import ModelSpec, MoESpec
+from upcycle.study.spec import OptimSpec, RunSpec
 from upcycle.study.study import load_study
 from upcycle.train.device import precision, use_device
 from upcycle.train.optim import build_optimizer, global_norm, gradient_norms, scale_gradients

@@ -16,7 +16,7 @@ import torch
 
 from upcycle.model.kernels import choose_kernels
 from upcycle.model.transformer import Transformer, init_weights
-from upcycle.study.spec import ModelSpec, MoESpec
+from upcycle.study.shape import ModelSpec, MoESpec
 
 SHAPES = ((2, 64, 4), (2, 64, 2), (3, 96, 6), (3, 96, 3))
 BATCHES = ((4, 256), (8, 256), (4, 128), (8, 128))

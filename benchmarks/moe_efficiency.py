@@ -20,7 +20,7 @@ from torch import Tensor
 from upcycle.model.kernels import choose_kernels
 from upcycle.model.native import layers as native
 from upcycle.model.transformer import Block, Transformer, init_weights
-from upcycle.study.spec import ModelSpec, MoESpec
+from upcycle.study.shape import ModelSpec, MoESpec
 
 CONTEXT = 256
 MIXTURE = MoESpec(n_expert=8, top_k=2, balance_group=8)

@@ -36,7 +36,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralFo
 from upcycle.model.interop import hugging_face_config
 from upcycle.model.kernels import choose_kernels
 from upcycle.model.transformer import Transformer, init_weights
-from upcycle.study.spec import ModelSpec, MoESpec
+from upcycle.study.shape import ModelSpec, MoESpec
 
 SEQUENCES, CONTEXT, AUX = 8, 256, 1e-3
 TOKENS = SEQUENCES * CONTEXT

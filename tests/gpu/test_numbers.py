@@ -12,7 +12,7 @@ from on_devices import DEVICES, HEADS, kernels, kernels_by_device, random, relat
 from torch import Tensor, nn
 
 from upcycle.model.torch_kernels import cross_entropy, loop, plain_attention, rms_norm
-from upcycle.study.spec import ModelSpec
+from upcycle.study.shape import ModelSpec
 
 FORWARD, BACKWARD = 4e-3, 8e-3
 SIZES = {"even": [64, 64, 64, 64], "empty": [0, 200, 0, 56], "one": [0, 0, 256, 0], "odd": [1, 127, 3, 125]}

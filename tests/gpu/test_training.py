@@ -19,7 +19,8 @@ from safetensors.torch import load_file
 from upcycle.model.kernels import Kernels, choose_kernels
 from upcycle.model.transformer import Transformer, init_weights
 from upcycle.study.execution import Execution
-from upcycle.study.spec import ModelSpec, MoESpec, OptimSpec
+from upcycle.study.shape import ModelSpec, MoESpec
+from upcycle.study.spec import OptimSpec
 from upcycle.train import evaluate, start
 from upcycle.train.optim import build_optimizer
 from upcycle.train.processes.distributed import Group

@@ -13,7 +13,8 @@ from upcycle.laws.forms import LAWS
 from upcycle.laws.tables.losses import collect_losses, law_columns, read_losses, select_losses, write_losses
 from upcycle.study.columns import COLUMNS, columns_markdown
 from upcycle.study.counting import count_parameters
-from upcycle.study.spec import DataSpec, ModelSpec, MoESpec, OptimSpec, RunSpec, ScheduleSpec
+from upcycle.study.shape import ModelSpec, MoESpec
+from upcycle.study.spec import DataSpec, OptimSpec, RunSpec, ScheduleSpec
 
 MODEL = ModelSpec(n_layer=2, d_model=64, n_head=2, vocab_size=1024, context=256)
 MOE = MoESpec(n_expert=8, top_k=2)

@@ -9,7 +9,7 @@ import torch
 
 from upcycle.model.kernels import Kernels
 from upcycle.model.transformer import Transformer, init_weights
-from upcycle.study.spec import ModelSpec, MoESpec
+from upcycle.study.shape import ModelSpec, MoESpec
 
 SMALL = ModelSpec(n_layer=2, d_model=32, n_head=2, vocab_size=64, context=32)
 

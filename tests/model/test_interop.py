@@ -7,7 +7,7 @@ import torch
 
 from upcycle.errors import UserError
 from upcycle.model.interop import hugging_face_config, to_hugging_face
-from upcycle.study.spec import ModelSpec, MoESpec
+from upcycle.study.shape import ModelSpec, MoESpec
 
 transformers = pytest.importorskip("transformers")
 

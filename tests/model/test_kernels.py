@@ -13,7 +13,7 @@ import torch
 from upcycle.errors import UserError
 from upcycle.model import cuda_kernels
 from upcycle.model.kernels import Kernels, choose_kernels, float32_kernels
-from upcycle.study.spec import ModelSpec
+from upcycle.study.shape import ModelSpec
 
 GROUPABLE = ModelSpec(n_layer=1, d_model=16, n_head=1, vocab_size=8, context=8)
 UNGROUPABLE = ModelSpec(n_layer=1, d_model=12, n_head=1, vocab_size=8, context=8)

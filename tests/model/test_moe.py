@@ -12,7 +12,7 @@ from upcycle.model import moe as moe_module
 from upcycle.model.kernels import Kernels, choose_kernels
 from upcycle.model.moe import GATES, MoE, balance_loss
 from upcycle.model.torch_kernels import grouped_mm, loop
-from upcycle.study.spec import ModelSpec, MoESpec
+from upcycle.study.shape import ModelSpec, MoESpec
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor
 from upcycle.errors import UserError
 from upcycle.model.kernels import choose_kernels
 from upcycle.model.native import build, layers
-from upcycle.study.spec import ModelSpec, MoESpec
+from upcycle.study.shape import ModelSpec, MoESpec
 
 GATES = [MoESpec(n_expert=6, top_k=3, gate=gate, balance_group=1) for gate in ("softmax_topk", "topk_softmax")]
 

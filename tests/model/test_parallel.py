@@ -10,7 +10,7 @@ from upcycle.model.kernels import Kernels
 from upcycle.model.parallel import _even_dimension, fill_parts, full_state
 from upcycle.model.stacks import own, stacked, unstacked
 from upcycle.model.transformer import Transformer, init_weights
-from upcycle.study.spec import ModelSpec, MoESpec
+from upcycle.study.shape import ModelSpec, MoESpec
 
 MODEL = ModelSpec(n_layer=2, d_model=16, n_head=2, vocab_size=32, context=8)
 MOE = MoESpec(n_expert=3, top_k=2)

@@ -10,7 +10,7 @@ import torch
 from upcycle.model.kernels import choose_kernels
 from upcycle.model.rope import rope_tables, rotate
 from upcycle.model.transformer import Transformer, init_weights, normal
-from upcycle.study.spec import ModelSpec, MoESpec
+from upcycle.study.shape import ModelSpec, MoESpec
 
 EIGHT_TOP_2 = MoESpec(n_expert=8, top_k=2)
 BOTH = pytest.mark.parametrize("moe", [None, EIGHT_TOP_2], ids=["dense", "moe"])

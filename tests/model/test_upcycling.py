@@ -16,7 +16,8 @@ from upcycle.model import upcycling
 from upcycle.model.transformer import Transformer, init_weights
 from upcycle.model.upcycling import ZERO_GAP, ZERO_SHARE, upcycle
 from upcycle.study.execution import Execution
-from upcycle.study.spec import Gate, ModelSpec, MoESpec, RunSpec
+from upcycle.study.shape import Gate, ModelSpec, MoESpec
+from upcycle.study.spec import RunSpec
 from upcycle.train.receipt import measure_upcycling
 from upcycle.train.record import Clock
 from upcycle.train.trainee import Trainee

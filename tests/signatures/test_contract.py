@@ -17,7 +17,7 @@ from upcycle.model import cuda_kernels, te_kernels
 from upcycle.model.kernels import Kernels
 from upcycle.model.torch_kernels import loop, plain_attention, rms_norm
 from upcycle.model.transformer import Transformer, init_weights
-from upcycle.study.spec import ModelSpec, MoESpec
+from upcycle.study.shape import ModelSpec, MoESpec
 
 HEADS = (60, 70, 80, 94, 104)
 

@@ -15,7 +15,8 @@ from upcycle.study.counting import (
     n2,
     n_total,
 )
-from upcycle.study.spec import DataSpec, ModelSpec, MoESpec, OptimSpec, RunSpec, ScheduleSpec
+from upcycle.study.shape import ModelSpec, MoESpec
+from upcycle.study.spec import DataSpec, OptimSpec, RunSpec, ScheduleSpec
 
 TABLE_3 = {
     "15M": (9, 320, 4, 14_751_680, 92_189_120),

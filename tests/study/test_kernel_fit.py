@@ -10,7 +10,7 @@ from upcycle.errors import UserError
 from upcycle.study.execution import Execution
 from upcycle.study.kernel_fit import KERNELS, LIMITS, check_kernels, check_name, why_not
 from upcycle.study.plan import build_plan
-from upcycle.study.spec import ModelSpec
+from upcycle.study.shape import ModelSpec
 from upcycle.study.study import StudyConfig, load_study
 
 ROOT = Path(__file__).parents[2]

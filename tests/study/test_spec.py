@@ -5,7 +5,8 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from upcycle.study.spec import DataSpec, ModelSpec, MoESpec, OptimSpec, RunSpec, ScheduleSpec, canonical_json
+from upcycle.study.shape import ModelSpec, MoESpec
+from upcycle.study.spec import DataSpec, OptimSpec, RunSpec, ScheduleSpec, canonical_json
 from upcycle.study.values import parse_number
 
 MODEL = {"n_layer": 2, "d_model": 64, "n_head": 2, "vocab_size": 1024, "context": 256}

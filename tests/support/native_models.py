@@ -7,7 +7,7 @@ from torch import Tensor
 
 from upcycle.model.kernels import choose_kernels
 from upcycle.model.transformer import Transformer, init_weights
-from upcycle.study.spec import ModelSpec, MoESpec
+from upcycle.study.shape import ModelSpec, MoESpec
 
 SHAPES = {
     "whole vectors": {"d_model": 64, "n_head": 2, "vocab_size": 256, "context": 64},

@@ -11,7 +11,7 @@ from torch import Tensor
 from upcycle.errors import UserError
 from upcycle.model.kernels import Kernels, choose_kernels
 from upcycle.study.kernel_fit import KERNELS, LIMITS
-from upcycle.study.spec import ModelSpec
+from upcycle.study.shape import ModelSpec
 
 HEADS = (60, 70, 80, 94, 104)
 """Head dimensions of the paper's models."""

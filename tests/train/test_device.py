@@ -11,7 +11,7 @@ import torch
 from upcycle.errors import UserError
 from upcycle.model.transformer import Transformer, init_weights
 from upcycle.study.execution import Execution
-from upcycle.study.spec import ModelSpec, MoESpec
+from upcycle.study.shape import ModelSpec, MoESpec
 from upcycle.train.device import use_device
 
 

@@ -12,7 +12,8 @@ from preempted import preempted_at
 from small_runs import VOCABULARY, rows_of, tensors_sha256
 
 from upcycle.study.counting import flops_per_token
-from upcycle.study.spec import ModelSpec, RunSpec
+from upcycle.study.shape import ModelSpec
+from upcycle.study.spec import RunSpec
 from upcycle.workflow.dag import Workflow
 from upcycle.workflow.invocation import read_workflow
 from upcycle.workflow.jobs import train_job

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from upcycle.model.kernels import Kernels
 from upcycle.model.rope import rope_tables, rotate
 from upcycle.model.stacks import own
-from upcycle.study.spec import ModelSpec
+from upcycle.study.shape import ModelSpec
 
 
 class Attention(nn.Module):

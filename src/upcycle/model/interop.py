@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from upcycle.errors import UserError
-from upcycle.study.spec import ModelSpec, MoESpec
+from upcycle.study.shape import ModelSpec, MoESpec
 
 RENAMED = {
     "embed.weight": "model.embed_tokens.weight",

@@ -32,7 +32,7 @@ from upcycle.model import cuda_kernels, te_kernels, torch_kernels
 from upcycle.model.cuda_kernels import LIBRARIES, Attention, MissingLibraryError
 from upcycle.model.native import build
 from upcycle.study.kernel_fit import KERNELS, alternatives, check_name, named_kernels, why_not, why_not_native
-from upcycle.study.spec import ModelSpec
+from upcycle.study.shape import ModelSpec
 
 log = logging.getLogger(__name__)
 

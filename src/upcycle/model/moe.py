@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from upcycle.model.kernels import Kernels
 from upcycle.model.native import layers as native
 from upcycle.model.stacks import own
-from upcycle.study.spec import Gate, ModelSpec, MoESpec
+from upcycle.study.shape import Gate, ModelSpec, MoESpec
 
 # --- gates: logits (T, E) and the ids (T, K) of each token's K largest -> weights (T, K), in float32
 

@@ -19,7 +19,7 @@ from upcycle.model.moe import MoE, Routing
 from upcycle.model.native import layers as native
 from upcycle.model.stacks import own
 from upcycle.model.torch_kernels import swiglu
-from upcycle.study.spec import ModelSpec, MoESpec, default_init_std
+from upcycle.study.shape import ModelSpec, MoESpec, default_init_std
 
 
 class RouterStats(NamedTuple):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from upcycle.errors import UserError, nearest
 from upcycle.model.transformer import Transformer, router_weight
-from upcycle.study.spec import ModelSpec, MoESpec
+from upcycle.study.shape import ModelSpec, MoESpec
 
 ZERO_SHARE = 1e-6
 """A router gradient below this share of the whole gradient's norm is zero up to float32 rounding."""

@@ -11,7 +11,8 @@ from upcycle.errors import UserError
 from upcycle.paper.inputs import Inputs
 from upcycle.paper.render import number
 from upcycle.study.counting import count_parameters
-from upcycle.study.spec import MoESpec, RunSpec
+from upcycle.study.shape import MoESpec
+from upcycle.study.spec import RunSpec
 
 SAME_IN_ABLATIONS = ("role", "start_step", "end_step", "parent", "dense_parent", "dense_tokens", "schedule.floor")
 """What follows from a budget: not a setting that an ablation compares."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from upcycle.study.spec import ModelSpec, MoESpec, RunSpec
+from upcycle.study.shape import ModelSpec, MoESpec
+from upcycle.study.spec import RunSpec
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from upcycle.errors import UserError
-from upcycle.study.spec import Frozen, RunSpec
+from upcycle.study.shape import Frozen
+from upcycle.study.spec import RunSpec
 from upcycle.study.values import Count, Positive, Sequences, Width
 
 DEFAULT_RATES = {"cuda": 400e12, "cpu": 1e10}

@@ -13,7 +13,8 @@ from typing import Any, get_args
 
 from upcycle.errors import UserError, nearest
 from upcycle.study.execution import Execution
-from upcycle.study.spec import ModelSpec, RunSpec
+from upcycle.study.shape import ModelSpec
+from upcycle.study.spec import RunSpec
 
 GROUPED_MM_MULTIPLE = 8
 """grouped_mm wants rows of a multiple of 16 bytes: 8 elements in bfloat16 (4 in float32)."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from upcycle.files import write_atomic
-from upcycle.study import study
+from upcycle.study import shape, study
 from upcycle.study.values import NUMBER
 
 SCHEMA = Path("workflow") / "schemas" / "study.schema.json"
@@ -28,7 +28,7 @@ def schema_text() -> str:
     """The schema as the file holds it."""
     schema = study.StudyConfig.model_json_schema()
     for name, section in [("StudyConfig", schema), *schema["$defs"].items()]:
-        for field, text in _field_docstrings(getattr(study, name)).items():
+        for field, text in _field_docstrings(getattr(study, name, None) or getattr(shape, name)).items():
             section["properties"][field]["description"] = text
     return json.dumps(_as_loaded(schema), indent=2) + "\n"
 
@@ -39,7 +39,7 @@ def _field_docstrings(section: type) -> dict[str, str]:
     Pydantic can collect them too (`use_attribute_docstrings`), but at each import: 0.1 s of every job.
     """
     found: dict[str, str] = {}
-    for part in reversed([each for each in section.__mro__ if issubclass(each, study.Frozen)]):
+    for part in reversed([each for each in section.__mro__ if issubclass(each, shape.Frozen)]):
         (tree,) = ast.parse(inspect.getsource(part)).body
         for node, after in pairwise(tree.body if isinstance(tree, ast.ClassDef) else []):
             match node, after:

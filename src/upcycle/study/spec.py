@@ -11,143 +11,32 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from upcycle.study.shape import Frozen, ModelSpec, MoESpec
 from upcycle.study.values import (
     Beta,
     Count,
-    Depth,
-    Deviation,
     Epsilon,
     LearningRate,
     Name,
-    Number,
     PathText,
     Positive,
     RunId,
     Sequences,
+    Sha256,
     Share,
     Version,
     Vocabulary,
     WeightDecay,
     Whole,
-    Width,
 )
 
-Gate = Literal["topk_softmax", "softmax_topk", "softmax_topk_renormalised"]
-Role = Literal["trunk", "decay", "full"]
+Role = Literal["trunk", "decay", "full", "imported"]
 ScheduleKind = Literal["wsd", "cosine", "constant"]
-
-
-class Frozen(BaseModel):
-    """Immutable, strict about unknown keys; every specification and config section derives from it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-def default_init_std(d_model: int) -> float:
-    """Standard deviation sqrt(2 / (5 d_model)) of every row of Table 5 and of the router (A.6)."""
-    return math.sqrt(2 / (5 * d_model))
-
-
-class ModelShape(Frozen):
-    """Shape and initialisation of a dense model, as a study gives them under `models`."""
-
-    n_layer: Depth
-    """Number of layers."""
-    d_model: Width
-    """Width of the residual stream."""
-    n_head: Width
-    """Attention heads; divides `d_model`, and d_model / n_head is even (RoPE rotates pairs)."""
-    d_mlp: Width | None = None
-    """Width of the SwiGLU MLP; None means 4 d_model (A.2)."""
-    init_std: Deviation | None = None
-    """Standard deviation of weight matrices; None means sqrt(2 / (5 d_model)) (Table 5)."""
-    output_init: Literal["scaled", "plain"] = "scaled"
-    """Output projections (wo, w_out): init_std / sqrt(2 n_layer), or init_std. Inferred: Megatron's default."""
-    norm_eps: Epsilon = 1e-5
-    """RMSNorm epsilon. Inferred."""
-    rope_base: Annotated[Positive, Field(ge=1)] = 10_000.0
-    """Base of the rotary frequencies. Inferred."""
-
-
-class ModelSpec(ModelShape):
-    """Shape of a decoder (Table 3): RMSNorm, SwiGLU, RoPE, no biases, untied embedding and head."""
-
-    vocab_size: Vocabulary
-    """Rows of the embedding and of the head; at least the tokenizer's pieces."""
-    context: Sequences
-    """Training sequence length in tokens (Table 4: 1,024)."""
-
-    @model_validator(mode="after")
-    def _check_shape(self) -> ModelSpec:
-        if self.d_model % self.n_head:
-            raise ValueError(f"n_head {self.n_head} does not divide d_model {self.d_model}")
-        if self.head_dim % 2:
-            raise ValueError(f"head dimension d_model / n_head = {self.head_dim} is odd: RoPE rotates pairs")
-        # Equal specs are one run: a derived value written out is stored as the derived default. (The model is frozen,
-        # so its own validators assign by `object.__setattr__`.)
-        if self.d_mlp == 4 * self.d_model:
-            object.__setattr__(self, "d_mlp", None)
-        if self.init_std is not None and math.isclose(self.init_std, default_init_std(self.d_model), rel_tol=1e-12):
-            object.__setattr__(self, "init_std", None)
-        return self
-
-    @property
-    def head_dim(self) -> int:
-        """d_model / n_head."""
-        return self.d_model // self.n_head
-
-    @property
-    def mlp_width(self) -> int:
-        """Width of the MLP's hidden layer: d_mlp, or 4 d_model."""
-        return self.d_mlp if self.d_mlp is not None else 4 * self.d_model
-
-    @property
-    def weight_std(self) -> float:
-        """Standard deviation of weight matrices at initialisation."""
-        return self.init_std if self.init_std is not None else default_init_std(self.d_model)
-
-    @property
-    def output_std(self) -> float:
-        """Standard deviation of the output projections at initialisation."""
-        scale = 1 / math.sqrt(2 * self.n_layer) if self.output_init == "scaled" else 1.0
-        return self.weight_std * scale
-
-
-class MoESpec(Frozen):
-    """The mixture of experts that replaces every MLP (A.3)."""
-
-    n_expert: Width
-    """Number of experts E."""
-    top_k: Width
-    """Experts K that each token uses."""
-    gate: Gate | None = None
-    """Order of softmax and top-k. None means Eq. 15's `topk_softmax`; top_k = 1 must name one."""
-    aux_coef: Annotated[Number, Field(ge=0, le=1e6)] = 1e-3
-    """Coefficient of the load-balancing loss (Table 6)."""
-    balance_group: Sequences = 8
-    """Sequences over which the balance loss is taken, averaged over groups. Inferred (Megatron: a micro-batch)."""
-    router_std: Deviation | None = None
-    """Standard deviation of router weights; None means sqrt(2 / (5 d_model)) (A.6)."""
-
-    @model_validator(mode="after")
-    def _check_gate(self) -> MoESpec:
-        if self.top_k > self.n_expert:
-            raise ValueError(f"top_k {self.top_k} is more than n_expert {self.n_expert}")
-        if self.gate is None:
-            if self.top_k == 1:
-                raise ValueError(
-                    "top_k = 1 must name its gate: `topk_softmax` (Eq. 15) and `softmax_topk_renormalised` keep "
-                    "the function, but the router gets no cross-entropy gradient; with `softmax_topk` the router "
-                    "learns, but a copy does not preserve the function"
-                )
-            object.__setattr__(self, "gate", "topk_softmax")
-        return self
 
 
 class DataConfig(Frozen):
@@ -271,12 +160,17 @@ class Recipe(Frozen):
     """Seed of the initial weights (and of the router when upcycling)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     engine: EngineSpec = EngineSpec()
-    origin: Annotated[str, Field(pattern=r"^(scratch|upcycle:[A-Za-z_][A-Za-z0-9_]*)$", max_length=80)] = "scratch"
-    """Where this training's weights began: `scratch`, or `upcycle:<method>`."""
+    origin: Annotated[
+        str, Field(pattern=r"^(scratch|checkpoint|continued|upcycle:[A-Za-z_][A-Za-z0-9_]*)$", max_length=80)
+    ] = "scratch"
+    """Where this training's weights began: `scratch`; `upcycle:<method>` or `continued`, from a finished dense run that
+    becomes a mixture or is trained on; `checkpoint`, someone else's weights as they are."""
     dense_parent: RunId | None = None
-    """Id of the finished dense run that was upcycled."""
+    """Id of the finished dense run that was upcycled or continued."""
     dense_tokens: Whole = 0
-    """D1: tokens of that dense run."""
+    """D1: tokens of that dense run; of an imported checkpoint, the tokens that its owner states."""
+    checkpoint: Sha256 | None = None
+    """Fingerprint of an imported checkpoint (`parent.fingerprint`)."""
 
     @model_validator(mode="after")
     def _check_recipe(self) -> Recipe:
@@ -286,20 +180,20 @@ class Recipe(Frozen):
             )
         if self.data.vocab_size > self.model.vocab_size:
             raise ValueError(f"data.vocab_size {self.data.vocab_size} exceeds model.vocab_size {self.model.vocab_size}")
-        if self.origin.startswith("upcycle:") != (self.dense_parent is not None) or (
-            self.dense_parent and not self.moe
-        ):
-            raise ValueError(
-                "an upcycled run has origin `upcycle:<method>`, a dense_parent and a moe; any other has none of the "
-                "first two"
-            )
+        upcycled = self.origin.startswith("upcycle:")
+        if (upcycled or self.origin == "continued") != (self.dense_parent is not None):
+            raise ValueError("a run of origin `upcycle:<method>` or `continued` has a dense_parent, and no other has")
+        if (upcycled and self.moe is None) or (self.origin in ("continued", "checkpoint") and self.moe is not None):
+            raise ValueError(f"a run of origin {self.origin} is {'a mixture' if upcycled else 'dense'}: see `moe`")
+        if (self.origin == "checkpoint") != (self.checkpoint is not None):
+            raise ValueError("a run of origin `checkpoint` has the fingerprint of one, and no other has")
         return self
 
     @property
     def lineage(self) -> str:
-        """`dense`, `moe` or `up`: what is trained, whatever the segment."""
+        """`dense`, `moe`, `up` or `cont` (a dense model trained on): what is trained, whatever the segment."""
         if self.dense_parent is not None:
-            return "up"
+            return "up" if self.moe is not None else "cont"
         return "moe" if self.moe is not None else "dense"
 
     @property
@@ -312,15 +206,22 @@ class RunSpec(Recipe):
     """One segment of training, from `start_step` to `end_step` (update counts since scratch or upcycling)."""
 
     role: Role = "trunk"
-    """`trunk`: constant-LR segment; `decay`: the branch that cools it; `full`: a whole cosine or constant run."""
+    """`trunk`: constant-LR segment; `decay`: the branch that cools it; `full`: a whole cosine or constant run;
+    `imported`: a checkpoint, which trains no step."""
     start_step: Whole = 0
-    end_step: Count
+    end_step: Whole
     parent: RunId | None = None
     """Id of the run whose checkpoint this segment starts from (a trunk's predecessor, a decay's trunk point,
     an upcycled start's dense parent); None for a start from scratch."""
 
     @model_validator(mode="after")
     def _check_run(self) -> RunSpec:
+        if (self.role == "imported") != (self.origin == "checkpoint"):
+            raise ValueError(f"role {self.role} with origin {self.origin}: a checkpoint is imported, and nothing else")
+        if self.role == "imported":
+            if self.end_step or self.parent:
+                raise ValueError("an imported checkpoint trains no step and has no parent")
+            return self
         if self.start_step >= self.end_step:
             raise ValueError(f"start_step {self.start_step} is not below end_step {self.end_step}")
         if (self.init == "scratch") != (self.parent is None):
@@ -344,18 +245,22 @@ class RunSpec(Recipe):
 
     @property
     def init(self) -> str:
-        """How this segment's first weights come about: `scratch`, `continue` or `upcycle:<method>`."""
+        """How this segment's first weights come about: `continue`, where the parent stopped, or as its `origin`."""
         return "continue" if self.start_step else self.origin
 
     @property
     def kind(self) -> str:
-        """The id's first word, which chooses the workflow rule: `dense`, `moe`, `up` or `decay`."""
+        """The id's first word, which chooses the workflow rule: `dense`, `moe`, `up`, `cont`, `decay` or `import`."""
+        if self.role == "imported":
+            return "import"
         return "decay" if self.role == "decay" else self.lineage
 
     @property
     def tokens(self) -> int:
-        """Tokens seen since scratch or upcycling when this segment ends: D, D1 or D2 of a finished model."""
-        return self.end_step * self.tokens_per_step
+        """D, D1 or D2 of a finished model: tokens seen since scratch, or since the dense parent, at this segment's end;
+        of an imported checkpoint those that its owner states.
+        """
+        return self.dense_tokens if self.role == "imported" else self.end_step * self.tokens_per_step
 
     @property
     def segment_tokens(self) -> int:
@@ -389,7 +294,7 @@ class RunSpec(Recipe):
         moe = f"-e{self.moe.n_expert}k{self.moe.top_k}" if self.moe else ""
         d1 = f"-d1_{short_count(self.dense_tokens)}" if self.dense_parent else ""
         digest = hashlib.sha256(canonical_json(self.identity()).encode()).hexdigest()[:10]
-        branch = "decay-" if self.role == "decay" else ""
+        branch = {"decay": "decay-", "imported": "import-"}.get(self.role, "")
         shape = f"l{self.model.n_layer}d{self.model.d_model}"
         return f"{branch}{self.lineage}-{shape}{moe}{d1}-{short_count(self.tokens)}-s{self.seed}-{digest}"
 

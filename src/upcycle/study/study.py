@@ -15,17 +15,8 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from upcycle.errors import UserError, brief, nearest
 from upcycle.study.counting import count_parameters
 from upcycle.study.execution import Execution, ModelExecution
-from upcycle.study.spec import (
-    DataConfig,
-    Frozen,
-    ModelShape,
-    ModelSpec,
-    MoESpec,
-    OptimConfig,
-    RunSpec,
-    ScheduleKind,
-    ScheduleSpec,
-)
+from upcycle.study.shape import Frozen, ModelShape, ModelSpec, MoESpec
+from upcycle.study.spec import DataConfig, OptimConfig, RunSpec, ScheduleKind, ScheduleSpec
 from upcycle.study.strict_yaml import read_yaml
 from upcycle.study.values import (
     NAME_LENGTH,

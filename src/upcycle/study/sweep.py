@@ -15,7 +15,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from upcycle.errors import UserError, brief, nearest
-from upcycle.study.spec import DataSpec, Frozen, ModelSpec, MoESpec, OptimSpec, Recipe, RunSpec, ScheduleSpec
+from upcycle.study.shape import Frozen, ModelSpec, MoESpec
+from upcycle.study.spec import DataSpec, OptimSpec, Recipe, RunSpec, ScheduleSpec
 from upcycle.study.study import StudyConfig, SweepConfig, describe_error
 
 MAX_POINTS = 5_000

@@ -16,7 +16,8 @@ from upcycle.model.kernels import Kernels
 from upcycle.model.rope import rope_tables
 from upcycle.model.transformer import Transformer
 from upcycle.study.execution import Execution
-from upcycle.study.spec import MoESpec, RunSpec
+from upcycle.study.shape import MoESpec
+from upcycle.study.spec import RunSpec
 from upcycle.train.processes.distributed import Group
 from upcycle.train.record import Clock
 from upcycle.train.spikes import Spikes

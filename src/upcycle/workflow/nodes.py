@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from upcycle.errors import UserError
-from upcycle.study.spec import Frozen
+from upcycle.study.shape import Frozen
 from upcycle.study.strict_yaml import read_yaml
 from upcycle.study.study import describe_error
 from upcycle.study.values import Count, Name, Positive, Whole

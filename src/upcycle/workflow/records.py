@@ -15,7 +15,8 @@ from pathlib import Path
 from upcycle.data.verified import NotedHashes
 from upcycle.files import write_atomic
 from upcycle.manifest import METRICS
-from upcycle.study.spec import Frozen, canonical_json
+from upcycle.study.shape import Frozen
+from upcycle.study.spec import canonical_json
 
 PLACE_AND_TIME = frozenset(
     ("started", "finished", "resumed", "tokens_per_second", "gemm_flops_per_second", "mfu", "hardware", "software")

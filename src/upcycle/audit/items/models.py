@@ -10,7 +10,7 @@ import numpy as np
 from upcycle.audit.printed import TABLE_3, TABLE_5
 from upcycle.audit.verdict import AuditItem, Evidence, Texts, box, reading
 from upcycle.study.counting import count_parameters, n1, n2, n_total
-from upcycle.study.spec import ModelSpec, MoESpec, default_init_std
+from upcycle.study.shape import ModelSpec, MoESpec, default_init_std
 
 EIGHT = MoESpec(n_expert=8, top_k=2)
 """The mixture of Tables 2 and 3."""

@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from upcycle.model.native.build import library
 from upcycle.model.rope import rope_tables
-from upcycle.study.spec import Gate, ModelSpec
+from upcycle.study.shape import Gate, ModelSpec
 
 DTYPES = (torch.float32, torch.int32, torch.int64)
 
