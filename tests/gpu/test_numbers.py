@@ -19,21 +19,24 @@ SIZES = {"even": [64, 64, 64, 64], "empty": [0, 200, 0, 56], "one": [0, 0, 256, 
 """Slots by expert."""
 
 
-def with_head(head_dim: int) -> ModelSpec:
-    return ModelSpec(n_layer=1, d_model=4 * head_dim, n_head=4, vocab_size=8, context=8)
+def with_head(head_dim: int, n_kv_head: int) -> ModelSpec:
+    return ModelSpec(n_layer=1, d_model=4 * head_dim, n_head=4, n_kv_head=n_kv_head, vocab_size=8, context=8)
 
 
-@pytest.mark.parametrize("head_dim", HEADS)
+@pytest.mark.parametrize(("head_dim", "n_kv_head"), [*((head_dim, 4) for head_dim in HEADS), (64, 2), (128, 1)])
 @pytest.mark.parametrize(("where", "name"), kernels_by_device("attention", without=("plain",)))
-def test_attention_is_the_plain_one_and_gives_the_same_bits_twice(where: str, name: str, head_dim: int) -> None:
+def test_attention_is_the_plain_one_and_gives_the_same_bits_twice(
+    where: str, name: str, head_dim: int, n_kv_head: int
+) -> None:
     """On views of one tensor, as the model has them; at a length that is no multiple of any tile."""
-    attention = kernels(with_head(head_dim), where, attention=name).attention
-    qkv = random(2, 150, 12, head_dim, where=where).requires_grad_()
+    attention = kernels(with_head(head_dim, n_kv_head), where, attention=name).attention
+    heads = [4, n_kv_head, n_kv_head]
+    qkv = random(2, 150, sum(heads), head_dim, where=where).requires_grad_()
     exact = qkv.detach().float().requires_grad_()
     outgoing = random(2, 4, 150, head_dim, seed=1, where=where)
 
     def run(kernel, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        y = kernel(*(x.transpose(1, 2) for x in inputs.chunk(3, dim=2)))
+        y = kernel(*(x.transpose(1, 2) for x in inputs.split(heads, dim=2)))
         return y, torch.autograd.grad(y, inputs, outgoing.type_as(inputs))[0]
 
     found, again, reference = run(attention, qkv), run(attention, qkv), run(plain_attention, exact)

@@ -1,47 +1,152 @@
-"""The same weights under Hugging Face's names give the same logits (float32, 1e-5)."""
+"""The same weights under Hugging Face's names give the same logits (float32), and come back bit for bit."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import torch
 
 from upcycle.errors import UserError
-from upcycle.model.interop import hugging_face_config, to_hugging_face
+from upcycle.model.interop import from_hugging_face, hugging_face_config, to_hugging_face
+from upcycle.model.kernels import choose_kernels
+from upcycle.model.transformer import Transformer
+from upcycle.model.upcycling import upcycle
 from upcycle.study.shape import ModelSpec, MoESpec
 
 transformers = pytest.importorskip("transformers")
 
+BOUND = 1e-5
+"""Of the largest logit."""
+GROUPED = {"n_layer": 2, "d_model": 48, "n_head": 6, "n_kv_head": 2, "d_head": 16, "d_mlp": 80, "vocab_size": 97}
+LLAMA3 = {"kind": "llama3", "factor": 8, "low_freq_factor": 1, "high_freq_factor": 4, "original_context": 16}
 SHAPES = {
-    "2x64": ModelSpec(n_layer=2, d_model=64, n_head=4, vocab_size=128, context=48),
-    "3x60": ModelSpec(
-        n_layer=3, d_model=120, n_head=2, vocab_size=97, context=32, d_mlp=200, rope_base=500.0, norm_eps=1e-3
-    ),
-}
-every_shape = pytest.mark.parametrize("model", SHAPES.values(), ids=SHAPES)
+    "2x64": {"n_layer": 2, "d_model": 64, "n_head": 4, "vocab_size": 128, "context": 48},
+    "3x60": {
+        "n_layer": 3, "d_model": 120, "n_head": 2, "vocab_size": 97, "context": 32, "d_mlp": 200, "rope_base": 500.0,
+        "norm_eps": 1e-3,
+    },
+    "grouped": GROUPED,
+    "grouped, tied": GROUPED | {"tied": True},
+    "one head of keys": GROUPED | {"n_kv_head": 1},
+    "linear": GROUPED | {"rope_scaling": {"kind": "linear", "factor": 4}},
+    "llama3": GROUPED | {"rope_scaling": LLAMA3, "rope_base": 300.0},
+    "qwen2": GROUPED | {"qkv_bias": True},
+    "qwen3": GROUPED | {"qk_norm": True, "tied": True},
+}  # fmt: skip
+MODELS = {name: ModelSpec(**{"context": 64} | shape) for name, shape in SHAPES.items()}
+every_shape = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+EIGHT_TOP_2 = MoESpec(n_expert=8, top_k=2)
 
 
-def largest_gap(ours: torch.nn.Module, theirs: torch.nn.Module, ids: torch.Tensor) -> float:
-    theirs.load_state_dict(to_hugging_face(ours.state_dict()))
+def theirs_of(model: ModelSpec, moe: MoESpec | None = None) -> Any:
+    """A model of Hugging Face's class with the configuration, without remote code, as exported."""
+    config = hugging_face_config(model, moe)
+    (name,) = config["architectures"]
+    return getattr(transformers, name)(transformers.AutoConfig.for_model(**config))
+
+
+def assert_equal_logits(ours: Transformer, theirs: Any, ids: torch.Tensor) -> None:
     with torch.no_grad():
-        logits = ours.eval()(ids).logits_BSV
-        assert logits.abs().max() > 0.5
-        return (logits - theirs.eval()(ids).logits).abs().max().item()
+        logits, wanted = ours.eval()(ids).logits_BSV, theirs.eval()(ids).logits
+    assert wanted.abs().max() > 0.5
+    assert (logits - wanted).abs().max() <= BOUND * wanted.abs().max()
+
+
+def stirred(model: Any) -> Any:
+    """The model with every parameter random, biases and norms too: one that is 0 or 1 would hide a swap."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim > 1:
+                weight.normal_(0, 0.15, generator=generator)
+            elif "norm" in name:
+                weight.uniform_(0.5, 1.5, generator=generator)
+            else:
+                weight.normal_(0, 0.5, generator=generator)
+    return model
 
 
 @every_shape
-def test_dense_logits_equal_llamas(build, batch, model: ModelSpec) -> None:
-    llama = transformers.LlamaForCausalLM(transformers.LlamaConfig(**hugging_face_config(model)))
-    assert largest_gap(build(model), llama, batch(model, sequences=2)[0]) <= 1e-5
+@pytest.mark.parametrize("attention", ["sdpa", "plain"])
+def test_dense_logits_equal_those_of_hugging_faces_class(batch, model: ModelSpec, attention: str) -> None:
+    theirs = stirred(theirs_of(model))
+    ours = Transformer(model, None, choose_kernels(model, {"layers": "composed", "attention": attention}))
+    ours.load_state_dict(from_hugging_face(theirs.state_dict(), model))
+    assert_equal_logits(ours, theirs, batch(model, sequences=2)[0])
 
 
 @every_shape
+def test_tensors_come_back_bit_for_bit(model: ModelSpec) -> None:
+    """Theirs to ours to theirs; of a tied model without the head, which is no tensor of its own in a file."""
+    theirs = dict(stirred(theirs_of(model)).named_parameters())
+    ours = from_hugging_face(theirs, model)
+    back = to_hugging_face(ours, model)
+    assert back.keys() == theirs.keys()
+    assert all(torch.equal(back[name], theirs[name]) for name in theirs)
+    assert all(torch.equal(weight, ours[name]) for name, weight in from_hugging_face(back, model).items())
+
+
+def test_a_mistral_is_read_as_a_llama(batch) -> None:
+    model = MODELS["grouped"]
+    config = hugging_face_config(model) | {"sliding_window": None}
+    kept = {key: value for key, value in config.items() if key not in ("architectures", "model_type")}
+    mistral = stirred(transformers.MistralForCausalLM(transformers.MistralConfig(**kept)))
+    ours = Transformer(model)
+    ours.load_state_dict(from_hugging_face(mistral.state_dict(), model))
+    assert_equal_logits(ours, mistral, batch(model, sequences=2)[0])
+
+
+MIXTURES = {name: model for name, model in MODELS.items() if name != "qwen2"}
+
+
+@pytest.mark.parametrize("model", MIXTURES.values(), ids=MIXTURES)
 @pytest.mark.parametrize("gate", ["topk_softmax", "softmax_topk_renormalised"])
-def test_moe_logits_equal_mixtrals(build, batch, model: ModelSpec, gate: str) -> None:
+def test_logits_of_a_mixture_equal_those_of_hugging_faces_class(build, batch, model: ModelSpec, gate: str) -> None:
     moe = MoESpec(n_expert=8, top_k=2, gate=gate)
-    mixtral = transformers.MixtralForCausalLM(transformers.MixtralConfig(**hugging_face_config(model, moe)))
-    assert largest_gap(build(model, moe), mixtral, batch(model, sequences=2)[0]) <= 1e-5
+    ours, theirs = stirred(build(model, moe)), theirs_of(model, moe)
+    theirs.load_state_dict(to_hugging_face(ours.state_dict(), model, moe), strict=not model.tied)
+    theirs.tie_weights()
+    assert_equal_logits(ours, theirs, batch(model, sequences=2)[0])
 
 
-def test_a_gate_that_mixtral_lacks_is_refused() -> None:
-    with pytest.raises(UserError, match="softmax_topk has no Hugging Face form"):
-        hugging_face_config(SHAPES["2x64"], MoESpec(n_expert=8, top_k=2, gate="softmax_topk"))
+def test_qwen3s_mixture_has_gate_weights_that_do_not_sum_to_1(build, batch) -> None:
+    model, moe = MODELS["qwen3"], MoESpec(n_expert=8, top_k=2, gate="softmax_topk")
+    ours, theirs = stirred(build(model, moe)), theirs_of(model, moe)
+    theirs.load_state_dict(to_hugging_face(ours.state_dict(), model, moe), strict=False)
+    theirs.tie_weights()
+    assert_equal_logits(ours, theirs, batch(model, sequences=2)[0])
+
+
+@every_shape
+def test_after_upcycling_the_logits_are_still_the_dense_models(batch, model: ModelSpec) -> None:
+    """Eight experts, top-2: each a copy of the MLP, so the mixture computes what Hugging Face's dense model does."""
+    theirs = stirred(theirs_of(model))
+    dense = from_hugging_face(theirs.state_dict(), model)
+    mixture = Transformer(model, EIGHT_TOP_2, choose_kernels(model))
+    mixture.load_state_dict(upcycle("copy", dense, model, EIGHT_TOP_2, seed=1))
+    assert_equal_logits(mixture, theirs, batch(model, sequences=2)[0])
+
+
+@pytest.mark.parametrize(
+    ("model", "moe", "words"),
+    [
+        ("2x64", MoESpec(n_expert=8, top_k=2, gate="softmax_topk"), "softmax_topk has no Hugging Face form"),
+        ("qwen2", EIGHT_TOP_2, "qkv_bias with a mixture of experts has no Hugging Face form"),
+    ],
+)
+def test_what_no_class_holds_is_refused(model: str, moe: MoESpec, words: str) -> None:
+    for refused in (lambda: hugging_face_config(MODELS[model], moe), lambda: to_hugging_face({}, MODELS[model], moe)):
+        with pytest.raises(UserError, match=words):
+            refused()
+
+
+def test_a_tensor_that_is_missing_or_of_another_shape_is_named() -> None:
+    model = MODELS["grouped"]
+    tensors = theirs_of(model).state_dict()
+    name = "model.layers.1.self_attn.k_proj.weight"
+    with pytest.raises(UserError, match=rf"{name} is \(32, 47\), wanted \(32, 48\)"):
+        from_hugging_face(tensors | {name: torch.zeros(32, 47)}, model)
+    del tensors[name]
+    with pytest.raises(UserError, match=rf"{name} is missing, wanted \(32, 48\)"):
+        from_hugging_face(tensors, model)

@@ -16,9 +16,9 @@ MODEL = ModelSpec(n_layer=2, d_model=16, n_head=2, vocab_size=32, context=8)
 MOE = MoESpec(n_expert=3, top_k=2)
 
 
-def stacked_state(model: nn.Module) -> dict[str, Tensor]:
+def stacked_state(model: Transformer) -> dict[str, Tensor]:
     """The weights as several processes hold and save them, if each held all."""
-    return {name: stacked(name, weight) for name, weight in model.state_dict().items()}
+    return {name: stacked(name, weight, model.model) for name, weight in model.state_dict().items()}
 
 
 @pytest.mark.parametrize("moe", [None, MOE])
@@ -37,8 +37,8 @@ def test_sharded_shapes_are_views_of_the_model(moe: MoESpec | None) -> None:
 
 
 def test_moments_have_the_shapes_of_their_parameters() -> None:
-    assert stacked("exp_avg_sq.blocks.0.attn.wqkv", torch.empty(48, 16)).shape == (3, 16, 16)
-    assert stacked("exp_avg.blocks.0.attn.wo", torch.empty(16, 16)).shape == (16, 16)
+    assert stacked("exp_avg_sq.blocks.0.attn.wqkv", torch.empty(48, 16), MODEL).shape == (3, 16, 16)
+    assert stacked("exp_avg.blocks.0.attn.wo", torch.empty(16, 16), MODEL).shape == (16, 16)
 
 
 def test_layers_compute_the_same_bits_from_stacked_weights() -> None:

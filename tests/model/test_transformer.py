@@ -10,7 +10,7 @@ import torch
 from upcycle.model.kernels import choose_kernels
 from upcycle.model.rope import rope_tables, rotate
 from upcycle.model.transformer import Transformer, init_weights, normal
-from upcycle.study.shape import ModelSpec, MoESpec
+from upcycle.study.shape import ModelSpec, MoESpec, RopeScaling
 
 EIGHT_TOP_2 = MoESpec(n_expert=8, top_k=2)
 BOTH = pytest.mark.parametrize("moe", [None, EIGHT_TOP_2], ids=["dense", "moe"])
@@ -57,6 +57,15 @@ def test_every_norm_starts_at_one() -> None:
     norms = [weight for name, weight in initial(WIDE).items() if "norm" in name]
     assert len(norms) == 2 * WIDE.n_layer + 1
     assert all(torch.equal(norm, torch.ones(WIDE.d_model)) for norm in norms)
+
+
+def test_a_tied_model_has_one_matrix_for_embedding_and_head() -> None:
+    """In its parameters and in the state that files hold; biases start at zero, norms of heads at one."""
+    state = initial(WIDE.model_copy(update={"tied": True, "n_kv_head": 1, "qkv_bias": True, "qk_norm": True}))
+    assert torch.equal(state["embed.weight"], initial(WIDE)["embed.weight"])
+    assert "head.weight" not in state
+    assert torch.equal(state["blocks.1.attn.bqkv"], torch.zeros(4 * 48))
+    assert torch.equal(state["blocks.1.attn.q_norm.weight"], torch.ones(48))
 
 
 def test_a_weight_depends_on_its_name_and_the_seed_alone() -> None:
@@ -130,6 +139,30 @@ def test_rotation_follows_llamas_pairs_and_angles() -> None:
     expected = torch.zeros(3, 8)
     expected[:, 2], expected[:, 6] = math.cos(angle), math.sin(angle)
     torch.testing.assert_close(turned[4], expected)
+
+
+def test_a_linear_scaling_turns_by_the_position_over_the_factor() -> None:
+    scaling = RopeScaling(kind="linear", factor=3)
+    for stretched, plain in zip(tables_of(16, 9, scaling), tables_of(16, 3), strict=True):
+        torch.testing.assert_close(stretched[::3], plain, atol=1e-6, rtol=0)
+
+
+def test_a_llama3_scaling_keeps_fast_pairs_and_stretches_slow_ones() -> None:
+    """Of waves of 2 pi 64^(i/2) tokens (6, 50, 402, 3217) in a context of 800: 127, 16, 2 and 0.25 turns. Between 1
+    and 4 turns the frequency is a blend: at 2, two thirds over the factor and a third as it is."""
+    scaling = RopeScaling(kind="llama3", factor=8, low_freq_factor=1, high_freq_factor=4, original_context=800)
+    cos, sin = (table[1, 0, 4:] for table in tables_of(8, 2, scaling, base=64.0**2))
+    found = torch.atan2(sin, cos)
+    turns = 800 / (2 * math.pi * 64)
+    kept = (turns - 1) / 3
+    blend = (kept + (1 - kept) / 8) / 64
+    torch.testing.assert_close(found, torch.tensor([1, 1 / 8, blend, 1 / 512 / 8]), atol=1e-7, rtol=1e-5)
+
+
+def tables_of(
+    head_dim: int, positions: int, scaling: RopeScaling | None = None, base: float = 100.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return rope_tables(positions, head_dim, base, torch.device("cpu"), scaling)
 
 
 def test_rotation_backward_turns_back() -> None:

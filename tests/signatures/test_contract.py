@@ -33,19 +33,22 @@ def wrapped(name: str) -> cuda_kernels.Attention:
     return te_kernels.te_attention(recorded.transformer_engine)
 
 
-@pytest.mark.parametrize("head_dim", HEADS)
+@pytest.mark.parametrize(("head_dim", "n_head"), [*((head_dim, 2) for head_dim in HEADS), (64, 6)])
 @pytest.mark.parametrize("name", ["flash2", "te"])
-def test_attention_is_called_as_recorded_and_is_the_plain_one(name: str, head_dim: int, monkeypatch) -> None:
-    """Also with the model's layout: views of one (B, S, 3H, C) tensor, and `flatten` afterwards."""
+def test_attention_is_called_as_recorded_and_is_the_plain_one(
+    name: str, head_dim: int, n_head: int, monkeypatch
+) -> None:
+    """Also with the model's layout: views of one (B, S, H + 2G, C) tensor, G 2 heads of keys, and `flatten` afterwards.
+    Of 6 heads of queries, three share one of keys."""
     monkeypatch.setenv(te_kernels.DETERMINISTIC, "1")  # put back afterwards
     attention = wrapped(name)
-    qkv = random(2, 9, 6, head_dim).requires_grad_()
-    inputs = [x.transpose(1, 2) for x in qkv.chunk(3, dim=2)]
-    outgoing = random(2, 2, 9, head_dim, seed=1)
+    qkv = random(2, 9, n_head + 4, head_dim).requires_grad_()
+    inputs = [x.transpose(1, 2) for x in qkv.split([n_head, 2, 2], dim=2)]
+    outgoing = random(2, n_head, 9, head_dim, seed=1)
     found, reference = attention(*inputs), plain_attention(*inputs)
     assert attention.__name__ == name
-    assert found.shape == (2, 2, 9, head_dim)
-    assert found.transpose(1, 2).flatten(2).shape == (2, 9, 2 * head_dim)
+    assert found.shape == (2, n_head, 9, head_dim)
+    assert found.transpose(1, 2).flatten(2).shape == (2, 9, n_head * head_dim)
     torch.testing.assert_close(found, reference)
     torch.testing.assert_close(
         *(torch.autograd.grad(y, qkv, outgoing)[0].float() for y in (found, reference)), rtol=1.6e-2, atol=1e-2

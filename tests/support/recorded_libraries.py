@@ -67,9 +67,10 @@ class Recorder:
 
 
 def attention_BSHC(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> Tensor:
-    """Plain attention of (B, S, H, C) in float32, in the libraries' layout."""
+    """Plain attention of (B, S, H, C) in float32, in the libraries' layout; neighbours share a head of keys."""
     assert q.dtype == k.dtype == v.dtype == torch.bfloat16, "only half precision"
     q, k, v = (x.transpose(1, 2).float() for x in (q, k, v))
+    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
     scores = q @ k.mT * scale
     if causal:
         scores = scores.masked_fill(torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1), -torch.inf)
@@ -113,6 +114,7 @@ class DotProductAttention(nn.Module):
         given = self.given
         assert given["qkv_format"] == "bshd"
         assert (given["num_attention_heads"], given["kv_channels"]) == q.shape[-2:]
+        assert given["num_gqa_groups"] in (None, call["key_layer"].shape[-2])
         assert q.shape[-1] % 8 == 0, "no fused kernel"
         assert given["attention_dropout"] == 0
         scale = q.shape[-1] ** -0.5 if given["softmax_scale"] is None else given["softmax_scale"]

@@ -4,8 +4,8 @@
 Libraries are called by keyword only: a release that has moved an argument then refuses the call instead of misreading
 it. docs/cluster.md lists what was checked without a GPU.
 
-Shapes: B sequences, S positions, H heads, C head dimension; tensors come and go as (B, H, S, C), libraries want
-(B, S, H, C), which is how the model's tensors lie in memory: the transposes cost nothing.
+Shapes: B sequences, S positions, H heads (of keys and values G), C head dimension; tensors come and go as (B, H, S, C),
+libraries want (B, S, H, C), which is how the model's tensors lie in memory: the transposes cost nothing.
 """
 
 from __future__ import annotations
@@ -100,11 +100,11 @@ def flash2_attention(flash_attn_func: Callable[..., Any]) -> Attention:
     Raises MissingLibraryError where an installed release has lost a keyword that we pass.
     """
 
-    def flash2(q_BHSC: Tensor, k_BHSC: Tensor, v_BHSC: Tensor) -> Tensor:
+    def flash2(q_BHSC: Tensor, k_BGSC: Tensor, v_BGSC: Tensor) -> Tensor:
         y_BSHC = flash_attn_func(
             q=q_BHSC.transpose(1, 2),
-            k=k_BHSC.transpose(1, 2),
-            v=v_BHSC.transpose(1, 2),
+            k=k_BGSC.transpose(1, 2),
+            v=v_BGSC.transpose(1, 2),
             softmax_scale=q_BHSC.shape[-1] ** -0.5,
             causal=True,
             deterministic=True,

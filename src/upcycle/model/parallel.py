@@ -2,9 +2,9 @@
 
 | parameters                     | held                                                    | gradients summed         |
 |--------------------------------|---------------------------------------------------------|--------------------------|
-| wqkv, wo, w_in, w_out of every | tensor ranks: heads or hidden units (DTensor);          | by FSDP over data ranks  |
-| layer                          | data ranks: parts of another dimension (fully_shard)    |                          |
-| embed, head                    | a part of the rows on every process (fully_shard)       | by FSDP over all         |
+| wqkv, bqkv, wo, w_in, w_out of | tensor ranks: heads or hidden units (DTensor);          | by FSDP over data ranks  |
+| every layer                    | data ranks: parts of another dimension (fully_shard)    |                          |
+| embed, head (one, if tied)     | a part of the rows on every process (fully_shard)       | by FSDP over all         |
 | norms, routers                 | whole, in float32, on every process: kilobytes          | over all: sum_replicated |
 
 Between layers each process holds its data rank's sequences at its tensor rank's positions (B, S / tensor, D), where
@@ -34,11 +34,12 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
+from upcycle.model.norm import RMSNorm
 from upcycle.model.stacks import stacked, unstacked
-from upcycle.model.transformer import RMSNorm, Transformer
+from upcycle.model.transformer import Transformer
 
-SPLIT = {"wqkv": 1, "wo": 1, "w_in": -2, "w_out": -1}
-"""Dimension by which tensor ranks split a stacked matrix: heads or hidden units."""
+SPLIT = {"wqkv": 1, "bqkv": 1, "wo": -1, "w_in": -2, "w_out": -1}
+"""Dimension by which tensor ranks split a stacked parameter: heads of keys and values, or hidden units."""
 
 
 def parallelize(model: Transformer, mesh: DeviceMesh, *, mixed: bool = False, whole: bool = False) -> None:
@@ -50,7 +51,7 @@ def parallelize(model: Transformer, mesh: DeviceMesh, *, mixed: bool = False, wh
     for name, parameter in list(model.named_parameters()):
         owner, leaf = model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
         if leaf in SPLIT:
-            weight = stacked(name, parameter.detach())
+            weight = stacked(name, parameter.detach(), model.model)
             if mesh["tensor"].size() > 1:
                 placements = [Shard(SPLIT[leaf] % weight.ndim)]
                 weight = distribute_tensor(weight, mesh["tensor"], placements, src_data_rank=None)
@@ -177,7 +178,7 @@ def fill_parts(tensors: Mapping[str, Tensor], source: Callable[[str, torch.Size]
     for name, tensor in tensors.items():
         if isinstance(tensor, DTensor):
             shape = torch.Size(unstacked(name, torch.empty(tensor.shape, device="meta")).shape)
-            whole = stacked(name, source(name, shape)).to(tensor.device)
+            whole = source(name, shape).view(tensor.shape).to(tensor.device)
             part = distribute_tensor(whole, tensor.device_mesh, tensor.placements, src_data_rank=None)
             local(tensor).copy_(part.to_local())
         else:

@@ -4,7 +4,8 @@ Opt-in by name. The model keeps its own parameters under its own names, experts 
 Transformer Engine are lent them for a call. So a run may change kernels between two segments, and its files, FSDP and
 the optimizer do not know.
 
-Shapes: B sequences, S positions, H heads, C head dimension, D d_model, M width of an expert, E experts, N slots.
+Shapes: B sequences, S positions, H heads (of keys and values G), C head dimension, D d_model, M width of an expert,
+E experts, N slots.
 """
 
 from __future__ import annotations
@@ -35,21 +36,22 @@ def te_attention(te: Any) -> Any:
     the environment for determinism when it is made.
     """
     os.environ[DETERMINISTIC] = "0"
-    modules: dict[tuple[int, int], Any] = {}
+    modules: dict[tuple[int, int, int], Any] = {}
 
-    def te_(q_BHSC: Tensor, k_BHSC: Tensor, v_BHSC: Tensor) -> Tensor:
-        n_head, head_dim = q_BHSC.shape[1], q_BHSC.shape[-1]
-        q, k, v = (_padded(x.transpose(1, 2)) for x in (q_BHSC, k_BHSC, v_BHSC))
-        if (n_head, head_dim) not in modules:
-            modules[n_head, head_dim] = te.DotProductAttention(
+    def te_(q_BHSC: Tensor, k_BGSC: Tensor, v_BGSC: Tensor) -> Tensor:
+        n_head, n_kv_head, head_dim = key = q_BHSC.shape[1], k_BGSC.shape[1], q_BHSC.shape[-1]
+        q, k, v = (_padded(x.transpose(1, 2)) for x in (q_BHSC, k_BGSC, v_BGSC))
+        if key not in modules:
+            modules[key] = te.DotProductAttention(
                 num_attention_heads=n_head,
+                num_gqa_groups=n_kv_head,
                 kv_channels=q.shape[-1],
                 attention_dropout=0.0,
                 qkv_format="bshd",
                 attn_mask_type="causal",
                 softmax_scale=head_dim**-0.5,
             )
-        y_BSD = modules[n_head, head_dim](query_layer=q, key_layer=k, value_layer=v)
+        y_BSD = modules[key](query_layer=q, key_layer=k, value_layer=v)
         return y_BSD.reshape(q.shape)[..., :head_dim].transpose(1, 2)
 
     te_.__name__ = "te"

@@ -20,30 +20,39 @@ CHUNK_ELEMENTS = 1 << 23
 CUDA_CHUNK = 8192
 """Tokens at a time on CUDA, where a smaller product of 32,000 columns would leave the device idle."""
 
-# --- attention: q, k, v (B, H, S, C) -> (B, H, S, C), causal, scores over sqrt(C)
+# --- attention: q (B, H, S, C), k, v (B, G, S, C) -> (B, H, S, C), causal, scores over sqrt(C)
+# --- With fewer heads of keys than of queries, those follow each other that share one: query h uses key h // (H / G).
 
 
-def sdpa(q_BHSC: Tensor, k_BHSC: Tensor, v_BHSC: Tensor) -> Tensor:
+def sdpa(q_BHSC: Tensor, k_BGSC: Tensor, v_BGSC: Tensor) -> Tensor:
     """Causal softmax attention by torch's fused kernels, whichever torch prefers for the shape."""
-    return F.scaled_dot_product_attention(q_BHSC, k_BHSC, v_BHSC, is_causal=True)
+    grouped = q_BHSC.shape[1] != k_BGSC.shape[1]
+    return F.scaled_dot_product_attention(q_BHSC, k_BGSC, v_BGSC, is_causal=True, enable_gqa=grouped)
 
 
-def sdpa_flash(q_BHSC: Tensor, k_BHSC: Tensor, v_BHSC: Tensor) -> Tensor:
+def sdpa_flash(q_BHSC: Tensor, k_BGSC: Tensor, v_BGSC: Tensor) -> Tensor:
     """The same, by torch's own flash attention and no other.
 
     Left free, torch on an H100 takes cuDNN's for head dimensions that are multiples of 8 and flash for the others:
     two kernels across the paper's sizes (80 and 104 against 60, 70, 94).
     """
     with sdpa_kernel([SDPBackend.FLASH_ATTENTION]):
-        return F.scaled_dot_product_attention(q_BHSC, k_BHSC, v_BHSC, is_causal=True)
+        return sdpa(q_BHSC, k_BGSC, v_BGSC)
 
 
-def plain_attention(q_BHSC: Tensor, k_BHSC: Tensor, v_BHSC: Tensor) -> Tensor:
+def plain_attention(q_BHSC: Tensor, k_BGSC: Tensor, v_BGSC: Tensor) -> Tensor:
     """Causal softmax attention written out, scores and softmax in float32: the reference."""
     positions, head_dim = q_BHSC.shape[-2:]
+    k_BHSC, v_BHSC = _for_each_query(k_BGSC, q_BHSC), _for_each_query(v_BGSC, q_BHSC)
     scores_BHSS = q_BHSC.float() @ k_BHSC.float().mT * head_dim**-0.5
     future_SS = torch.ones(positions, positions, dtype=torch.bool, device=q_BHSC.device).triu(1)
     return (scores_BHSS.masked_fill(future_SS, -torch.inf).softmax(-1) @ v_BHSC.float()).type_as(q_BHSC)
+
+
+def _for_each_query(x_BGSC: Tensor, q_BHSC: Tensor) -> Tensor:
+    """Heads of keys or values, each as often as queries share it."""
+    sharing = q_BHSC.shape[1] // x_BGSC.shape[1]
+    return x_BGSC if sharing == 1 else x_BGSC.repeat_interleave(sharing, dim=1)  # of 1 would be a copy
 
 
 # --- SwiGLU and the experts: x (N, D) sorted by expert, ends (E,) int32 the running counts of slots -> (N, D)

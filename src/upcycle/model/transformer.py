@@ -1,4 +1,4 @@
-"""The paper's decoder, dense or with a mixture of experts in place of every MLP (A.2, A.3).
+"""The paper's decoder, dense or with a mixture of experts in place of every MLP (A.2, A.3), and other Llamas'.
 
 Shapes: B sequences, S positions, D d_model, M width of the MLP, V vocabulary, L layers, E experts.
 """
@@ -17,6 +17,7 @@ from upcycle.model.attention import Attention
 from upcycle.model.kernels import Kernels
 from upcycle.model.moe import MoE, Routing
 from upcycle.model.native import layers as native
+from upcycle.model.norm import RMSNorm
 from upcycle.model.stacks import own
 from upcycle.model.torch_kernels import swiglu
 from upcycle.study.shape import ModelSpec, MoESpec, default_init_std
@@ -40,21 +41,8 @@ class Output(NamedTuple):
     stats: RouterStats | None
 
 
-class RMSNorm(nn.Module):
-    """Root-mean-square norm with a weight, no bias."""
-
-    def __init__(self, model: ModelSpec, kernels: Kernels) -> None:
-        super().__init__()
-        self.eps, self.kernels = model.norm_eps, kernels
-        self.weight = nn.Parameter(torch.empty(model.d_model))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise the last dimension."""
-        return self.kernels.rms_norm(x, self.weight, self.eps)
-
-
 class Vocabulary(nn.Module):
-    """A (V, D) matrix: the embedding by row, or the head by product. The two are not tied."""
+    """A (V, D) matrix: the embedding by row, or the head by product; of a tied model both."""
 
     def __init__(self, model: ModelSpec) -> None:
         super().__init__()
@@ -79,9 +67,9 @@ class Block(nn.Module):
 
     def __init__(self, model: ModelSpec, moe: MoESpec | None, kernels: Kernels) -> None:
         super().__init__()
-        self.attn_norm = RMSNorm(model, kernels)
+        self.attn_norm = RMSNorm(model.d_model, model.norm_eps, kernels)
         self.attn = Attention(model, kernels)
-        self.mlp_norm = RMSNorm(model, kernels)
+        self.mlp_norm = RMSNorm(model.d_model, model.norm_eps, kernels)
         if moe is None:
             self.mlp = MLP(model)
         else:
@@ -108,7 +96,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Llama-like decoder: RMSNorm, RoPE, SwiGLU, no biases, untied head; `moe` replaces every MLP.
+    """Llama-like decoder: RMSNorm, RoPE, SwiGLU; `moe` replaces every MLP.
 
     Parameters are left unset: `init_weights` or `load_state_dict` gives them values.
     """
@@ -121,8 +109,14 @@ class Transformer(nn.Module):
         """Activation checkpointing: keep each block's input alone, compute its inside again in the backward pass."""
         self.embed = Vocabulary(model)
         self.blocks = nn.ModuleList(Block(model, moe, kernels) for _ in range(model.n_layer))
-        self.norm = RMSNorm(model, kernels)
-        self.head = Vocabulary(model)
+        self.norm = RMSNorm(model.d_model, model.norm_eps, kernels)
+        if not model.tied:
+            self.head = Vocabulary(model)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The output matrix (V, D): the head's, or of a tied model the embedding's."""
+        return self.embed.weight if self.model.tied else self.head.weight
 
     @property
     def mixtures(self) -> list[MoE]:
@@ -139,13 +133,13 @@ class Transformer(nn.Module):
                 layers.append(routing)
         logits_BSV = loss = None
         if targets_BS is None:
-            logits_BSV = F.linear(self.norm(x_BSD), self.head.weight)
+            logits_BSV = F.linear(self.norm(x_BSD), self.head_weight)
         elif self.kernels.native:
             whole = native.token_losses if per_token else native.loss
-            loss = whole(x_BSD, self.norm.weight, self.head.weight, targets_BS, self.model)
+            loss = whole(x_BSD, self.norm.weight, self.head_weight, targets_BS, self.model)
         else:
             kernel = self.kernels.token_cross_entropy if per_token else self.kernels.cross_entropy
-            loss = kernel(self.norm(x_BSD), self.head.weight, targets_BS)
+            loss = kernel(self.norm(x_BSD), self.head_weight, targets_BS)
         if not layers:
             return Output(logits_BSV, loss, x_BSD.new_zeros((), dtype=torch.float32), None)
         balance, load_LE, entropy_L = (torch.stack(column) for column in zip(*layers, strict=True))
@@ -176,7 +170,8 @@ def initial_weight(name: str, shape: torch.Size, spec: ModelSpec, moe: MoESpec |
     | embed, head, wqkv, w_in       | normal, std `ModelSpec.weight_std` (Table 5: sqrt(2 / (5 d_model)))       |
     | wo, w_out                     | normal, std `ModelSpec.output_std` (inferred: over sqrt(2 n_layer) more)  |
     | router                        | normal, std `MoESpec.router_std` (A.6: sqrt(2 / (5 d_model)))             |
-    | attn_norm, mlp_norm, norm     | 1                                                                         |
+    | norms                         | 1                                                                         |
+    | bqkv                          | 0                                                                         |
 
     Expert 0 is drawn as the dense model's MLP of the same seed, the others each by their own name.
     """
@@ -194,8 +189,10 @@ def initial_weight(name: str, shape: torch.Size, spec: ModelSpec, moe: MoESpec |
             return normal(shape, spec.output_std, name, seed)
         case ["embed" | "head", "weight"] | [_, "wqkv" | "w_in"]:
             return normal(shape, spec.weight_std, name, seed)
-        case ["attn_norm" | "mlp_norm" | "norm", "weight"]:
+        case ["attn_norm" | "mlp_norm" | "norm" | "q_norm" | "k_norm", "weight"]:
             return torch.ones(shape, device="cpu")
+        case [_, "bqkv"]:
+            return torch.zeros(shape, device="cpu")
         case _:
             raise ValueError(f"the init table has no row for {name}")
 

@@ -94,6 +94,9 @@ def why_not_native(
         return "they take whole matrices, and tensor_parallel splits them"
     if compile:
         return "torch.compile has nothing to compile in them"
+    unknown = ("n_kv_head", "d_head", "rope_scaling", "qkv_bias", "qk_norm")
+    if lacking := [key for key in unknown if getattr(model, key)]:
+        return f"they do not know {' and '.join(lacking)}"
     widths = {"d_model": model.d_model, "d_mlp": model.mlp_width}
     odd = [f"{key} {width}" for key, width in widths.items() if width % NATIVE_MULTIPLE]
     if odd:

@@ -131,6 +131,11 @@ class ModelSpec(ModelShape):
         return self.n_kv_head if self.n_kv_head is not None else self.n_head
 
     @property
+    def sharing(self) -> int:
+        """Heads of queries that use the same head of keys and values; the paper's 1."""
+        return self.n_head // self.kv_heads
+
+    @property
     def attention_width(self) -> int:
         """Width of all heads of queries together: n_head x head_dim; the paper's is d_model."""
         return self.n_head * self.head_dim

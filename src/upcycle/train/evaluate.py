@@ -115,7 +115,7 @@ def sequence_losses(
     The data ranks of a `group` share each batch's sequences; all get all losses, in the order of the batches.
     """
     group = group or Group()
-    device = model.head.weight.device
+    device = model.embed.weight.device
     was_training = model.training
     model.eval()
     sizes, means = [], []

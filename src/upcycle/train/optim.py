@@ -8,20 +8,21 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from upcycle.model.stacks import own
+from upcycle.model.stacks import is_matrix, own
 from upcycle.study.spec import OptimSpec
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def build_optimizer(module: nn.Module, optim: OptimSpec) -> torch.optim.AdamW:
-    """AdamW with decoupled decay on matrices only: norm weights, the vectors, are left alone.
+    """AdamW with decoupled decay on matrices only: the vectors, norm weights and biases, are left alone.
 
     The fused kernel computes each element from its own gradient and moments, in float32, as the plain one does,
     four times faster on a CPU; no sum crosses elements, so it is exact in every sense that matters here.
     """
-    matrices = [parameter for parameter in module.parameters() if parameter.ndim >= 2]
-    vectors = [parameter for parameter in module.parameters() if parameter.ndim < 2]
+    named = list(module.named_parameters())
+    matrices = [parameter for name, parameter in named if is_matrix(name, parameter)]
+    vectors = [parameter for name, parameter in named if not is_matrix(name, parameter)]
     groups = [{"params": part, "weight_decay": optim.weight_decay} for part in of_one_mesh(matrices)]
     groups += [{"params": part, "weight_decay": 0.0} for part in of_one_mesh(vectors)]
     return torch.optim.AdamW(groups, lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps, fused=True)

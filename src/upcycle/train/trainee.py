@@ -44,7 +44,7 @@ class Trainee:
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        return self.model.head.weight.device
+        return self.model.embed.weight.device
 
     @property
     def updates(self) -> int:
