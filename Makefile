@@ -7,12 +7,13 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup sweep tests test test-quick soak soak-ends slurm-faults lint format lock contract-gpu gpu-smoke gpu-smoke-quick clean
+.PHONY: help setup sweep own-model tests test test-quick soak soak-ends slurm-faults lint format lock contract-gpu gpu-smoke gpu-smoke-quick clean
 
 help:
 	@echo "make setup   virtual environment .venv with the upcycle command (2 to 10 minutes; torch is the bulk of it)"
 	@echo "make sweep   setup, then the small real sweep and its report (about 10 minutes on two idle cores)"
-	@echo "make test    setup, then linters, types and every test (about 20 minutes on two idle cores)"
+	@echo "make own-model   SmolLM2-135M imported, upcycled, trained, exported (about an hour; 11 GB of memory)"
+	@echo "make test    setup, then linters, types and every test (about 10 minutes on two idle cores)"
 	@echo "make test-quick   the same with the tests that take less than 2 seconds each (about 3 minutes)"
 	@echo "make soak    200 SIGKILLs at random moments of training, result in docs/soak.md (about 10 minutes)"
 	@echo "make soak-ends   300 runs by two tensor-parallel processes whose threads are held up, to their end (about an hour)"
@@ -46,6 +47,12 @@ sweep: setup
 	@echo
 	@cat results/summary.txt
 	@echo "Read $(CURDIR)/results/report.html"
+
+# A real checkpoint of 135 M parameters: about 100 MB of downloads, 11 GB of memory, an hour of two cores.
+own-model: setup
+	$(BIN)/python benchmarks/smollm2.py prepare
+	$(BIN)/snakemake --config study=own-model
+	$(BIN)/python benchmarks/smollm2.py check
 
 LINT := ruff check . && ruff format --check . && snakefmt --check Snakefile workflow && mypy
 

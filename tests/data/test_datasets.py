@@ -146,7 +146,7 @@ BAD_FILES = {
     "none.jsonl": (b"\n", r"none.jsonl: no rows in it"),
     "half.jsonl": (b'{"body": "a \\ud800 b"}\n', r"half.jsonl, line 1: column 'body' holds \\ud800, half a character"),
     "nested.jsonl": (
-        b'{"body": "a", "x": ' + b"[" * 1000 + b"]" * 1000 + b"}",
+        b'{"body": "a", "x": ' + b"[" * 5000 + b"]" * 5000 + b"}",
         r"nested.jsonl, line 1: JSON nested too",
     ),
     "names.jsonl": (b'{"\\ud800": 1, "a\\nb": 2}', r"names.jsonl, line 1: no column 'body'; there are \?, a b$"),

