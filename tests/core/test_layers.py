@@ -60,7 +60,7 @@ LIBRARIES = {
     "manifest": set(),
     "study": {"pydantic", "yaml"},
     "data": {"numpy", "pyarrow", "tokenizers", "zstandard"},
-    "model": {"torch"},
+    "model": {"safetensors", "torch"},
     "laws": {"numpy", "pandas", "pydantic", "scipy"},
     "decisions": {"numpy", "pandas", "scipy"},
     "train": {"numpy", "safetensors", "torch"},

@@ -90,10 +90,11 @@ def from_hugging_face(tensors: Mapping[str, Tensor], model: ModelSpec) -> dict[s
 
 
 def _of_shape(tensors: Mapping[str, Tensor], name: str, shape: tuple[int, ...]) -> Tensor:
-    found = tuple(tensors[name].shape) if name in tensors else "missing"
-    if found != shape:
+    tensor = tensors.get(name)
+    if tensor is None or tensor.shape != shape:
+        found = "missing" if tensor is None else tuple(tensor.shape)
         raise UserError(f"the checkpoint does not fit its config.json: tensor {name} is {found}, wanted {shape}")
-    return tensors[name]
+    return tensor
 
 
 def _prefix(name: str) -> tuple[str, str]:

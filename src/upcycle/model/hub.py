@@ -1,0 +1,99 @@
+"""Folders of Hugging Face checkpoints, read: safetensors alone, and every byte checked.
+
+No pickle is loaded and no code of a folder runs. A file is mapped into memory and one tensor of it converted at a time,
+so that reading needs little beyond its result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from upcycle.data.sources import sha256_file
+from upcycle.errors import UserError
+from upcycle.files import check_regular
+from upcycle.model.interop import from_hugging_face
+from upcycle.study.shape import ModelSpec
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+"""Types of weights that are read; each value of them is one of float32."""
+
+
+def read_checkpoint(folder: Path, model: ModelSpec, files: Mapping[str, str]) -> dict[str, Tensor]:
+    """The weights of a Hugging Face folder under our names, in float32, whole.
+
+    `files`: SHA-256 of each of its files by name, as its fingerprint states them (`study.parent`). Raises UserError for
+    a file that is missing or has other bytes, that is no safetensors file, or that changes while it is read; and for a
+    tensor that is missing, quantised, or in two files.
+    """
+    paths = [folder / name for name in files if name.endswith(".safetensors")]
+    before = {path: _checked(path, files[path.name]) for path in paths}
+    with ExitStack() as opened:
+        found = _Weights({path: opened.enter_context(_open(path)) for path in paths})
+        weights = from_hugging_face(found, model)
+    for path, state in before.items():
+        if _state(path) != state:
+            raise UserError(f"{path}: changed while it was read; give the same command again once nothing writes there")
+    return weights
+
+
+def _checked(path: Path, sha256: str) -> tuple[int, ...]:
+    """The file's state when it was found to have this SHA-256."""
+    if not path.exists():
+        raise UserError(f"{path}: no such file, though the checkpoint had it when it was planned; restore it")
+    check_regular(path)
+    state = _state(path)
+    if (found := sha256_file(path)) != sha256:
+        raise UserError(
+            f"{path}: changed since it was planned: SHA-256 {found[:16]}... in place of {sha256[:16]}...; restore the "
+            "file, or plan again (another checkpoint makes other runs)"
+        )
+    return state
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    """What changes when a file is written or replaced: its number, size, and times of its content and its record."""
+    found = path.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _open(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise UserError(f"{path}: not a safetensors file ({error})") from None
+
+
+class _Weights(Mapping[str, Tensor]):
+    """Tensors of open safetensors files by name; each is read, and converted to float32, when it is asked for."""
+
+    def __init__(self, files: Mapping[Path, Any]) -> None:
+        self.places: dict[str, tuple[Path, Any]] = {}
+        for path, file in files.items():
+            for name in file.keys():  # noqa: SIM118 - it is no mapping
+                if name in self.places:
+                    raise UserError(f"{path}: tensor {name} is in {self.places[name][0].name} too; keep one of them")
+                self.places[name] = path, file
+
+    def __getitem__(self, name: str) -> Tensor:
+        path, file = self.places[name]
+        tensor: Tensor = file.get_tensor(name)
+        if tensor.dtype not in FLOATS:
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise UserError(f"{path}: tensor {name} is of type {kind}; float32, bfloat16 and float16 are read")
+        return tensor.to(torch.float32, copy=True)  # or it would be a view of the file
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.places  # `Mapping` would read the tensor to find out
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)
