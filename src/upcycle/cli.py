@@ -237,6 +237,13 @@ def _decisions(verb: Callable[..., argparse.ArgumentParser]) -> None:
         "STUDY, all marked as simulated. Other arguments are Snakemake's.",
     )
     rehearse.add_argument(
+        "--law",
+        action="append",
+        default=[],
+        help="what losses are drawn from: a law with printed constants, joint (default) or joint_no_interaction, or a "
+        "fit's file in place of the paper's for the losses that it describes; may be repeated",
+    )
+    rehearse.add_argument(
         "--noise", type=deviation, default=0.003, metavar="NATS", help="standard deviation of one loss (default 0.003)"
     )
     rehearse.add_argument("--seed", type=natural, default=0, help="seed of the noise")
@@ -329,7 +336,7 @@ def rehearse(args: argparse.Namespace) -> int:
     from upcycle.workflow.rehearsed import Rehearsal
 
     study = find_study(args.study or DEFAULT, Path.cwd())  # whose name is a folder's
-    return run_rehearsal(Rehearsal(study.study, args.noise, args.seed), args.others)
+    return run_rehearsal(Rehearsal(study.study, args.noise, args.seed, tuple(args.law)), args.others)
 
 
 def run_verb(args: argparse.Namespace) -> None:

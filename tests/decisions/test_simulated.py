@@ -1,5 +1,6 @@
 """One coherent world of simulated losses: the paper's laws where it prints them."""
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -8,9 +9,18 @@ import pandas as pd
 import pytest
 import simulated_study
 
-from upcycle.decisions.simulated import MIXTURE_EXPONENTS, TOKENS, paper_world, simulate_losses, sparsity
+from upcycle.decisions.simulated import (
+    MIXTURE_EXPONENTS,
+    TOKENS,
+    choose_world,
+    paper_world,
+    simulate_losses,
+    sparsity,
+)
 from upcycle.errors import UserError
-from upcycle.laws.tables.losses import read_losses
+from upcycle.laws.forms import get_law
+from upcycle.laws.result import write_fit
+from upcycle.laws.tables.losses import law_columns, read_losses
 from upcycle.paper.tables_joint import table_2
 from upcycle.study.columns import COLUMNS, MEASURED
 from upcycle.study.plan import build_plan
@@ -171,3 +181,81 @@ def test_the_statements_hold_every_constant(world):
         for name, value in values.items():
             assert f"{name} = {value:.6g}" in text
     assert text.count("Ours: ") == 1 + len(world.mixtures)
+
+
+# Laws that a user chooses
+
+
+def test_without_interaction_the_printed_constants_are_those_of_equation_12_with_alpha3_0(planned, exact):
+    world = choose_world(["joint_no_interaction"])
+    loss = world.losses(planned)
+    joint = (planned["lineage"] == "up") & (planned["n_expert"] == 8) & (planned["top_k"] == 2)
+    for value, row in zip(loss[joint], planned[joint].itertuples(), strict=True):
+        by_hand = 16.3 * row.D1**-0.043 * row.D2**-0.085 + 8.53 * row.N1**-0.112 + 0.165
+        assert value == pytest.approx(by_hand, rel=1e-12)
+    scratch = planned["lineage"] != "up"
+    assert loss[scratch].tolist() == exact["loss"][scratch].tolist()
+    assert world.truth(planned[joint], "joint")["alpha3"] == 0
+    assert "alpha3" not in world.truth(planned[joint], "joint_no_interaction")
+    assert paper_world().truth(planned[joint], "joint_no_interaction") is None
+
+
+@pytest.fixture(scope="module")
+def fits(joint_inputs, tmp_path_factory):
+    """Files of fits to losses with noise: their constants are nobody else's."""
+    folder = tmp_path_factory.mktemp("fits")
+    for name, fit in joint_inputs.fits.items():
+        write_fit(fit, folder / f"{name}.json")
+    return folder
+
+
+def test_a_fit_is_the_law_of_the_losses_that_it_describes_and_of_no_others(planned, exact, fits, joint_inputs):
+    """`scratch` is of dense models and of MoEs from scratch, `joint` of models upcycled to 8 experts, top-2."""
+    world = choose_world([str(fits / "scratch.json"), str(fits / "joint.json")])
+    loss = world.losses(planned)
+    mixture = (planned["n_expert"] == 8) & (planned["top_k"] == 2)
+    parts = {"joint": (joint_inputs.fits["joint"], (planned["lineage"] == "up") & mixture)}
+    for lineage, fit in joint_inputs.fits["scratch"].group_fits.items():
+        parts[lineage] = fit, planned["lineage"] == lineage
+    for fit, here in parts.values():
+        law = get_law(fit.law)
+        assert loss[here].tolist() == law.predict(fit.values, law_columns(planned[here], law.inputs)).tolist()
+        assert np.abs(loss[here] - exact["loss"][here]).max() > 1e-6
+        assert world.truth(planned[here], fit.law) == fit.values
+    others = (planned["lineage"] == "up") & ~mixture
+    assert others.any()
+    assert loss[others].tolist() == exact["loss"][others].tolist()
+    text = " ".join(world.statements())
+    for fit, _ in parts.values():
+        assert all(f"{name} = {value:.6g}" in text for name, value in fit.values.items())
+
+
+def test_a_fit_of_one_size_is_the_law_of_that_size_alone(planned, exact, joint_inputs, tmp_path):
+    size = float(planned.loc[planned["model"] == "44M", "N1"].iloc[0])
+    values = {"A": 20.0, "alpha1": 0.1, "alpha2": 0.1, "alpha3": 0.001, "E": 1.0}
+    entries = {name: {"value": value, "unit": "", "meaning": ""} for name, value in values.items()}
+    whole = joint_inputs.fits["joint"]
+    box = {"D1": whole.box["D1"], "D2": whole.box["D2"], "N1": [size, size]}
+    one = dataclasses.replace(whole, law="multiplicative", parameters=entries, fixed={}, box=box)
+    write_fit(one, tmp_path / "one.json")
+    world = choose_world([str(tmp_path / "one.json")])
+    here = (planned["model"] == "44M") & (planned["moe"] == "8x2") & (planned["lineage"] == "up")
+    loss = world.losses(planned)
+    D1, D2 = (planned.loc[here, name].astype(float) for name in ("D1", "D2"))
+    assert np.allclose(loss[here], 20.0 * D1**-0.1 * (1 + D2) ** (-0.1 + 0.001 * np.log(D1)) + 1.0, rtol=1e-12)
+    assert loss[~here].tolist() == exact["loss"][~here].tolist()
+    assert f"Upcycled models with 8 experts, top-2 of {size:,.0f} parameters: " in world.statements()[0]
+
+
+@pytest.mark.parametrize(
+    ("law", "changes", "words"),
+    [
+        ("jiont", {}, "neither a law with printed constants .joint, joint_no_interaction. nor a fit's file"),
+        ("joint.json", {"law": "configuration"}, "law `configuration` gives no loss of a model from its tokens"),
+        ("joint.json", {"law": "chinchilla", "lineage": None}, "does not tell whether its losses are of dense models"),
+    ],
+)
+def test_a_law_that_cannot_be_chosen_is_named(joint_inputs, tmp_path, law, changes, words):
+    write_fit(dataclasses.replace(joint_inputs.fits["joint"], **changes), tmp_path / "joint.json")
+    with pytest.raises(UserError, match=words):
+        choose_world([str(tmp_path / law)])

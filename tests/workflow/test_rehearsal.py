@@ -86,7 +86,7 @@ def test_a_job_writes_a_drawn_loss_and_says_that_it_is_simulated(rehearsal):
     for run in ("trunk", "decay"):
         rehearse_job(rehearsal, "train", run)
     folder = rehearsal.folder / "runs" / "decay"
-    metrics = {"id": "decay", "simulated": True, "loss": 2.5, "noise": 0.001, "seed": 0}
+    metrics = {"id": "decay", "simulated": True, "loss": 2.5, "laws": [], "noise": 0.001, "seed": 0}
     assert json.loads((folder / "metrics.json").read_text()) == metrics
     assert json.loads((folder / "spec.json").read_text()) == {"id": "decay", "parent": "trunk"}
 
@@ -181,10 +181,20 @@ def test_a_study_is_rehearsed_from_the_command_to_the_report(tmp_path):
     again = rehearse(checkout, "--noise", "0.0005")
     assert "Nothing to be done" in again.stdout + again.stderr
     before = read_losses(folder / "losses.csv")
-    other = rehearse(checkout, "--noise", "0.0005", "--seed", "1", "results/simulated/small/losses.csv")
-    assert "removed, as it was of another noise or seed" in other.stderr
+    shutil.copy(folder / "fits" / "scratch.json", checkout.root / "scratch.json")
+    laws = ("--law", "scratch.json", "--law", "joint_no_interaction")
+    other = rehearse(checkout, "--noise", "0.0005", *laws, "results/simulated/small/losses.csv")
+    assert other.returncode == 0, other.stderr
+    assert "removed, as it was of another law, noise or seed" in other.stderr
     assert not (folder / "report.html").exists()
-    assert read_losses(folder / "losses.csv")["loss"].tolist() != before["loss"].tolist()
+    after = read_losses(folder / "losses.csv")
+    assert (after["loss"] != before["loss"]).all()
+    assert (after["id"] == before["id"]).all()
+    assert "of the fit scratch.json" in (folder / "README.md").read_text()
+    edited = json.loads((checkout.root / "scratch.json").read_text()) | {"selection": "another"}
+    (checkout.root / "scratch.json").write_text(json.dumps(edited))
+    fit_changed = rehearse(checkout, "--noise", "0.0005", *laws, "results/simulated/small/losses.csv")
+    assert "removed, as it was of another law, noise or seed" in fit_changed.stderr
 
     # A simulated run that somebody copies among trained ones.
     trunk = next(run for run in runs if run.name.startswith("dense-"))

@@ -1,25 +1,28 @@
 """A simulated world: the loss of every model of a study by law, with noise, so that all that follows can be tried.
 
 The constants that the paper prints are used as printed (Tables 2 and 8, Equation 11's exponents); those that it does
-not print are ours, and `statements` names each. D, D1 and D2 are in tokens, sizes in non-embedding parameters, losses
-in nats. Nothing here was measured.
+not print are ours, and `statements` names each. Fits of a user's own replace them for the losses that they describe
+(`choose_world`). D, D1 and D2 are in tokens, sizes in non-embedding parameters, losses in nats. Nothing is measured.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from upcycle.data.sources import sha256_file
 from upcycle.decisions.curves import published
 from upcycle.errors import UserError
 from upcycle.laws.forms import get_law
+from upcycle.laws.result import FitResult, read_fit
 from upcycle.laws.tables.losses import law_columns
 from upcycle.laws.terms import Array
 
@@ -43,6 +46,52 @@ MIXTURE_EXPONENTS: dict[tuple[int, int], dict[str, float]] = {
 """Exponents of Equation 8 as Table 8 prints them, by (experts, active experts); (8, 2) follows Table 2 instead."""
 SAME_TOKENS = 1e-3
 """Relative difference up to which a budget of whole steps counts as `TOKENS`."""
+WITHOUT_INTERACTION = {"joint": "joint_no_interaction", "multiplicative": "multiplicative_no_interaction"}
+"""Laws and what they are called where alpha3 = 0."""
+AT_ONE_SIZE = {"joint": "multiplicative", "chinchilla": "power_in_tokens"}
+"""Laws of the model's size, and their forms where B N1^-beta is one number. (Eq. 8 has 1 + D2: here the same.)"""
+OF_LINEAGE = {"dense": "Dense models", "moe": "MoEs from scratch", "up": "Upcycled models"}
+PRINTED = ("joint", WITHOUT_INTERACTION["joint"])
+"""Laws of upcycled models with all constants in Table 2."""
+
+
+@dataclass(frozen=True)
+class ChosenLaw:
+    """A fit of a user's own as the law of the losses that it describes: of its lineage, mixture and, at one, size."""
+
+    path: str
+    sha256: str
+    """Of the file."""
+    fit: FitResult
+
+    def describes(self, rows: pd.DataFrame) -> NDArray[np.bool_]:
+        """Which rows of a losses.csv [N]."""
+        fit = self.fit
+        same = {"lineage": self.lineage, "n_expert": fit.n_expert, "top_k": fit.top_k}
+        here = np.ones(len(rows), bool)
+        for name, value in same.items():
+            if value is not None:
+                here &= rows[name].to_numpy() == value
+        if not {"N", "N1"} & set(get_law(fit.law).inputs) and "N1" in fit.box:
+            low, high = fit.box["N1"]
+            here &= (rows["N1"].to_numpy(float) >= low) & (rows["N1"].to_numpy(float) <= high)
+        return here
+
+    @property
+    def lineage(self) -> str:
+        """`dense`, `moe` or `up`."""
+        return "up" if get_law(self.fit.law).decides == "upcycled" else str(self.fit.lineage)
+
+    def statement(self) -> str:
+        """What it is of, and its constants."""
+        fit = self.fit
+        mixture = f" with {fit.n_expert} experts, top-{fit.top_k}" if self.lineage != "dense" and fit.n_expert else ""
+        sized = {"N", "N1"} & set(get_law(fit.law).inputs) or "N1" not in fit.box
+        size = "" if sized else f" of {fit.box['N1'][0]:,.0f} parameters"
+        return (
+            f"{OF_LINEAGE[self.lineage]}{mixture}{size}: {fit.formula} "
+            f"of the fit {self.path} (SHA-256 {self.sha256[:12]}): {_words(fit.values)}."
+        )
 
 
 @dataclass(frozen=True)
@@ -55,6 +104,8 @@ class World:
     """Equation 3 for MoEs from scratch, in N1."""
     joint: Mapping[str, float]
     """Equation 12 for models upcycled to `JOINT_MIXTURE`."""
+    chosen: tuple[ChosenLaw, ...] = ()
+    """What comes before all of these; of two fits that describe a loss the first."""
 
     @cached_property
     def configuration(self) -> dict[str, float]:
@@ -108,7 +159,8 @@ class World:
             raise UserError(
                 f"the simulated world has no law for run {row['id']} ({row['lineage']}, mixture ({row['n_expert']},"
                 f"{row['top_k']})): it knows (8,2) of any size, (4,1), (4,2) and (8,1) upcycled from "
-                f"{GRID_SHAPE[0]} layers of width {GRID_SHAPE[1]}, any upcycled mixture at D1 = D2 = {TOKENS:,} tokens"
+                f"{GRID_SHAPE[0]} layers of width {GRID_SHAPE[1]}, any upcycled mixture at D1 = D2 = {TOKENS:,} tokens; "
+                "name a fit that describes it by --law"
             )
         return loss
 
@@ -120,10 +172,17 @@ class World:
         if len(followed) != 1:
             return None
         [(name, values)] = followed
-        if (name, law) == ("joint", "multiplicative") and rows["N1"].nunique() == 1:
-            level = values["E"] + values["B"] * float(rows["N1"].iloc[0]) ** -values["beta"]  # at one size a constant
-            return {**{each: values[each] for each in get_law(law).names if each != "E"}, "E": level}
-        return dict(values) if name == law else None
+        forms = {name: dict(values)}
+        if name in AT_ONE_SIZE and rows["N1"].nunique() == 1:
+            level = values["E"] + values["B"] * float(rows["N1"].iloc[0]) ** -values["beta"]
+            form = get_law(AT_ONE_SIZE[name])
+            forms[form.name] = {**{each: values[each] for each in form.names if each != "E"}, "E": level}
+        for form_name, special in WITHOUT_INTERACTION.items():
+            if special in forms:
+                forms[form_name] = {**forms[special], "alpha3": 0.0}
+            elif form_name in forms and forms[form_name]["alpha3"] == 0:
+                forms[special] = {each: value for each, value in forms[form_name].items() if each != "alpha3"}
+        return forms.get(law)
 
     def _cases(self, rows: pd.DataFrame) -> list[tuple[str, Mapping[str, float], NDArray[np.bool_]]]:
         """(law, constants, the rows that follow it), each row at most once."""
@@ -134,10 +193,11 @@ class World:
         def of(mixture: tuple[int, int]) -> NDArray[np.bool_]:
             return (column["n_expert"] == mixture[0]) & (column["top_k"] == mixture[1])
 
+        cases = [(each.fit.law, each.fit.values, each.describes(rows)) for each in self.chosen]
         other = up & ~of(JOINT_MIXTURE)
         common = (np.abs(tokens_N2 / TOKENS - 1) < SAME_TOKENS).all(axis=1)
         of_grid = (column["n_layer"] == GRID_SHAPE[0]) & (column["d_model"] == GRID_SHAPE[1])
-        return [
+        cases += [
             ("chinchilla", self.dense, dense),
             ("chinchilla", self.moe, moe & of(JOINT_MIXTURE)),
             ("joint", self.joint, up & of(JOINT_MIXTURE)),
@@ -147,15 +207,25 @@ class World:
                 for mixture, values in self.mixtures.items()
             ),
         ]
+        free, found = np.ones(len(rows), bool), []
+        for name, values, here in cases:
+            found.append((name, values, here & free))
+            free &= ~here
+        return found
 
     def statements(self) -> list[str]:
         """Every law with its constants, and which of them are ours."""
         values, misfit = self.configuration, ", ".join(f"{value:+.4f}" for value in self.misfit)
         ours = {name: values[name] for name in ("A", "F", "E")}
+        printed = "all constants as Table 2 prints them"
+        up = "likewise" if self.joint["alpha3"] else "likewise but alpha3, which is 0 (ours)"
+        chosen = [each.statement() for each in self.chosen]
         return [
-            f"Dense models: Equation 3, all constants as Table 2 prints them: {_words(self.dense)}.",
+            *chosen,
+            *(["The statements that follow are of all other losses."] if chosen else []),
+            f"Dense models: Equation 3, {printed}: {_words(self.dense)}.",
             f"MoEs of 8 experts, top-2, from scratch: Equation 3 in N1, likewise: {_words(self.moe)}.",
-            f"Upcycled, 8 experts, top-2: Equation 12, likewise: {_words(self.joint)}.",
+            f"Upcycled, 8 experts, top-2: Equation 12, {up}: {_words(self.joint)}.",
             f"Other mixtures at D1 = D2 = {TOKENS:,} tokens: Equation 11 with its printed exponents, "
             f"{_words(CONFIGURATION_EXPONENTS)}. Ours: {_words(ours)}; A is chosen (nothing printed tells it from E), "
             "F and E follow by least squares against Equation 12 at the four models of 8 experts, top-2, that both "
@@ -191,6 +261,39 @@ def paper_world() -> World:
     """The world of the paper's printed constants."""
     three = published(draws=0)
     return World(three.need("dense").values, three.need("moe").values, three.upcycled.values)
+
+
+def choose_world(laws: Sequence[str]) -> World:
+    """The paper's world with a user's choices: a law of `PRINTED` for upcycled models, or paths of fits.
+
+    Raises `UserError` for a name that is neither, and for a fit whose losses it does not know.
+    """
+    world = paper_world()
+    for each in laws:
+        if each == WITHOUT_INTERACTION["joint"]:
+            world = replace(world, joint={**world.joint, "alpha3": 0.0})
+        elif each not in PRINTED:
+            world = replace(world, chosen=(*world.chosen, *_chosen(each)))
+    return world
+
+
+def _chosen(path: str) -> list[ChosenLaw]:
+    """The law of a fit's file, or those of its groups by lineage."""
+    if not Path(path).exists():
+        raise UserError(f"--law {path}: neither a law with printed constants ({', '.join(PRINTED)}) nor a fit's file")
+    whole = read_fit(Path(path))
+    fits = list(whole.group_fits.values()) if whole.by == "lineage" else [whole]
+    for fit in fits:
+        decides = get_law(fit.law).decides
+        if decides is None or fit.by is not None:
+            raise UserError(
+                f"--law {path}: law `{whole.law}`{f' by {whole.by}' if whole.by else ''} gives no loss of a model from "
+                "its tokens; take a fit of chinchilla, power_in_tokens, joint, multiplicative or additive"
+            )
+        if decides == "scratch" and fit.lineage not in ("dense", "moe"):
+            raise UserError(f"--law {path}: the fit does not tell whether its losses are of dense models or of MoEs")
+    sha256 = sha256_file(Path(path))
+    return [ChosenLaw(path, sha256, fit) for fit in fits]
 
 
 def sparsity(mixture: tuple[int, int]) -> float:

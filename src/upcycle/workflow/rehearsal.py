@@ -18,7 +18,7 @@ from pathlib import Path
 import pandas as pd
 
 from upcycle import __version__
-from upcycle.decisions.simulated import World, paper_world, simulate_losses
+from upcycle.decisions.simulated import World, choose_world, simulate_losses
 from upcycle.errors import UserError
 from upcycle.files import write_atomic
 from upcycle.laws.result import FitResult, read_fit
@@ -35,13 +35,16 @@ README = Path(__file__).with_name("simulated.md")
 def run_rehearsal(rehearsal: Rehearsal, others: list[str]) -> int:
     """Call Snakemake for a rehearsal, with `others` of its arguments; say whether fits found the law.
 
-    Returns Snakemake's status. Raises UserError for a folder of the rehearsal's name that is none.
+    Returns Snakemake's status. Raises UserError for a folder of the rehearsal's name that is none, and for a law that
+    cannot be taken.
     """
-    known = rehearsal.folder / "README.md"
+    world, known = choose_world(rehearsal.laws), rehearsal.folder / "README.md"
     if rehearsal.folder.exists() and not rehearsal.draws.exists():
         raise UserError(f"{rehearsal.folder} is no rehearsal's folder ({rehearsal.draws.name} is missing): remove it")
-    if known.exists() and f"    {rehearsal.command}\n" not in known.read_text(encoding="utf-8"):
-        print(f"{rehearsal.folder}: removed, as it was of another noise or seed", file=sys.stderr)
+    if inside := [law for law in rehearsal.laws if rehearsal.folder.resolve() in Path(law).resolve().parents]:
+        raise UserError(f"--law {inside[0]}: the file is in the folder that the rehearsal writes; copy it elsewhere")
+    if known.exists() and not _is_of(known.read_text(encoding="utf-8"), rehearsal, world):
+        print(f"{rehearsal.folder}: removed, as it was of another law, noise or seed", file=sys.stderr)
         shutil.rmtree(rehearsal.folder)
     os.environ[REHEARSAL_VARIABLE] = rehearsal.state()
     snakemake = Path(sys.executable).with_name("snakemake")
@@ -49,7 +52,7 @@ def run_rehearsal(rehearsal: Rehearsal, others: list[str]) -> int:
     losses, fits = rehearsal.folder / "losses.csv", rehearsal.folder / "fits"
     if status == 0 and losses.exists() and fits.exists():
         found = {path.stem: read_fit(path) for path in sorted(fits.glob("*.json"))}
-        text = recovery_text(recoveries(paper_world(), read_losses(losses), found))
+        text = recovery_text(recoveries(world, read_losses(losses), found))
         write_atomic(rehearsal.folder / "recovery.txt", text)
         print(text, end="")
     return status
@@ -60,7 +63,7 @@ def write_draws(workflow: Workflow, rehearsal: Rehearsal) -> None:
 
     Raises UserError naming a run that no law of the simulated world describes, and for a negative noise.
     """
-    world = paper_world()
+    world = choose_world(rehearsal.laws)
     losses = simulate_losses(planned_losses(workflow.plan), world, noise=rehearsal.noise, seed=rehearsal.seed)
     by_id = dict(zip(losses["id"], losses["loss"], strict=True))
     runs = {
@@ -68,12 +71,20 @@ def write_draws(workflow: Workflow, rehearsal: Rehearsal) -> None:
         for run_id, run in workflow.plan.runs.items()
     }
     write_atomic(rehearsal.draws, json.dumps({"runs": runs}))
-    statements = "".join(f"- {line}\n" for line in world.statements())
     words = {"study": rehearsal.study, "count": len(losses), "noise": rehearsal.noise, "seed": rehearsal.seed}
     text = README.read_text(encoding="utf-8").format(
-        command=rehearsal.command, statements=statements, version=__version__, runs=len(runs), **words
+        command=rehearsal.command, statements=_statements(world), version=__version__, runs=len(runs), **words
     )
     write_atomic(rehearsal.folder / "README.md", text)
+
+
+def _statements(world: World) -> str:
+    return "".join(f"- {line}\n" for line in world.statements())
+
+
+def _is_of(readme: str, rehearsal: Rehearsal, world: World) -> bool:
+    """Whether a folder's README.md is of this command and of these laws: a fit's file may have changed."""
+    return f"    {rehearsal.command}\n" in readme and _statements(world) in readme
 
 
 def planned_losses(plan: Plan) -> pd.DataFrame:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,14 @@ SIMULATED = Path("results") / "simulated"
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What is rehearsed, and with which noise."""
+    """What is rehearsed, by which laws and with which noise."""
 
     study: str
     noise: float
     """Standard deviation of a loss, nats."""
     seed: int
+    laws: tuple[str, ...] = ()
+    """Of losses, in place of the paper's: as `decisions.simulated.choose_world` takes them."""
 
     @property
     def folder(self) -> Path:
@@ -42,7 +45,8 @@ class Rehearsal:
     @property
     def command(self) -> str:
         """What a user types for it."""
-        return f"upcycle rehearse --study {self.study} --noise {self.noise:g} --seed {self.seed}"
+        laws = "".join(f" --law {shlex.quote(law)}" for law in self.laws)
+        return f"upcycle rehearse --study {self.study} --noise {self.noise:g} --seed {self.seed}{laws}"
 
     def state(self) -> str:
         """Itself as text, for jobs' environment."""
@@ -74,7 +78,7 @@ def rehearse_job(rehearsal: Rehearsal, verb: str, name: str) -> None:
         if not read_record(path).get("simulated"):
             raise UserError(f"{path} is not simulated: a rehearsal does not mix with what was trained")
     _write(folder / name / "spec.json", {"id": name, **drawn["spec"]})
-    noise = {"noise": rehearsal.noise, "seed": rehearsal.seed}
+    noise = {"laws": rehearsal.laws, "noise": rehearsal.noise, "seed": rehearsal.seed}
     _write(folder / name / "metrics.json", {"id": name, "simulated": True, "loss": drawn["loss"], **noise})
 
 
