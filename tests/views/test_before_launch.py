@@ -37,7 +37,7 @@ def finish(workflow: Workflow, run_id: str) -> None:
     run, folder = workflow.plan.runs[run_id], RESULTS / "runs" / run_id
     folder.mkdir(parents=True)
     times = {"segment_tokens": run.segment_tokens, "train_seconds": 3.0, "wall_seconds": 6.0}
-    (folder / "metrics.json").write_text(json.dumps(times))
+    (folder / "metrics.json").write_text(json.dumps(times | {"execution": {"device": "cpu", "devices": 1}}))
     for name, size in file_bytes(run).items():
         with (folder / name).open("wb") as file:
             file.truncate(size)

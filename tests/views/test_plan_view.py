@@ -1,6 +1,7 @@
 """Times that `upcycle plan` and `status` state before anything was measured, and what they are from."""
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from upcycle.study.plan import build_plan
 from upcycle.views.plan_view import describe_plan, show_plan
 from upcycle.views.status import describe_status
 from upcycle.workflow.dag import Workflow
+from upcycle.workflow.nodes import Node
 from upcycle.workflow.paths import RESULTS
+from upcycle.workflow.resources import Cluster
 
 
 @pytest.fixture(autouse=True)
@@ -47,15 +50,43 @@ def test_times_are_a_devices_own_before_anything_is_measured(execution, rate, so
     assert describe_status(planned)["total"]["job_seconds_left"] == pytest.approx(flops / rate)
 
 
+def write_speed(folder: Path, speed: float, **execution) -> None:
+    times = {"segment_tokens": 2 * speed, "train_seconds": 2, "wall_seconds": 3}
+    metrics = times | {"execution": {"device": "cpu", "devices": 1} | execution}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+
+
 def test_times_are_measured_once_a_run_of_the_shape_is_finished():
     planned = workflow()
     first = next(iter(planned.plan.runs.values()))
     folder = RESULTS / "runs" / first.id
     folder.mkdir(parents=True)
-    (folder / "metrics.json").write_text(json.dumps({"segment_tokens": 1000, "train_seconds": 2, "wall_seconds": 3}))
+    write_speed(folder, 500)
     tokens = (900 + 40 + 100 - first.end_step) * 8 * 256
     assert describe_plan(planned)["total"]["seconds_to_train"] == pytest.approx(tokens / 500)
     assert "by measured speed." in show_plan(planned, as_json=False, every_run=False)
+
+
+def test_a_speed_is_that_of_so_many_devices_of_a_kind():
+    """Measured with one, it is scaled to two, and the plan says so; one of a GPU tells nothing about a CPU."""
+    planned = workflow(devices=2)
+    first, second, *_ = planned.plan.runs.values()
+    tokens = (900 + 40 + 100 - first.end_step) * 8 * 256
+    folder = RESULTS / "runs" / first.id
+    folder.mkdir(parents=True)
+    write_speed(folder, 500)
+    assert describe_plan(planned)["total"]["seconds_to_train"] == pytest.approx(tokens / 1000)
+    words = "by the speed measured with 1 device, taken as proportional to the number of devices."
+    assert words in show_plan(planned, as_json=False, every_run=False)
+    assert Cluster(planned, Node(cpus=8, memory_gb=64, max_hours=24)).train(second.id).minutes == math.ceil(
+        15 + 1.5 * second.segment_tokens / 1000 / 60
+    )
+    write_speed(folder, 800, devices=2)
+    assert describe_plan(planned)["total"]["seconds_to_train"] == pytest.approx(tokens / 800)
+    assert "by measured speed." in show_plan(planned, as_json=False, every_run=False)
+    write_speed(folder, 5e6, device="cuda")
+    assert describe_plan(planned)["total"]["seconds_to_train"] > 100 * tokens / 5e6
+    assert "by the default for a CPU's thread" in show_plan(planned, as_json=False, every_run=False)
 
 
 def test_a_cpus_trunk_is_cut_at_a_cpus_rate():

@@ -21,6 +21,7 @@ from upcycle.study.spec import RunSpec
 from upcycle.study.study import StudyConfig
 from upcycle.train.loop import train_run
 from upcycle.views import status as module
+from upcycle.views.plan_view import describe_plan
 from upcycle.views.status import describe_status, show_status
 from upcycle.workflow.dag import Workflow
 from upcycle.workflow.paths import RESULTS
@@ -237,3 +238,16 @@ def test_nothing_is_written(study: Study) -> None:
     assert {path: path.stat().st_mtime_ns for path in Path().rglob("*")} == before
     assert len(data["runs"]) == data["total"]["runs"] == len(study.workflow.plan.runs)
     assert set(data["sweeps"]) == {"dense", "moe"}
+
+
+def test_times_left_are_those_of_the_plan_at_the_speed_of_so_many_devices(study: Study) -> None:
+    """A trunk that was trained by two devices is half as fast by one, here as in `upcycle plan`."""
+    waiting = study.state(study.decay)["seconds_left"]
+    path = study.folder(study.trunk) / "metrics.json"
+    metrics = json.loads(path.read_text())
+    beside = metrics["wall_seconds"] - metrics["train_seconds"]
+    path.write_text(path.read_text().replace('"devices": 1', '"devices": 2'))
+    planned = {run["id"]: run["seconds"] for run in describe_plan(study.workflow)["runs"]}
+    slower = study.state(study.decay)["seconds_left"]
+    assert slower == pytest.approx(planned[study.decay.id] + beside)
+    assert slower - beside == pytest.approx(2 * (waiting - beside))

@@ -20,12 +20,15 @@ def workflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workflow:
     return Workflow(study, build_plan(study, RESULTS), RESULTS)
 
 
+ON_CPU = {"device": "cpu", "devices": 1}
+
+
 def finish(run_id: str, loss: float) -> None:
     """As a trunk point, of which only the curve has a held-out loss."""
     path = Path(metrics_path(run_id))
     path.parent.mkdir(parents=True)
     times = {"segment_tokens": 2048, "train_seconds": 1.0, "wall_seconds": 1.0}
-    path.write_text(json.dumps({"loss": None, "curve_heldout": [[0, 9.0], [2048, loss]]} | times))
+    path.write_text(json.dumps({"loss": None, "curve_heldout": [[0, 9.0], [2048, loss]], "execution": ON_CPU} | times))
 
 
 def send(logger: logging.Logger, job: int, outputs: list[str], message: str | None) -> None:

@@ -73,7 +73,9 @@ def test_measured_speed_replaces_the_given_rate(tmp_path):
     tokens = workflow.plan.runs[decay].segment_tokens
     trained = workflow.plan.runs[run_id].segment_tokens
     speed = trained / (4 * 3600)  # the trunk will take four hours
-    (folder / "metrics.json").write_text(json.dumps({"segment_tokens": tokens, "train_seconds": tokens / speed}))
+    execution = workflow.study.execution_of(workflow.plan.runs[decay]).model_dump()
+    times = {"segment_tokens": tokens, "train_seconds": tokens / speed, "wall_seconds": tokens / speed}
+    (folder / "metrics.json").write_text(json.dumps(times | {"execution": execution}))
     assert before < 4 * 60 < Cluster(workflow, NODE).train(run_id).minutes == (4 * 1.5 + 0.25) * 60
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from upcycle.errors import UserError
 from upcycle.study.execution import Execution
 from upcycle.study.kernel_fit import check_kernels
-from upcycle.study.rates import Speeds, expected_seconds, speeds_by_shape, trained_time
+from upcycle.study.rates import Speeds, expected_seconds, measured_run, speeds_by_shape
 from upcycle.study.recorded import RunFolders
 from upcycle.study.spec import Recipe, RunSpec
 from upcycle.study.study import StudyConfig
@@ -193,15 +193,15 @@ def _continued(point: RunSpec, before: RunSpec | None) -> RunSpec:
     return point.model_copy(update={"start_step": before.end_step, "parent": before.id}) if before else point
 
 
-def _speeds(runs: Iterable[RunSpec], results: Path) -> dict[str, float]:
+def _speeds(runs: Iterable[RunSpec], results: Path) -> Speeds:
     """Measured speeds, by which trunks are cut. Without damaged metrics, or the verb that restores them would fail."""
-    trained = []
+    measured = []
     for run in runs:
         try:
-            trained.append(trained_time(run, results))
+            measured.append(measured_run(run, results))
         except UserError as error:
             log.warning("%s (until then its speed is not used)", error)
-    return speeds_by_shape(filter(None, trained))
+    return speeds_by_shape(filter(None, measured))
 
 
 def _longest_segment(run: RunSpec, execution: Execution, speeds: Speeds) -> int | None:

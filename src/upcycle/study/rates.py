@@ -1,12 +1,16 @@
 """How long a run takes: from the speed of finished runs of the same shape, else from the rate that its study gives.
 
-Layer 0. Runs of one shape train at one speed, whatever their data and schedule.
+Layer 0. Runs of one shape train at one speed on so many devices of one kind, whatever their data and schedule. A speed
+that was measured with another number of devices is taken as proportional to their number, which communication and
+smaller shares of the batch make optimistic for more devices, pessimistic for fewer.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from upcycle.errors import UserError
@@ -15,54 +19,69 @@ from upcycle.study.counting import flops_per_token
 from upcycle.study.execution import DEFAULT_RATES, Execution
 from upcycle.study.spec import RunSpec
 
-Speeds = Mapping[str, float]
-"""Tokens per second by `shape_key`."""
+Speeds = Mapping[str, Mapping[int, float]]
+"""Tokens per second of a job, by `shape_key` and by the number of devices that it was measured with."""
+
+
+@dataclass(frozen=True)
+class MeasuredRun:
+    """What a finished run says of the speed of its shape."""
+
+    run: RunSpec
+    device: str
+    devices: int
+    tokens: float
+    """That its job trained."""
+    train_seconds: float
+    wall_seconds: float
+    """With start-up, evaluation and saving."""
 
 
 def expected_seconds(run: RunSpec, execution: Execution, speeds: Speeds) -> float:
     """Seconds of training that a run's own segment takes, without start-up, saving and evaluation."""
-    speed = speeds.get(shape_key(run))
-    if speed:
-        return run.segment_tokens / speed
+    measured = speeds.get(shape_key(run, execution.device))
+    if measured:
+        devices = _nearest(measured, execution.devices)
+        return run.segment_tokens / (measured[devices] * execution.devices / devices)
     return flops_per_token(run.model, run.moe) * run.segment_tokens / execution.expected_rate
 
 
 def source_of_seconds(run: RunSpec, execution: Execution, speeds: Speeds) -> str:
     """Where `expected_seconds` has its rate from, in words."""
-    if shape_key(run) in speeds:
-        return "measured speed"
+    if measured := speeds.get(shape_key(run, execution.device)):
+        devices = _nearest(measured, execution.devices)
+        if devices == execution.devices:
+            return "measured speed"
+        count = "1 device" if devices == 1 else f"{devices} devices"
+        return f"the speed measured with {count}, taken as proportional to the number of devices"
     if execution.flops_per_second:
         return f"execution.flops_per_second ({execution.flops_per_second:.3g})"
     device = "GPU (an H100)" if execution.device == "cuda" else "CPU's thread"
     return f"the default for a {device} ({DEFAULT_RATES[execution.device]:.3g} FLOP/s; execution.flops_per_second)"
 
 
-def shape_key(run: RunSpec) -> str:
-    """Runs that train at one speed: same model, mixture, batch and precision."""
-    return f"{run.model!r} {run.moe!r} {run.optim.batch} {run.dtype}"
+def _nearest(measured: Mapping[int, float], devices: int) -> int:
+    """The number of devices, of those that were measured, whose ratio to another is nearest to 1."""
+    return min(measured, key=lambda each: (abs(math.log(each / devices)), each))
 
 
-def measured_speeds(runs: Iterable[RunSpec], results: Path) -> dict[str, float]:
-    """Tokens per second of those runs that are finished, by shape.
+def shape_key(run: RunSpec, device: str) -> str:
+    """Runs that train at one speed: same model, mixture, batch and precision, on the same kind of device."""
+    return f"{run.model!r} {run.moe!r} {run.optim.batch} {run.dtype} {device}"
 
-    Raises UserError naming the metrics.json that does not state them.
+
+def measured_runs(runs: Iterable[RunSpec], results: Path) -> list[MeasuredRun]:
+    """Those of these runs that are finished, and not simulated.
+
+    Raises UserError naming a metrics.json that does not state its speed.
     """
-    return speeds_by_shape(trained for run in runs if (trained := trained_time(run, results)))
+    return [found for run in runs if (found := measured_run(run, results))]
 
 
-def trained_time(run: RunSpec, results: Path) -> tuple[RunSpec, float, float] | None:
-    """A run, the tokens that its job trained and the seconds that it took; None if it is not finished.
+def measured_run(run: RunSpec, results: Path) -> MeasuredRun | None:
+    """A run's speed; None if it is not finished, or simulated.
 
-    Raises UserError naming a metrics.json that does not state them.
-    """
-    found = _measured(run, results, "segment_tokens", "train_seconds")
-    return (run, found[0], found[1]) if found else None
-
-
-def _measured(run: RunSpec, results: Path, *names: str) -> list[float] | None:
-    """Numbers of a finished run's metrics.json; None if it is not finished, or simulated.
-
-    Raises UserError naming a file without them.
+    Raises UserError naming a metrics.json that does not state it.
     """
     path = results / "runs" / run.id / "metrics.json"
     if not path.exists():
@@ -70,23 +89,31 @@ def _measured(run: RunSpec, results: Path, *names: str) -> list[float] | None:
     metrics = read_record(path)
     if metrics.get("simulated"):
         return None
-    for name in names:
-        if not isinstance(metrics[name], int | float):
+    execution = metrics["execution"] if isinstance(metrics["execution"], dict) else {}
+    names = ("segment_tokens", "train_seconds", "wall_seconds")
+    numbers = {**{name: metrics[name] for name in names}, "execution.devices": execution.get("devices")}
+    for name, value in numbers.items():
+        if not isinstance(value, int | float):
             raise UserError(f"{path} is damaged: {name} is not a number; `upcycle train {run.id}` restores it")
-    return [metrics[name] for name in names]
+    tokens, train, wall, devices = numbers.values()
+    return MeasuredRun(run, str(execution.get("device")), int(devices), tokens, train, wall)
 
 
-def speeds_by_shape(trained: Iterable[tuple[RunSpec, float, float]]) -> dict[str, float]:
-    """Tokens per second by shape, all tokens over all seconds, of (run, its tokens, its seconds of training)."""
-    tokens: dict[str, float] = defaultdict(float)
-    seconds: dict[str, float] = defaultdict(float)
-    for run, more, time in trained:
-        tokens[shape_key(run)] += more
-        seconds[shape_key(run)] += time
-    return {key: tokens[key] / seconds[key] for key in tokens if seconds[key] > 0}
+def speeds_by_shape(measured: Iterable[MeasuredRun]) -> dict[str, dict[int, float]]:
+    """Tokens per second by shape and number of devices: all tokens over all seconds of training."""
+    sums: dict[tuple[str, int], list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for each in measured:
+        total = sums[shape_key(each.run, each.device), each.devices]
+        total[0] += each.tokens
+        total[1] += each.train_seconds
+    speeds: dict[str, dict[int, float]] = defaultdict(dict)
+    for (key, devices), (tokens, seconds) in sums.items():
+        if seconds > 0:
+            speeds[key][devices] = tokens / seconds
+    return dict(speeds)
 
 
-def measured_overhead(runs: Iterable[RunSpec], results: Path) -> float:
+def mean_overhead(measured: Iterable[MeasuredRun]) -> float:
     """Seconds of a job beside training (start-up, evaluation, saving), on average of finished runs; 0 without any."""
-    found = [times for run in runs if (times := _measured(run, results, "wall_seconds", "train_seconds"))]
-    return sum(wall - train for wall, train in found) / len(found) if found else 0.0
+    beside = [each.wall_seconds - each.train_seconds for each in measured]
+    return sum(beside) / len(beside) if beside else 0.0

@@ -10,7 +10,14 @@ from upcycle.study.columns import value_text
 from upcycle.study.counting import count_parameters, flops_6nd, flops_per_token
 from upcycle.study.execution import Execution
 from upcycle.study.memory import peak_memory
-from upcycle.study.rates import expected_seconds, measured_overhead, measured_speeds, source_of_seconds
+from upcycle.study.rates import (
+    Speeds,
+    expected_seconds,
+    mean_overhead,
+    measured_runs,
+    source_of_seconds,
+    speeds_by_shape,
+)
 from upcycle.study.recorded import is_finished
 from upcycle.study.spec import short_count
 from upcycle.study.values import duration
@@ -37,7 +44,8 @@ def describe_plan(workflow: Workflow, *, nodes: int | None = None, price: float 
     with their values; of a run: its own values of these settings. `launch`: the work that is not done yet, on so many
     `nodes` and at a `price` of a GPU-hour (upcycle.views.before_launch).
     """
-    speeds = measured_speeds(workflow.plan.runs.values(), RESULTS)
+    measured = measured_runs(workflow.plan.runs.values(), RESULTS)
+    speeds = speeds_by_shape(measured)
     settings = varying_by_run(workflow.plan)
     runs = [describe_run(workflow, run_id, speeds) | {"varies": settings[run_id]} for run_id in workflow.plan.runs]
     by_id = {run["id"]: run for run in runs}
@@ -46,8 +54,7 @@ def describe_plan(workflow: Workflow, *, nodes: int | None = None, price: float 
         | {"models": len(ids), "varies": varying(workflow.plan, name)}
         for name, ids in workflow.plan.sweeps.items()
     }
-    overhead = measured_overhead(workflow.plan.runs.values(), RESULTS)
-    launch = describe_launch(workflow, runs, overhead, nodes=nodes, price=price)
+    launch = describe_launch(workflow, runs, mean_overhead(measured), nodes=nodes, price=price)
     return {
         "study": workflow.plan.study,
         "runs": runs,
@@ -57,7 +64,7 @@ def describe_plan(workflow: Workflow, *, nodes: int | None = None, price: float 
     }
 
 
-def describe_run(workflow: Workflow, run_id: str, speeds: dict[str, float]) -> dict[str, Any]:
+def describe_run(workflow: Workflow, run_id: str, speeds: Speeds) -> dict[str, Any]:
     """One run: identity, sizes, cost, whether it is finished."""
     run, folder = workflow.plan.runs[run_id], RESULTS / "runs" / run_id
     model, moe = workflow.plan.names.get(run_id, ("", ""))

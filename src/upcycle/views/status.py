@@ -19,7 +19,7 @@ from typing import Any
 
 from upcycle.errors import UserError
 from upcycle.manifest import read_manifest, removed_files
-from upcycle.study.rates import shape_key, speeds_by_shape
+from upcycle.study.rates import Speeds, mean_overhead, measured_run, shape_key, speeds_by_shape
 from upcycle.study.recorded import is_finished, saved_step
 from upcycle.study.spec import RunSpec, short_count
 from upcycle.study.values import duration
@@ -56,8 +56,9 @@ def describe_status(workflow: Workflow, jobs: Sequence[SlurmJob] = ()) -> dict[s
     found = {run_id: read_state(RESULTS / "runs" / run_id, run, locks) for run_id, run in workflow.plan.runs.items()}
     for run_id, state in found.items():
         _explain(state, [job for job in jobs if job.wildcards == run_id])
-    speeds = _speeds(workflow, found)
-    overhead = _overhead(found)
+    measured = list(filter(None, (state.pop("_measured", None) for state in found.values())))
+    speeds = _pace_now(workflow, found) | speeds_by_shape(measured)
+    overhead = mean_overhead(measured)
     for run_id, state in found.items():
         planned = describe_run(workflow, run_id, speeds)
         state["sweeps"] = planned["sweeps"]
@@ -143,7 +144,7 @@ def _finished(run_dir: Path, run: RunSpec) -> dict[str, Any]:
         metrics = json.loads((run_dir / "metrics.json").read_bytes())
         fields = {key: metrics.get(key) for key in PACE}
         fields |= {"loss": metrics["train_loss_last"], "heldout": metrics["loss"]}
-        fields["_times"] = (metrics["train_seconds"], metrics["wall_seconds"])
+        fields["_measured"] = measured_run(run, RESULTS)
         manifest = read_manifest(run_dir)
         sizes = {name: entry["bytes"] for name, entry in manifest["files"].items()}
         there = sizes.keys() - removed_files(manifest).keys()
@@ -235,18 +236,15 @@ def holds(owner: dict[str, Any], lease: Path, locks: Locks | None) -> bool | Non
 # What is left
 
 
-def _speeds(workflow: Workflow, found: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """Tokens per second by shape: of finished runs, all their tokens over all their seconds; else of the running."""
-    states = [(workflow.plan.runs[run_id], state) for run_id, state in found.items()]
-    now = {shape_key(run): state["tokens_per_second"] for run, state in states if state["tokens_per_second"]}
-    finished = [(run, state["_times"][0]) for run, state in states if "_times" in state]
-    return now | speeds_by_shape((run, run.segment_tokens, seconds) for run, seconds in finished)
-
-
-def _overhead(found: dict[str, dict[str, Any]]) -> float:
-    """Seconds of a job beside training, on average of the finished: start-up, evaluation, saving."""
-    beside = [wall - train for train, wall in (state.pop("_times") for state in found.values() if "_times" in state)]
-    return sum(beside) / len(beside) if beside else 0.0
+def _pace_now(workflow: Workflow, found: dict[str, dict[str, Any]]) -> dict[str, dict[int, float]]:
+    """Speeds by the last rows of curves, on the devices that the study gives: for shapes without a finished run."""
+    pace = {}
+    for run_id, state in found.items():
+        run = workflow.plan.runs[run_id]
+        execution = workflow.study.execution_of(run)
+        if state["tokens_per_second"]:
+            pace[shape_key(run, execution.device)] = {execution.devices: state["tokens_per_second"]}
+    return pace
 
 
 def _seconds_left(state: dict[str, Any], planned_seconds: float) -> float:

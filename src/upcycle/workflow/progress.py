@@ -18,7 +18,7 @@ from pathlib import Path
 
 from upcycle.files import read_record
 from upcycle.study.makespan import PRIORITIES, PlannedJob, list_schedule
-from upcycle.study.rates import expected_seconds, measured_overhead, measured_speeds
+from upcycle.study.rates import expected_seconds, mean_overhead, measured_runs, speeds_by_shape
 from upcycle.study.recorded import is_finished
 from upcycle.study.values import duration
 from upcycle.study.varying import run_labels
@@ -94,8 +94,8 @@ class Progress(logging.Handler):
         """Seconds from the start until the last run is expected to end; renewed as runs end. None for the last one."""
         if self.estimate is None or self.seconds - self._estimated_at > RENEW_SECONDS:
             plan, study = self.workflow.plan, self.workflow.study
-            speeds = measured_speeds(plan.runs.values(), RESULTS)
-            beside = measured_overhead(plan.runs.values(), RESULTS)
+            measured = measured_runs(plan.runs.values(), RESULTS)
+            speeds, beside = speeds_by_shape(measured), mean_overhead(measured)
             files, side_by_side = self.to_do()
             jobs = {}
             for run_id in (self._runs[path] for path in files if path in self._runs):

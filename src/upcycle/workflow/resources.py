@@ -25,7 +25,7 @@ from upcycle.errors import UserError
 from upcycle.study.counting import count_parameters
 from upcycle.study.execution import Execution
 from upcycle.study.memory import FLOAT, peak_memory
-from upcycle.study.rates import expected_seconds, measured_speeds
+from upcycle.study.rates import Speeds, expected_seconds, measured_runs, speeds_by_shape
 from upcycle.study.spec import RunSpec
 from upcycle.workflow.dag import Workflow
 from upcycle.workflow.nodes import START_UP_HOURS, TIME_SAFETY, Node
@@ -58,8 +58,8 @@ class Cluster:
     node: Node
 
     @cached_property
-    def _speeds(self) -> dict[str, float]:
-        return measured_speeds(self.workflow.plan.runs.values(), RESULTS)
+    def _speeds(self) -> Speeds:
+        return speeds_by_shape(measured_runs(self.workflow.plan.runs.values(), RESULTS))
 
     @cached_property
     def _trainings(self) -> dict[str, JobRequest]:
