@@ -97,6 +97,31 @@ def test_simulated_losses_are_marked_on_the_page_and_in_the_headline(study):
     assert headline(marked).startswith("SIMULATED LOSSES. ")
 
 
+@pytest.mark.parametrize("seeds", [True, False])
+def test_nothing_is_told_of_a_text_that_simulated_losses_were_not_measured_on(study, seeds, tmp_path):
+    """Neither its errors nor its size; captions and the paper's numbers are the same on any page."""
+    inputs, background = study
+    told = (
+        "standard error",
+        "std. error",
+        "measured",
+        "held-out loss",
+        "nats per token depend",
+        "fewer than 250 steps",
+    )
+    losses = inputs.losses if seeds else inputs.losses[inputs.losses["seed"] == 0]
+
+    def words(**changes: int) -> str:
+        marked = dataclasses.replace(inputs, losses=losses.assign(**changes))
+        page = render(marked, dataclasses.replace(background, out=tmp_path, figures=(), tables=())).lower()
+        return page.replace("nothing on this page was measured", "")
+
+    assert [each for each in told if each in words(simulated=1)] == []
+    assert {"standard error", "std. error", "held-out loss", "nats per token depend"} <= {
+        each for each in told if each in words()
+    }
+
+
 def test_the_headline_is_one_line_with_the_winner_of_table_1(study):
     text = headline(study[0])
     assert "\n" not in text

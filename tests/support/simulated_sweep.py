@@ -130,7 +130,12 @@ def metrics(run: RunSpec, noise: float) -> dict[str, Any]:
             "numpy": "2.4.6",
             "system": "Linux",
         },
-        "execution": {"device": "cpu", "devices": 1, "threads": 1, "kernels": {"layers": "native", "torch": "2.13.0+cpu"}},
+        "execution": {
+            "device": "cpu",
+            "devices": 1,
+            "threads": 1,
+            "kernels": {"layers": "native", "torch": "2.13.0+cpu"},
+        },
         "started": "2026-01-01T00:00:00+00:00",
         "finished": "2026-01-01T00:01:00+00:00",
         "tokens_fingerprint": "0123456789abcdef",

@@ -55,6 +55,10 @@ PRINTED = ("joint", WITHOUT_INTERACTION["joint"])
 """Laws of upcycled models with all constants in Table 2."""
 
 
+Case = tuple[str, Mapping[str, float], NDArray[np.bool_]]
+"""A law, its constants, and which rows of a losses.csv follow it [N]."""
+
+
 @dataclass(frozen=True)
 class ChosenLaw:
     """A fit of a user's own as the law of the losses that it describes: of its lineage, mixture and, at one, size."""
@@ -159,8 +163,8 @@ class World:
             raise UserError(
                 f"the simulated world has no law for run {row['id']} ({row['lineage']}, mixture ({row['n_expert']},"
                 f"{row['top_k']})): it knows (8,2) of any size, (4,1), (4,2) and (8,1) upcycled from "
-                f"{GRID_SHAPE[0]} layers of width {GRID_SHAPE[1]}, any upcycled mixture at D1 = D2 = {TOKENS:,} tokens; "
-                "name a fit that describes it by --law"
+                f"{GRID_SHAPE[0]} layers of width {GRID_SHAPE[1]}, any upcycled mixture at D1 = D2 = {TOKENS:,} "
+                "tokens; name a fit that describes it by --law"
             )
         return loss
 
@@ -184,8 +188,8 @@ class World:
                 forms[special] = {each: value for each, value in forms[form_name].items() if each != "alpha3"}
         return forms.get(law)
 
-    def _cases(self, rows: pd.DataFrame) -> list[tuple[str, Mapping[str, float], NDArray[np.bool_]]]:
-        """(law, constants, the rows that follow it), each row at most once."""
+    def _cases(self, rows: pd.DataFrame) -> list[Case]:
+        """Laws with the rows that follow them, each row at most once."""
         column = {name: rows[name].to_numpy() for name in ("lineage", "n_expert", "top_k", "n_layer", "d_model")}
         tokens_N2 = rows[["D1", "D2"]].to_numpy(float)
         dense, moe, up = (column["lineage"] == lineage for lineage in ("dense", "moe", "up"))
@@ -193,7 +197,7 @@ class World:
         def of(mixture: tuple[int, int]) -> NDArray[np.bool_]:
             return (column["n_expert"] == mixture[0]) & (column["top_k"] == mixture[1])
 
-        cases = [(each.fit.law, each.fit.values, each.describes(rows)) for each in self.chosen]
+        cases: list[Case] = [(each.fit.law, each.fit.values, each.describes(rows)) for each in self.chosen]
         other = up & ~of(JOINT_MIXTURE)
         common = (np.abs(tokens_N2 / TOKENS - 1) < SAME_TOKENS).all(axis=1)
         of_grid = (column["n_layer"] == GRID_SHAPE[0]) & (column["d_model"] == GRID_SHAPE[1])
@@ -207,11 +211,11 @@ class World:
                 for mixture, values in self.mixtures.items()
             ),
         ]
-        free, found = np.ones(len(rows), bool), []
-        for name, values, here in cases:
-            found.append((name, values, here & free))
+        free = np.ones(len(rows), bool)
+        for k, (name, values, here) in enumerate(cases):
+            cases[k] = (name, values, here & free)
             free &= ~here
-        return found
+        return cases
 
     def statements(self) -> list[str]:
         """Every law with its constants, and which of them are ours."""

@@ -40,7 +40,7 @@ def write_table(name: str, inputs: Inputs | None, out_stem: Path, **options: Any
     if any(each is not None and each.simulated for each in read):
         mark, first = "SIMULATED LOSSES. ", frame.index.name
         frame = frame.rename_axis(f"SIMULATED LOSSES: {first}" if first else "SIMULATED LOSSES")
-    heading = f"{mark}{item.label}. {item.title}".replace("  ", " ").removeprefix(". ")
+    heading = mark + ". ".join(filter(None, (item.label, item.title)))
     files = {
         ".csv": frame.to_csv(lineterminator="\n").encode(),
         ".md": f"{heading}\n\n{to_markdown(frame)}".encode(),

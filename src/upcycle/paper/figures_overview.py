@@ -61,7 +61,7 @@ def overview(inputs: Inputs, sweep: str | None = None) -> Figure:
 def residuals(inputs: Inputs, sweep: str | None = None) -> Figure:
     """Residuals of each law.
 
-    Error of each law's leave-one-out prediction, predicted minus measured loss, against the tokens D2 of upcycled
+    Error of each law's leave-one-out prediction, prediction minus loss, against the tokens D2 of upcycled
     training. Light to dark: growing D1, the tokens of the dense model. A pattern shows what a law misses; scatter about
     zero is noise. Grey band: two standard deviations of the noise between seeds (where seeds were repeated).
     """

@@ -48,7 +48,7 @@ def findings(inputs: Inputs, sweep: str | None = None) -> list[Finding]:
         _against_scratch(inputs, grid, noise),
         _offset(inputs, grid),
         _interaction(inputs, grid),
-        _noise(noise, grid),
+        _noise(inputs, grid),
     ]
     return [finding for finding in found if finding is not None]
 
@@ -251,11 +251,13 @@ def d2_exponent(fit: FitResult, D1: float) -> float:
     return float(fit.values["alpha2"] - fit.values["alpha3"] * math.log(D1))
 
 
-def _noise(noise: SeedNoise | None, grid: Grid) -> Finding:
+def _noise(inputs: Inputs, grid: Grid) -> Finding:
+    noise = inputs.noise
     if noise is None:
+        errors = "" if inputs.simulated else " The standard errors shown cover the held-out text alone."
         return Finding(
-            "The noise between seeds is unknown: no point was trained with more than one seed.",
-            "Small differences may be chance. The standard errors shown cover the held-out text alone.",
+            "The noise between seeds is unknown: no point has more than one seed.",
+            f"Small differences may be chance.{errors}",
             "open",
         )
     spread = float(grid.rows["loss"].max() - grid.rows["loss"].min())
@@ -264,6 +266,6 @@ def _noise(noise: SeedNoise | None, grid: Grid) -> Finding:
         span = f"The upcycled losses span {spread:.2f} nats, {number(spread / noise.deviation, 2)} times as much. "
     return Finding(
         f"Losses that differ in the seed alone have a standard deviation of {number(noise.deviation, 2)} nats.",
-        f"Measured at {plural(noise.points, 'point')} with {plural(noise.freedom, 'degree')} of freedom. {span}Two "
+        f"Estimated at {plural(noise.points, 'point')} with {plural(noise.freedom, 'degree')} of freedom. {span}Two "
         f"single losses differ clearly when they are more than {number(clear_difference(noise), 2)} nats apart.",
     )

@@ -19,7 +19,7 @@ from typing import Any
 
 from upcycle.errors import UserError
 from upcycle.manifest import read_manifest, removed_files
-from upcycle.study.rates import Speeds, mean_overhead, measured_run, shape_key, speeds_by_shape
+from upcycle.study.rates import mean_overhead, measured_run, shape_key, speeds_by_shape
 from upcycle.study.recorded import is_finished, saved_step
 from upcycle.study.spec import RunSpec, short_count
 from upcycle.study.values import duration

@@ -125,10 +125,14 @@ def recoveries(world: World, losses: pd.DataFrame, fits: dict[str, FitResult]) -
     found = []
     for name, whole in fits.items():
         groups = {f"{name}, {value}": fit for value, fit in whole.group_fits.items()} or {name: whole}
+        truths = {label: world.truth(rows.loc[fit.ids], fit.law) for label, fit in groups.items()}
+        known = [truth for truth in truths.values() if truth is not None]
+        if any(len({truth[parameter] for truth in known}) > 1 for parameter in whole.shared or ()):
+            continue  # the fit has one value where the law has several
         for label, fit in groups.items():
-            truth = world.truth(rows.loc[fit.ids], fit.law)
+            truth = truths[label] or {}
             for parameter, (low, high) in fit.intervals.items():
-                if truth is not None and parameter in truth and parameter not in fit.fixed:
+                if parameter in truth and parameter not in fit.fixed:
                     ends = (-math.inf if low is None else low, math.inf if high is None else high)
                     found.append(Recovery(label, parameter, truth[parameter], ends))
     return found
