@@ -48,7 +48,7 @@ SAME_TOKENS = 1e-3
 """Relative difference up to which a budget of whole steps counts as `TOKENS`."""
 WITHOUT_INTERACTION = {"joint": "joint_no_interaction", "multiplicative": "multiplicative_no_interaction"}
 """Laws and what they are called where alpha3 = 0."""
-AT_ONE_SIZE = {"joint": "multiplicative", "chinchilla": "power_in_tokens"}
+FORM_AT_ONE_SIZE = {"joint": "multiplicative", "chinchilla": "power_in_tokens"}
 """Laws of the model's size, and their forms where B N1^-beta is one number. (Eq. 8 has 1 + D2: here the same.)"""
 OF_LINEAGE = {"dense": "Dense models", "moe": "MoEs from scratch", "up": "Upcycled models"}
 PRINTED = ("joint", WITHOUT_INTERACTION["joint"])
@@ -177,9 +177,9 @@ class World:
             return None
         [(name, values)] = followed
         forms = {name: dict(values)}
-        if name in AT_ONE_SIZE and rows["N1"].nunique() == 1:
+        if name in FORM_AT_ONE_SIZE and rows["N1"].nunique() == 1:
             level = values["E"] + values["B"] * float(rows["N1"].iloc[0]) ** -values["beta"]
-            form = get_law(AT_ONE_SIZE[name])
+            form = get_law(FORM_AT_ONE_SIZE[name])
             forms[form.name] = {**{each: values[each] for each in form.names if each != "E"}, "E": level}
         for form_name, special in WITHOUT_INTERACTION.items():
             if special in forms:
