@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from upcycle.model.transformer import Transformer
+from upcycle.model.kernels import choose_kernels
+from upcycle.model.transformer import Transformer, init_weights
 from upcycle.study.counting import (
     ParameterCounts,
     count_parameters,
@@ -31,6 +33,10 @@ SHAPES = [
     ModelSpec(n_layer=n, d_model=d, n_head=h, vocab_size=32_000, context=1024) for n, d, h, *_ in TABLE_3.values()
 ]
 ODD = ModelSpec(n_layer=3, d_model=24, n_head=2, vocab_size=50, context=16, d_mlp=56)
+GROUPED = ModelSpec(
+    n_layer=3, d_model=24, n_head=6, n_kv_head=2, d_head=8, d_mlp=40, tied=True, qkv_bias=True, qk_norm=True,
+    vocab_size=50, context=16,
+)  # fmt: skip
 
 
 def built_counts(model: ModelSpec, moe: MoESpec | None) -> ParameterCounts:
@@ -41,23 +47,24 @@ def built_counts(model: ModelSpec, moe: MoESpec | None) -> ParameterCounts:
     def group(*parts: str) -> int:
         return sum(sizes.pop(name) for name in list(sizes) if any(part in name for part in parts))
 
-    router = group(".router.weight")
+    router, norm, bias = group(".router.weight"), group("norm."), group(".bqkv")
     mlp = group(".mlp.", ".moe.")
     counts = ParameterCounts(
         embedding=group("embed."),
         head=group("head."),
         attention=group(".attn."),
+        bias=bias,
         mlp=mlp,
         mlp_active=mlp * moe.top_k // moe.n_expert if moe else mlp,
         router=router,
-        norm=group("norm."),
+        norm=norm,
     )
     assert not sizes, f"in no group: {sizes}"
     return counts
 
 
 @pytest.mark.parametrize("moe", [None, EIGHT_TOP_2, MoESpec(n_expert=4, top_k=1, gate="softmax_topk")])
-@pytest.mark.parametrize("model", [*SHAPES, ODD], ids=[*TABLE_3, "odd"])
+@pytest.mark.parametrize("model", [*SHAPES, ODD, GROUPED], ids=[*TABLE_3, "odd", "grouped"])
 def test_formula_equals_built_module_in_every_group(model: ModelSpec, moe: MoESpec | None) -> None:
     assert count_parameters(model, moe) == built_counts(model, moe)
 
@@ -76,6 +83,34 @@ def test_sizes_of_the_laws_are_equations_4_to_6():
     assert n1(model) == 16 * 3 * 32**2
     assert n2(model, moe) == (4 + 12 * 2) * 3 * 32**2
     assert n_total(model, moe) == (4 + 12 * 8) * 3 * 32**2
+
+
+def test_sizes_of_any_shape_are_the_matrices_of_attention_and_mlps() -> None:
+    """Queries 48, keys and values 16 each, output 48, MLP 3 x 40; biases, norms, router and vocabulary are none."""
+    moe = MoESpec(n_expert=8, top_k=2)
+    attention, mlp = 3 * 24 * (48 + 16 + 16 + 48), 3 * 24 * 3 * 40
+    assert n1(GROUPED) == attention + mlp
+    assert n2(GROUPED, moe) == attention + 2 * mlp
+    assert n_total(GROUPED, moe) == attention + 8 * mlp
+
+
+def test_flops_of_a_tied_head_and_of_shared_keys_are_done_like_others() -> None:
+    """The head's product is done though its matrix is the embedding's; every query meets every key."""
+    keys = 2 * 2 * 48 * (16 / 2) * 3
+    assert flops_per_token(GROUPED) == 6 * (n1(GROUPED) + 24 * 50) + 3 * keys
+
+
+@pytest.mark.parametrize("moe", [None, EIGHT_TOP_2], ids=["dense", "moe"])
+def test_flops_are_those_of_the_products_done(moe: MoESpec | None) -> None:
+    """Counted by torch, forward and backward. Plain attention does scores of future keys too: twice the formula's."""
+    model = Transformer(GROUPED, moe, choose_kernels(GROUPED, {"attention": "plain", "experts": "loop"}))
+    init_weights(model, seed=0)
+    ids = torch.randint(0, 50, (8, 17))
+    with FlopCounterMode(display=False) as counter:
+        output = model(ids[:, :-1], ids[:, 1:])
+        (output.loss + output.balance).backward()
+    future = 3 * 2 * 2 * 48 * (16 / 2) * 3
+    assert counter.get_total_flops() / (8 * 16) == flops_per_token(GROUPED, moe) + future
 
 
 def test_flops_of_a_token_are_six_a_weight_and_half_the_context_of_attention():

@@ -55,7 +55,7 @@ n_expert | int | moe.n_expert | | experts in each layer; 1 for dense models
 top_k | int | moe.top_k | | experts that a token uses; 1 for dense models
 gate | text | moe.gate | | order of softmax and top-k; empty for dense models
 aux_coef | float | moe.aux_coef | | coefficient of the load-balancing loss (Table 6); empty for dense models
-N1 | int | | parameters | non-embedding size of the dense shape, 16 L d^2 (Equation 4)
+N1 | int | | parameters | size of the dense shape: attention's and MLPs' matrices, 16 L d^2 of the paper's (Equation 4)
 N2 | int | | parameters | non-embedding parameters that a token uses, (4 + 12 K) L d^2 (Equation 5); N1 for dense
     models
 N_total | int | | parameters | all non-embedding parameters, (4 + 12 E) L d^2 (Equation 6); N1 for dense models

@@ -18,7 +18,10 @@ class ParameterCounts:
 
     embedding: int
     head: int
+    """0 where it is the embedding (`tied`)."""
     attention: int
+    """Matrices."""
+    bias: int
     mlp: int
     mlp_active: int
     router: int
@@ -27,12 +30,12 @@ class ParameterCounts:
     @property
     def non_embedding(self) -> int:
         """N_dense or N_total of Table 3: all but embedding and head."""
-        return self.attention + self.mlp + self.router + self.norm
+        return self.attention + self.bias + self.mlp + self.router + self.norm
 
     @property
     def active(self) -> int:
-        """N2 counted exactly: non-embedding parameters that one token uses (router and norms included)."""
-        return self.attention + self.mlp_active + self.router + self.norm
+        """N2 counted exactly: non-embedding parameters that one token uses (router, biases and norms included)."""
+        return self.attention + self.bias + self.mlp_active + self.router + self.norm
 
     @property
     def total(self) -> int:
@@ -43,35 +46,44 @@ class ParameterCounts:
 def count_parameters(model: ModelSpec, moe: MoESpec | None = None) -> ParameterCounts:
     """Exact counts, as in Table 3: 16 L d^2 + (2L+1) d dense; (4 + 12 E) L d^2 + (2L+1) d + E L d as MoE.
 
-    Holds for any `d_mlp` (12 d^2 becomes 3 d d_mlp).
+    Of any shape: 12 d^2 is 3 d d_mlp; 4 d^2 is d for each row of the projections of queries, keys and values, and for
+    each column of the output's.
     """
     layers, width = model.n_layer, model.d_model
     mlp = 3 * width * model.mlp_width * layers
+    norms_of_heads = 2 * model.head_dim * layers if model.qk_norm else 0
     n_expert, top_k = (moe.n_expert, moe.top_k) if moe else (1, 1)
     return ParameterCounts(
         embedding=model.vocab_size * width,
-        head=model.vocab_size * width,
-        attention=4 * width * width * layers,
+        head=0 if model.tied else model.vocab_size * width,
+        attention=width * (model.qkv_width + model.attention_width) * layers,
+        bias=model.qkv_width * layers if model.qkv_bias else 0,
         mlp=mlp * n_expert,
         mlp_active=mlp * top_k,
         router=moe.n_expert * width * layers if moe else 0,
-        norm=(2 * layers + 1) * width,
+        norm=(2 * layers + 1) * width + norms_of_heads,
     )
 
 
 def n1(model: ModelSpec) -> int:
-    """Equation 4. N1 = 16 L d^2: the dense model's size in the laws."""
-    return 16 * model.n_layer * model.d_model**2
+    """Equation 4. N1 = 16 L d^2: the dense model's size in the laws. Other shapes: attention's and MLPs' matrices."""
+    return _matrices(model, 1)
 
 
 def n2(model: ModelSpec, moe: MoESpec) -> int:
-    """Equation 5. N2 = (4 + 12 K) L d^2: the MoE's active size in the laws."""
-    return (4 + 12 * moe.top_k) * model.n_layer * model.d_model**2
+    """Equation 5. N2 = (4 + 12 K) L d^2: the MoE's active size in the laws, likewise."""
+    return _matrices(model, moe.top_k)
 
 
 def n_total(model: ModelSpec, moe: MoESpec) -> int:
-    """Equation 6. N_total = (4 + 12 E) L d^2: the MoE's whole size in the laws."""
-    return (4 + 12 * moe.n_expert) * model.n_layer * model.d_model**2
+    """Equation 6. N_total = (4 + 12 E) L d^2: the MoE's whole size in the laws, likewise."""
+    return _matrices(model, moe.n_expert)
+
+
+def _matrices(model: ModelSpec, n_mlp: int) -> int:
+    """Weights of the matrices of attention and of `n_mlp` MLPs a layer."""
+    counts = count_parameters(model)
+    return counts.attention + n_mlp * counts.mlp
 
 
 def flops_6nd(run: RunSpec) -> float:
@@ -85,10 +97,11 @@ def flops_6nd(run: RunSpec) -> float:
 def flops_per_token(model: ModelSpec, moe: MoESpec | None = None) -> float:
     """Forward and backward FLOPs of a token by every matrix product done: weights, head, causal attention.
 
-    6 FLOPs a weight (2 forward, 4 backward); attention scores and values, each 2 d_model FLOPs a key
-    forward, three times that with backward, over on average context / 2 keys (causal).
+    6 FLOPs a weight (2 forward, 4 backward), the head's also where it is the embedding; attention scores and values,
+    each 2 FLOPs a key and number of all heads of queries (the paper's: d_model) forward, three times that with
+    backward, over on average context / 2 keys (causal).
     """
     counts = count_parameters(model, moe)
-    matrices = counts.attention + counts.mlp_active + counts.router + counts.head
-    attention = 2 * 2 * model.d_model * (model.context / 2) * model.n_layer * 3
+    matrices = counts.attention + counts.mlp_active + counts.router + model.vocab_size * model.d_model
+    attention = 2 * 2 * model.attention_width * (model.context / 2) * model.n_layer * 3
     return 6.0 * matrices + attention
