@@ -8,6 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from upcycle.model.stacks import stacked
+from upcycle.model.transformer import Transformer
+from upcycle.study.shape import ModelSpec
 from upcycle.study.spec import OptimSpec
 from upcycle.train.optim import (
     build_optimizer,
@@ -64,6 +67,28 @@ def test_adamw_is_the_formula_and_decays_matrices_only() -> None:
         optimizer.step()
     for parameter, value in zip(module.parameters(), values, strict=True):
         torch.testing.assert_close(parameter.detach().double(), value, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("several", [False, True], ids=["one process", "several"])
+def test_norms_and_biases_feel_no_decay(several: bool) -> None:
+    """However they are held: several processes stack a bias as they stack its matrix."""
+    spec = ModelSpec(n_layer=1, d_model=16, n_head=2, vocab_size=8, context=8, qkv_bias=True, qk_norm=True, tied=True)
+    model = Transformer(spec)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    if several:
+        attn = model.blocks[0].attn
+        for leaf in ("wqkv", "bqkv"):
+            setattr(attn, leaf, nn.Parameter(stacked(leaf, getattr(attn, leaf).detach(), spec)))
+            names[id(getattr(attn, leaf))] = f"blocks.0.attn.{leaf}"
+    groups = build_optimizer(model, SPEC).param_groups
+    decayed = {names[id(weight)] for group in groups if group["weight_decay"] for weight in group["params"]}
+    left = {names[id(weight)] for group in groups if not group["weight_decay"] for weight in group["params"]}
+    assert decayed == {
+        "embed.weight",
+        *(f"blocks.0.{name}" for name in ("attn.wqkv", "attn.wo", "mlp.w_in", "mlp.w_out")),
+    }
+    norms = ("attn_norm", "mlp_norm", "attn.q_norm", "attn.k_norm")
+    assert left == {"norm.weight", "blocks.0.attn.bqkv", *(f"blocks.0.{name}.weight" for name in norms)}
 
 
 def test_a_restored_optimizer_goes_on_with_the_same_bits() -> None:

@@ -30,7 +30,7 @@ from upcycle.workflow.invocation import ALLOCATOR
 MOE = {"n_expert": 4, "top_k": 2, "balance_group": 1}
 
 
-def run_of(shape: dict[str, int], *, sequences: int, context: int, moe: dict | None, dtype: str = "float32") -> RunSpec:
+def run_of(shape: dict[str, Any], *, sequences: int, context: int, moe: dict | None, dtype: str = "float32") -> RunSpec:
     return RunSpec.model_validate(
         {
             "model": {**shape, "context": context},
@@ -76,6 +76,10 @@ def live_peak(run: RunSpec, execution: Execution) -> int:
 ACTIVATIONS = {"n_layer": 3, "d_model": 64, "n_head": 2, "vocab_size": 256}
 LOGITS = {"n_layer": 2, "d_model": 32, "n_head": 2, "vocab_size": 8192}
 WEIGHTS = {"n_layer": 3, "d_model": 128, "n_head": 2, "vocab_size": 256}
+GROUPED = {"n_layer": 3, "d_model": 96, "n_head": 6, "n_kv_head": 2, "d_mlp": 256, "vocab_size": 256, "qkv_bias": True}
+NORMED = GROUPED | {"qk_norm": True, "tied": True}
+TIED = {"n_layer": 2, "d_model": 96, "n_head": 6, "n_kv_head": 2, "vocab_size": 16384, "tied": True}
+"""Two gradients of the vocabulary's matrix meet, and nothing else is as large."""
 
 
 @pytest.mark.slow
@@ -95,14 +99,22 @@ WEIGHTS = {"n_layer": 3, "d_model": 128, "n_head": 2, "vocab_size": 256}
         (ACTIVATIONS, "bfloat16", {}),
         (LOGITS, "bfloat16", {}),
         (ACTIVATIONS, "bfloat16", {"activation_checkpointing": "block"}),
+        (GROUPED, "float32", {}),
+        (GROUPED, "bfloat16", {}),
+        (GROUPED, "float32", {"attention": "plain"}),
+        (NORMED, "float32", {}),
+        (NORMED, "bfloat16", {}),
+        (NORMED, "float32", {"attention": "plain"}),
+        (TIED, "float32", {}),
+        (TIED, "float32", {"micro_batch": 1}),
     ],
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else value,
 )
 def test_live_tensors_at_the_peak_are_those_of_the_formula(
-    shape: dict[str, int], dtype: str, execution: dict[str, Any], moe: dict | None
+    shape: dict[str, Any], dtype: str, execution: dict[str, Any], moe: dict | None
 ) -> None:
     """Within 6 %, and for the plain policy 2 %, of every tensor alive at the worst moment of an update."""
-    sequences, context = (2, 32) if shape is WEIGHTS else (16 if "cross_entropy" in execution else 8, 128)
+    sequences, context = (2, 32) if shape in (WEIGHTS, TIED) else (16 if "cross_entropy" in execution else 8, 128)
     run = run_of(shape, sequences=sequences, context=context, moe=moe, dtype=dtype)
     settings = Execution(device="cpu", layers="composed", eval_batch=1).model_copy(update=execution)
     ratio = live_peak(run, settings) / peak_memory(run, settings).tensors

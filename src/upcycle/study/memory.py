@@ -14,6 +14,7 @@ An update has moments at which memory can be largest; its peak is the largest of
 | `loss`        | everything kept by all blocks and the loss; two more matrices of the logits' size                   |
 | `last block`  | everything kept by all blocks; the head's gradient; buffers of a block's backward pass              |
 | `first block` | what the first block kept; all gradients but its own; buffers of a block's backward pass            |
+| `embedding`   | of a tied model: all gradients; the embedding's own, and its sum with the head's                    |
 | `update`      | all gradients (AdamW and clipping work in place)                                                    |
 | `evaluation`  | all gradients (the next update frees them); logits and log-probabilities of `eval_batch` sequences  |
 
@@ -22,14 +23,18 @@ The receipt of an upcycled start needs less than an update (train/receipt.py; te
 With accumulation (a micro-batch smaller than the batch) whole gradients are there at every moment, and the largest
 matrix's once more until it is added.
 
-What autograd keeps of a block, in numbers a token (D d_model, M d_mlp, H n_head, K top_k, E n_expert). Numbers have the
-products' precision, 4 bytes in float32 and 2 in bfloat16, but those marked * are always float32:
+What autograd keeps of a block, in numbers a token (D d_model, A all heads of queries, G heads of keys and values each
+times d_head; the paper's A and G are D; M d_mlp, H n_head, K top_k, E n_expert). Numbers have the products' precision,
+4 bytes in float32 and 2 in bfloat16, but those marked * are always float32:
 
 | op                     | composed of torch ops                                     | native C kernels (float32)      |
 |------------------------|-----------------------------------------------------------|---------------------------------|
 | RMSNorm, twice         | input D*, root 1*, on a CPU the normed input D*; result D | input D, root 1; MoE: result D  |
-| qkv, rotary, attention | q, k rotated 2 D; qkv 3 D (v is a view); row sums H*      | qkv 3 D; row sums H             |
-| wo                     | its input D                                               | its input D                     |
+| qkv, rotary, attention | q, k rotated A + G; qkv A + 2 G (v is a view); row sums   | qkv A + 2 G; row sums H         |
+|                        | H*; A more where queries share keys (put in order)        |                                 |
+| norms of heads         | float32 roots H*; on a CPU normed q, k; in bfloat16 both  |                                 |
+|                        | in float32 (A + G)*                                       |                                 |
+| wo                     | its input A                                               | its input A                     |
 | MLP                    | hidden 2 M, SiLU of its gate M, their product M           | hidden 2 M                      |
 | router and gates       | input D*; 3 E + K*; 3 K int64                             | 3 E + K; 2 K int64              |
 | experts                | inputs, results 2 K D; hidden, SiLU, product 4 K M        | hidden 2 K M                    |
@@ -167,24 +172,28 @@ def peak_memory(run: RunSpec, execution: Execution) -> Memory:
     counts = count_parameters(run.model, run.moe)
     processes, on_cpu = execution.devices, execution.device == "cpu"
     matrices, vocabulary = counts.attention + counts.mlp, counts.embedding + counts.head
-    own = (vocabulary + matrices) / processes + counts.norm + counts.router
+    own = (vocabulary + matrices + counts.bias) / processes + counts.norm + counts.router
     block = matrices / run.model.n_layer / execution.tensor_parallel
 
     gradients = FLOAT * own
-    head = FLOAT * counts.head / processes
-    first = FLOAT * (matrices / run.model.n_layer + counts.embedding) / processes
+    head = FLOAT * counts.embedding / processes  # as large as the embedding, whether it is one with it or not
+    first = FLOAT * (matrices / run.model.n_layer + counts.head) / processes  # tied: the embedding's is there
     started = gradients if job.accumulates else 0.0
     gathered, summing = _gathered(job, block, vocabulary)
     if job.whole and job.accumulates:
         started = FLOAT * (run.model.n_layer * block + vocabulary + counts.norm + counts.router)
     inside, kept = _kept(job), run.model.n_layer * (_input(job) if job.recomputes else _kept(job))
     again, first_input = (inside, _input(job)) if job.recomputes else (0.0, 0.0)
-    one_copy, all_copies = _copies(job, block), run.model.n_layer * _copies(job, block) + 2 * job.mixed * counts.head
+    one_copy, all_copies = (
+        _copies(job, block),
+        run.model.n_layer * _copies(job, block) + 2 * job.mixed * counts.embedding,
+    )
     backward = _backward_buffers(job) + summing + _matrix_again(job)
     moments = {  # copies and gathered weights, gradients, kept, buffers
         "loss": (gathered + all_copies, started, kept + _loss_kept(job), _loss_buffers(job)),
         "last block": (gathered + (one_copy if again else all_copies), max(started, head), kept + again, backward),
         "first block": (gathered + one_copy, max(started, gradients - first), inside + first_input, backward),
+        "embedding": (gathered, max(started, gradients), _input(job), _tied_again(job)),
         "update": (0.0, gradients, 0.0, _matrix_again(job)),
         "evaluation": (gathered + all_copies, gradients, 0.0, _evaluation_buffers(job)),
     }
@@ -237,6 +246,12 @@ def _matrix_again(job: _Job) -> float:
     return w_in if singly else 0.0
 
 
+def _tied_again(job: _Job) -> float:
+    """Of a tied matrix: the embedding's gradient, the sum of it and the head's, and with accumulation the head's."""
+    matrix = FLOAT * job.run.model.vocab_size * job.run.model.d_model
+    return matrix * (2 + job.accumulates) if job.run.model.tied else 0.0
+
+
 # What a forward pass leaves behind
 
 
@@ -257,20 +272,35 @@ def _kept(job: _Job) -> float:
         return _native_kept(job)
     model, moe = job.run.model, job.run.moe
     width, hidden = model.d_model, model.mlp_width
-    softmax = model.context if job.execution.attention == "plain" else 0
-    attention: float = job.product * width * job.tokens  # a norm's result, gathered from tensor-parallel processes
-    attention += (job.product * 6 * width + FLOAT * model.n_head * (1 + softmax)) * job.own_tokens
-    kept = 2 * _norm(job) + attention
+    kept = 2 * _norm(job) + _attention_kept(job)
     if moe is None:
         return kept + job.product * (width * job.tokens + 4 * hidden * job.own_tokens)
     kept += (FLOAT * (width + 3 * moe.n_expert + moe.top_k) + INT64 * 3 * moe.top_k) * job.tokens
     return kept + job.product * moe.top_k * (2 * width * job.tokens + 4 * hidden * job.own_tokens)
 
 
+def _attention_kept(job: _Job) -> float:
+    """Bytes kept of attention and of the products before and after it, the norm's result with it."""
+    model, plain = job.run.model, job.execution.attention == "plain"
+    queries, keys = model.attention_width, model.kv_heads * model.head_dim
+    kept = model.qkv_width + queries + keys + queries
+    if model.sharing > 1:  # put in order, their result is kept twice
+        kept += queries
+    if model.sharing > 1 and plain:  # keys and values for each query, in place of those that they were made of
+        kept = 4 * queries + model.qkv_width * model.qk_norm
+    softmax = model.context if plain else 0
+    size = job.product * kept + FLOAT * model.n_head * (1 + softmax)
+    if model.qk_norm:
+        copies = job.mixed + (job.execution.device == "cpu")
+        size += FLOAT * (copies * (queries + keys) + model.n_head + model.kv_heads)
+    gathered = job.product * model.d_model * job.tokens  # a norm's result, from tensor-parallel processes
+    return gathered + size * job.own_tokens
+
+
 def _native_kept(job: _Job) -> float:
     """Bytes that autograd keeps of one block of C kernels (model/native/layers.py)."""
     model, moe = job.run.model, job.run.moe
-    numbers: float = 6 * model.d_model + model.n_head + 2
+    numbers: float = 2 * model.d_model + model.qkv_width + model.attention_width + model.n_head + 2
     if moe is None:
         return FLOAT * (numbers + 2 * model.mlp_width) * job.tokens
     numbers += model.d_model + 3 * moe.n_expert + moe.top_k + 2 * moe.top_k * model.mlp_width
@@ -335,10 +365,12 @@ def _scratch(job: _Job) -> float:
         return 0.0
     model = job.run.model
     width, head = model.d_model, model.vocab_size * model.d_model
-    packed = max(head, 3 * width**2) + max(head, width**2)
+    packed = max(head, model.qkv_width * width) + max(head, model.attention_width * width)
     whole = model.vocab_size * job.tokens
     logits = min(whole, max(LOGITS if head > LOGITS / 4 else LOGITS / 4, CHUNK_ROWS * model.vocab_size))
     streamed = STREAM if model.mlp_width * width > UNIT_WEIGHTS else 0
     rows = min(width * job.tokens, max(streamed, CHUNK_ROWS * width))  # norm, result, its gradient, strips, panels
-    projected = 3 * width * max(ATTENTION_ROWS, model.context)  # gradients of queries, keys, values, and their panels
+    projected = model.qkv_width * max(
+        ATTENTION_ROWS, model.context
+    )  # gradients of queries, keys, values, and their panels
     return float(FLOAT * (packed + max(logits, projected) + 4 * rows + max(rows, projected)))
