@@ -136,6 +136,13 @@ def parser() -> argparse.ArgumentParser:
     )
     adopt = verb("adopt", "Take over finished runs of another results folder, verified: linked, or else copied.")
     adopt.add_argument("folder", type=Path, metavar="FOLDER", help="its results folder, which has `runs`")
+    export = verb(
+        "export",
+        "Write a finished run as a Hugging Face folder; it is loaded again by transformers and compared.",
+        of_study=False,
+    )
+    export.add_argument("run", help="a run id of results/runs, or a run's folder")
+    export.add_argument("folder", type=Path, metavar="DIR", help="folder to write, which is not there yet, or is empty")
     prune = verb("prune", "Remove files of finished runs that the study's `keep` lets go and nothing planned reads.")
     prune.add_argument("run", nargs="?", help="a run id of the plan (default: all)")
     for name, text in (
@@ -344,6 +351,11 @@ def run_verb(args: argparse.Namespace) -> None:
     own = args.verb == "fit" and any(getattr(args, name) not in (None, "") for name in OWN_LOSSES)
     if own or args.verb in ("init", "advise", "audit", "design"):
         run_without_runs(args)
+        return
+    if args.verb == "export":
+        from upcycle.workflow.jobs import export_job
+
+        export_job(args.run, args.folder)
         return
     from upcycle.workflow.invocation import PLAN_VARIABLE, read_workflow
     from upcycle.workflow.needs import check_needs

@@ -1,4 +1,4 @@
-"""Folders of Hugging Face checkpoints, read: safetensors alone, and every byte checked.
+"""Folders of Hugging Face checkpoints: read, safetensors alone and every byte checked, and the tensors of exports.
 
 No pickle is loaded and no code of a folder runs. A file is mapped into memory and one tensor of it converted at a time,
 so that reading needs little beyond its result.
@@ -23,6 +23,12 @@ from upcycle.study.shape import ModelSpec
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 """Types of weights that are read; each value of them is one of float32."""
+EXPERT_NAMES = {
+    "mixtral": ("block_sparse_moe", ("w1", "w3", "w2")),
+    "qwen2_moe": ("mlp", ("gate_proj", "up_proj", "down_proj")),
+    "qwen3_moe": ("mlp", ("gate_proj", "up_proj", "down_proj")),
+}
+"""By `model_type`: the block of the experts, and the matrices of each: gate, up and down."""
 
 
 def read_checkpoint(folder: Path, model: ModelSpec, files: Mapping[str, str]) -> dict[str, Tensor]:
@@ -97,3 +103,23 @@ class _Weights(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.places)
+
+
+def file_tensors(tensors: Mapping[str, Tensor], model_type: str) -> dict[str, Tensor]:
+    """What a file holds of the tensors that `interop.to_hugging_face` names: a matrix for each expert, not one for all.
+
+    transformers stacks experts while it loads; these are the names on which it, its older versions and other engines
+    agree. Views, no copies.
+    """
+    block, (gate, up, down) = EXPERT_NAMES.get(model_type, ("", ("", "", "")))
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        layer, experts, matrix = name.partition(".mlp.experts.")
+        if not experts:
+            found[name.replace(".mlp.gate.", f".{block}.gate.")] = tensor
+            continue
+        names = (gate, up) if matrix == "gate_up_proj" else (down,)
+        for expert, weight in enumerate(tensor):
+            for which, part in zip(names, weight.chunk(len(names)), strict=True):
+                found[f"{layer}.{block}.experts.{expert}.{which}.weight"] = part
+    return found

@@ -6,10 +6,11 @@ top-k renormalised) is Eq. 15's function. What differs is the order of query hea
 
 | ours                                        | Hugging Face's class                                       |
 |---------------------------------------------|------------------------------------------------------------|
-| dense                                       | Llama (Mistral's tensors have the same names and meanings) |
+| dense                                       | Llama; Mistral where n_head does not divide d_model        |
 | dense, `qkv_bias`                           | Qwen2                                                      |
 | dense, `qk_norm`                            | Qwen3                                                      |
 | mixture whose gate weights of a token sum to 1 | Mixtral                                                 |
+| mixture, `qkv_bias`, or another gate        | Qwen2Moe, its shared expert of width 0                     |
 | mixture, `qk_norm`                          | Qwen3Moe, any gate                                         |
 
 Shapes: D d_model, M width of the MLP, C head dimension, G heads of keys and values, R queries for each of them.
@@ -54,7 +55,7 @@ def to_hugging_face(state: Mapping[str, Tensor], model: ModelSpec, moe: MoESpec 
 
     Raises UserError for what none of the classes holds.
     """
-    hugging_face_config(model, moe)
+    config = hugging_face_config(model, moe)
     renamed: dict[str, Tensor] = {}
     for name, weight in state.items():
         prefix, ours = _prefix(name)
@@ -65,7 +66,26 @@ def to_hugging_face(state: Mapping[str, Tensor], model: ModelSpec, moe: MoESpec 
         if ours in ("attn.wqkv", "attn.bqkv"):
             parts[0] = _reordered(parts[0], model, to_ours=False)
         renamed |= {prefix + target: part.contiguous() for target, part in zip(targets, parts, strict=True)}
+    if config["model_type"] == "qwen2_moe":
+        renamed |= _no_shared_experts(model)
     return renamed
+
+
+def _no_shared_experts(model: ModelSpec) -> dict[str, Tensor]:
+    """Qwen2Moe's expert for all tokens, of width 0, so that it adds nothing, and its gate."""
+    width = model.d_model
+    shapes = {
+        "shared_expert.gate_proj": (0, width),
+        "shared_expert.up_proj": (0, width),
+        "shared_expert.down_proj": (width, 0),
+        "shared_expert_gate": (1, width),
+    }
+    layers = range(model.n_layer)
+    return {
+        f"model.layers.{layer}.mlp.{name}.weight": torch.zeros(shape)
+        for layer in layers
+        for name, shape in shapes.items()
+    }
 
 
 def from_hugging_face(tensors: Mapping[str, Tensor], model: ModelSpec) -> dict[str, Tensor]:
@@ -123,9 +143,8 @@ def hugging_face_config(model: ModelSpec, moe: MoESpec | None = None) -> dict[st
 
     Raises UserError for what none of the classes holds.
     """
-    if model.qkv_bias and (model.qk_norm or moe is not None):
-        with_it = "qk_norm" if model.qk_norm else "a mixture of experts"
-        raise UserError(f"qkv_bias with {with_it} has no Hugging Face form: Qwen2 has biases, and is dense without it")
+    if model.qkv_bias and model.qk_norm:
+        raise UserError("qkv_bias with qk_norm has no Hugging Face form: Qwen2 has biases alone, Qwen3 norms alone")
     config: dict[str, Any] = {
         "vocab_size": model.vocab_size,
         "hidden_size": model.d_model,
@@ -141,20 +160,24 @@ def hugging_face_config(model: ModelSpec, moe: MoESpec | None = None) -> dict[st
         "tie_word_embeddings": model.tied,
     }
     if moe is None:
-        kind = "Qwen3" if model.qk_norm else "Qwen2" if model.qkv_bias else "Llama"
-        return _of_class(kind, config)
+        if model.qkv_bias or model.qk_norm:
+            return _of_class("Qwen2" if model.qkv_bias else "Qwen3", config)
+        if model.d_model % model.n_head:  # Llama refuses it
+            return _of_class("Mistral", config | {"sliding_window": None})
+        return _of_class("Llama", config)
     renormalised = moe.gate != "softmax_topk" or moe.top_k == moe.n_expert
     experts = {"num_experts_per_tok": moe.top_k, "router_aux_loss_coef": moe.aux_coef, "sliding_window": None}
+    own = {"num_experts": moe.n_expert, "moe_intermediate_size": model.mlp_width, "norm_topk_prob": renormalised}
     if model.qk_norm:
-        own = {"num_experts": moe.n_expert, "moe_intermediate_size": model.mlp_width, "norm_topk_prob": renormalised}
         return _of_class("Qwen3Moe", config | experts | own)
-    if not renormalised:
-        raise UserError("gate softmax_topk has no Hugging Face form: Mixtral's gate weights sum to 1")
+    if model.qkv_bias or not renormalised:
+        own |= {"qkv_bias": model.qkv_bias, "shared_expert_intermediate_size": 0}
+        return _of_class("Qwen2Moe", config | experts | own)
     return _of_class("Mixtral", config | experts | {"num_local_experts": moe.n_expert})
 
 
 def _of_class(kind: str, config: dict[str, Any]) -> dict[str, Any]:
-    model_type = {"Qwen3Moe": "qwen3_moe"}.get(kind, kind.lower())
+    model_type = kind.removesuffix("Moe").lower() + ("_moe" if kind.endswith("Moe") else "")
     return {"architectures": [f"{kind}ForCausalLM"], "model_type": model_type, **config}
 
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from upcycle.errors import UserError, nearest
 from upcycle.files import read_record, write_atomic
-from upcycle.study.recorded import has_begun, is_finished, recorded_spec
+from upcycle.study.recorded import SPEC, RunFolders, has_begun, is_finished, recorded_spec
 from upcycle.study.spec import RunSpec
 from upcycle.study.study import describe_error
 from upcycle.workflow.dag import Workflow
@@ -144,6 +144,21 @@ def evaluate_job(workflow: Workflow, run_id: str, name: str | None) -> None:
     )
     write_atomic(Path(evaluation_path(run_id, evaluations[name])), json.dumps(result, indent=1) + "\n")
     print(f"{run_id}: {name} loss {result['loss']:.4f} ± {result['loss_se']:.4f} nats")
+
+
+def export_job(name: str, folder: Path) -> None:
+    """Write a finished run, by its id in results/runs or by its folder, as a Hugging Face folder; prints a line."""
+    from upcycle.train.export import export_run
+
+    given, runs = Path(name), RunFolders(RESULTS / "runs")
+    if not (given / SPEC).is_file() and name not in runs.names:
+        raise UserError(f"no run `{name}` in {runs.root}, nor a run's folder; {nearest(name, runs.names)}")
+    run_dir = given.resolve() if (given / SPEC).is_file() else runs.root / name
+    run = recorded_spec(run_dir)
+    if run is None:
+        raise UserError(f"{run_dir}: no {SPEC}, so it is not a run's folder; name a run that was trained")
+    compared = export_run(run_dir, run_dir.parents[1] / "tokens" / run.data.tokens_id, folder)
+    print(f"{run.id} is in {folder}: {compared}")
 
 
 def prune_job(workflow: Workflow, name: str | None, root: Path | None) -> None:
