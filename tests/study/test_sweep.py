@@ -7,6 +7,7 @@ from small_studies import small_study
 
 from upcycle.errors import UserError
 from upcycle.study.plan import build_plan
+from upcycle.study.shape import RopeScaling
 from upcycle.study.spec import RunSpec
 from upcycle.study.study import StudyConfig, load_study
 from upcycle.study.sweep import SETTABLE, expand
@@ -23,7 +24,7 @@ def one(sweep: dict, **changes: object) -> StudyConfig:
 
 
 def runs(sweep: dict, **changes: object) -> list[RunSpec]:
-    return [point.run for point in expand(one(sweep, **changes), "s")]
+    return [point.run for point in expand(one(sweep, **changes), "s", {})]
 
 
 @pytest.mark.parametrize(
@@ -45,14 +46,16 @@ def test_a_budget_in_tokens_trains_as_many_whatever_is_overridden(overrides, uni
     }[unit]
     tiny = one(DENSE | {"steps": 100}).models["tiny"].model_dump()
     config = one(UPCYCLED | budget | {"set": overrides}, models={"tiny": tiny | {"max_steps": 100, "n_budget": 1}})
-    points = expand(config, "s")
+    points = expand(config, "s", {})
     assert len({point.run.end_step for point in points}) > 1
     assert {point.run.tokens for point in points} == {TOKENS}
     assert {point.dense.run.tokens for point in points if point.dense} == {TOKENS}
 
 
 def test_the_parents_budget_follows_their_own_overrides():
-    points = expand(one(UPCYCLED | {"dense_tokens": TOKENS, "steps": 100, "dense_set": {"optim.batch": [4, 16]}}), "s")
+    points = expand(
+        one(UPCYCLED | {"dense_tokens": TOKENS, "steps": 100, "dense_set": {"optim.batch": [4, 16]}}), "s", {}
+    )
     assert [point.dense.run.optim.batch for point in points if point.dense] == [4, 16]
     assert {point.run.dense_tokens for point in points} == {TOKENS}
     assert {point.run.end_step for point in points} == {100}
@@ -80,6 +83,12 @@ def test_set_reaches_what_contributing_promises():
         "model.output_init": "plain",
         "model.norm_eps": 1e-6,
         "model.rope_base": 5e5,
+        "model.n_kv_head": 1,
+        "model.d_head": 16,
+        "model.rope_scaling": RopeScaling(kind="linear", factor=2),
+        "model.tied": True,
+        "model.qkv_bias": True,
+        "model.qk_norm": True,
         "moe.n_expert": 4,
         "moe.top_k": 3,
         "moe.gate": "softmax_topk",
@@ -122,7 +131,9 @@ def test_set_reaches_what_contributing_promises():
 def test_a_parent_may_have_a_schedule_of_its_own():
     """`schedule` is that of the finished models; their parents' is wsd unless `dense_set` says otherwise."""
     sweep = UPCYCLED | {"dense_steps": 100, "steps": 100}
-    plain, cosine = expand(one(sweep | {"schedule": "cosine", "dense_set": {"schedule.kind": ["wsd", "cosine"]}}), "s")
+    plain, cosine = expand(
+        one(sweep | {"schedule": "cosine", "dense_set": {"schedule.kind": ["wsd", "cosine"]}}), "s", {}
+    )
     assert plain.run.schedule.kind == cosine.run.schedule.kind == "cosine"
     assert plain.dense is not None
     assert cosine.dense is not None
@@ -142,8 +153,8 @@ def test_a_parent_may_have_a_schedule_of_its_own():
         (DENSE | {"schedule": "wsd", "set": {"schedule.kind": "cosine"}}, "are one setting"),
         (DENSE | {"method": "copy"}, "`method` belongs to kind upcycled: kind dense would ignore it"),
         (MOE | {"method": "copy"}, "`method` belongs to kind upcycled: kind moe would ignore it"),
-        (MOE | {"dense_set": {"optim.lr": 1}}, "`dense_set` belongs to kind upcycled"),
-        (MOE | {"points": [[TOKENS, TOKENS]]}, "`points` belongs to kind upcycled"),
+        (MOE | {"dense_set": {"optim.lr": 1}}, "`dense_set` belongs to kinds upcycled"),
+        (MOE | {"points": [[TOKENS, TOKENS]]}, "`points` belongs to kinds upcycled"),
         (UPCYCLED | {"set": {"model.init_std": 0.02}}, "`model.init_std` would have no effect: the weights are the"),
         (DENSE | {"set": {"seed": [0, 1]}}, "`seed` is a key of the sweep itself"),
         (DENSE | {"set": {"engine.model": 2}}, "unknown setting `engine.model`"),

@@ -1,4 +1,4 @@
-# One definition of training, four rules: a rule takes the runs whose id begins with its word.
+# One definition of training, six rules: a rule takes the runs whose id begins with its word.
 # metrics.json, written last, is the only declared output: Snakemake deletes declared files before a retry, and
 # weights and resume state must outlive that.
 rule pretrain_dense:
@@ -29,6 +29,20 @@ use rule pretrain_dense as upcycle with:
     wildcard_constraints:
         run=W.runs_of("up"),
     priority: PRIORITIES["up"]
+
+
+use rule pretrain_dense as import_checkpoint with:
+    wildcard_constraints:
+        run=W.runs_of("import"),
+    priority: PRIORITIES["import"]
+    message:
+        "Import {wildcards.run}"
+
+
+use rule pretrain_dense as continue_dense with:
+    wildcard_constraints:
+        run=W.runs_of("cont"),
+    priority: PRIORITIES["cont"]
 
 
 use rule pretrain_dense as decay with:

@@ -46,8 +46,9 @@ moe | text | | | the study's name of the mixture; empty for dense models
 
 SPECIFIED = _columns(
     """
-lineage | text | | | `dense` or `moe` (both from scratch) or `up` (upcycled)
-role | text | role | | `decay` (finished by cooling a trunk down), `full` (one schedule), `trunk` (not cooled down)
+lineage | text | | | `dense` or `moe` (both from scratch), `up` (upcycled) or `cont` (a dense model trained on)
+role | text | role | | `decay` (finished by cooling a trunk down), `full` (one schedule), `trunk` (not cooled down),
+    `imported` (a checkpoint: columns of its training are 0 or empty)
 n_layer | int | model.n_layer | | layers
 d_model | int | model.d_model | | width
 n_head | int | model.n_head | | attention heads
@@ -60,9 +61,10 @@ N2 | int | | parameters | non-embedding parameters that a token uses, (4 + 12 K)
     models
 N_total | int | | parameters | all non-embedding parameters, (4 + 12 E) L d^2 (Equation 6); N1 for dense models
 N_dense_exact | int | | parameters | exact non-embedding count of the dense shape, norms included (Table 3)
-D | int | | tokens | tokens of this stage, from scratch or from upcycling to the end of the decay
+D | int | | tokens | tokens of this stage, from scratch or from the dense parent to the end of the decay; of an
+    imported checkpoint those that its owner states
 D1 | int | dense_tokens | tokens | tokens of the dense parent; 0 without one
-D2 | int | | tokens | tokens after upcycling (= D); 0 unless upcycled
+D2 | int | | tokens | tokens after the dense parent (= D), upcycled or trained on; 0 without one
 flops_6nd | float | | FLOPs | 6 N D of this stage, trunk included; N the exact non-embedding parameters that a token
     uses
 steps | int | end_step | steps | updates of this stage, decay included: D = steps x batch x context
@@ -83,12 +85,12 @@ decay_fraction | float | start_step | | share of the steps that the decay of a W
 floor | float | schedule.floor | | last learning rate as a share of the largest; empty for a trunk, which is not
     cooled down
 dtype | text | dtype | | precision of the matrix products
-method | text | origin | | upcycling method; `scratch` otherwise
+method | text | origin | | upcycling method; else `scratch`, `continued` (trained on) or `checkpoint` (imported)
 settings | text | | | every other field of the run's specification that is not at its default, as `path=value`, joined
     by `;`
 seed | int | seed | | seed of the initial weights (of the router, when upcycled)
 data_seed | int | data.seed | | seed of the order of sequences
-dense_parent | text | dense_parent | | id of the dense run that was upcycled; empty without one
+dense_parent | text | dense_parent | | id of the dense run that was upcycled or trained on; empty without one
 """
 )
 """What a run is: each follows from its specification."""
@@ -123,7 +125,7 @@ _BUDGETS = ("D", "D1", "D2", "steps", "decay_fraction", "flops_6nd")
 GRID_SETTINGS = tuple(name for name in EQUAL_SETTINGS if name not in _BUDGETS)
 """Columns in which the runs of one grid, which differ in their budgets and seed, are equal."""
 
-LINEAGES = ("dense", "moe", "up")
+LINEAGES = ("dense", "moe", "up", "cont")
 _FIRST = ("lineage", "N1", "n_expert", "top_k", "D1", "D")
 ORDER = (*_FIRST, *(name for name in EQUAL_SETTINGS if name not in _FIRST), *_SEEDS, "id")
 """Rows are sorted by these columns, one after the other; lineages as `LINEAGES`, others by value, empty cells last."""
@@ -141,6 +143,8 @@ def described(run: RunSpec) -> dict[str, Any]:
     fields = dotted_fields(run.model_dump(mode="json"))
     if run.role == "trunk":
         del fields["schedule.floor"]  # as in RunSpec.identity
+    if run.role == "imported":
+        fields |= {"optim.lr": None, "optim.batch": 0, "schedule.kind": None, "schedule.floor": None, "dense_tokens": 0}
     row = {column.name: fields.get(column.field) for column in SPECIFIED if column.field}
     size = n1(run.model)
     row |= {
@@ -152,7 +156,7 @@ def described(run: RunSpec) -> dict[str, Any]:
         "N_total": n_total(run.model, run.moe) if run.moe else size,
         "N_dense_exact": count_parameters(run.model).non_embedding,
         "D": run.tokens,
-        "D2": run.tokens if run.lineage == "up" else 0,
+        "D2": run.tokens if run.dense_parent else 0,
         "decay_fraction": (run.end_step - run.start_step) / run.end_step if run.role == "decay" else 0.0,
         "method": run.origin.removeprefix("upcycle:"),
         "settings": _other_settings(run),

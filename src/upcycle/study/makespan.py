@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from upcycle.errors import UserError
 
-PRIORITIES = {"dense": 40, "decay": 35, "moe": 30, "up": 20}
+PRIORITIES = {"import": 45, "dense": 40, "decay": 35, "moe": 30, "up": 20, "cont": 20}
 """Of Snakemake's training rules, by kind of run: what most other work waits for comes first."""
 
 

@@ -15,9 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from upcycle.data.verified import NotedHashes
 from upcycle.errors import UserError
 from upcycle.study.execution import Execution
 from upcycle.study.kernel_fit import check_kernels
+from upcycle.study.parent import Checkpoint, identify, noted_hashes
 from upcycle.study.rates import Speeds, expected_seconds, measured_run, speeds_by_shape
 from upcycle.study.recorded import RunFolders
 from upcycle.study.spec import Recipe, RunSpec
@@ -42,6 +44,8 @@ class Plan:
     """The config's names of a run's model and mixture."""
     orphans: list[str] = field(default_factory=list)
     """Finished runs whose parent is gone: nothing can train them again."""
+    checkpoints: dict[str, dict[str, str]] = field(default_factory=dict)
+    """SHA-256 of the files of each imported run's checkpoint, by run and file name."""
 
     def members(self, sweep: str) -> list[str]:
         """All runs that a sweep needs, ancestors included, parents first."""
@@ -61,9 +65,10 @@ class Plan:
 
     @property
     def finished_models(self) -> list[str]:
-        """Every sweep's finished models, each once, in plan order."""
+        """Every sweep's finished models, and imported ones, each once, in plan order."""
         wanted = {run_id for ids in self.sweeps.values() for run_id in ids}
-        return [run_id for run_id in self.runs if run_id in wanted]
+        # By the id's first word: a frozen plan validates no run for it.
+        return [run_id for run_id in self.runs if run_id in wanted or run_id.startswith("import-")]
 
     def membership(self) -> dict[str, list[str]]:
         """Sweeps by finished model."""
@@ -74,12 +79,43 @@ class Plan:
         return sweeps
 
 
-def build_plan(study: StudyConfig, results: Path) -> Plan:
+def find_checkpoints(study: StudyConfig, hashes: NotedHashes) -> dict[str, Checkpoint]:
+    """The checkpoints that sweeps begin with, by model.
+
+    Raises `UserError` naming a file that is not as it must be, and for tokens of another tokenizer than its own.
+    """
+    used = dict.fromkeys(model for sweep in study.sweeps.values() if sweep.has_parents for model in sweep.model)
+    found, data = {}, study.data
+    for name, folder in ((name, study.models[name].checkpoint) for name in used):
+        if folder is None:
+            continue
+        try:
+            found[name] = checkpoint = identify(Path(folder).expanduser(), hashes)
+        except UserError as error:
+            raise UserError(f"models.{name}.checkpoint: {error}") from None
+        own = checkpoint.parent.tokenizer
+        if data.tokenizer == "bpe" or hashes.of(Path(data.tokenizer).expanduser()) != checkpoint.tokenizer_sha256:
+            raise UserError(
+                f"data.tokenizer: `{data.tokenizer}` is not {own}, whose pieces the embedding of models.{name} is of; "
+                f"write `tokenizer: {own}`, and its number of pieces as `vocab_size`"
+            )
+        if data.vocab_size > checkpoint.parent.rows:
+            raise UserError(
+                f"data.vocab_size: {data.vocab_size:,} pieces, but the embedding of models.{name} has "
+                f"{checkpoint.parent.rows:,} rows; give the number of pieces of {own}"
+            )
+    hashes.save()
+    return found
+
+
+def build_plan(study: StudyConfig, results: Path, *, notes: Path | None = None) -> Plan:
     """Expand every sweep, link trunk points into chains, keep the parents that run folders record.
 
-    Raises `UserError` naming the sweep or run and how to fix it; also for a kernel that could not compute a run.
+    Hashes of checkpoints are noted under `notes`, a results folder (None: `results`). Raises `UserError` naming the
+    sweep or run and how to fix it; also for a kernel that could not compute a run.
     """
-    points: dict[str, list[Point]] = {name: expand(study, name) for name in study.sweeps}
+    checkpoints = find_checkpoints(study, noted_hashes(notes or results))
+    points: dict[str, list[Point]] = {name: expand(study, name, checkpoints) for name in study.sweeps}
     goals: dict[str, RunSpec] = {}
     names: dict[str, tuple[str, str]] = {}
     for sweep_points in points.values():
@@ -98,7 +134,8 @@ def build_plan(study: StudyConfig, results: Path) -> Plan:
     runs |= _trained_ancestors(runs, folders)
     for run in runs.values():
         execution = study.execution_of(run)
-        execution.check(run)
+        if run.role != "imported":  # it has no batch to share
+            execution.check(run)
         check_kernels(execution, [run])
     for goal in goals.values():
         run = goal
@@ -108,7 +145,9 @@ def build_plan(study: StudyConfig, results: Path) -> Plan:
     sweeps = {name: [point.run.id for point in sweep_points] for name, sweep_points in points.items()}
     lost = [run_id for run_id, run in runs.items() if run.parent is not None and run.parent not in runs]
     orphans = [run_id for run_id in lost if folders.finished(run_id)]
-    return Plan(study.study, _parents_first(runs), sweeps, names, orphans)
+    by_fingerprint = {checkpoint.fingerprint: checkpoint.files for checkpoint in checkpoints.values()}
+    imported = {run_id: by_fingerprint[run.checkpoint] for run_id, run in goals.items() if run.checkpoint}
+    return Plan(study.study, _parents_first(runs), sweeps, names, orphans, imported)
 
 
 def _recipe_of(run: RunSpec) -> dict[str, Any]:

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 SPEC = "spec.json"
 SAVED = re.compile(r"step-(\d{9})-[0-9a-f]{64}(\.safetensors)?")
 """A rolling state in `resume/`, one file or a folder, renamed into place when it is whole (train/states/rolling.py)."""
-TRUNK = re.compile(r"((?:dense|moe|up)-.+)-[^-]+-(s\d+)-[0-9a-f]{10}")
+TRUNK = re.compile(r"((?:dense|moe|up|cont)-.+)-[^-]+-(s\d+)-[0-9a-f]{10}")
 """A trunk point's id: shape, tokens, seed, digest (`RunSpec.id`)."""
 
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from upcycle.errors import UserError, brief, nearest
 from upcycle.study.counting import count_parameters
 from upcycle.study.execution import Execution, ModelExecution
+from upcycle.study.parent import read_parent
 from upcycle.study.shape import Frozen, ModelShape, ModelSpec, MoESpec
 from upcycle.study.spec import DataConfig, OptimConfig, RunSpec, ScheduleKind, ScheduleSpec
 from upcycle.study.strict_yaml import read_yaml
@@ -28,6 +29,7 @@ from upcycle.study.values import (
     Sequences,
     Share,
     Version,
+    Vocabulary,
     Whole,
 )
 
@@ -82,15 +84,30 @@ class ScheduleConfig(Frozen):
     """Final learning rate as a share of the maximum; of wsd and cosine schedules."""
 
 
+def _or_checkpoint(schema: dict[str, Any]) -> None:
+    """Of a model in the editor's schema: its shape is given, or a checkpoint, whose shape `load_study` reads."""
+    shape = [name for name, field in ModelShape.model_fields.items() if field.is_required()]
+    schema["required"] = [name for name in schema["required"] if name not in shape]
+    schema["anyOf"] = [{"required": shape}, {"required": ["checkpoint", "tokens"]}]
+
+
 class ModelConfig(ModelShape):
     """Tables 3 and 5. A dense size and the settings tuned for it (its MoEs share all but the learning rate)."""
 
+    model_config = ConfigDict(json_schema_extra=_or_checkpoint)
+
+    checkpoint: PathText | None = None
+    """A Hugging Face folder, in place of a shape: runs of kinds upcycled and continued begin with its weights."""
+    tokens: Count | None = None
+    """D1: the tokens that the checkpoint was trained on, as its owner states them."""
+    vocab_size: Vocabulary | None = None
+    """Rows of the embedding and of the head; None: `data.vocab_size`. A checkpoint's are its own."""
     batch: Sequences
     """Sequences of a step."""
     warmup_steps: Whole
     """Steps of linear warm-up."""
     lr: LearningRate
-    """Largest learning rate of dense models."""
+    """Largest learning rate of dense models, from scratch and continued."""
     lr_moe: LearningRate
     """Largest learning rate of mixtures, from scratch and upcycled."""
     max_steps: Count | None = None
@@ -114,6 +131,14 @@ class ModelConfig(ModelShape):
         return [] if self.max_steps is None else [self.max_steps >> k for k in reversed(range(self.n_budget or 5))]
 
     @model_validator(mode="after")
+    def _check_checkpoint(self) -> ModelConfig:
+        if self.checkpoint is not None and self.tokens is None:
+            raise ValueError("`tokens` is missing: how many the checkpoint was trained on (D1)")
+        if self.checkpoint is None and self.tokens is not None:
+            raise ValueError("`tokens` counts those of a `checkpoint`, which is not given")
+        return self
+
+    @model_validator(mode="after")
     def _check_halving(self) -> ModelConfig:
         if self.max_steps is None and self.n_budget is not None:
             raise ValueError("n_budget counts the halvings of max_steps, which is not given")
@@ -126,23 +151,23 @@ class ModelConfig(ModelShape):
 class SweepConfig(Frozen):
     """A named grid of finished models. Lists are axes; the grid is their product."""
 
-    kind: Literal["dense", "moe", "upcycled"]
-    """Dense models, mixtures from scratch, or mixtures upcycled from dense models."""
+    kind: Literal["dense", "moe", "upcycled", "continued"]
+    """Dense models or mixtures from scratch; mixtures upcycled from dense models; dense models trained on."""
     model: Names
     """Names under `models`."""
     moe: AnyNames = []
     """Names under `moes`; for kinds moe and upcycled."""
     tokens: Budgets | None = None
-    """Budgets D (D2 when upcycled) in tokens, decay included, whatever batch and context `set` gives; trained in the
-    nearest number of whole steps."""
+    """Budgets D (D2 when upcycled or continued) in tokens, decay included, whatever batch and context `set` gives;
+    trained in the nearest number of whole steps."""
     steps: Budgets | None = None
     """The same budgets in steps. Neither given: the model's own `budgets`."""
     dense_tokens: Budgets | None = None
-    """Budgets D1 of the dense parents, in tokens; upcycled only."""
+    """Budgets D1 of the dense parents, in tokens; upcycled and continued only. A checkpoint's D1 is its `tokens`."""
     dense_steps: Budgets | None = None
     """The same in steps. Neither given: the model's own `budgets`."""
     points: Annotated[list[Pair], Field(min_length=1)] | None = None
-    """Single [D1, D2] points in tokens, in place of a grid; upcycled only."""
+    """Single [D1, D2] points in tokens, in place of a grid; upcycled and continued only."""
     method: Names | None = None
     """Upcycling methods; upcycled only. None: `copy`."""
     schedule: Schedules | None = None
@@ -153,16 +178,18 @@ class SweepConfig(Frozen):
     """Overrides by dotted path, e.g. `optim.lr: [1e-3, 2e-3]`; a list is an axis. `dtype` and every field of a run's
     model, moe, data, optim and schedule; `data.seed` is taken as it is, nothing is added to it."""
     dense_set: Axes = {}
-    """The same for the dense parents; upcycled only."""
+    """The same for the dense parents that are trained; upcycled and continued only."""
 
     @model_validator(mode="after")
     def _check_kind(self) -> SweepConfig:
-        if (self.kind == "dense") == bool(self.moe):
+        if (self.kind in ("moe", "upcycled")) != bool(self.moe):
             raise ValueError("`moe` names the mixtures of kinds moe and upcycled, and only of those")
-        if self.kind != "upcycled":
-            for key in ("method", "points", "dense_tokens", "dense_steps", "dense_set"):
+        if self.method and self.kind != "upcycled":
+            raise ValueError(f"`method` belongs to kind upcycled: kind {self.kind} would ignore it")
+        if not self.has_parents:
+            for key in ("points", "dense_tokens", "dense_steps", "dense_set"):
                 if getattr(self, key):
-                    raise ValueError(f"`{key}` belongs to kind upcycled: kind {self.kind} would ignore it")
+                    raise ValueError(f"`{key}` belongs to kinds upcycled and continued: kind {self.kind} ignores it")
         if (self.tokens and self.steps) or (self.dense_tokens and self.dense_steps):
             raise ValueError("give a budget in tokens or in steps, not both")
         if self.points and (self.tokens or self.steps or self.dense_tokens or self.dense_steps):
@@ -170,6 +197,11 @@ class SweepConfig(Frozen):
         if self.schedule and "schedule.kind" in self.set:
             raise ValueError("`schedule` and `schedule.kind` of `set` are one setting; give one of them")
         return self
+
+    @property
+    def has_parents(self) -> bool:
+        """Whether its models begin with finished dense models."""
+        return self.kind in ("upcycled", "continued")
 
 
 class EvaluationConfig(Frozen):
@@ -307,7 +339,7 @@ class StudyConfig(Frozen):
         entry = self.models[name]
         shape = entry.model_dump(include=set(ModelShape.model_fields))
         try:
-            return ModelSpec(**shape, vocab_size=self.data.vocab_size, context=self.context)
+            return ModelSpec(**shape, vocab_size=entry.vocab_size or self.data.vocab_size, context=self.context)
         except ValidationError as error:
             raise ValueError(f"models.{name}: {describe_error(error)}") from None
 
@@ -373,6 +405,23 @@ def load_study(path: Path) -> StudyConfig:
     """
     raw = read_yaml(path)
     try:
+        _give_shapes(raw)
         return StudyConfig.model_validate(raw)
-    except ValidationError as error:
+    except (ValidationError, UserError) as error:
         raise UserError(f"{path}: {describe_error(error)}") from None
+
+
+def _give_shapes(raw: Any) -> None:
+    """Give each model that begins with a checkpoint the shape that its config.json states."""
+    models = raw.get("models") if isinstance(raw, dict) else None
+    for name, entry in models.items() if isinstance(models, dict) else ():
+        if not isinstance(entry, dict) or not isinstance(entry.get("checkpoint"), str):
+            continue
+        for key in (*ModelShape.model_fields, "vocab_size"):
+            if key in entry:
+                raise UserError(f"models.{name}: the shape is the checkpoint's; leave out `{key}`")
+        try:
+            parent = read_parent(Path(entry["checkpoint"]).expanduser())
+        except UserError as error:
+            raise UserError(f"models.{name}.checkpoint: {error}") from None
+        entry |= parent.shape.model_dump(exclude_defaults=True) | {"vocab_size": parent.rows}

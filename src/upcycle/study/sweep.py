@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from upcycle.errors import UserError, brief, nearest
+from upcycle.study.parent import Checkpoint, Parent
 from upcycle.study.shape import Frozen, ModelSpec, MoESpec
 from upcycle.study.spec import DataSpec, OptimSpec, Recipe, RunSpec, ScheduleSpec
 from upcycle.study.study import StudyConfig, SweepConfig, describe_error
@@ -31,8 +33,19 @@ _SECTIONS: dict[str, type[Frozen]] = {
 SETTABLE = ("dtype", *(f"{name}.{field}" for name, section in _SECTIONS.items() for field in section.model_fields))
 """What `set` and `dense_set` may override. The rest of a run follows from the grid (seed, budget, parent) or from the
 code (engine)."""
-_COPIED = ("n_layer", "d_model", "n_head", "d_mlp", "vocab_size")
-"""Fields of a model that an upcycled run has from its parent, with the weights."""
+_COPIED = (
+    *("n_layer", "d_model", "n_head", "n_kv_head", "d_head", "d_mlp", "vocab_size"),
+    *("tied", "qkv_bias", "qk_norm"),
+)
+"""Fields of a model that an upcycled or continued run has from its parent, with the weights."""
+_IMPORTED: dict[str, Any] = {
+    "optim": OptimSpec(lr=1.0, batch=1).model_dump(),
+    "schedule": ScheduleSpec(kind="constant").model_dump(),
+    "moe": None,
+    "seed": 0,
+    "origin": "checkpoint",
+}
+"""What an imported run does not use, at fixed values: one checkpoint is one run, whatever is trained from it."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +56,7 @@ class Point:
     model: str
     moe: str
     dense: Point | None = None
-    """The finished dense parent, for an upcycled model."""
+    """The finished dense parent, of an upcycled or continued model."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +81,11 @@ class Budget:
         return steps
 
 
-def expand(study: StudyConfig, name: str) -> list[Point]:
+def expand(study: StudyConfig, name: str, checkpoints: Mapping[str, Checkpoint]) -> list[Point]:
     """All points of one sweep, in the order of its axes; equal points once.
 
-    Raises `UserError` naming the sweep and the value for an impossible one.
+    `checkpoints`: by the name of the model that begins with one. Raises `UserError` naming the sweep and the value for
+    an impossible one.
     """
     sweep = study.sweeps[name]
     where = f"sweeps.{name}"
@@ -79,14 +93,19 @@ def expand(study: StudyConfig, name: str) -> list[Point]:
     points: dict[str, Point] = {}
     axes = itertools.product(sweep.model, sweep.moe or [""], sweep.schedule or ["wsd"], sweep.seed)
     for model, moe, schedule, seed in axes:
-        pairs = _budgets(study, sweep, model, seed, where)
+        parent = checkpoints.get(model) if sweep.has_parents else None
+        imported = _imported(study, model, parent, where) if parent else None
+        pairs = _budgets(study, sweep, model, imported, seed, where)
         for overrides in _grid(sweep.set):
-            base = _recipe(study, sweep.kind, model, moe, seed, schedule)
+            base = _recipe(study, model, moe, seed, schedule)
             for dense, budget in pairs:
-                for method in (sweep.method or ["copy"]) if dense else [""]:
-                    recipe = _override(base | _origin(dense, method), overrides, where, "set")
+                origins = [f"upcycle:{each}" for each in sweep.method or ["copy"]] if moe else ["continued"]
+                for origin in origins if dense else ["scratch"]:
+                    recipe = _override(base | _origin(dense, origin), overrides, where, "set")
                     if dense:
                         _check_parent(recipe, dense.run, overrides, where)
+                    if parent:
+                        _check_context(recipe, parent.parent, where)
                     run = finished_run(recipe, budget.steps(recipe, where), study.schedule.decay_fraction, where)
                     # Axes can meet in one run: budgets in tokens that round to the same steps, a default written out.
                     points.setdefault(run.id, Point(run=run, model=model, moe=moe, dense=dense))
@@ -106,21 +125,63 @@ def _grid(axes: dict[str, list[Any]]) -> list[dict[str, Any]]:
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
+def _imported(study: StudyConfig, model: str, checkpoint: Checkpoint, where: str) -> Point:
+    """A checkpoint as the finished dense parent: its loss depends on the held-out text, the context and `dtype`."""
+    data = study.data.model_dump() | {"seed": 0, "repeat": False}
+    fields = {"model": study.model_spec(model).model_dump(), "data": data, "dtype": study.dtype, **_IMPORTED}
+    known = {"dense_tokens": study.models[model].tokens, "checkpoint": checkpoint.fingerprint}
+    try:
+        run = _run(**dict(Recipe.model_validate(fields | known)), role="imported", end_step=0)
+    except ValidationError as error:
+        raise UserError(f"{where}, models.{model}: {describe_error(error)}") from None
+    return Point(run=run, model=model, moe="")
+
+
+def _check_context(recipe: Recipe, parent: Parent, where: str) -> None:
+    """Raise `UserError` for sequences longer than those for which a checkpoint computes what we do."""
+    if recipe.model.context > parent.context:
+        raise UserError(
+            f"{where}: a context of {recipe.model.context:,} tokens exceeds the {parent.context:,} of {parent.folder} "
+            "(max_position_embeddings, or its sliding window); lower `context`"
+        )
+
+
+def _of_checkpoint(
+    sweep: SweepConfig, imported: Point, budgets: list[Budget], where: str
+) -> list[tuple[Point, Budget]]:
+    """(imported parent, budget) for each budget of the sweep.
+
+    Raises `UserError` for another D1 than the checkpoint's, and for settings of its training.
+    """
+    own, fix = imported.run.tokens, f"a checkpoint, whose D1 is models.{imported.model}.tokens"
+    for key in ("dense_steps", "dense_set"):
+        if getattr(sweep, key):
+            raise UserError(f"{where}.{key}: model {imported.model} begins with {fix}; leave `{key}` out")
+    for key, given in (("dense_tokens", sweep.dense_tokens or []), ("points", [d1 for d1, _ in sweep.points or []])):
+        if wrong := [d1 for d1 in given if d1 != own]:
+            raise UserError(f"{where}.{key}: D1 = {wrong[0]:,}, but model {imported.model} begins with {fix}, {own:,}")
+    return [(imported, budget) for budget in budgets]
+
+
 def _budgets(
-    study: StudyConfig, sweep: SweepConfig, model: str, seed: int, where: str
-) -> list[tuple[Point | None, Budget]]:
+    study: StudyConfig, sweep: SweepConfig, model: str, imported: Point | None, seed: int, where: str
+) -> Sequence[tuple[Point | None, Budget]]:
     """(dense parent or None, budget) for each budget of the sweep."""
     if sweep.points:
         pairs = [(Budget(d1, "tokens"), Budget(d2, "tokens")) for d1, d2 in sweep.points]
+        budgets = [budget for _, budget in pairs]
     else:
         budgets = _axis(study, model, sweep.tokens, sweep.steps, where)
-        if sweep.kind != "upcycled":
-            return [(None, budget) for budget in budgets]
+    if imported:
+        return _of_checkpoint(sweep, imported, budgets, where)
+    if not sweep.has_parents:
+        return [(None, budget) for budget in budgets]
+    if not sweep.points:
         dense_budgets = _axis(study, model, sweep.dense_tokens, sweep.dense_steps, where)
         pairs = list(itertools.product(dense_budgets, budgets))
     starts: list[tuple[Point | None, Budget]] = []
     for overrides in _grid(sweep.dense_set):
-        recipe = _override(_recipe(study, "dense", model, "", seed, "wsd"), overrides, where, "dense_set")
+        recipe = _override(_recipe(study, model, "", seed, "wsd"), overrides, where, "dense_set")
         for dense_budget, budget in pairs:
             steps = dense_budget.steps(recipe, where)
             run = finished_run(recipe, steps, study.schedule.decay_fraction, f"{where}, dense parent")
@@ -142,7 +203,7 @@ def _axis(
     return [Budget(count * entry.batch * study.context, "tokens") for count in entry.budgets]
 
 
-def _recipe(study: StudyConfig, kind: str, model: str, moe: str, seed: int, schedule: str) -> dict[str, Any]:
+def _recipe(study: StudyConfig, model: str, moe: str, seed: int, schedule: str) -> dict[str, Any]:
     """The fields of a `Recipe` as the study gives them."""
     entry = study.models[model]
     data = study.data.model_dump()
@@ -150,7 +211,7 @@ def _recipe(study: StudyConfig, kind: str, model: str, moe: str, seed: int, sche
         "model": study.model_spec(model).model_dump(),
         "data": {**data, "seed": data["seed"] + seed},
         "optim": {
-            "lr": entry.lr if kind == "dense" else entry.lr_moe,
+            "lr": entry.lr_moe if moe else entry.lr,
             "batch": entry.batch,
             **study.optim.model_dump(),
         },
@@ -161,11 +222,11 @@ def _recipe(study: StudyConfig, kind: str, model: str, moe: str, seed: int, sche
     }
 
 
-def _origin(dense: Point | None, method: str) -> dict[str, Any]:
-    """The fields of a `Recipe` that say what was upcycled, and how."""
+def _origin(dense: Point | None, origin: str) -> dict[str, Any]:
+    """The fields of a `Recipe` that say what was upcycled or continued, and how."""
     if dense is None:
         return {}
-    return {"origin": f"upcycle:{method}", "dense_parent": dense.run.id, "dense_tokens": dense.run.tokens}
+    return {"origin": origin, "dense_parent": dense.run.id, "dense_tokens": dense.run.tokens}
 
 
 def _override(fields: dict[str, Any], overrides: dict[str, Any], where: str, key: str) -> Recipe:
@@ -197,7 +258,7 @@ def _override(fields: dict[str, Any], overrides: dict[str, Any], where: str, key
 
 
 def _check_parent(recipe: Recipe, dense: RunSpec, overrides: dict[str, Any], where: str) -> None:
-    """An upcycled run begins with its parent's weights: their shape and tokenizer must be its own.
+    """A run that begins with its parent's weights has their shape and tokenizer.
 
     Raises `UserError` naming the setting.
     """

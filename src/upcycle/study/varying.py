@@ -14,7 +14,8 @@ _IN_ID = (
     *("dense_parent", "dense_tokens", "start_step", "end_step", "parent"),
 )
 """Fields of RunSpec that a run's id, or the steps beside it, show."""
-LINEAGES = {"dense": "dense", "moe": "moe", "up": "upcycled"}
+LINEAGES = {"dense": "dense", "moe": "moe", "up": "upcycled", "cont": "continued", "import": "imported"}
+"""What people call a run, by its lineage; an imported one by its kind."""
 DENSE = "dense_set."
 """Prefix of a setting of an upcycled model's dense parent, after the study's key that sets it."""
 
@@ -67,7 +68,9 @@ def run_labels(plan: Plan) -> dict[str, str]:
     alike: dict[str, list[str]] = defaultdict(list)
     for run_id, run in plan.runs.items():
         names = [name for name, shown in zip(plan.names.get(run_id, ("", "")), several, strict=True) if shown and name]
-        alike[" ".join([LINEAGES[run.lineage], *names, *_budget(run)])].append(run_id)
+        alike[" ".join([LINEAGES["import" if run.role == "imported" else run.lineage], *names, *_budget(run)])].append(
+            run_id
+        )
     labels = {}
     for label, ids in alike.items():
         for run_id, shown in _told_apart(plan, ids).items():

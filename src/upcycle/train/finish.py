@@ -65,9 +65,10 @@ def finish(trainee: Trainee, metrics: MetricsLog, stop: StopRequest, *, whole: b
     metrics.json comes last. Without `whole` only the curve's subset is evaluated, and the loss is null.
     """
     run = trainee.run
-    save(trainee, metrics)
-    with trainee.clock.phase("save"):
-        trainee.saver.wait()  # published: from here a stop or kill costs the evaluation only
+    if run.role != "imported":  # which is read again sooner than a state of it is
+        save(trainee, metrics)
+        with trainee.clock.phase("save"):
+            trainee.saver.wait()  # published: from here a stop or kill costs the evaluation only
     sequences = heldout(trainee.tokens, run)
     subset = spread_sequences(len(sequences), SUBSET_TOKENS // run.model.context)
     if not whole:
@@ -118,8 +119,6 @@ def _final_metrics(trainee: Trainee, losses: np.ndarray | None, rows: list[dict[
     """`metrics.json`: what the laws, figures and the report read of a run. Losses in nats, times in seconds."""
     run, clock = trainee.run, trainee.clock
     loss, loss_se = (None, None) if losses is None else mean_and_error(losses)
-    last = [row for row in rows if "loss" in row][-1]
-    speed, rate = run.segment_tokens / clock.train, clock.gemm_flops / clock.train
     return {
         "id": run.id,
         "kind": run.kind,
@@ -142,13 +141,7 @@ def _final_metrics(trainee: Trainee, losses: np.ndarray | None, rows: list[dict[
         "eval_seconds": round(clock.evaluate, 3),
         "save_seconds": round(clock.save, 3),
         "save_background_seconds": round(clock.save_background, 3),
-        "tokens_per_second": round(speed, 1),
-        "step_seconds": round(clock.train / (run.end_step - run.start_step), 6),
-        "gemm_flops_per_second": round(rate),
-        "mfu": round(utilisation(run, speed, rate), 5),
-        "train_loss_last": last["loss"],
-        "balance_last": last.get("balance", 0.0),
-        "grad_norm_last": last["grad_norm"],
+        **_of_updates(trainee, rows),
         "skipped_updates": trainee.spikes.skipped,
         "tokens_fingerprint": trainee.tokens.fingerprint,
         "hardware": hardware(trainee.execution.device),
@@ -159,3 +152,24 @@ def _final_metrics(trainee: Trainee, losses: np.ndarray | None, rows: list[dict[
         "curve_heldout": [[row["tokens"], row["heldout"]] for row in rows if "heldout" in row],
         "resumed": clock.resumed,
     }
+
+
+OF_UPDATES = (
+    *("tokens_per_second", "step_seconds", "gemm_flops_per_second", "mfu"),
+    *("train_loss_last", "balance_last", "grad_norm_last"),
+)
+
+
+def _of_updates(trainee: Trainee, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What metrics.json has of the updates; null of an imported run, which makes none."""
+    run, clock = trainee.run, trainee.clock
+    if run.role == "imported":
+        return dict.fromkeys(OF_UPDATES)
+    last = [row for row in rows if "loss" in row][-1]
+    speed, rate = run.segment_tokens / clock.train, clock.gemm_flops / clock.train
+    found = (
+        *(round(speed, 1), round(clock.train / (run.end_step - run.start_step), 6), round(rate)),
+        round(utilisation(run, speed, rate), 5),
+        *(last["loss"], last.get("balance", 0.0), last["grad_norm"]),
+    )
+    return dict(zip(OF_UPDATES, found, strict=True))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -39,18 +40,22 @@ def train_run(
     tokens_dir: Path,
     parent_dir: Path | None,
     execution: Execution,
+    files: Mapping[str, str] | None = None,
     fresh: bool = False,
     evaluate: bool = True,
 ) -> None:
     """Train a run into its folder, resume it, or verify that it is finished and return.
 
+    `parent_dir`: the finished run that it starts from, or the Hugging Face folder of a checkpoint that is imported,
+    whose `files` have these SHA-256 by name.
     Without `evaluate` its final held-out loss is left out, and null in metrics.json (`finish.evaluate_later` adds it).
     `fresh` discards a finished result, or a damaged one, and trains again from the start; an unfinished run with a
     valid state is resumed, so that a preempted job with `fresh` keeps its work. Raises UserError for what cannot be
     trained; Preempted (exit code 75) after SIGTERM or SIGUSR1, the state saved; TrainingError for a non-finite loss, a
     full disk or too little memory, the last state kept.
     """
-    execution.check(run)
+    if run.role != "imported":  # it has no batch to share
+        execution.check(run)
     with start_group(execution) as group, StopRequest() as stop, ExitStack() as held:
         if group.from_first(_open(run, run_dir, held, group, fresh=fresh)):
             log.info("%s: finished before; its files are verified", run.id)
@@ -62,14 +67,17 @@ def train_run(
                 run_dir=run_dir,
                 tokens_dir=tokens_dir,
                 parent_dir=parent_dir,
+                files=files,
                 execution=execution,
                 clock=clock,
                 group=group,
             )
-            job_rate(run, execution)  # measured here, in no update's time
+            if run.role != "imported":
+                job_rate(run, execution)  # measured here, in no update's time
         metrics_log = MetricsLog(run_dir / "metrics.jsonl", writes=group.is_first)
         with out_of_memory_is_named(run, execution), metrics_log as metrics, trainee.saver:
-            _run_steps(trainee, metrics, stop)
+            if run.role != "imported":
+                _run_steps(trainee, metrics, stop)
             finish(trainee, metrics, stop, whole=evaluate)
 
 

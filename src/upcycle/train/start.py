@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from upcycle.data.batches import check_budget
 from upcycle.data.tokens import TokenSet
@@ -12,10 +15,12 @@ from upcycle.errors import UserError
 from upcycle.manifest import STATE, WEIGHTS, read_manifest
 from upcycle.model import upcycling
 from upcycle.model.fill import give
+from upcycle.model.hub import read_checkpoint
 from upcycle.model.kernels import choose_kernels
 from upcycle.model.transformer import initial_weight
 from upcycle.study.execution import Execution
 from upcycle.study.kernel_fit import fitting
+from upcycle.study.parent import read_parent
 from upcycle.study.recorded import check_trained
 from upcycle.study.spec import RunSpec
 from upcycle.train.device import use_device
@@ -39,6 +44,7 @@ def prepare_trainee(
     parent_dir: Path | None,
     execution: Execution,
     clock: Clock,
+    files: Mapping[str, str] | None = None,
     group: Group | None = None,
 ) -> Trainee:
     """Check everything that can be wrong before work starts, then build the model at the step that the run has reached.
@@ -50,14 +56,15 @@ def prepare_trainee(
         device = use_device(execution)
         tokens = TokenSet(tokens_dir)
         recipe = run.data
-        check_budget(
-            len(tokens.train),
-            wanted=run.tokens,
-            context=run.model.context,
-            start=recipe.start,
-            stop=recipe.stop,
-            repeat=recipe.repeat,
-        )
+        if run.role != "imported":
+            check_budget(
+                len(tokens.train),
+                wanted=run.tokens,
+                context=run.model.context,
+                start=recipe.start,
+                stop=recipe.stop,
+                repeat=recipe.repeat,
+            )
         heldout(tokens, run)
         fit = fitting(execution, run)
         kernels = choose_kernels(run.model, execution.kernels, **fit, compile=execution.compile)
@@ -68,7 +75,7 @@ def prepare_trainee(
     optimizer, spikes = build_optimizer(model, run.optim), Spikes(run.optim.skip_above)
     trainee = Trainee(run, run_dir, execution, tokens, model, optimizer, clock, spikes=spikes, group=group)
     if not _resume(trainee):
-        _start(trainee, parent_dir)
+        _start(trainee, parent_dir, files)
     with group.together():
         MetricsLog(run_dir / "metrics.jsonl", writes=group.is_first).cut_back(trainee.step, run.start_step)
     use_execution(model, execution)
@@ -107,14 +114,19 @@ def _spikes(run: RunSpec, notes: dict[str, Any] | None) -> Spikes:
     return Spikes(**notes["spikes"])
 
 
-def _start(trainee: Trainee, parent_dir: Path | None) -> None:
-    """Begin as `run.init` says: from scratch, where the parent stopped, or from an upcycled dense parent."""
+def _start(trainee: Trainee, parent_dir: Path | None, files: Mapping[str, str] | None) -> None:
+    """Begin as `run.init` says: from scratch, where the parent stopped, or with a dense parent's or a checkpoint's
+    weights."""
     run, model = trainee.run, trainee.model
     if run.init == "scratch":
         weights = dict(model.named_parameters())
         give(weights, lambda name, shape: initial_weight(name, shape, run.model, run.moe, run.seed))
     elif run.init == "continue":
         _continue(trainee, parent_dir)
+    elif run.init == "checkpoint":
+        _import(trainee, parent_dir, files)
+    elif run.init == "continued":
+        _train_on(trainee, parent_dir)
     else:
         _upcycle(trainee, parent_dir)
 
@@ -151,6 +163,46 @@ def _continue(trainee: Trainee, parent_dir: Path | None) -> None:
     restore_optimizer(trainee.model, trainee.optimizer, moments, trainee.updates)
 
 
+def _import(trainee: Trainee, folder: Path | None, files: Mapping[str, str] | None) -> None:
+    """Take over a Hugging Face folder's weights: the run's fingerprint vouches for the hashes, they for the bytes."""
+    run, group = trainee.run, trainee.group
+    weights = None
+    with group.together():
+        if group.is_first:
+            if folder is None or files is None:
+                raise UserError(f"{run.id} is imported: name the folder of its checkpoint, and its files' hashes")
+            if read_parent(folder).fingerprint(files.values()) != run.checkpoint:
+                raise UserError(f"{folder} is not the checkpoint of {run.id}; restore it, or plan the study again")
+            weights = read_checkpoint(folder, run.model, files)
+    give(dict(trainee.model.named_parameters()), group.whole_of_first(weights, trainee.device))
+
+
+def _dense_weights(trainee: Trainee, parent_dir: Path | None) -> dict[str, Tensor]:
+    """Weights of the finished dense parent, for the first process. UserError if its tokenizer is another."""
+    run = trainee.run
+    folder, manifest = _parent(trainee, parent_dir)
+    parent = checkpoint.read_spec(folder)
+    if parent.data.tokens_id == run.data.tokens_id:
+        check_fingerprint(trainee.tokens, manifest["tokens_fingerprint"], parent.id)
+    own, its = trainee.tokens.manifest["tokenizer"]["sha256"], manifest["tokenizer_sha256"]
+    if own != its:
+        raise UserError(
+            f"{run.id}: its tokens are of tokenizer {own[:16]}..., those of its dense parent {parent.id} of "
+            f"{its[:16]}...: the embedding would mean nothing; give both the path of one tokenizer.json as "
+            "data.tokenizer"
+        )
+    return checkpoint.read_tensors(folder, WEIGHTS)
+
+
+def _train_on(trainee: Trainee, parent_dir: Path | None) -> None:
+    """Begin with the dense parent's weights as they are: fresh optimizer, step 0."""
+    group, weights = trainee.group, None
+    with group.together():
+        if group.is_first:
+            weights = _dense_weights(trainee, parent_dir)
+    give(dict(trainee.model.named_parameters()), group.whole_of_first(weights, trainee.device))
+
+
 def _upcycle(trainee: Trainee, parent_dir: Path | None) -> None:
     """Make the dense parent's weights those of this MoE: fresh optimizer, step 0; `receipt.json` records the effect."""
     run, group = trainee.run, trainee.group
@@ -158,18 +210,7 @@ def _upcycle(trainee: Trainee, parent_dir: Path | None) -> None:
     dense = weights = None
     with group.together():
         if group.is_first:
-            folder, manifest = _parent(trainee, parent_dir)
-            parent = checkpoint.read_spec(folder)
-            if parent.data.tokens_id == run.data.tokens_id:
-                check_fingerprint(trainee.tokens, manifest["tokens_fingerprint"], parent.id)
-            own, its = trainee.tokens.manifest["tokenizer"]["sha256"], manifest["tokenizer_sha256"]
-            if own != its:
-                raise UserError(
-                    f"{run.id}: its tokens are of tokenizer {own[:16]}..., those of its dense parent {parent.id} of "
-                    f"{its[:16]}...: the embedding would mean nothing; give both the path of one tokenizer.json as "
-                    "data.tokenizer"
-                )
-            dense = checkpoint.read_tensors(folder, WEIGHTS)
+            dense = _dense_weights(trainee, parent_dir)
             weights = upcycling.upcycle(run.origin.partition(":")[2], dense, run.model, run.moe, run.seed)
     give(dict(trainee.model.named_parameters()), group.whole_of_first(weights, trainee.device))
     receipt = measure_upcycling(trainee, dense, weights)

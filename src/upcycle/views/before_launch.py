@@ -28,7 +28,7 @@ ROLLING_STATES = 2
 """States to resume from that a running job keeps (train/states/folder.py)."""
 WHEN = {
     "trunk": "once the trunk points and decays that continue from it are finished",
-    "dense model": "once the runs that are upcycled from it, and its evaluations, are finished",
+    "dense model": "once the runs that begin with it, and its evaluations, are finished",
     "model": "once its evaluations are finished",
 }
 """When `keep` lets the files of a kind of run go."""
@@ -210,7 +210,7 @@ def extension_costs(workflow: Workflow, runs: Mapping[str, dict[str, Any]]) -> l
         costs.append(cost("budgets between those of a trunk: trunks, from their start to there at most", longest))
     if keep.weights == "none":
         # A decay's tokens are those of its trunk and its own; the trunk's state may be there, so this is the most.
-        dense = [run for run in plan.runs.values() if run.lineage == "dense" and run.role != "trunk"]
+        dense = [run for run in plan.runs.values() if run.lineage == "dense" and run.role in ("decay", "full")]
         costs.append(cost("other mixtures upcycled from these dense models: the dense models", dense))
     return costs
 

@@ -255,7 +255,7 @@ def _seconds_left(state: dict[str, Any], planned_seconds: float) -> float:
     steps = state["end_step"] - at
     if state["step_seconds"]:
         return float(steps * state["step_seconds"])
-    return planned_seconds * steps / (state["end_step"] - state["start_step"])
+    return planned_seconds * steps / max(state["end_step"] - state["start_step"], 1)  # an imported run has no step
 
 
 def _longest_chain(workflow: Workflow, found: dict[str, dict[str, Any]]) -> float:

@@ -62,7 +62,7 @@ def adopt_runs(workflow: Workflow, source: Path) -> Adopted:
         raise UserError(f"{source} is the results folder of this study itself: name another one")
     adopted = Adopted()
     try:
-        there = build_plan(workflow.study, source).runs
+        there = build_plan(workflow.study, source, notes=RESULTS).runs
     except UserError as error:  # a needed run's spec.json: the loop names it if the study plans that run
         adopted.refused[str(source)] = str(error)
         there = {}

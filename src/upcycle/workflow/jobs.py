@@ -98,7 +98,8 @@ def train_job(workflow: Workflow, name: str, *, fresh: bool = False) -> None:
         run,
         run_dir=run_dir,
         tokens_dir=RESULTS / "tokens" / run.data.tokens_id,
-        parent_dir=RESULTS / "runs" / run.parent if run.parent else None,
+        parent_dir=_parent_folder(workflow, run),
+        files=workflow.plan.checkpoints.get(run.id),
         execution=execution,
         fresh=fresh,
         evaluate=run.role != "trunk" or run.id in workflow.plan.finished_models or name.endswith(".json"),
@@ -108,8 +109,20 @@ def train_job(workflow: Workflow, name: str, *, fresh: bool = False) -> None:
     metrics = read_record(run_dir / "metrics.json")
     print(
         f"{run.id}: {_loss_words(metrics)} at {run.tokens:,} tokens, "
-        f"{metrics['tokens_per_second']:,.0f} tokens/s, {metrics['wall_seconds']:.1f} s"
+        + ("" if run.role == "imported" else f"{metrics['tokens_per_second']:,.0f} tokens/s, ")
+        + f"{metrics['wall_seconds']:.1f} s"
     )
+
+
+def _parent_folder(workflow: Workflow, run: RunSpec) -> Path | None:
+    """Where a run's first weights are: its parent's folder, or of an imported run the checkpoint of its model."""
+    if run.role != "imported":
+        return RESULTS / "runs" / run.parent if run.parent else None
+    model, _ = workflow.plan.names.get(run.id, ("", ""))
+    folder = workflow.study.models[model].checkpoint if run.id in workflow.plan.checkpoints else None
+    if folder is None:
+        raise UserError(f"{run.id}: no model of study `{workflow.study.study}` begins with this checkpoint")
+    return Path(folder).expanduser()
 
 
 def _loss_words(metrics: dict[str, Any]) -> str:

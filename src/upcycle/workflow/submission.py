@@ -12,7 +12,14 @@ from upcycle.workflow.needs import tokens_to_make
 from upcycle.workflow.paths import RESULTS
 from upcycle.workflow.resources import Cluster, JobRequest
 
-RULE_OF_KIND = {"dense": "pretrain_dense", "moe": "pretrain_moe", "up": "upcycle", "decay": "decay"}
+RULE_OF_KIND = {
+    "import": "import_checkpoint",
+    "dense": "pretrain_dense",
+    "moe": "pretrain_moe",
+    "up": "upcycle",
+    "cont": "continue_dense",
+    "decay": "decay",
+}
 """The rule that trains a kind of run."""
 PRODUCT_RULES = "fit, figure, table, report"
 RULE_ORDER = ("tokenize", *RULE_OF_KIND.values(), "evaluate", PRODUCT_RULES)

@@ -25,8 +25,11 @@ from upcycle.study.spec import RunSpec
 DERIVED: dict[str, Callable[[pd.DataFrame], pd.Series]] = {
     "N": lambda rows: rows["N1"],
     "P": lambda rows: rows["N_total"] / rows["N2"],
-    "T1": lambda rows: rows["D1"].where(rows["lineage"] == "up", rows["D"].where(rows["lineage"] == "dense", 0)),
-    "T2": lambda rows: rows["D"].where(rows["lineage"] != "dense", 0),
+    "T1": lambda rows: (
+        rows["D1"].where(rows["lineage"] == "up", 0)
+        + (rows["D1"] + rows["D"]).where(rows["lineage"].isin(("dense", "cont")), 0)
+    ),
+    "T2": lambda rows: rows["D"].where(rows["lineage"].isin(("moe", "up")), 0),
 }
 """Inputs of laws that follow from columns: the size in Equation 3 (the dense model's for all), the sparsity of Equation
 11, and for the unified law the tokens seen as a dense model and as a mixture."""
