@@ -134,7 +134,9 @@ def parser() -> argparse.ArgumentParser:
         help="a name under `evaluations`; without one the run's own held-out text, if it was not evaluated when it was "
         "trained (trunk points are not), into its metrics.json",
     )
-    adopt = verb("adopt", "Take over finished runs of another results folder, verified: linked, or else copied.")
+    adopt = verb(
+        "adopt", "Take over finished runs and tokens of another results folder, verified: linked, or else copied."
+    )
     adopt.add_argument("folder", type=Path, metavar="FOLDER", help="its results folder, which has `runs`")
     export = verb(
         "export",

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 from built_once import built_once
-from checkouts import wait_for
-from slurm_faults import LIVE, Invocation, Seen, Watch, faulty, record, results_of, write_study
+from checkouts import Checkout, wait_for
+from slurm_faults import LIVE, STEPS, Invocation, Seen, Watch, faulty, record, results_of, write_study
 from slurm_lab import SlurmLab
 
 pytestmark = [pytest.mark.slow, pytest.mark.workflow]
@@ -135,6 +135,48 @@ def test_preempted(slurm_lab, tmp_path, undisturbed, partition, mode):
         )
         ends_well(study, invocation, undisturbed, jobs=2)
         assert "Trying to restart" not in invocation.text()
+
+
+def on_two_nodes(checkout: Checkout, nodes: int = 2) -> None:
+    """Its runs take a process on each of two nodes, and are short; one node with two processes is the same to a bit."""
+    checkout.edit("config.yaml", "save_seconds: 1", f"save_seconds: 1, devices: 2, nodes: {nodes}")
+    checkout.edit("config.yaml", f"steps: [{STEPS}]", "steps: [500]")
+
+
+@pytest.fixture(scope="module")
+def undisturbed_pair(tmp_path_factory):
+    def build(folder):
+        checkout = write_study(folder / "checkout")
+        on_two_nodes(checkout, nodes=1)
+        checkout.run("--cores=2")
+
+    return results_of(built_once(tmp_path_factory, "undisturbed-pair", build) / "checkout")
+
+
+@pytest.mark.slurm_fault
+def test_preempted_on_two_nodes(slurm_lab, tmp_path, undisturbed_pair):
+    """An urgent job wants one of the nodes. The workers of both save together, and the next attempt resumes on both."""
+
+    def urgent(job):
+        assert sorted(study.workers(job)) == ["0", "1"]
+        slurm_lab.run(
+            "sbatch", "-p", "urgent", "-w", "node2", "--exclusive", "-t", "1",
+            "-o", str(slurm_lab.folder / "log" / "urgent.out"), "--wrap", "sleep 1",
+        )  # fmt: skip
+
+    with faulty(slurm_lab, tmp_path / "checkout", partition="killable") as study:
+        on_two_nodes(study.checkout)
+        invocation = killed_at(
+            study, urgent, "preemption of one of a job's two nodes", "(was preempted|was told to stop)", lost=False
+        )
+        assert invocation.end() == 0, invocation.text()
+        assert results_of(study.root) == undisturbed_pair
+        assert len(undisturbed_pair) == 2
+        assert "Trying to restart" not in invocation.text()  # exit code 75 costs no retry
+        (run,) = study.runs()
+        assert len(study.jobs(run)) == 2
+        assert study.trainings.together[run] == 4  # a launcher and a worker on each node
+        assert len(study.trainings.processes[run]) == 8
 
 
 @pytest.mark.slurm_fault
@@ -311,13 +353,14 @@ def test_job_arrays_are_refused(study):
 
 @pytest.mark.slurm_fault
 def test_interrupted_with_64_jobs_waiting(slurm_lab, tmp_path):
-    """Ctrl-C leaves no job, neither queued nor running, and every finished run."""
+    """Ctrl-C leaves no job, neither queued nor running, and every finished run. The same command does the rest."""
     limit = ("sacctmgr", "-i", "modify", "user", "root", "set")
     slurm_lab.run(*limit, "MaxJobs=1")
     try:
         with faulty(slurm_lab, tmp_path / "checkout", seeds=66) as study:
+            study.checkout.edit("config.yaml", f"steps: [{STEPS}]", "steps: [200], schedule: constant")
             invocation = study.start("--jobs=65")
-            invocation.wait_for_words("1/132  dense trunk to")
+            invocation.wait_for_words(" 1/66  dense ")
             wait_for(lambda: len(waiting(study)) == 64, "64 waiting jobs")
             finished = results_of(study.root)
             assert finished
@@ -327,7 +370,16 @@ def test_interrupted_with_64_jobs_waiting(slurm_lab, tmp_path):
             seconds = watch.seconds()
             wait_for(lambda: not [job for job in study.jobs() if job.state in LIVE], "no job", seconds=20)
             assert finished.items() <= results_of(study.root).items()
-            work = "no job is left; finished runs stay, the same command continues"
+            kept = results_of(study.root)
+            slurm_lab.run(*limit, "MaxJobs=-1")
+            again = study.start("--jobs=65")
+            assert again.end(900) == 0, again.text()
+            whole = results_of(study.root)
+            assert len(whole) == 66
+            assert kept.items() <= whole.items()
+            assert [len(study.jobs(run)) for run in finished] == [1] * len(finished)
+            assert len((study.root / "results" / "losses.csv").read_text().splitlines()) == 1 + 66
+            work = "no job is left; finished runs stay, the same command continues to the end"
             record(Seen("Ctrl-C with 64 waiting jobs", "Terminating processes", seconds, work))
     finally:
         slurm_lab.run(*limit, "MaxJobs=-1")

@@ -197,6 +197,21 @@ class FaultStudy:
                 return pid
         raise AssertionError(f"job {job.id} does not train")
 
+    def workers(self, job: Job) -> dict[str, int]:
+        """Processes of a job on several nodes that train, by rank."""
+        found = {}
+        for pid in self.lab.processes_of(job.id):
+            variables = dict(each.partition("=")[::2] for each in _environment_of(pid))
+            if trained_run(pid) and "RANK" in variables:
+                found[variables["RANK"]] = pid
+        return found
+
+
+def _environment_of(pid: int) -> list[str]:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
+    return []
+
 
 @contextlib.contextmanager
 def faulty(lab: SlurmLab, root: Path, seeds: int = 1, partition: str = "gpu") -> Iterator[FaultStudy]:

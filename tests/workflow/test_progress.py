@@ -90,6 +90,26 @@ def test_the_whole_time_is_that_passed_and_the_makespan_of_what_is_left(workflow
     assert f"0:00 of ~{round(left / 60)} min" in capsys.readouterr().err
 
 
+def test_a_rehearsal_s_time_is_that_of_the_runs_at_their_pace(workflow, capsys):
+    """Three of four runs are made in 30 seconds: 40 in all. What a run's training would take is of no interest."""
+    first, *rest = workflow.plan.runs
+    for run_id in (first, *rest[:-1]):
+        path = Path(metrics_path(run_id))
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({"simulated": True, "loss": None if run_id == first else 4.25}))
+    progress = Progress(workflow, lambda: ([metrics_path(rest[-1])], 1))
+    progress._labels = dict.fromkeys(workflow.plan.runs, "a run")
+    logger = logging.Logger("snakemake.logging")
+    logger.addHandler(progress)
+    send(logger, 1, [metrics_path(first)], "Train")
+    assert "of ~" not in (before := capsys.readouterr().err)
+    progress.finished |= set(rest[:-2])
+    progress.started -= 30
+    send(logger, 2, [metrics_path(rest[-2])], "Train")
+    assert "  simulated 4.250  0:30 of ~40 s" in (line := capsys.readouterr().err)
+    assert before.index("0:00") == line.index("0:30")
+
+
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (130.9, "2:10"), (3730, "1:02:10"), (360_000, "100:00:00")])
 def test_the_clock(seconds, text):
     assert clock(seconds) == text

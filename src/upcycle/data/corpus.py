@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from upcycle.bars import count_work
 from upcycle.data.cleaning import RepeatedPassages, clean, separator
 from upcycle.data.datasets import Dataset
 from upcycle.data.windows import Windows
@@ -96,6 +97,7 @@ def _distinct_documents(dataset: Dataset, cache_dir: Path, removed: dict[str, Re
     for source in dataset.sources:
         before = len(documents)
         for raw in source.documents(cache_dir):
+            count_work(expected=2, done=1)  # now it is cleaned, later it is cut into tokens, if it stays
             text = clean(raw, dataset.layout)
             digest = hashlib.sha256(text.encode()).digest()
             if text and digest in digests:

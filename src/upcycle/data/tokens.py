@@ -11,6 +11,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from upcycle.bars import count_work
 from upcycle.data.corpus import Document, prepare_corpus
 from upcycle.data.datasets import Dataset, find_dataset, local_dataset
 from upcycle.data.provenance import MANIFEST, PARTS, SourceFile, manifest_bytes, read_token_manifest, text_fingerprint
@@ -125,6 +126,7 @@ def _write_part(folder: Path, part: str, documents: Sequence[Document], tokenize
         texts = [document.text for document in documents]
         for document, ids in zip(documents, encode_documents(tokenizer, texts, dtype), strict=True):
             writer.add(ids)
+            count_work(done=1)
             tokens[document.source] += len(ids)
             size[document.source] += len(document.text.encode())
     by_source = {

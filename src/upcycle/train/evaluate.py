@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from upcycle.bars import count_work
 from upcycle.data.batches import heldout_batches
 from upcycle.data.tokens import TokenSet
 from upcycle.errors import UserError
@@ -57,6 +58,7 @@ def evaluate_run(
     sequences = heldout(tokens, run)
     if max_tokens is not None:
         sequences = sequences[spread_sequences(len(sequences), max_tokens // run.model.context)]
+    count_work(expected=-(-len(sequences) // execution.eval_batch))
     losses = sequence_losses(model.to(device), run, batches_of(sequences, execution.eval_batch))
     loss, loss_se = mean_and_error(losses)
     return {
@@ -127,6 +129,7 @@ def sequence_losses(
             losses_BS = model(group.positions(ids[:, :-1]), group.positions(ids[:, 1:]), per_token=True).loss
         sizes.append(len(batch))
         means.append(losses_BS.double().mean(1)[: len(part)].cpu())
+        count_work(done=1)
     model.train(was_training)
     if group.size > 1:
         from upcycle.model.parallel import reshard

@@ -1,7 +1,7 @@
-"""`upcycle adopt FOLDER`: finished runs of another results folder become this one's, each file verified on the way.
+"""`upcycle adopt FOLDER`: tokens and finished runs of another results folder become this one's, verified on the way.
 
-A file is linked where both folders are on one file system, else copied. As in training, metrics.json comes last: a run
-that a kill left half adopted is unfinished, and the same command takes it again.
+A file is linked where both folders are on one file system, else copied. As in training, metrics.json comes last, and
+as in tokenising, the manifest: what a kill left half adopted is unfinished, and the same command takes it again.
 """
 
 from __future__ import annotations
@@ -10,9 +10,14 @@ import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from upcycle.bars import count_work, showing
+from upcycle.data.provenance import MANIFEST as TOKEN_MANIFEST
+from upcycle.data.provenance import read_token_manifest, text_fingerprint
 from upcycle.data.sources import sha256_file
+from upcycle.data.tokens import TOKENIZER, TokenSet
 from upcycle.errors import UserError
 from upcycle.files import TEMPORARY, read_record, sync_folder, write_atomic
 from upcycle.manifest import (
@@ -44,17 +49,19 @@ class Adopted:
     here: list[str] = field(default_factory=list)
     taken: dict[str, int] = field(default_factory=dict)
     """Bytes of each run."""
+    token_sets: dict[str, int] = field(default_factory=dict)
+    """Bytes of each token set that was taken."""
     copied: int = 0
-    """Runs of which a file had to be copied."""
+    """Runs and token sets of which a file had to be copied."""
     refused: dict[str, str] = field(default_factory=dict)
-    """Why, by run."""
+    """Why, by run or token set."""
 
 
-def adopt_runs(workflow: Workflow, source: Path) -> Adopted:
-    """Take the finished runs of a results folder that this study needs and has not.
+def adopt_results(workflow: Workflow, source: Path) -> Adopted:
+    """Take the token sets and the finished runs of a results folder that this study needs and has not.
 
-    Those are the runs of its plan, and trunk points there from which the study's own would continue. Raises UserError
-    for a folder that is no other results folder.
+    Runs are those of its plan, and trunk points there from which the study's own would continue. Raises UserError for a
+    folder that is no other results folder.
     """
     if not (source / "runs").is_dir():
         raise UserError(f"{source} has no folder `runs`: name a results folder, e.g. ../other/results")
@@ -66,7 +73,19 @@ def adopt_runs(workflow: Workflow, source: Path) -> Adopted:
     except UserError as error:  # a needed run's spec.json: the loop names it if the study plans that run
         adopted.refused[str(source)] = str(error)
         there = {}
-    for run_id in dict.fromkeys([*workflow.plan.runs, *there]):
+    wanted = dict.fromkeys([*workflow.plan.runs, *there])
+    count_work(expected=len(workflow.token_sets) + len(wanted))
+    for name in workflow.token_sets:
+        count_work(done=1)
+        theirs = source / "tokens" / name
+        if (theirs / TOKEN_MANIFEST).exists() and not Path(tokens_path(name)).exists():
+            try:
+                adopted.token_sets[name], copied = _take_tokens(workflow, theirs)
+                adopted.copied += copied
+            except UserError as error:
+                adopted.refused[f"token set {name}"] = str(error)
+    for run_id in wanted:
+        count_work(done=1)
         if is_trained(RESULTS / "runs" / run_id):
             adopted.here.append(run_id)
         elif is_finished(source / "runs" / run_id):
@@ -99,6 +118,37 @@ def _take(theirs: Path, ours: Path) -> tuple[int, bool]:
     return sum(entry["bytes"] for entry in files.values()), any(copied)
 
 
+def _take_tokens(workflow: Workflow, theirs: Path) -> tuple[int, bool]:
+    """Adopt one token set: its bytes, and whether a file was copied. UserError if it does not verify.
+
+    Every token is hashed; the manifest's fingerprint must follow from the hashes, and be that of the runs here.
+    """
+    manifest, ours = read_token_manifest(theirs), RESULTS / "tokens" / theirs.name
+    fingerprint = manifest["fingerprint"]
+    if text_fingerprint(manifest["tokenizer"]["sha256"], manifest["parts"]) != fingerprint:
+        raise UserError(f"{theirs / TOKEN_MANIFEST}: its fingerprint is not that of its tokens")
+    for run_id, run in workflow.plan.runs.items():
+        if run.data.tokens_id == theirs.name and is_finished(RESULTS / "runs" / run_id):
+            trained_on = read_manifest(RESULTS / "runs" / run_id)["tokens_fingerprint"]
+            if trained_on != fingerprint:
+                raise UserError(
+                    f"{theirs} has tokens {fingerprint}, and {run_id}, which is here, was trained on {trained_on}"
+                )
+    names = [TOKENIZER, *(shard["file"] for part in manifest["parts"].values() for shard in part["shards"])]
+    ours.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{theirs.name}-", dir=ours.parent) as name:
+        folder = Path(name)
+        copied = [not _link(theirs / each, folder / each) for each in names]
+        shutil.copyfile(theirs / TOKEN_MANIFEST, folder / TOKEN_MANIFEST)
+        TokenSet(folder).verify()
+        size = sum((folder / each).stat().st_size for each in names)
+        ours.mkdir(exist_ok=True)
+        for each in (*names, TOKEN_MANIFEST):
+            (folder / each).replace(ours / each)
+    sync_folder(ours)
+    return size, any(copied)
+
+
 def _check_tokens(run: RunSpec, manifest: dict[str, Any]) -> None:
     """UserError for a run that was trained on other tokens than those that are here under the same name."""
     path = Path(tokens_path(run.data.tokens_id))
@@ -114,20 +164,25 @@ def _place(theirs: Path, ours: Path, expected: dict[str, Any]) -> bool:
     temporary = ours.with_name(f".{ours.name}.{os.getpid()}{TEMPORARY}")
     temporary.unlink(missing_ok=True)
     try:
-        linked = True
-        try:
-            os.link(theirs, temporary)
-        except FileNotFoundError:
-            raise DamagedError(f"{theirs}: missing, though {MANIFEST} lists it") from None
-        except OSError:  # another file system, or one without hard links, or a file of another user
-            shutil.copyfile(theirs, temporary)
-            linked = False
+        linked = _link(theirs, temporary)
         if temporary.stat().st_size != expected["bytes"] or sha256_file(temporary) != expected["sha256"]:
             raise DamagedError(f"{theirs}: damaged, it is not what {MANIFEST} describes")
         temporary.replace(ours)
     finally:
         temporary.unlink(missing_ok=True)
     return linked
+
+
+def _link(theirs: Path, ours: Path) -> bool:
+    """Link a file, or copy it; returns whether it is a link."""
+    try:
+        os.link(theirs, ours)
+    except FileNotFoundError:
+        raise DamagedError(f"{theirs}: missing, though {MANIFEST} lists it") from None
+    except OSError:  # another file system, or one without hard links, or a file of another user
+        shutil.copyfile(theirs, ours)
+        return False
+    return True
 
 
 def _adopt_evaluations(theirs: Path, ours: Path, weights: str) -> None:
@@ -139,9 +194,11 @@ def _adopt_evaluations(theirs: Path, ours: Path, weights: str) -> None:
 
 def show_adopted(workflow: Workflow, source: Path, adopted: Adopted) -> str:
     """What was taken and refused, and what the study still lacks."""
-    size = sum(adopted.taken.values())
+    size = sum(adopted.taken.values()) + sum(adopted.token_sets.values())
     how = f"{adopted.copied} copied, the others linked" if adopted.copied else "linked"
-    lines = [f"took {len(adopted.taken)} runs from {source} ({size / 1e6:,.0f} MB, {how})" if adopted.taken else ""]
+    parts = {"run": adopted.taken, "token set": adopted.token_sets}
+    took = " and ".join(f"{len(each)} {what}{'s' * (len(each) != 1)}" for what, each in parts.items() if each)
+    lines = [f"took {took} from {source} ({size / 1e6:,.0f} MB, {how})" if took else ""]
     lines += [f"here before: {len(adopted.here)} runs"] if adopted.here else []
     lines += [f"refused {name}: {why}" for name, why in adopted.refused.items()]
     lacking = [run for run in workflow.plan.runs.values() if not is_trained(RESULTS / "runs" / run.id)]
@@ -158,8 +215,9 @@ def show_adopted(workflow: Workflow, source: Path, adopted: Adopted) -> str:
 
 
 def adopt(workflow: Workflow, source: Path) -> None:
-    """The verb; prints a report. Raises UserError at its end if any run was refused."""
-    adopted = adopt_runs(workflow, source)
+    """The verb; prints a report. Raises UserError at its end if anything was refused."""
+    with showing("token sets and runs"):
+        adopted = adopt_results(workflow, source)
     print(show_adopted(workflow, source, adopted), flush=True)
     if adopted.refused:
         raise UserError(f"{len(adopted.refused)} refused, as named above; the others are taken")

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from upcycle.bars import showing
 from upcycle.errors import UserError, nearest
 from upcycle.files import read_record, write_atomic
 from upcycle.study.recorded import SPEC, RunFolders, has_begun, is_finished, recorded_spec
@@ -39,15 +40,16 @@ def tokenize_job(workflow: Workflow, name: str) -> None:
         options = {"text_key": local.text, "version": data.version}
         for kind in ("files", "heldout_files"):
             options[kind] = local_files(getattr(local, kind), f"datasets.{data.dataset}.{kind}")
-    manifest = tokenize_corpus(
-        data.dataset,
-        RESULTS / "tokens" / name,
-        vocab_size=data.vocab_size,
-        tokenizer=data.tokenizer,
-        decontaminate=data.decontaminate,
-        tokenizer_from=RESULTS / "tokens" / lender if lender else None,
-        **options,
-    )
+    with showing("documents, to clean and to cut"):
+        manifest = tokenize_corpus(
+            data.dataset,
+            RESULTS / "tokens" / name,
+            vocab_size=data.vocab_size,
+            tokenizer=data.tokenizer,
+            decontaminate=data.decontaminate,
+            tokenizer_from=RESULTS / "tokens" / lender if lender else None,
+            **options,
+        )
     print(f"{name}: {manifest['train_tokens']:,} training and {manifest['heldout_tokens']:,} held-out tokens")
 
 
@@ -144,7 +146,8 @@ def evaluate_job(workflow: Workflow, run_id: str, name: str | None) -> None:
 
         run = _planned(workflow, run_id)
         tokens_dir = RESULTS / "tokens" / run.data.tokens_id
-        metrics = evaluate_later(RESULTS / "runs" / run_id, tokens_dir, workflow.study.execution)
+        with showing("batches"):
+            metrics = evaluate_later(RESULTS / "runs" / run_id, tokens_dir, workflow.study.execution)
         print(f"{run_id}: {_loss_words(metrics)}")
         return
     evaluations = workflow.study.evaluations
@@ -152,9 +155,10 @@ def evaluate_job(workflow: Workflow, run_id: str, name: str | None) -> None:
         raise UserError(f"the study has no evaluation `{name}`; {nearest(name, evaluations)}")
     _planned(workflow, run_id)
     tokens_dir = Path(workflow.evaluation_tokens(run_id, name)).parent
-    result = evaluate_run(
-        RESULTS / "runs" / run_id, tokens_dir, workflow.study.execution, max_tokens=evaluations[name].max_tokens
-    )
+    with showing("batches"):
+        result = evaluate_run(
+            RESULTS / "runs" / run_id, tokens_dir, workflow.study.execution, max_tokens=evaluations[name].max_tokens
+        )
     write_atomic(Path(evaluation_path(run_id, evaluations[name])), json.dumps(result, indent=1) + "\n")
     print(f"{run_id}: {name} loss {result['loss']:.4f} ± {result['loss_se']:.4f} nats")
 

@@ -4,7 +4,7 @@
 
 As `failures`, a handler of Snakemake's log events in its own process, so it works for every executor. Snakemake's full
 log stays in .snakemake/log. Counted are the finished runs of the study, also those of earlier invocations. The time is
-that of the runs; fits and figures come on top.
+that of the runs; fits and figures come on top. Runs of a rehearsal are alike, so their time follows from their pace.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from upcycle.study.recorded import is_finished
 from upcycle.study.values import duration
 from upcycle.study.varying import run_labels
 from upcycle.workflow.dag import Workflow
-from upcycle.workflow.paths import RESULTS, metrics_path
+from upcycle.workflow.paths import REHEARSAL, RESULTS, metrics_path
 
 NOISE = re.compile(r"Select jobs to execute|Execute \d+ jobs|Job \d+ has been submitted with SLURM jobid")
 WIDEST = 60
@@ -48,6 +48,7 @@ class Progress(logging.Handler):
         self.started = time.monotonic()
         self.finished: set[str] = set()
         """Finished runs of the study; those of before are listed when the first job starts."""
+        self._before: set[str] = set()
         self._labels: dict[str, str] = {}
         self._runs = {metrics_path(run_id): run_id for run_id in workflow.plan.runs}
         self._begun: dict[str, float] = {}
@@ -58,7 +59,8 @@ class Progress(logging.Handler):
         try:
             event, fields = getattr(record, "event", None), record.__dict__
             if event == "job_started" and not self._labels:
-                self.finished = {run for run in self.workflow.plan.runs if is_finished(RESULTS / "runs" / run)}
+                self._before = {run for run in self.workflow.plan.runs if is_finished(RESULTS / "runs" / run)}
+                self.finished = set(self._before)
                 self._labels = run_labels(self.workflow.plan)
             elif event == "job_info":
                 outputs = [*fields["output"]]
@@ -77,35 +79,46 @@ class Progress(logging.Handler):
         width = min(max(map(len, self._labels.values())), WIDEST)
         run_id = next((self._runs[output] for output in outputs if output in self._runs), None)
         if run_id is None:
-            return f"{'':{2 * len(total) + 1}}  {message:{width + 12}}  {clock(self.seconds)}" if message else ""
+            width += 2 + len("simulated 3.590" if REHEARSAL else "loss 3.590")
+            return f"{'':{2 * len(total) + 1}}  {message:{width}}  {clock(self.seconds)}" if message else ""
         self.finished.add(run_id)
         count = f"{len(self.finished):{len(total)}}/{total}"
         metrics = read_record(Path(metrics_path(run_id)))
         loss = metrics["loss"]
-        if metrics.get("simulated"):
-            said = "simulated" if loss is None else f"simulated {loss:.3f}"
-            return f"{count}  {self._labels[run_id]:{width}}  {said}  {clock(self.seconds)}"
-        if loss is None:  # a trunk point: the loss on a subset of the text, with which its curve ends
+        simulated = bool(metrics.get("simulated"))
+        if loss is None and not simulated:  # a trunk point: the loss on a subset of the text, with which its curve ends
             loss = metrics["curve_heldout"][-1][1]
-        whole = f" of ~{duration(_rounded(total_seconds))}" if (total_seconds := self._total()) else ""
-        return f"{count}  {self._labels[run_id]:{width}}  loss {loss:.3f}  {clock(self.seconds)}{whole}"
+        said = f"loss {loss:.3f}" if not simulated else f"simulated {'' if loss is None else f'{loss:.3f}':5}"
+        whole = f" of ~{duration(_rounded(total_seconds))}" if (total_seconds := self._total(simulated)) else ""
+        return f"{count}  {self._labels[run_id]:{width}}  {said}  {clock(self.seconds)}{whole}"
 
-    def _total(self) -> float | None:
+    def _total(self, simulated: bool) -> float | None:
         """Seconds from the start until the last run is expected to end; renewed as runs end. None for the last one."""
         if self.estimate is None or self.seconds - self._estimated_at > RENEW_SECONDS:
-            plan, study = self.workflow.plan, self.workflow.study
-            measured = measured_runs(plan.runs.values(), RESULTS)
-            speeds, beside = speeds_by_shape(measured), mean_overhead(measured)
             files, side_by_side = self.to_do()
-            jobs = {}
-            for run_id in (self._runs[path] for path in files if path in self._runs):
-                run = plan.runs[run_id]
-                seconds = expected_seconds(run, study.execution_of(run), speeds) + beside
-                done = self.seconds - self._begun.get(run_id, self.seconds)
-                jobs[run_id] = PlannedJob(max(seconds - done, 0), 1, 1, tuple(plan.needs(run_id)), PRIORITIES[run.kind])
-            left = list_schedule(jobs, 1, max(side_by_side, 1)).makespan
-            self.estimate, self._estimated_at = self.seconds + left if jobs else None, self.seconds
+            left = [self._runs[path] for path in files if path in self._runs]
+            if simulated and self.seconds < RENEW_SECONDS:
+                return None  # the first run's pace is that of the start
+            seconds = self._at_pace(left) if simulated else self._makespan(left, max(side_by_side, 1))
+            self.estimate, self._estimated_at = self.seconds + seconds if left else None, self.seconds
         return self.estimate
+
+    def _at_pace(self, left: list[str]) -> float:
+        """Seconds of these runs at the pace of those that this invocation has finished: simulated ones are alike."""
+        return self.seconds * len(left) / len(self.finished - self._before)
+
+    def _makespan(self, left: list[str], side_by_side: int) -> float:
+        """Seconds of these runs as jobs of their own length."""
+        plan, study = self.workflow.plan, self.workflow.study
+        measured = measured_runs(plan.runs.values(), RESULTS)
+        speeds, beside = speeds_by_shape(measured), mean_overhead(measured)
+        jobs = {}
+        for run_id in left:
+            run = plan.runs[run_id]
+            seconds = expected_seconds(run, study.execution_of(run), speeds) + beside
+            done = self.seconds - self._begun.get(run_id, self.seconds)
+            jobs[run_id] = PlannedJob(max(seconds - done, 0), 1, 1, tuple(plan.needs(run_id)), PRIORITIES[run.kind])
+        return list_schedule(jobs, 1, side_by_side).makespan
 
     @property
     def seconds(self) -> float:
