@@ -207,6 +207,8 @@ def test_auto_takes_the_c_kernels_in_float32_on_a_cpu_and_says_otherwise_why_not
     [
         ({"d_model": 24, "n_head": 2}, {}, "d_model 24 not a multiple of 16"),
         ({}, {"attention": "plain"}, "attention: plain is asked for"),
+        ({"qkv_bias": True, "qk_norm": True}, {}, "they have no qkv_bias and no qk_norm"),
+        ({"n_head": 8, "n_kv_head": 1}, {}, "n_kv_head x head dimension 8 not a multiple of 16"),
     ],
 )
 def test_named_c_kernels_that_cannot_run_are_refused(changed: dict, names: dict, reason: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -9,7 +11,7 @@ from upcycle.model.kernels import choose_kernels
 from upcycle.model.transformer import Transformer, init_weights
 from upcycle.study.shape import ModelSpec, MoESpec
 
-SHAPES = {
+SHAPES: dict[str, dict[str, Any]] = {
     "whole vectors": {"d_model": 64, "n_head": 2, "vocab_size": 256, "context": 64},
     "odd lengths, narrow heads": {"d_model": 48, "n_head": 6, "vocab_size": 97, "context": 33, "d_mlp": 112},
     "more positions than a block": {"d_model": 32, "n_head": 1, "vocab_size": 1000, "context": 200},
@@ -26,6 +28,34 @@ SHAPES = {
         "vocab_size": 64,
         "context": 520,
         "d_mlp": 128,
+    },
+    "queries that share keys, tied": {
+        "d_model": 96,
+        "n_head": 6,
+        "n_kv_head": 2,
+        "vocab_size": 97,
+        "context": 65,
+        "d_mlp": 80,
+        "tied": True,
+        "rope_scaling": {"kind": "linear", "factor": 3},
+    },
+    "heads wider than the model": {
+        "d_model": 32,
+        "n_head": 8,
+        "n_kv_head": 1,
+        "d_head": 16,
+        "vocab_size": 64,
+        "context": 40,
+        "d_mlp": 48,
+    },
+    "heads narrower than the model": {
+        "d_model": 112,
+        "n_head": 4,
+        "n_kv_head": 2,
+        "d_head": 8,
+        "vocab_size": 64,
+        "context": 300,
+        "d_mlp": 48,
     },
     "heads of 70": {"d_model": 560, "n_head": 8, "vocab_size": 50, "context": 17, "d_mlp": 16},
 }

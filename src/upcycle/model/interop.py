@@ -129,7 +129,7 @@ def _rows(ours: str, model: ModelSpec) -> list[int]:
     """Rows of the parts of a stacked matrix."""
     if ours == "mlp.w_in":
         return [model.mlp_width] * 2
-    return [model.attention_width, *[model.kv_heads * model.head_dim] * 2]
+    return [model.attention_width, model.kv_width, model.kv_width]
 
 
 def _reordered(rows: Tensor, model: ModelSpec, *, to_ours: bool) -> Tensor:

@@ -94,10 +94,11 @@ def why_not_native(
         return "they take whole matrices, and tensor_parallel splits them"
     if compile:
         return "torch.compile has nothing to compile in them"
-    unknown = ("n_kv_head", "d_head", "rope_scaling", "qkv_bias", "qk_norm")
-    if lacking := [key for key in unknown if getattr(model, key)]:
-        return f"they do not know {' and '.join(lacking)}"
+    if lacking := [key for key in ("qkv_bias", "qk_norm") if getattr(model, key)]:
+        return f"they have no {' and no '.join(lacking)}"
     widths = {"d_model": model.d_model, "d_mlp": model.mlp_width}
+    if model.kv_width != model.d_model:
+        widths["n_kv_head x head dimension"] = model.kv_width
     odd = [f"{key} {width}" for key, width in widths.items() if width % NATIVE_MULTIPLE]
     if odd:
         return f"{' and '.join(odd)} not a multiple of {NATIVE_MULTIPLE}"

@@ -282,7 +282,7 @@ def _kept(job: _Job) -> float:
 def _attention_kept(job: _Job) -> float:
     """Bytes kept of attention and of the products before and after it, the norm's result with it."""
     model, plain = job.run.model, job.execution.attention == "plain"
-    queries, keys = model.attention_width, model.kv_heads * model.head_dim
+    queries, keys = model.attention_width, model.kv_width
     kept = model.qkv_width + queries + keys + queries
     if model.sharing > 1:  # put in order, their result is kept twice
         kept += queries
@@ -370,7 +370,5 @@ def _scratch(job: _Job) -> float:
     logits = min(whole, max(LOGITS if head > LOGITS / 4 else LOGITS / 4, CHUNK_ROWS * model.vocab_size))
     streamed = STREAM if model.mlp_width * width > UNIT_WEIGHTS else 0
     rows = min(width * job.tokens, max(streamed, CHUNK_ROWS * width))  # norm, result, its gradient, strips, panels
-    projected = model.qkv_width * max(
-        ATTENTION_ROWS, model.context
-    )  # gradients of queries, keys, values, and their panels
+    projected = model.qkv_width * max(ATTENTION_ROWS, model.context)  # gradients of q, k, v, and their panels
     return float(FLOAT * (packed + max(logits, projected) + 4 * rows + max(rows, projected)))

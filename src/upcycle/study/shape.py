@@ -141,9 +141,14 @@ class ModelSpec(ModelShape):
         return self.n_head * self.head_dim
 
     @property
+    def kv_width(self) -> int:
+        """Width of all heads of keys together: kv_heads x head_dim; the paper's is d_model."""
+        return self.kv_heads * self.head_dim
+
+    @property
     def qkv_width(self) -> int:
         """Rows of the stacked projections of queries, keys and values; the paper's 3 d_model."""
-        return (self.n_head + 2 * self.kv_heads) * self.head_dim
+        return self.attention_width + 2 * self.kv_width
 
     @property
     def mlp_width(self) -> int:

@@ -1,15 +1,18 @@
 /* A whole attention layer: out = x + softmax(causal(q k^T / sqrt(C))) v Wo^T of the normed x, with rotary positions.
  *
+ * A row of qkv has the H heads of queries, then G of keys, then G of values, each C wide; query h uses key h % G
+ * (model/stacks.py). A head of keys and values is prepared once for all its queries, whose gradients add up in it.
  * Sequences are taken in groups of about GROUP rows, so that what lies between two products stays in the cache. Scores
  * exist for BLOCK queries of one head at a time; the backward pass computes them again from their log-sum-exp. */
 
 enum { GROUP = 256, BLOCK = 48 };
 
-typedef struct { long S, D, H, C, Cp, ld; } Shape; /* C head dimension, Cp in whole vectors, ld of a row of S keys */
+/* Q width of all queries, K of all keys, W of a row of qkv; Cp is C in whole vectors, ld of a row of S keys. */
+typedef struct { long S, H, G, C, Q, K, W, Cp, ld; } Shape;
 
-static Shape shape_of(long S, long D, long H) {
-    long C = D / H;
-    return (Shape){S, D, H, C, padded(C), padded(S) + LANES}; /* + LANES: powers of two apart share cache sets */
+static Shape shape_of(long S, long H, long G, long C) {
+    long ld = padded(S) + LANES; /* + LANES: powers of two apart share cache sets */
+    return (Shape){S, H, G, C, H * C, G * C, (H + 2 * G) * C, padded(C), ld};
 }
 
 /* A head's rows (S x C at stride `step`) to rows of Cp, as they are. */
@@ -38,15 +41,15 @@ INLINE void turn_row(long half, const float *from, const float *cos, const float
 
 /* The same, turned by their angles (tables S x C/2) and scaled. */
 static void turn_head(Shape s, const float *from, const float *cos, const float *sin, float scale, float *to) {
-    for (long i = 0, half = s.C / 2; i < s.S; i++, from += 3 * s.D, to += s.Cp, cos += half, sin += half) {
+    for (long i = 0, half = s.C / 2; i < s.S; i++, from += s.W, to += s.Cp, cos += half, sin += half) {
         turn_row(half, from, cos, sin, 1.0f, scale, to);
         for (long c = s.C; c < s.Cp; c++) to[c] = 0.0f;
     }
 }
 
-/* The way back for gradients: turned by the negative angles, rows of Cp to S x C at stride 3D. */
+/* The way back for gradients: turned by the negative angles, rows of Cp to S x C at stride W. */
 static void turn_back(Shape s, const float *from, const float *cos, const float *sin, float scale, float *to) {
-    for (long i = 0, half = s.C / 2; i < s.S; i++, from += s.Cp, to += 3 * s.D, cos += half, sin += half)
+    for (long i = 0, half = s.C / 2; i < s.S; i++, from += s.Cp, to += s.W, cos += half, sin += half)
         turn_row(half, from, cos, sin, -1.0f, scale, to);
 }
 
@@ -90,14 +93,13 @@ static void softmax_block(long rows, long first, long width, float *scores, long
     }
 }
 
-/* One head of one sequence: y (S x C at stride D) and its log-sum-exps (S). */
-static void head_forward(Shape s, const float *qkv, const float *cos, const float *sin, float *y, float *lse) {
-    float *q = scratch(QUERY, s.S * s.Cp), *k = scratch(DKEY, s.S * s.Cp), *v = scratch(VALUE, s.S * s.Cp);
-    float *kt = scratch(KEY, s.C * s.ld), *scores = scratch(SCORES, BLOCK * s.ld), *out = scratch(OUT, BLOCK * s.Cp);
-    turn_head(s, qkv, cos, sin, 1.0f / sqrtf(s.C), q);
-    turn_head(s, qkv + s.D, cos, sin, 1.0f, k);
-    copy_head(s, qkv + 2 * s.D, 3 * s.D, v);
-    to_columns(s, k, kt);
+/* One head of queries of one sequence, of keys in columns and values in rows: y (S x C at stride Q) and its log-sum-exps
+ * (S). */
+static void head_forward(Shape s, const float *query, const float *kt, const float *v, const float *cos,
+                         const float *sin, float *y, float *lse) {
+    float *q = scratch(QUERY, s.S * s.Cp);
+    float *scores = scratch(SCORES, BLOCK * s.ld), *out = scratch(OUT, BLOCK * s.Cp);
+    turn_head(s, query, cos, sin, 1.0f / sqrtf(s.C), q);
     for (long first = 0; first < s.S; first += BLOCK) {
         long rows = least(BLOCK, s.S - first), seen = first + rows, width = padded(seen);
         gemm(rows, width, s.C, q + first * s.Cp, s.Cp, kt, s.ld, scores, s.ld, 0);
@@ -105,8 +107,18 @@ static void head_forward(Shape s, const float *qkv, const float *cos, const floa
         softmax_block(rows, first, width, scores, s.ld, inverse, lse + first);
         gemm(rows, s.Cp, seen, scores, s.ld, v, s.Cp, out, s.Cp, 0);
         for (long i = 0; i < rows; i++)
-            for (long c = 0; c < s.C; c++) y[(first + i) * s.D + c] = out[i * s.Cp + c] * inverse[i];
+            for (long c = 0; c < s.C; c++) y[(first + i) * s.Q + c] = out[i * s.Cp + c] * inverse[i];
     }
+}
+
+/* One head of keys and values of one sequence with all its queries; qkv, y and lse begin at its first query. */
+static void group_forward(Shape s, const float *qkv, const float *cos, const float *sin, float *y, float *lse) {
+    float *k = scratch(DKEY, s.S * s.Cp), *v = scratch(VALUE, s.S * s.Cp), *kt = scratch(KEY, s.C * s.ld);
+    turn_head(s, qkv + s.Q, cos, sin, 1.0f, k);
+    copy_head(s, qkv + s.Q + s.K, s.W, v);
+    to_columns(s, k, kt);
+    for (long h = 0; h < s.H; h += s.G, qkv += s.K, y += s.K, lse += s.G * s.S)
+        head_forward(s, qkv, kt, v, cos, sin, y, lse);
 }
 
 static float dot(long n, const float *a, const float *b) {
@@ -122,7 +134,7 @@ static float dot(long n, const float *a, const float *b) {
 static void softmax_block_backward(Shape s, long rows, long first, long width, const float *y, const float *dout,
                                    const float *lse, float *p, float *ds) {
     for (long i = 0; i < rows; i++, p += s.ld, ds += s.ld) {
-        float delta = dot(s.C, y + i * s.D, dout + i * s.Cp);
+        float delta = dot(s.C, y + i * s.Q, dout + i * s.Cp);
         for (long j = 0; j < first; j += LANES) {
             vec e = vexp(load(p + j) - lse[i]);
             store(p + j, e);
@@ -136,85 +148,89 @@ static void softmax_block_backward(Shape s, long rows, long first, long width, c
     }
 }
 
-/* Gradients of one head: dqkv's three column blocks from dy (S x C at stride D). */
-static void head_backward(Shape s, const float *qkv, const float *cos, const float *sin, const float *y,
-                          const float *lse, const float *dy, float *dqkv) {
+/* Gradients of one head of keys and values and of its queries, in dqkv from dy (S x C at stride Q). */
+static void group_backward(Shape s, const float *qkv, const float *cos, const float *sin, const float *y,
+                           const float *lse, const float *dy, float *dqkv) {
     size_t rows_size = s.S * s.Cp, columns_size = s.C * s.ld;
     float *q = scratch(QUERY, rows_size), *k = scratch(KEY, rows_size + columns_size), *kt = k + rows_size;
     float *v = scratch(VALUE, rows_size + columns_size), *vt = v + rows_size, *dout = scratch(OUT, rows_size);
     float *dq = scratch(DQUERY, rows_size), *dk = scratch(DKEY, rows_size), *dv = scratch(DVALUE, rows_size);
     float *p = scratch(SCORES, BLOCK * s.ld), *ds = scratch(DSCORES, BLOCK * s.ld), scale = 1.0f / sqrtf(s.C);
-    turn_head(s, qkv, cos, sin, scale, q);
-    turn_head(s, qkv + s.D, cos, sin, 1.0f, k);
-    copy_head(s, qkv + 2 * s.D, 3 * s.D, v);
+    turn_head(s, qkv + s.Q, cos, sin, 1.0f, k);
+    copy_head(s, qkv + s.Q + s.K, s.W, v);
     to_columns(s, k, kt);
     to_columns(s, v, vt);
-    copy_head(s, dy, s.D, dout);
     long last = (s.S - 1) / BLOCK * BLOCK;
-    for (long first = last; first >= 0; first -= BLOCK) {
-        long rows = least(BLOCK, s.S - first), seen = first + rows, width = padded(seen);
-        gemm(rows, width, s.C, q + first * s.Cp, s.Cp, kt, s.ld, p, s.ld, 0);
-        gemm(rows, width, s.C, dout + first * s.Cp, s.Cp, vt, s.ld, ds, s.ld, 0);
-        softmax_block_backward(s, rows, first, width, y + first * s.D, dout + first * s.Cp, lse + first, p, ds);
-        gemm_tn(seen, s.Cp, rows, p, s.ld, dout + first * s.Cp, s.Cp, dv, s.Cp, first != last);
-        gemm_tn(seen, s.Cp, rows, ds, s.ld, q + first * s.Cp, s.Cp, dk, s.Cp, first != last);
-        gemm(rows, s.Cp, seen, ds, s.ld, k, s.Cp, dq + first * s.Cp, s.Cp, 0);
+    for (long h = 0, at = 0; h < s.H; h += s.G, at += s.K, lse += s.G * s.S) {
+        turn_head(s, qkv + at, cos, sin, scale, q);
+        copy_head(s, dy + at, s.Q, dout);
+        for (long first = last; first >= 0; first -= BLOCK) {
+            long rows = least(BLOCK, s.S - first), seen = first + rows, width = padded(seen);
+            int add = h > 0 || first != last;
+            gemm(rows, width, s.C, q + first * s.Cp, s.Cp, kt, s.ld, p, s.ld, 0);
+            gemm(rows, width, s.C, dout + first * s.Cp, s.Cp, vt, s.ld, ds, s.ld, 0);
+            softmax_block_backward(s, rows, first, width, y + first * s.Q + at, dout + first * s.Cp, lse + first, p, ds);
+            gemm_tn(seen, s.Cp, rows, p, s.ld, dout + first * s.Cp, s.Cp, dv, s.Cp, add);
+            gemm_tn(seen, s.Cp, rows, ds, s.ld, q + first * s.Cp, s.Cp, dk, s.Cp, add);
+            gemm(rows, s.Cp, seen, ds, s.ld, k, s.Cp, dq + first * s.Cp, s.Cp, 0);
+        }
+        turn_back(s, dq, cos, sin, scale, dqkv + at);
     }
-    turn_back(s, dq, cos, sin, scale, dqkv);
-    turn_back(s, dk, cos, sin, 1.0f, dqkv + s.D);
-    for (long i = 0; i < s.S; i++) memcpy(dqkv + (3 * i + 2) * s.D, dv + i * s.Cp, s.C * sizeof(float));
+    turn_back(s, dk, cos, sin, 1.0f, dqkv + s.Q);
+    for (long i = 0; i < s.S; i++) memcpy(dqkv + i * s.W + s.Q + s.K, dv + i * s.Cp, s.C * sizeof(float));
 }
 
-/* x, out, y (B S x D), wqkv (3D x D), wo (D x D), cos, sin (S x C/2); kept: qkv (B S x 3D), y, lse (B x H x S), rstd. */
-void upcycle_attention_forward(long B, long S, long D, long H, float eps, const float *x, const float *norm,
-                               const float *wqkv, const float *wo, const float *cos, const float *sin, float *out,
-                               float *qkv, float *y, float *lse, float *rstd) {
-    Shape s = shape_of(S, D, H);
-    long group = GROUP / S ? GROUP / S : 1;
-    float *xn = scratch(XN, group * S * D), *into = scratch(PACKED, 3 * D * D), *back = scratch(PACKED2, D * D);
-    pack(D, 0, D, 3 * D, wqkv, 1, D, into);
-    pack(D, 0, D, D, wo, 1, D, back);
+/* x, out (B S x D), wqkv (W x D), wo (D x Q), cos, sin (S x C/2); kept: qkv (B S x W), y (B S x Q), lse (B x H x S),
+ * rstd. */
+void upcycle_attention_forward(long B, long S, long D, long H, long G, long C, float eps, const float *x,
+                               const float *norm, const float *wqkv, const float *wo, const float *cos,
+                               const float *sin, float *out, float *qkv, float *y, float *lse, float *rstd) {
+    Shape s = shape_of(S, H, G, C);
+    long W = s.W, Q = s.Q, group = GROUP / S ? GROUP / S : 1;
+    float *xn = scratch(XN, group * S * D), *into = scratch(PACKED, W * D), *back = scratch(PACKED2, Q * D);
+    pack(D, 0, D, W, wqkv, 1, D, into);
+    pack(Q, 0, Q, D, wo, 1, Q, back);
     for (long b = 0; b < B; b += group) {
         long rows = least(group, B - b) * S, at = b * S;
         norm_forward(rows, D, x + at * D, norm, eps, xn, rstd + at);
-        gemm(rows, 3 * D, D, xn, D, into, 0, qkv + at * 3 * D, 3 * D, 0);
+        gemm(rows, W, D, xn, D, into, 0, qkv + at * W, W, 0);
         for (long i = at; i < at + rows; i += S)
-            for (long h = 0; h < H; h++)
-                head_forward(s, qkv + i * 3 * D + h * s.C, cos, sin, y + i * D + h * s.C, lse + i * H + h * S);
+            for (long g = 0; g < G; g++)
+                group_forward(s, qkv + i * W + g * C, cos, sin, y + i * Q + g * C, lse + i * H + g * S);
         memcpy(out + at * D, x + at * D, rows * D * sizeof(float));
-        gemm(rows, D, D, y + at * D, D, back, 0, out + at * D, D, 1);
+        gemm(rows, D, Q, y + at * Q, Q, back, 0, out + at * D, D, 1);
     }
 }
 
 /* Gradients of all that goes in, from that of out; dnorm must be zero at first. */
-void upcycle_attention_backward(long B, long S, long D, long H, const float *x, const float *norm, const float *wqkv,
-                                const float *wo, const float *cos, const float *sin, const float *qkv, const float *y,
-                                const float *lse, const float *rstd, const float *dout, float *dx, float *dnorm,
-                                float *dwqkv, float *dwo) {
-    Shape s = shape_of(S, D, H);
-    long group = GROUP / S ? GROUP / S : 1;
-    float *xn = scratch(XN, group * S * D), *dqkv = scratch(WIDE, group * S * 3 * D);
-    float *dy = scratch(NARROW, group * S * D), *into = scratch(PACKED, 3 * D * D), *back = scratch(PACKED2, D * D);
-    float *panels = scratch(PANELLED, group * S * 3 * D), *strips = scratch(STRIPPED, group * S * D);
-    pack(3 * D, 0, 3 * D, D, wqkv, D, 1, into);
-    pack(D, 0, D, D, wo, D, 1, back);
+void upcycle_attention_backward(long B, long S, long D, long H, long G, long C, const float *x, const float *norm,
+                                const float *wqkv, const float *wo, const float *cos, const float *sin,
+                                const float *qkv, const float *y, const float *lse, const float *rstd,
+                                const float *dout, float *dx, float *dnorm, float *dwqkv, float *dwo) {
+    Shape s = shape_of(S, H, G, C);
+    long W = s.W, Q = s.Q, group = GROUP / S ? GROUP / S : 1, wider = Q > D ? Q : D;
+    float *xn = scratch(XN, group * S * D), *dqkv = scratch(WIDE, group * S * W);
+    float *dy = scratch(NARROW, group * S * wider), *into = scratch(PACKED, W * D), *back = scratch(PACKED2, Q * D);
+    float *panels = scratch(PANELLED, group * S * (W > D ? W : D)), *strips = scratch(STRIPPED, group * S * wider);
+    pack(W, 0, W, D, wqkv, D, 1, into);
+    pack(D, 0, D, Q, wo, Q, 1, back);
     for (long b = 0; b < B; b += group) {
         long rows = least(group, B - b) * S, at = b * S;
-        gemm(rows, D, D, dout + at * D, D, back, 0, dy, D, 0);
+        gemm(rows, Q, D, dout + at * D, D, back, 0, dy, Q, 0);
         to_panels(rows, D, dout + at * D, D, panels);
-        pack(rows, 0, rows, D, y + at * D, D, 1, strips);
-        gemm_panels(D, D, rows, panels, strips, 0, dwo, D, b > 0);
+        pack(rows, 0, rows, Q, y + at * Q, Q, 1, strips);
+        gemm_panels(D, Q, rows, panels, strips, 0, dwo, Q, b > 0);
         for (long i = 0; i < rows; i += S)
-            for (long h = 0; h < H; h++) {
-                long head = (at + i) * 3 * D + h * s.C, narrow = i * D + h * s.C;
-                head_backward(s, qkv + head, cos, sin, y + at * D + narrow, lse + (at + i) * H + h * S, dy + narrow,
-                              dqkv + i * 3 * D + h * s.C);
+            for (long g = 0; g < G; g++) {
+                long first = g * C, query = i * Q + first;
+                group_backward(s, qkv + (at + i) * W + first, cos, sin, y + at * Q + query, lse + (at + i) * H + g * S,
+                               dy + query, dqkv + i * W + first);
             }
         norm_again(rows, D, x + at * D, norm, rstd + at, xn);
-        to_panels(rows, 3 * D, dqkv, 3 * D, panels);
+        to_panels(rows, W, dqkv, W, panels);
         pack(rows, 0, rows, D, xn, D, 1, strips);
-        gemm_panels(3 * D, D, rows, panels, strips, 0, dwqkv, D, b > 0);
-        gemm(rows, D, 3 * D, dqkv, 3 * D, into, 0, dy, D, 0);
+        gemm_panels(W, D, rows, panels, strips, 0, dwqkv, D, b > 0);
+        gemm(rows, D, W, dqkv, W, into, 0, dy, D, 0);
         norm_backward(rows, D, x + at * D, norm, rstd + at, dy, dout + at * D, dx + at * D, dnorm);
     }
 }

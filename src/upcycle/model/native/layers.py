@@ -1,7 +1,8 @@
 """Autograd functions over the C kernels: whole layers forward and backward, float32, on the CPU.
 
-Shapes: B sequences, S positions, T = B S tokens, D d_model, H heads, C = D / H, M width of the MLP, E experts,
-K = top_k, V vocabulary. Each computes what the composed layer of `transformer.py` does, in another order of sums.
+Shapes: B sequences, S positions, T = B S tokens, D d_model, H heads of queries, G of keys and values, C their width,
+M width of the MLP, E experts, K = top_k, V vocabulary. Each computes what the composed layer of `transformer.py` does,
+in another order of sums.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from upcycle.model.native.build import library
 from upcycle.model.rope import rope_tables
-from upcycle.study.shape import Gate, ModelSpec
+from upcycle.study.shape import Gate, ModelSpec, RopeScaling
 
 DTYPES = (torch.float32, torch.int32, torch.int64)
 
@@ -54,9 +55,9 @@ def _function(name: str) -> Any:
 
 
 @functools.lru_cache(maxsize=8)
-def _half_tables(positions: int, head_dim: int, base: float) -> tuple[Tensor, Tensor]:
+def _half_tables(positions: int, head_dim: int, base: float, scaling: RopeScaling | None) -> tuple[Tensor, Tensor]:
     """Cosines and sines (S, C / 2), the same numbers as the composed layer's."""
-    cos, sin = rope_tables(positions, head_dim, base, torch.device("cpu"))
+    cos, sin = rope_tables(positions, head_dim, base, torch.device("cpu"), scaling)
     half = head_dim // 2
     return cos[:, 0, :half].contiguous(), sin[:, 0, half:].contiguous()
 
@@ -134,19 +135,18 @@ class _Route(torch.autograd.Function):
 
 
 class _Attention(torch.autograd.Function):
-    """x (B, S, D), norm (D), wqkv (3 D, D), wo (D, D) -> x + attention(RMSNorm(x))."""
+    """x (B, S, D), norm (D), wqkv ((H + 2 G) C, D), wo (D, H C) -> x + attention(RMSNorm(x))."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, norm: Tensor, wqkv: Tensor, wo: Tensor, eps: float, n_head: int, rope_base: float
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, norm: Tensor, wqkv: Tensor, wo: Tensor, model: ModelSpec) -> Tensor:
         x = x.contiguous()
         B, S, D = x.shape
-        ctx.sizes = (B, S, D, n_head)
-        ctx.tables = _half_tables(S, D // n_head, rope_base)
-        out, y, qkv = torch.empty_like(x), torch.empty_like(x), x.new_empty(B, S, 3 * D)
-        lse, rstd = x.new_empty(B, n_head, S), x.new_empty(B, S)
-        _call("attention_forward", *ctx.sizes, eps, x, norm, wqkv, wo, *ctx.tables, out, qkv, y, lse, rstd)
+        ctx.sizes = (B, S, D, model.n_head, model.kv_heads, model.head_dim)
+        ctx.tables = _half_tables(S, model.head_dim, model.rope_base, model.rope_scaling)
+        out, y = torch.empty_like(x), x.new_empty(B, S, model.attention_width)
+        qkv = x.new_empty(B, S, model.qkv_width)
+        lse, rstd = x.new_empty(B, model.n_head, S), x.new_empty(B, S)
+        _call("attention_forward", *ctx.sizes, model.norm_eps, x, norm, wqkv, wo, *ctx.tables, out, qkv, y, lse, rstd)
         ctx.save_for_backward(x, norm, wqkv, wo, qkv, y, lse, rstd)
         return out
 
@@ -157,7 +157,7 @@ class _Attention(torch.autograd.Function):
         inputs = (x, norm, wqkv, wo, *ctx.tables, qkv, y, lse, rstd, dout.contiguous())
         gradients = (torch.empty_like(x), torch.zeros_like(norm), torch.empty_like(wqkv), torch.empty_like(wo))
         _call("attention_backward", *ctx.sizes, *inputs, *gradients)
-        return *gradients, None, None, None
+        return *gradients, None
 
 
 class _MLP(torch.autograd.Function):
@@ -267,7 +267,7 @@ def route(logits_TE: Tensor, top_k: int, gate: Gate) -> tuple[Tensor, Tensor, Te
 
 def attention_layer(x_BSD: Tensor, norm_D: Tensor, wqkv: Tensor, wo: Tensor, model: ModelSpec) -> Tensor:
     """x + attention of the normed x, (B, S, D)."""
-    return _Attention.apply(x_BSD, norm_D, _rows(wqkv), wo, model.norm_eps, model.n_head, model.rope_base)
+    return _Attention.apply(x_BSD, norm_D, _rows(wqkv), wo.flatten(1), model)
 
 
 def mlp_layer(x_BSD: Tensor, norm_D: Tensor, w_in: Tensor, w_out: Tensor, model: ModelSpec) -> Tensor:
