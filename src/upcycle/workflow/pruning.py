@@ -15,7 +15,7 @@ from pathlib import Path
 from upcycle.errors import UserError
 from upcycle.files import TEMPORARY, sync_folder, write_atomic
 from upcycle.manifest import MANIFEST, REMOVED, STATE, WEIGHTS, json_bytes, read_manifest, removed_files, sealed
-from upcycle.study.check import find_study, list_studies
+from upcycle.study.check import find_study, find_study_file, list_studies
 from upcycle.study.plan import Plan, build_plan
 from upcycle.study.recorded import is_finished, is_removed, recorded_spec
 from upcycle.study.retention import children_of, files_let_go, files_read
@@ -40,7 +40,12 @@ class Retention:
 
     @cached_property
     def let_go(self) -> dict[str, dict[str, str]]:
-        """Files that go, by run, with the key that removes them; none that another study still reads."""
+        """Files that go, by run, with the key that removes them; none that another study still reads.
+
+        None at all while a study cannot be planned: nobody knows what it reads.
+        """
+        if self._needed_elsewhere is None:
+            return {}
         return {run_id: files for run_id, files in self._by_keep.items() if run_id not in self.spared}
 
     @cached_property
@@ -50,16 +55,17 @@ class Retention:
     @cached_property
     def spared(self) -> dict[str, str]:
         """Runs that keep their files for unfinished work of another study, which is named."""
-        elsewhere = self._needed_elsewhere() if self._by_keep else {}
+        elsewhere = self._needed_elsewhere or {}
         return {run_id: elsewhere[run_id] for run_id in self._by_keep if run_id in elsewhere}
 
-    def _needed_elsewhere(self) -> dict[str, str]:
+    @cached_property
+    def _needed_elsewhere(self) -> dict[str, str] | None:
         """Runs that unfinished runs of other studies start from, each with one such study.
 
-        Raises UserError naming a study that cannot be planned: nobody knows what it needs.
+        None, and a warning with its file, if one of them cannot be planned.
         """
         needed: dict[str, str] = {}
-        if self.root is None:
+        if self.root is None or not self._by_keep:
             return needed
         for name in list_studies(self.root):
             if name == self.workflow.study.study:
@@ -67,10 +73,14 @@ class Retention:
             try:
                 other = build_plan(find_study(name, self.root), RESULTS)
             except UserError as error:
-                raise UserError(
-                    f"keep: nothing can be removed while study `{name}`, which may read the same runs, cannot be "
-                    f"planned: {error}. Fix it, move it away, or set keep: {{state: all, weights: all}}"
-                ) from None
+                path = find_study_file(name, self.root)
+                log.warning(
+                    "keep removes nothing while %s, whose study may read the same runs, cannot be planned: %s. Fix it, "
+                    "or move it out of the way.",
+                    path.relative_to(self.root),
+                    str(error).removeprefix(f"{path}: ").rstrip("."),
+                )
+                return None
             for run_id, run in other.runs.items():
                 if run.parent is not None and not is_finished(RESULTS / "runs" / run_id):
                     needed[run.parent] = name
