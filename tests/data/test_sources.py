@@ -46,9 +46,12 @@ def test_a_wheel_is_fetched_once_and_then_read_from_the_cache(index: Path, tmp_p
     ]
 
 
-def test_another_file_than_the_pinned_one_is_refused_with_both_hashes(index: Path, tmp_path: Path) -> None:
-    package = Package("made-up-text", "1.2", "0" * 64)
-    with pytest.raises(UserError, match=f"{sha256_file(index / WHEEL)}.*{'0' * 64}"):
+def test_a_wheel_with_a_changed_byte_is_refused_with_both_hashes(index: Path, tmp_path: Path) -> None:
+    """The index serves another file than the pinned one; pip takes it."""
+    package = Package("made-up-text", "1.2", sha256_file(index / WHEEL))
+    content = (index / WHEEL).read_bytes()
+    (index / WHEEL).write_bytes(content.replace(b"second", b"secund"))
+    with pytest.raises(UserError, match=f"{sha256_file(index / WHEEL)}.*{package.sha256}.*do not use it"):
         fetch(package, tmp_path / "cache")
     assert not list((tmp_path / "cache").iterdir())
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hostile_pickle import Marks
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -93,16 +94,6 @@ def test_a_file_that_is_written_while_it_is_read_is_refused(
         read_checkpoint(folder, GROUPED, files)
 
 
-class Marks:
-    """Unpickled, it makes a file."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[Callable, tuple[str, str]]:
-        return open, (str(self.marker), "w")
-
-
 @pytest.mark.parametrize("kind", ["pickle", "zip", "empty"])
 def test_a_pickle_by_the_name_of_safetensors_is_not_loaded(kind: str, tmp_path: Path) -> None:
     """Plain, or in a zip archive as `torch.save` writes it."""
@@ -170,5 +161,5 @@ def test_a_tensor_that_cannot_be_used_is_named(
 def test_a_tensor_in_two_files_is_named(checkpoint: tuple[Path, dict[str, str]]) -> None:
     folder, files = checkpoint
     (folder / "again.safetensors").write_bytes((folder / "model-0.safetensors").read_bytes())
-    with pytest.raises(UserError, match=r"again\.safetensors: tensor \S+ is in model-0\.safetensors too"):
+    with pytest.raises(UserError, match=r"again\.safetensors: tensor '\S+' is in model-0\.safetensors too"):
         read_checkpoint(folder, GROUPED, files | {"again.safetensors": files["model-0.safetensors"]})

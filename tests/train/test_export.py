@@ -15,12 +15,13 @@ from safetensors.torch import load_file
 from small_runs import EXECUTION, MOE, small_run, upcycled_run
 
 from upcycle.cli import main
-from upcycle.data.sources import sha256_file
 from upcycle.data.tokens import TokenSet, tokenize_corpus
 from upcycle.errors import UserError
 from upcycle.manifest import WEIGHTS
 from upcycle.model.hub import read_checkpoint
 from upcycle.model.interop import to_hugging_face
+from upcycle.study.parent import identify, noted_hashes
+from upcycle.study.shape import ModelShape, ModelSpec
 from upcycle.study.spec import RunSpec
 from upcycle.train import export
 from upcycle.train.export import export_run
@@ -94,7 +95,8 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_transformers_computes_what_the_run_computes(name, trained, results, tmp_path):
-    """To 1e-5 of the largest logit. Its weights are the run's to the bit, and so are a dense run's when read again."""
+    """To 1e-5 of the largest logit. Its weights are the run's to the bit. Planned and imported again, a dense run is
+    what it was, to the bit."""
     run, parent = CASES[name]
     run_dir, folder = trained(run, parent), tmp_path / "out"
     compared = export_run(run_dir, results / "tokens" / run.data.tokens_id, folder)
@@ -107,9 +109,13 @@ def test_transformers_computes_what_the_run_computes(name, trained, results, tmp
     for tensor, weight in to_hugging_face(weights, run.model, run.moe).items():
         assert torch.equal(theirs[tensor], weight), tensor
     if run.moe is None:
-        again = read_checkpoint(folder, run.model, {"model.safetensors": sha256_file(folder / "model.safetensors")})
-        assert again.keys() == weights.keys()
-        assert all(torch.equal(again[tensor], weight) for tensor, weight in weights.items())
+        found = identify(folder, noted_hashes(tmp_path))
+        shape = run.model.model_dump(include=set(ModelShape.model_fields), exclude={"init_std", "output_init"})
+        again = ModelSpec(**dict(found.parent.shape), vocab_size=found.parent.rows, context=found.parent.context)
+        assert again.model_dump(include=set(shape)) == shape
+        imported = read_checkpoint(folder, again, found.files)
+        assert imported.keys() == weights.keys()
+        assert all(torch.equal(imported[tensor], weight) for tensor, weight in weights.items())
 
 
 @pytest.fixture(scope="module")

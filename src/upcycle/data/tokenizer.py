@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -53,10 +54,8 @@ def load_tokenizer(path: Path, vocab_size: int, *, sha256: str | None = None) ->
             f"`upcycle tokenize {path.parent.name}` makes the same again"
         )
     check_tokenizer(path, vocab_size)
-    try:
+    with _failure_is_named(f"{path}: not a tokenizer.json"):
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # noqa: BLE001 - the library raises bare Exception
-        raise UserError(f"{path}: not a tokenizer.json ({' '.join(str(error).split())})") from None
     last = max(tokenizer.get_vocab().values())
     if last >= vocab_size:  # an id beyond the embedding
         raise UserError(
@@ -71,11 +70,24 @@ def end_of_text(tokenizer: Tokenizer) -> int:
 
 
 def encode_documents(tokenizer: Tokenizer, texts: Sequence[str], dtype: np.dtype) -> Iterator[NDArray]:
-    """Token ids of each text and its end-of-text, in order."""
+    """Token ids of each text and its end-of-text, in order. UserError for a tokenizer that fails at a text."""
     end = end_of_text(tokenizer)
     for start in range(0, len(texts), _BATCH):
-        for encoding in tokenizer.encode_batch_fast(texts[start : start + _BATCH], add_special_tokens=False):
+        with _failure_is_named("the tokenizer cannot cut this text; give another tokenizer.json"):
+            encodings = tokenizer.encode_batch_fast(texts[start : start + _BATCH], add_special_tokens=False)
+        for encoding in encodings:
             yield np.array([*encoding.ids, end], dtype)
+
+
+@contextmanager
+def _failure_is_named(what: str) -> Iterator[None]:
+    """Turn what the library raises into a UserError: bare Exception, and a BaseException of its own where it panics."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise UserError(f"{what} ({' '.join(str(error).split())})") from None
+        raise
 
 
 def _plain(tokenizer: Tokenizer) -> Tokenizer:

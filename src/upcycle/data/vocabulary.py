@@ -14,6 +14,8 @@ END_OF_TEXT = "<|endoftext|>"
 KNOWN_ENDS = (END_OF_TEXT, "</s>", "<eos>", "<|end_of_text|>")
 """Names of the end-of-text piece in other tokenizers, in the order in which they are looked for."""
 BYTES = 256
+MAX_TOKENIZER_BYTES = 1 << 28
+"""A larger tokenizer.json is not read; one of 256,000 pieces has 35 MB."""
 
 
 def check_vocab_size(vocab_size: int) -> None:
@@ -27,6 +29,8 @@ def check_vocab_size(vocab_size: int) -> None:
 def check_tokenizer(path: Path, vocab_size: int) -> None:
     """UserError if a file is missing, is no tokenizer.json, or has not `vocab_size` pieces with an end of text."""
     check_regular(path)
+    if path.exists() and path.stat().st_size > MAX_TOKENIZER_BYTES:
+        raise UserError(f"{path}: larger than {MAX_TOKENIZER_BYTES:,} bytes, which no tokenizer.json is")
     try:
         pieces = _pieces(json.loads(path.read_bytes()))
     except FileNotFoundError:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from upcycle.data.sources import sha256_file
-from upcycle.errors import UserError
+from upcycle.errors import UserError, brief
 from upcycle.files import check_regular
 from upcycle.model.interop import from_hugging_face
 from upcycle.study.shape import ModelSpec
@@ -73,7 +73,7 @@ def _open(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt")
     except SafetensorError as error:
-        raise UserError(f"{path}: not a safetensors file ({error})") from None
+        raise UserError(f"{path}: not a safetensors file ({brief(str(error), 200)})") from None
 
 
 class _Weights(Mapping[str, Tensor]):
@@ -84,7 +84,8 @@ class _Weights(Mapping[str, Tensor]):
         for path, file in files.items():
             for name in file.keys():  # noqa: SIM118 - it is no mapping
                 if name in self.places:
-                    raise UserError(f"{path}: tensor {name} is in {self.places[name][0].name} too; keep one of them")
+                    other = self.places[name][0].name
+                    raise UserError(f"{path}: tensor {brief(name)} is in {other} too; keep one of them")
                 self.places[name] = path, file
 
     def __getitem__(self, name: str) -> Tensor:
