@@ -190,10 +190,12 @@ def _decisions(verb: Callable[..., argparse.ArgumentParser]) -> None:
     """Verbs that answer questions from fits; none needs a run."""
     question = "Upcycle a dense model or train a mixture from scratch? With how many tokens?"
     advise = verb("advise", question, of_study=False)
-    advise.add_argument(
-        "--n1", required=True, metavar="N", help="non-embedding parameters of the dense model, e.g. 7e9"
+    model = advise.add_mutually_exclusive_group(required=True)
+    model.add_argument("--n1", metavar="N", help="non-embedding parameters of the dense model, e.g. 7e9")
+    model.add_argument(
+        "--study", metavar="NAME", help="a study that upcycled a dense model and trained it on: as measured"
     )
-    advise.add_argument("--d1", required=True, metavar="D", help="tokens that it was trained on, e.g. 2e12")
+    advise.add_argument("--d1", metavar="D", help="tokens that it was trained on, e.g. 2e12")
     budget = advise.add_mutually_exclusive_group()
     budget.add_argument("--tokens", metavar="D", help="tokens to spend on the mixture")
     budget.add_argument("--flops", metavar="C", help="FLOPs to spend")
@@ -419,6 +421,12 @@ def run_without_runs(args: argparse.Namespace) -> None:
         from upcycle.laws.own_losses import run_own_fit
 
         run_own_fit(args)
+    elif args.verb == "advise" and args.study is not None:
+        from upcycle.decisions.advice.measured_words import run_measured_advice
+        from upcycle.workflow.invocation import read_workflow
+        from upcycle.workflow.make import paper_inputs
+
+        run_measured_advice(args, lambda: paper_inputs(read_workflow(args.study, Path.cwd())))
     elif args.verb == "advise":
         from upcycle.decisions.advice.advice import run_advise
 

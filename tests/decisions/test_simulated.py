@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+import own_model_sweep
 import pandas as pd
 import pytest
 import simulated_study
@@ -65,6 +66,16 @@ def test_losses_of_table_2_are_its_laws(exact):
             assert row.loss == pytest.approx(from_scratch(32.0, 0.161, 7.05, 0.080, row.D, row.N1), rel=1e-12)
         elif (row.n_expert, row.top_k) == (8, 2):
             assert row.loss == pytest.approx(table_2_upcycled(row.D1, row.D2, row.N1), rel=1e-12)
+
+
+def test_a_dense_model_trained_on_is_one_of_all_of_its_tokens(world):
+    rows = simulate_losses(planned_losses(own_model_sweep.plan_of()), world, noise=0.0, seed=0)
+    dense = rows[rows["lineage"].isin(("dense", "cont"))]
+    assert sorted(set(dense["role"])) == ["decay", "imported"]
+    for row in dense.itertuples():
+        tokens = own_model_sweep.D1 + row.D2
+        assert row.loss == pytest.approx(from_scratch(8.83, 0.088, 12.3, 0.116, tokens, row.N1), rel=1e-12)
+    assert world.truth(rows[rows["lineage"] == "cont"], "chinchilla") is None
 
 
 def test_equation_11_is_the_least_squares_fit_to_table_2_where_both_hold(world):

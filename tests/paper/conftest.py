@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import own_model_sweep
 import pytest
 import simulated_sweep
 
@@ -10,6 +11,13 @@ import simulated_sweep
 @pytest.fixture(scope="session")
 def inputs(sweep):
     return simulated_sweep.read_inputs(*sweep)
+
+
+@pytest.fixture(scope="session")
+def own_model(tmp_path_factory):
+    """A study of an imported dense model, upcycled and trained on."""
+    results = tmp_path_factory.mktemp("own-model")
+    return own_model_sweep.read_inputs(results, own_model_sweep.write_results(results))
 
 
 @pytest.fixture

@@ -20,13 +20,15 @@ from upcycle.study import catalogue
 pytestmark = pytest.mark.slow
 
 OF_ONE_SIZE = {"figure3", "figure4", "figure12", "overview", "residuals"}
-"""Figures of one grid of D1 and D2; all others need several sizes, and the laws of all three kinds of training."""
+"""Figures of one grid of D1 and D2; others need several sizes, and the laws of all three kinds of training."""
+SUITS = dict.fromkeys(OF_ONE_SIZE, "inputs") | {"continued": "own_model"}
+"""The study that suits a figure, where that is not the one of several sizes."""
 
 
 @pytest.fixture(scope="module", params=catalogue.catalogue("figure"))
 def drawn(request):
     """Each figure in turn, of the simulated study that suits it."""
-    inputs = request.getfixturevalue("inputs" if request.param in OF_ONE_SIZE else "joint_inputs")
+    inputs = request.getfixturevalue(SUITS.get(request.param, "joint_inputs"))
     return request.param, made(request.param, inputs)
 
 
@@ -73,7 +75,7 @@ def test_a_figure_says_that_its_losses_are_simulated_and_only_then(drawn):
     """The small sweep's losses are not marked; the other study's are."""
     name, figure = drawn
     title = figure._suptitle
-    assert (title.get_text() if title else None) == (None if name in OF_ONE_SIZE else "SIMULATED LOSSES")
+    assert (title.get_text() if title else None) == (None if name in SUITS else "SIMULATED LOSSES")
 
 
 def test_a_study_of_simulated_losses_says_so_in_figures_and_tables(inputs, tmp_path):

@@ -1,11 +1,10 @@
 """Every sentence of the report is right for the smallest grids too, and where a sweep, seeds or fits are missing."""
 
 import re
-from html import unescape
 
 import pytest
 import simulated_sweep
-from page_structure import Structure
+from page_structure import MISSPELT, Structure, text_of
 
 from upcycle.laws.fit import run_fit
 from upcycle.report.background import Background
@@ -18,16 +17,6 @@ LAWS = {
     "multiplicative_no_interaction": {"law": "multiplicative_no_interaction"},
     "power_by_D1": {"law": "power", "by": "D1"},
 }
-MISSPELT = [
-    r"\b1 (points|degrees|runs|seeds|starts|rows|models|upcycled runs)\b",
-    r"from ([−+\d.]+) (?:nats )?at ([^.;]+?) to \1 at \2",
-    r"([\d.]+[kM]?) to \1\b",
-    r"`",
-    r"\bNone\b|\bnan\b",
-    r"\.\.|,\.| \.",
-    r"\(0,\d\)",
-]
-"""What no sentence of a report holds: singulars in the plural, ranges of one value, unset words and ends."""
 
 
 def upcycled(D1, D2, **more):
@@ -72,9 +61,7 @@ def small(request, tmp_path_factory):
     html = render(inputs, Background(study="default", out=results, tokens=results / "tokens", title="Small"))
     structure = Structure()
     structure.feed(html)
-    text = re.sub(r"</?(b|i|code|sub|sup|span|a)\b[^>]*>", "", html)
-    text = unescape(re.sub(r"<style>.*?</style>|<[^>]+>", " | ", text, flags=re.DOTALL))
-    return request.param, inputs, re.sub(r"(\| ?)+", "| ", " ".join(text.split())), structure
+    return request.param, inputs, text_of(html), structure
 
 
 def test_no_sentence_is_of_another_number(small):

@@ -139,7 +139,7 @@ def metrics(run: RunSpec, noise: float) -> dict[str, Any]:
         "started": "2026-01-01T00:00:00+00:00",
         "finished": "2026-01-01T00:01:00+00:00",
         "tokens_fingerprint": "0123456789abcdef",
-        "curve_heldout": [[point, curve_loss(run, point)] for point in points],
+        "curve_heldout": [[point, curve_loss(run, point)] for point in points if run.segment_tokens],
         "resumed": 0,
     }
 

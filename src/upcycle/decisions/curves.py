@@ -280,7 +280,7 @@ def from_fits(fits: Mapping[str, FitResult], source: str) -> ThreeLaws:
     name, up = _upcycled(fits, source)
     scratch, dense, moe = _scratch(fits, up)
     found = {"dense": dense, "moe": moe, "upcycled": up}
-    curves = {lineage: _curve(fit) for lineage, fit in found.items() if fit is not None}
+    curves = {lineage: curve_of(fit) for lineage, fit in found.items() if fit is not None}
     counts = {lineage: curve.n_draws for lineage, curve in curves.items()}
     fewest = min(counts.values())
     notes = [
@@ -360,7 +360,7 @@ def _scratch(fits: Mapping[str, FitResult], up: FitResult) -> tuple[list[str], F
     return [name for name in first if name is not None], dense, moe
 
 
-def _curve(fit: FitResult) -> Curve:
+def curve_of(fit: FitResult) -> Curve:
     """A fit as a curve. A fixed parameter's draws are those of the fit it came from, else its value."""
     draws: dict[str, Array] | None = None
     if fit.draws:

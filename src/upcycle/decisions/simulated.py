@@ -154,10 +154,13 @@ class World:
         for a mixture, size and budget that none of the laws describes.
         """
         loss = np.full(len(rows), np.nan)
+        # Trained on, a dense model is one of all of its tokens.
+        of_all_tokens = rows.assign(D=rows["D"] + rows["D1"].where(rows["lineage"] == "cont", 0))
         for name, values, here in self._cases(rows):
             if here.any():
                 law = get_law(name)
-                loss[here] = law.predict(values, law_columns(rows[here], law.inputs))
+                columns = law_columns((of_all_tokens if values is self.dense else rows)[here], law.inputs)
+                loss[here] = law.predict(values, columns)
         if np.isnan(loss).any():
             row = rows[np.isnan(loss)].iloc[0]
             raise UserError(
@@ -176,6 +179,8 @@ class World:
         if len(followed) != 1:
             return None
         [(name, values)] = followed
+        if values is self.dense and (rows["lineage"] == "cont").any():  # no law is fitted to D1 + D2
+            return None
         forms = {name: dict(values)}
         if name in FORM_AT_ONE_SIZE and rows["N1"].nunique() == 1:
             level = values["E"] + values["B"] * float(rows["N1"].iloc[0]) ** -values["beta"]
@@ -192,7 +197,7 @@ class World:
         """Laws with the rows that follow them, each row at most once."""
         column = {name: rows[name].to_numpy() for name in ("lineage", "n_expert", "top_k", "n_layer", "d_model")}
         tokens_N2 = rows[["D1", "D2"]].to_numpy(float)
-        dense, moe, up = (column["lineage"] == lineage for lineage in ("dense", "moe", "up"))
+        dense, moe, up, cont = (column["lineage"] == lineage for lineage in ("dense", "moe", "up", "cont"))
 
         def of(mixture: tuple[int, int]) -> NDArray[np.bool_]:
             return (column["n_expert"] == mixture[0]) & (column["top_k"] == mixture[1])
@@ -202,7 +207,7 @@ class World:
         common = (np.abs(tokens_N2 / TOKENS - 1) < SAME_TOKENS).all(axis=1)
         of_grid = (column["n_layer"] == GRID_SHAPE[0]) & (column["d_model"] == GRID_SHAPE[1])
         cases += [
-            ("chinchilla", self.dense, dense),
+            ("chinchilla", self.dense, dense | cont),
             ("chinchilla", self.moe, moe & of(JOINT_MIXTURE)),
             ("joint", self.joint, up & of(JOINT_MIXTURE)),
             ("configuration", self.configuration, other & common),
@@ -228,6 +233,7 @@ class World:
             *chosen,
             *(["The statements that follow are of all other losses."] if chosen else []),
             f"Dense models: Equation 3, {printed}: {_words(self.dense)}.",
+            "A dense model that is trained on (ours): the same, of D1 + D2 tokens.",
             f"MoEs of 8 experts, top-2, from scratch: Equation 3 in N1, likewise: {_words(self.moe)}.",
             f"Upcycled, 8 experts, top-2: Equation 12, {up}: {_words(self.joint)}.",
             f"Other mixtures at D1 = D2 = {TOKENS:,} tokens: Equation 11 with its printed exponents, "

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from pydantic import ValidationError
 
+from upcycle.decisions.advice.measured import Rivals, find_rivals
 from upcycle.errors import UserError, nearest
 from upcycle.files import read_record
 from upcycle.laws.certificate.validate import SeedNoise, seed_noise
@@ -186,13 +187,23 @@ class Inputs:
         for sweep in self.sweep_names():
             rows = self.in_sweep(sweep)
             rows = rows[(rows["lineage"] == lineage) & (rows["model"] == grid.model)]
-            rows = rows[rows["schedule"] == like["schedule"]]
+            rows = rows[(rows["schedule"] == like["schedule"]) & (rows["role"] != "imported")]
             if lineage == "moe":
                 rows = rows[(rows["moe"] == grid.moe) & (rows["gate"] == like["gate"])]
             # Two runs of one D and seed are an ablation's arms: none of them is the baseline.
             if not rows.empty and not rows.duplicated(["D", "seed"]).any():
                 return rows.sort_values(["D", "seed"])
         return self.losses.iloc[:0]
+
+    def imported(self, grid: Grid) -> bool:
+        """Whether a grid begins with an imported checkpoint, whose D1 its owner states."""
+        rows = self.losses[self.losses["id"].isin(set(grid.rows["dense_parent"]))]
+        return bool((rows["role"] == "imported").any())
+
+    def rivals(self, grid: Grid) -> list[Rivals]:
+        """A grid's mixture and its dense models trained on, one for each D1 that has both."""
+        found = find_rivals(self.losses, self.fits)
+        return [each for each in found if (each.model, each.moe) == (grid.model, grid.moe)]
 
     def fit(self, grid: Grid, law: str, *, by: str | None = None) -> FitResult:
         """The fit of a law to a grid.

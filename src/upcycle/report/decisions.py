@@ -24,9 +24,12 @@ SETTLED = 0.95
 def decisions(inputs: Inputs) -> dict[str, Any] | None:
     """The section's content: `missing`, one sentence on the fit that is missing, or sentences and a table.
 
-    None for a study without any fit, whose report has no laws to decide by.
+    None for a study without any fit, whose report has no laws to decide by, and for one that begins with a checkpoint
+    or trains its dense model on, and has nothing from scratch: thresholds are no question of its.
     """
-    if not inputs.fits:
+    losses = inputs.losses
+    other = (losses["role"] == "imported").any() or (losses["lineage"] == "cont").any()
+    if not inputs.fits or (other and not (losses["lineage"] == "moe").any()):
         return None
     try:
         three = three_laws(inputs)

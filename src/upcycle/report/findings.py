@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from upcycle.decisions.advice.measured import MeasuredAdvice, advise_measured
+from upcycle.decisions.advice.measured_words import at_same_tokens, recommendation
 from upcycle.laws.certificate.validate import SeedNoise
 from upcycle.laws.compare import ErrorRatio
 from upcycle.laws.result import FitResult
@@ -46,6 +48,7 @@ def findings(inputs: Inputs, sweep: str | None = None) -> list[Finding]:
     found = [
         _best_law(inputs, grid),
         _against_scratch(inputs, grid, noise),
+        *(_against_trained_on(advise_measured(each)) for each in inputs.rivals(grid)),
         _offset(inputs, grid),
         _interaction(inputs, grid),
         _noise(inputs, grid),
@@ -150,6 +153,17 @@ def _against_scratch(inputs: Inputs, grid: Grid, noise: SeedNoise | None) -> Fin
     verdict: Verdict = "open" if noise is None or not decided else "part" if kinds["undecided"] else "clear"
     sentence = "; ".join(parts) + "."
     return Finding(sentence[0].upper() + sentence[1:], " ".join(filter(None, details)), verdict)
+
+
+def _against_trained_on(advice: MeasuredAdvice) -> Finding:
+    """Upcycling against the dense model trained on, at the same FLOPs and at the same tokens."""
+    outcomes = {each.outcome for each in advice.budgets} - {"unknown"}
+    decided = outcomes & {"upcycle", "dense"}
+    verdict: Verdict = "open" if not decided or advice.rivals.noise is None else "clear"
+    if decided and len(outcomes) > 1:
+        verdict = "part"
+    chance = "" if advice.rivals.noise else "No point was trained with two seeds, so these differences may be chance."
+    return Finding(recommendation(advice), f"{at_same_tokens(advice)} {chance}".strip(), verdict)
 
 
 _VERBS: dict[Standing, str] = {"ahead": "wins", "behind": "loses", "undecided": "is undecided"}

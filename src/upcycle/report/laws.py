@@ -10,6 +10,7 @@ from typing import Any
 from upcycle.laws.result import FitResult
 from upcycle.paper.inputs import Inputs
 from upcycle.paper.render import number
+from upcycle.report.sections import KINDS
 from upcycle.study.spec import short_count
 
 GREEK = {"alpha": "α", "beta": "β", "gamma": "γ", "eta": "η", "delta": "δ"}
@@ -87,7 +88,7 @@ def _groups(fit: FitResult) -> list[tuple[str, list[str]]]:
     for value, group in fit.group_fits.items():
         intervals = {name: f" [{_interval(bounds)}]" for name, bounds in group.intervals.items()}
         cells = [number(each, 4) + intervals.get(name, "") for name, each in group.values.items()]
-        rows.append((value if fit.by == "lineage" else short_count(value), cells))
+        rows.append((KINDS[value] if fit.by == "lineage" else short_count(value), cells))
     return rows
 
 

@@ -24,7 +24,7 @@ def limits(inputs: Inputs, grid: Grid, texts: list[dict[str, Any]]) -> list[str]
         _sizes(inputs),
         _mixtures(inputs, grid),
         "" if inputs.simulated else _short_runs(grid),
-        _repetition(grid, texts),
+        _repetition(inputs, grid, texts),
         "" if inputs.noise else "No run was repeated with another seed: small differences may be chance.",
         f"Predictions outside D1 = {span(grid.D1)} and D2 = {span(grid.D2)} are extrapolations, and so is every E.",
         "Losses by law do not tell what training gives: with too few steps or repeated text it leaves any law."
@@ -91,12 +91,13 @@ def _short_runs(grid: Grid) -> str:
     )
 
 
-def _repetition(grid: Grid, texts: list[dict[str, Any]]) -> str:
+def _repetition(inputs: Inputs, grid: Grid, texts: list[dict[str, Any]]) -> str:
     if not texts:
         return ""
     available = min(text["parts"]["train"]["tokens"] for text in texts)
-    largest = max(grid.D1[-1], grid.D2[-1])
-    both = grid.D1[-1] + grid.D2[-1]
+    of_dense = 0 if inputs.imported(grid) else grid.D1[-1]  # an imported model was trained on text of its owner's
+    largest = max(of_dense, grid.D2[-1])
+    both = of_dense + grid.D2[-1]
     if largest > available:
         return f"The text has {short_count(available)} training tokens: budgets above that repeat it."
     if both > available:

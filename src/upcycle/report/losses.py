@@ -34,7 +34,6 @@ class Cell:
 
 def grid_tables(inputs: Inputs, grid: Grid) -> dict[str, Any]:
     """Mean losses by D1 and D2 with the rows trained from scratch, and the lead of upcycling, as heat tables."""
-    columns = sorted({*grid.D2, *(int(D) for lineage in ("dense", "moe") for D in inputs.baseline(grid, lineage)["D"])})
     rows = []
     for lineage, name in (("dense", "dense from scratch"), ("moe", "MoE from scratch")):
         found = inputs.baseline(grid, lineage)
@@ -43,6 +42,10 @@ def grid_tables(inputs: Inputs, grid: Grid) -> dict[str, Any]:
     for D1 in grid.D1:
         chosen = grid.rows[grid.rows["D1"] == D1]
         rows.append((f"upcycled, D1 = {short_count(D1)}", _by(chosen, "D2")))
+    rivals = inputs.rivals(grid)
+    for each in rivals:
+        rows.append((f"dense, trained on, D1 = {short_count(each.d1)}", _by(each.continued.rows, "D2")))
+    columns = sorted({tokens for _, cells in rows for tokens in cells})
     means = [group["loss"].mean() for _, cells in rows for group in cells.values()]
     low, high = min(means), max(means)
     body = [(name, [_loss_cell(cells.get(column), low, high) for column in columns]) for name, cells in rows]
@@ -52,7 +55,8 @@ def grid_tables(inputs: Inputs, grid: Grid) -> dict[str, Any]:
         "columns": [short_count(column) for column in columns],
         "rows": body,
         "seeds": any(len(group) > 1 for _, cells in rows for group in cells.values()),
-        "scratch": len(rows) > len(grid.D1),
+        "scratch": len(rows) > len(grid.D1) + len(rivals),
+        "parents": [each.parent_loss for each in rivals if each.imported and each.parent_loss is not None],
         "error": (float(errors.min()), float(errors.max())),
         "lead": _lead_table(inputs, grid),
         "lead_columns": [short_count(D2) for D2 in grid.D2],

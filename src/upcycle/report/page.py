@@ -14,12 +14,12 @@ from upcycle.errors import UserError
 from upcycle.files import write_atomic
 from upcycle.paper.inputs import Inputs
 from upcycle.paper.render import number, plural, to_html
-from upcycle.paper.tables_joint import LINEAGES
 from upcycle.report import laws, losses, sections
 from upcycle.report.background import Background, read_csv
 from upcycle.report.decisions import decisions
 from upcycle.report.findings import Verdict, findings, headline
 from upcycle.report.limits import limits
+from upcycle.report.trained_on import trained_on
 from upcycle.study import catalogue
 from upcycle.study.spec import short_count
 from upcycle.study.values import duration
@@ -96,11 +96,12 @@ def render(inputs: Inputs, background: Background) -> str:
             run=sections.what_was_run(inputs, background),
             losses=losses.grid_tables(inputs, grid),
             models=inputs.losses.sort_values(["model", "lineage", "D1", "D", "seed"]).to_dict("records"),
-            kinds=LINEAGES,
+            kinds=sections.KINDS,
             evaluations=losses.evaluations(inputs, background),
             figures=[_figure(name, background) for name in background.figures],
             tables=[_table(name, background) for name in background.tables],
             laws=laws.cards(inputs),
+            rivals=trained_on(inputs, grid),
             decisions=decisions(inputs),
             receipts=sections.receipts(inputs),
             texts=texts,

@@ -13,10 +13,13 @@ from upcycle.report.background import Background
 from upcycle.report.limits import span
 from upcycle.study.spec import short_count
 
+KINDS = {"dense": "dense", "moe": "MoE from scratch", "up": "upcycled", "cont": "dense, trained on"}
+"""Lineages in words."""
+
 
 def scope(inputs: Inputs, background: Background, grid: Grid) -> dict[str, Any]:
     """The sweep in a few numbers, for the head of the page."""
-    first = grid.rows.iloc[0]
+    first, imported = grid.rows.iloc[0], inputs.imported(grid)
     planned = {run_id for ids in inputs.sweeps.values() for run_id in ids}
     return {
         "finished": len(inputs.losses),
@@ -26,7 +29,8 @@ def scope(inputs: Inputs, background: Background, grid: Grid) -> dict[str, Any]:
         "N1": short_count(first["N1"]),
         "N_total": short_count(first["N_total"]),
         "mixture": f"{grid.shape[0]} experts, {grid.shape[1]} active",
-        "budgets": span(sorted([*grid.D1, *grid.D2])),
+        "budgets": f"{span(sorted([*([] if imported else grid.D1), *grid.D2]))} tokens"
+        + (", D1 as stated by its owner" if imported else ""),
         "seeds": int(inputs.losses["seed"].nunique()),
     }
 
@@ -69,14 +73,13 @@ def all_runs(inputs: Inputs) -> list[str]:
 
 def _sweep(inputs: Inputs, name: str) -> dict[str, Any]:
     rows = inputs.in_sweep(name)
-    words = {"dense": "dense", "moe": "MoE from scratch", "up": "upcycled"}
     return {
         "name": name,
-        "kinds": ", ".join(words[kind] for kind in rows["lineage"].unique()),
+        "kinds": ", ".join(KINDS[kind] for kind in rows["lineage"].unique()),
         "models": ", ".join(sorted({f"{row.model} {row.moe}".strip() for row in rows.itertuples()})),
         "finished": len(rows),
         "planned": len(inputs.sweeps.get(name, ())) or len(rows),
-        "D1": span(upcycled) if (upcycled := sorted(rows.loc[rows["lineage"] == "up", "D1"])) else "",
+        "D1": span(sorted(later)) if len(later := rows.loc[rows["lineage"].isin(("up", "cont")), "D1"]) else "",
         "D": span(sorted(rows["D"])),
         "seeds": ", ".join(str(seed) for seed in sorted(rows["seed"].unique())),
     }

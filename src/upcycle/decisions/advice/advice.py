@@ -75,7 +75,7 @@ def advise(
     three.need("moe")
     asked, laws = _of_mixture(three, n_expert, top_k, law_error)
     per_token = 6 * asked.active_ratio * n1
-    d2 = _budget_tokens(per_token, flops_per_second, tokens, flops, gpu_hours)
+    d2 = budget_tokens(per_token, flops_per_second, tokens, flops, gpu_hours)
     spent = None if d2 is None else per_token * d2
     hours = None if spent is None else spent / flops_per_second / 3600
     n2 = asked.active_ratio * n1
@@ -140,7 +140,7 @@ def _of_mixture(
     return replace(three, n_expert=n_expert, top_k=top_k), laws
 
 
-def _budget_tokens(
+def budget_tokens(
     per_token: float, rate: float, tokens: float | None, flops: float | None, gpu_hours: float | None
 ) -> float | None:
     """The budget as D2, by C = 6 N2 D2 (section 5.2); None if it is left open."""
@@ -247,6 +247,18 @@ def _notes(three: ThreeLaws, question: Question, laws: Laws, overtakes: Reach | 
     return (*notes, *rest)
 
 
+def given_budget(args: argparse.Namespace) -> dict[str, float]:
+    """The budget on the command line, as `advise` takes it; empty where it is left open.
+
+    Raises `UserError` for a number that cannot be read.
+    """
+    return {
+        name: quantity(text, f"--{name.replace('_', '-')}")
+        for name in ("tokens", "flops", "gpu_hours")
+        if (text := getattr(args, name)) is not None
+    }
+
+
 def error_of(folder: Path, three: ThreeLaws) -> float | None:
     """Error of the upcycled law of these fits: leave-one-out RMS in nats, else the RMS of its residuals."""
     for path in sorted(folder.glob("*.json")):
@@ -261,17 +273,15 @@ def run_advise(args: argparse.Namespace) -> None:
 
     Raises `UserError` for numbers that cannot be read.
     """
+    if args.d1 is None:
+        raise UserError("--d1 is missing: the tokens that the dense model of --n1 was trained on, e.g. 2e12")
     for name in ("n1", "d1"):
         if quantity(getattr(args, name), f"--{name}") > HIGH:
             raise UserError(f"--{name}: `{getattr(args, name)}` is above {HIGH:g}, up to which the laws are evaluated")
     n1 = quantity(args.n1, "--n1", least=LEAST_TOKENS, unit="parameters")
     d1 = quantity(args.d1, "--d1", least=LEAST_TOKENS, unit="tokens")
     rate = quantity(args.flops_per_second, "--flops-per-second")
-    budget = {
-        name: quantity(text, f"--{name.replace('_', '-')}")
-        for name in ("tokens", "flops", "gpu_hours")
-        if (text := getattr(args, name)) is not None
-    }
+    budget = given_budget(args)
     three = published() if args.fits is None else read_three_laws(args.fits)
     law_error = PAPER_ERROR if args.fits is None else error_of(args.fits, three)
     advice = advise(

@@ -108,12 +108,14 @@ def compare_options(upcycled: Expected, other: Expected, law_error: float | None
     share = float(np.mean(draws < 0))
     # each of the two losses has an error of its own, so their difference has sqrt(2) times it
     with_error = float(ndtr(-draws / (2**0.5 * law_error)).mean()) if law_error else share
-    ahead: Ahead = "too close to call"
-    if with_error >= SURE:
-        ahead = "upcycled"
-    elif with_error <= 1 - SURE:
-        ahead = "other"
-    return Comparison(other.what, other.tokens, float(gap[0]), band_of(gap), share, with_error, ahead)
+    return Comparison(other.what, other.tokens, float(gap[0]), band_of(gap), share, with_error, ahead_by(with_error))
+
+
+def ahead_by(share: float) -> Ahead:
+    """Who is ahead, where upcycling is ahead with this probability."""
+    if share >= SURE:
+        return "upcycled"
+    return "other" if share <= 1 - SURE else "too close to call"
 
 
 def verdict_of(scratch: Comparison) -> Verdict:

@@ -156,7 +156,8 @@ def from_study(study: StudyConfig, plan: Plan, name: str) -> PlannedSweep:
     sizes = np.unique(up["N1"])
     if len(sizes) == 1:  # models of other sizes do not constrain the laws at one size
         plain = [run for run in plain if n1(run.model) == sizes[0]]
-    dense = _scratch([run for run in (*parents, *plain) if run.lineage == "dense"])
+    # The loss of an imported checkpoint is no point of a law of dense models: it was trained on another text.
+    dense = _scratch([run for run in (*parents, *plain) if run.lineage == "dense" and run.role != "imported"])
     mixed = [run for run in plain if run.lineage == "moe" and run.moe is not None]
     moe = _scratch([run for run in mixed if run.moe and (run.moe.n_expert, run.moe.top_k) == (n_expert, top_k)])
     beside = f"the study's {len(dense['D'])} dense models and {len(moe['D'])} MoEs from scratch"
