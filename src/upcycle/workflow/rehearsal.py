@@ -93,7 +93,7 @@ def planned_losses(plan: Plan) -> pd.DataFrame:
     rows = []
     for run_id in plan.finished_models:
         model, moe = plan.names.get(run_id, ("", ""))
-        sweeps = ";".join(sorted(membership[run_id]))
+        sweeps = ";".join(sorted(membership.get(run_id, ())))
         unknown = {column.name: "" if column.kind == "text" else None for column in COLUMNS}
         known = {"id": run_id, "sweeps": sweeps, "model": model, "moe": moe, **described(plan.runs[run_id])}
         rows.append({**unknown, **known, "simulated": 1})
