@@ -1,6 +1,7 @@
 """Each job asks for what its own plan needs, within what a node offers."""
 
 import json
+import os
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -8,12 +9,13 @@ import pytest
 from small_studies import dense_study, small_study
 
 from upcycle.errors import UserError
+from upcycle.study.memory import peak_memory
 from upcycle.study.plan import build_plan
 from upcycle.study.rates import expected_seconds
 from upcycle.views.requests import show_requests
 from upcycle.workflow.dag import Workflow
 from upcycle.workflow.nodes import Node, read_profile, split_config
-from upcycle.workflow.resources import Cluster, job_resources
+from upcycle.workflow.resources import Cluster, job_resources, machine_memory_mb
 
 NODE = Node(gpus=8, gpu_type="h100", cpus=64, memory_gb=900, max_hours=24)
 SIZE = {"n_layer": 2, "n_head": 2, "batch": 128, "warmup_steps": 4, "lr": 8e-3, "lr_moe": 4e-3}
@@ -98,8 +100,19 @@ def test_a_cpu_study_asks_for_no_gpu(tmp_path):
     assert [resources["train"][key](wildcards) for key in ("nodes", "tasks", "cpus_per_task")] == [2, 2, 8]
 
 
-def test_a_run_of_this_machine_asks_for_nothing(tmp_path):
-    assert not any(job_resources(workflow_of(tmp_path, node=None)).values())
+def test_a_run_of_this_machine_asks_for_memory_alone(tmp_path):
+    workflow = workflow_of(tmp_path, node=None, device="cpu")
+    resources = job_resources(workflow)
+    assert {kind: list(asked) for kind, asked in resources.items() if asked} == {
+        "train": ["mem_mb"],
+        "evaluate": ["mem_mb"],
+    }
+    run_id = trunks(workflow)["large-8x2"]
+    run = workflow.plan.runs[run_id]
+    execution = workflow.study.execution_of(run)
+    peak = execution.devices * peak_memory(run, execution).peak / 1e6
+    assert peak < resources["train"]["mem_mb"](SimpleNamespace(run=run_id)) < peak + 1000 * execution.devices
+    assert 1000 < machine_memory_mb() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from upcycle.workflow.needs import (
 from upcycle.workflow.paths import RESULTS, evaluation_path, metrics_path
 from upcycle.workflow.progress import tell_progress
 from upcycle.workflow.pruning import Retention
-from upcycle.workflow.resources import job_resources
+from upcycle.workflow.resources import job_resources, machine_memory_mb
 from upcycle.workflow.submission import check_submission
 
 logger.addHandler(Failures())
@@ -105,6 +105,13 @@ def run_inputs(wildcards):
         source(path, metrics_path(run))
         for path in (W.tokens_of(run), *W.parent_of(run))
     ]
+
+
+def training_threads(wildcards):
+    """Cores of this machine that a training uses; a cluster's are asked for as `cpus_per_task`."""
+    execution = W.study.execution_of(W.plan.runs[wildcards.run])
+    local = W.node is None and execution.device == "cpu"
+    return execution.devices * execution.threads if local else 1
 
 
 def sweep_runs(name):
@@ -193,6 +200,8 @@ def table_caption(wildcards):
 
 # What jobs ask a cluster for, by their kind; nothing where this machine runs them.
 RESOURCES = job_resources(W)
+if W.node is None and "mem_mb" not in workflow.global_resources:
+    workflow.register_resource("mem_mb", machine_memory_mb())
 if W.node is not None and workflow.is_main_process and not DRY:
     defaults = workflow.resource_settings.default_resources or {}
     asked = {name: defaults[name].raw for name in defaults}

@@ -11,6 +11,7 @@ rule pretrain_dense:
     wildcard_constraints:
         run=W.runs_of("dense"),
     priority: PRIORITIES["dense"]
+    threads: training_threads
     resources:
         **RESOURCES["train"],
     message:

@@ -1,7 +1,8 @@
 """What each job asks a scheduler for: nodes, GPUs, CPUs, memory and wall time, from the plan and what a node offers.
 
 A profile states what a node offers (`profiles/slurm/nodes.yaml`); a study, how many devices and nodes a model's jobs
-take. Without a node in the configuration (a local run) nothing is asked for, and nothing is limited.
+take. Without a node in the configuration (a local run) a training or an evaluation asks for memory alone, so that no
+more run side by side than this machine's memory holds; `--resources mem_mb=N` sets another limit.
 
 | request | a training job's |
 |---|---|
@@ -16,9 +17,11 @@ An evaluation runs in one process: one GPU, which holds whole float32 weights. T
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from upcycle.errors import UserError
@@ -36,6 +39,9 @@ HOST_GB = 4.0
 MEMORY_SAFETY = 1.25
 WARNING_SECONDS = 120
 """Before the end of its wall time a training is told to save. (At the end SLURM would kill it with its srun.)"""
+LOCAL_PROCESS_GB = 0.3
+"""10^9 bytes of a process of a local job beside arrays: the interpreter and torch."""
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 MB = 1e6
 
 
@@ -95,8 +101,7 @@ class Cluster:
         """
         run, execution = self.workflow.plan.runs[run_id], self.workflow.study.execution
         gpus = 1 if execution.device == "cuda" else 0
-        weights = FLOAT * count_parameters(run.model, run.moe).total / MB
-        logits = 2 * FLOAT * execution.eval_batch * run.model.context * run.model.vocab_size / MB  # and log-softmax
+        weights, logits = _evaluation_mb(run, execution)
         if gpus and execution.device_memory_gb and weights + logits > 1000 * execution.device_memory_gb:
             raise UserError(
                 f"evaluation of {run_id} needs {(weights + logits) / 1000:.0f} GB on one GPU, and execution."
@@ -141,9 +146,9 @@ JOB_KINDS = ("tokenize", "train", "evaluate", "small")
 
 
 def job_resources(workflow: Workflow) -> dict[str, dict[str, Any]]:
-    """`resources` of the rules by the kind of their jobs, functions of wildcards; none of them without a node."""
+    """`resources` of the rules by the kind of their jobs, functions of wildcards; without a node memory alone."""
     if workflow.node is None:
-        return {kind: {} for kind in JOB_KINDS}
+        return {kind: {} for kind in JOB_KINDS} | ({} if REHEARSAL else _local(workflow))
     cluster = Cluster(workflow, workflow.node)
     if REHEARSAL:  # no job computes anything; none asks for a GPU
         small = JobRequest(cpus=1, memory_mb=1000, minutes=10)
@@ -165,6 +170,36 @@ def job_resources(workflow: Workflow) -> dict[str, dict[str, Any]]:
     if on_cpu:
         common["train"]["tasks"] = common["train"]["nodes"]  # of GPU jobs the plugin would ask for as many a GPU
     return common
+
+
+def _local(workflow: Workflow) -> dict[str, dict[str, Any]]:
+    """Memory of the jobs of this machine that can need much of it."""
+
+    def train(wildcards: Any) -> int:
+        run = workflow.plan.runs[wildcards.run]
+        execution = workflow.study.execution_of(run)
+        if execution.device == "cpu":
+            return math.ceil(execution.devices * (peak_memory(run, execution).peak / MB + 1000 * LOCAL_PROCESS_GB))
+        return _training_memory_mb(run, execution)
+
+    def evaluate(wildcards: Any) -> int:
+        weights, logits = _evaluation_mb(workflow.plan.runs[wildcards.run], workflow.study.execution)
+        return math.ceil(2 * weights + logits + 1000 * LOCAL_PROCESS_GB)
+
+    return {"train": {"mem_mb": train}, "evaluate": {"mem_mb": evaluate}}
+
+
+def machine_memory_mb() -> int:
+    """Memory that jobs of this machine can share: all of it, or what its container allows."""
+    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = CGROUP_LIMIT.read_text().strip() if CGROUP_LIMIT.exists() else "max"
+    return int((whole if limit == "max" else min(whole, int(limit))) / MB)
+
+
+def _evaluation_mb(run: RunSpec, execution: Execution) -> tuple[float, float]:
+    """Float32 weights, and logits of a forward pass with their log-softmax."""
+    weights = FLOAT * count_parameters(run.model, run.moe).total / MB
+    return weights, 2 * FLOAT * execution.eval_batch * run.model.context * run.model.vocab_size / MB
 
 
 def _common(request: Callable[[Any], JobRequest], node: Node) -> dict[str, Any]:
