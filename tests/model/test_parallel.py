@@ -13,6 +13,10 @@ from upcycle.model.transformer import Transformer, init_weights
 from upcycle.study.shape import ModelSpec, MoESpec
 
 MODEL = ModelSpec(n_layer=2, d_model=16, n_head=2, vocab_size=32, context=8)
+OTHER = ModelSpec(
+    n_layer=2, d_model=16, n_head=6, n_kv_head=2, d_head=4, vocab_size=32, context=8, tied=True, qkv_bias=True,
+    qk_norm=True,
+)  # fmt: skip
 MOE = MoESpec(n_expert=3, top_k=2)
 
 
@@ -21,13 +25,20 @@ def stacked_state(model: Transformer) -> dict[str, Tensor]:
     return {name: stacked(name, weight, model.model) for name, weight in model.state_dict().items()}
 
 
+@pytest.mark.parametrize("spec", [MODEL, OTHER], ids=["the paper's", "shared keys"])
 @pytest.mark.parametrize("moe", [None, MOE])
-def test_sharded_shapes_are_views_of_the_model(moe: MoESpec | None) -> None:
+def test_sharded_shapes_are_views_of_the_model(moe: MoESpec | None, spec: ModelSpec) -> None:
     """Stacks become a dimension, in the same memory, so that either shape loads the other; `unstacked` undoes it."""
-    model = Transformer(MODEL, moe, Kernels())
+    model = Transformer(spec, moe, Kernels())
     init_weights(model, seed=0)
     state = stacked_state(model)
-    assert state["blocks.0.attn.wqkv"].shape == (3, 16, 16)
+    if spec is MODEL:
+        assert state["blocks.0.attn.wqkv"].shape == (3, 16, 16)
+        assert state["blocks.0.attn.wo"].shape == (16, 16)
+    else:
+        assert state["blocks.0.attn.wqkv"].shape == (5, 8, 16)
+        assert state["blocks.0.attn.bqkv"].shape == (5, 8)
+        assert state["blocks.0.attn.wo"].shape == (16, 3, 8)
     w_in = "blocks.1.mlp.w_in" if moe is None else "blocks.1.moe.w_in"
     assert state[w_in].shape == ((2, 64, 16) if moe is None else (3, 2, 64, 16))
     for name, parameter in model.named_parameters():
@@ -41,10 +52,11 @@ def test_moments_have_the_shapes_of_their_parameters() -> None:
     assert stacked("exp_avg.blocks.0.attn.wo", torch.empty(16, 16), MODEL).shape == (16, 16)
 
 
-def test_layers_compute_the_same_bits_from_stacked_weights() -> None:
+@pytest.mark.parametrize("spec", [MODEL, OTHER], ids=["the paper's", "shared keys"])
+def test_layers_compute_the_same_bits_from_stacked_weights(spec: ModelSpec) -> None:
     """A model whose matrices have the stacked shape gives the logits of the plain one."""
     for moe in (None, MOE):
-        plain, other = (Transformer(MODEL, moe, Kernels()) for _ in range(2))
+        plain, other = (Transformer(spec, moe, Kernels()) for _ in range(2))
         init_weights(plain, seed=1)
         for name, weight in stacked_state(plain).items():
             owner, _, leaf = name.rpartition(".")

@@ -31,7 +31,7 @@ import torch
 from distributed_worker import gradients
 from preempted import preempt_at
 from safetensors.torch import load_file
-from small_runs import EXECUTION, MOE, rows_of, small_run, tensors_sha256, train_in, upcycled_run
+from small_runs import EXECUTION, MOE, VOCABULARY, rows_of, small_run, tensors_sha256, train_in, upcycled_run
 
 from upcycle.errors import UserError
 from upcycle.model.stacks import stacked
@@ -61,14 +61,21 @@ Job = dict[str, Any]
 OPTIM = {"lr": 2e-2, "batch": 8}
 DENSE = small_run(optim=OPTIM, end_step=N_STEPS)
 SKIPPING = small_run(optim=OPTIM | {"skip_above": 6.0}, end_step=5)
+OTHER = {
+    "n_layer": 2, "d_model": 16, "n_head": 4, "n_kv_head": 2, "d_head": 8, "vocab_size": VOCABULARY, "context": 32,
+    "tied": True, "qkv_bias": True, "qk_norm": True, "rope_scaling": {"kind": "linear", "factor": 2},
+}  # fmt: skip
+"""Shared keys, a tied head, biases, norms of heads, stretched frequencies, heads wider than the model."""
 RUNS = {
     "dense": DENSE,
     "moe": small_run(optim=OPTIM, end_step=N_STEPS, moe=MOE),
     "three": small_run(optim=OPTIM, end_step=N_STEPS, moe=MOE | {"n_expert": 3}),
     "rough": small_run(optim=OPTIM, dtype="bfloat16"),
     "rough_moe": small_run(optim=OPTIM, dtype="bfloat16", moe=MOE),
+    "other": small_run(model=OTHER, optim=OPTIM, end_step=N_STEPS),
     "up": upcycled_run(DENSE, optim={"lr": 4e-3, "batch": 8}, end_step=N_STEPS),
 }
+RUNS["other_up"] = upcycled_run(RUNS["other"], model=OTHER, optim={"lr": 4e-3, "batch": 8}, end_step=N_STEPS)
 GRADIENTS: dict[int, dict[str, tuple[str, dict[str, Any]]]] = {
     2: {
         "dense": ("dense", {}),
@@ -82,12 +89,16 @@ GRADIENTS: dict[int, dict[str, tuple[str, dict[str, Any]]]] = {
         "dense_compiled": ("dense", {"micro_batch": 2, "exchange": "update", "compile": True}),
         "moe_tensor_whole": ("moe", {"tensor_parallel": 2, "micro_batch": 2, "exchange": "update"}),
         "rough_moe_whole": ("rough_moe", {"micro_batch": 2, "exchange": "update"}),
+        "other": ("other", {"micro_batch": 2}),
+        "other_tensor": ("other", {"tensor_parallel": 2}),
+        "other_compiled": ("other", {"compile": True}),
     },
     4: {
         "dense": ("dense", {}),
         "moe": ("moe", {}),
         "moe_tensor_recomputed": ("moe", {"tensor_parallel": 2, "activation_checkpointing": "block"}),
         "moe_whole": ("moe", {"micro_batch": 2, "exchange": "update", "activation_checkpointing": "block"}),
+        "other_tensor_recomputed": ("other", {"tensor_parallel": 2, "activation_checkpointing": "block"}),
     },
 }
 """By number of processes and name: a run and how it is executed."""
@@ -131,9 +142,9 @@ def results(tokens_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     one, two, four = (root / str(size) for size in (1, 2, 4))
     for folder in (one, two, four):
         folder.mkdir()
-    for name in ("dense", "moe", "up"):
+    for name in ("dense", "moe", "up", "other", "other_up"):
         train_in(one, tokens_dir, RUNS[name], COMPOSED)
-    for name in ("dense", "moe", "three", "rough", "rough_moe"):
+    for name in ("dense", "moe", "three", "rough", "rough_moe", "other"):
         gradients(job_of("gradients", RUNS[name], one / f"gradients-{name}", tokens_dir, {}), Group())
     jobs: dict[int, list[Job]] = {}
     for size, cases in GRADIENTS.items():
@@ -148,6 +159,8 @@ def results(tokens_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     for name in ("dense", "moe", "up"):
         jobs[2].append(train_job(RUNS[name], two / RUNS[name].id, {"devices": 2}))
+    how = {"devices": 2, "tensor_parallel": 2}
+    jobs[2].append(train_job(RUNS["other_up"], two / RUNS["other_up"].id, how))
     jobs[2].append(train_job(RUNS["moe"], two / "again", {"devices": 2}))
     for stop_at in (11, 0):  # stopped, and the same again
         jobs[2].append(train_job(RUNS["moe"], two / "whole", {"devices": 2} | WHOLE, stop_at=stop_at))
@@ -223,7 +236,7 @@ def test_bfloat16_reaches_the_matrices_alone(results: Path) -> None:
         assert set(kept) == {"torch.float32"}
 
 
-@pytest.mark.parametrize(("size", "name"), [(2, "dense"), (2, "moe"), (2, "up"), (4, "moe")])
+@pytest.mark.parametrize(("size", "name"), [(2, "dense"), (2, "moe"), (2, "up"), (2, "other_up"), (4, "moe")])
 def test_losses_are_the_single_processs(size: int, name: str, results: Path) -> None:
     """20 steps to 1e-6: every row of the curve, held-out losses among them; and the receipt of an upcycled start."""
     run = RUNS[name]
@@ -234,7 +247,7 @@ def test_losses_are_the_single_processs(size: int, name: str, results: Path) -> 
         json.loads((results / "1" / run.id / "metrics.json").read_text())["loss"], rel=LOSS_BOUND
     )
     assert metrics["execution"]["devices"] == size
-    if name == "up":
+    if name.endswith("up"):
         receipt, wanted = (
             json.loads((folder / "receipt.json").read_text()) for folder in (several, results / "1" / run.id)
         )
@@ -372,6 +385,11 @@ def n_threads() -> int:
         (DENSE, {"devices": 3}, "optim.batch 8 cannot be shared among 3 processes"),
         (RUNS["moe"], {"devices": 8}, "in whole balance groups of 2: use a number of devices that divides 4"),
         (DENSE, {"devices": 4, "tensor_parallel": 4}, "model.n_head 2 does not divide by execution.tensor_parallel 4"),
+        (
+            small_run(model=OTHER, optim=OPTIM),
+            {"devices": 4, "tensor_parallel": 4},
+            "model.n_kv_head 2 does not divide by execution.tensor_parallel 4",
+        ),
         (DENSE, {"devices": 2, "tensor_parallel": 2, "compile": True}, "compile cannot trace the exchange"),
         (DENSE, {"devices": 2, "layers": "native"}, "layers: native computes in one process"),
     ],

@@ -37,6 +37,9 @@ from upcycle.train.trainee import Trainee
 SHAPES = {
     "weights": {"n_layer": 4, "d_model": 128, "n_head": 2, "vocab_size": 256, "context": 32},
     "activations": {"n_layer": 3, "d_model": 64, "n_head": 2, "vocab_size": 256, "context": 128},
+    "shared keys": {"n_layer": 3, "d_model": 96, "n_head": 6, "n_kv_head": 2, "vocab_size": 256, "context": 128}
+    | {"tied": True, "qkv_bias": True, "qk_norm": True},
+    "tied": {"n_layer": 2, "d_model": 64, "n_head": 2, "vocab_size": 4096, "context": 16, "tied": True},
 }
 
 
@@ -87,7 +90,7 @@ def test_the_formula_bounds_what_a_process_holds(shape: str, exchange: str, moe:
     """In float32, with two passes an update: never less than the live tensors, and at most 15 % more."""
     run = small_run(
         model=SHAPES[shape],
-        data={"dataset": "walk", "vocab_size": 256},
+        data={"dataset": "walk", "vocab_size": SHAPES[shape]["vocab_size"]},
         moe=moe,
         optim={"lr": 1e-3, "batch": 16},
     )

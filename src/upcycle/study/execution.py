@@ -120,7 +120,9 @@ class Execution(Frozen):
                 f"devices / tensor_parallel) in whole balance groups of {group}: use a number of devices that divides "
                 f"{run.optim.batch // group}"
             )
-        sizes = {"n_head": run.model.n_head, "d_mlp": run.model.mlp_width, "context": run.model.context}
+        model = run.model
+        heads = "n_head" if model.n_kv_head is None else "n_kv_head"
+        sizes = {heads: model.kv_heads, "d_mlp": model.mlp_width, "context": model.context}
         for name, size in sizes.items():
             if size % self.tensor_parallel:
                 raise UserError(
