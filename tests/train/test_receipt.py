@@ -29,12 +29,14 @@ SHAPES = {
 }
 
 
-def upcycling_of(shape: dict[str, int], batch: int, dtype: str, **execution: Any) -> tuple[Trainee, Transformer]:
+def upcycling_of(
+    shape: dict[str, Any], batch: int, dtype: str, moe: dict[str, int] = MOE, **execution: Any
+) -> tuple[Trainee, Transformer]:
     """An upcycled run before its receipt, and its dense parent."""
     data = {"dataset": "walk", "vocab_size": shape["vocab_size"]}
     dense = small_run(model=shape, data=data)
     run = upcycled_run(
-        dense, model=shape, data=data, dtype=dtype, optim={"lr": 2e-3, "batch": batch}, moe=MOE | {"balance_group": 2}
+        dense, model=shape, data=data, dtype=dtype, optim={"lr": 2e-3, "batch": batch}, moe=moe | {"balance_group": 2}
     )
     settings = Execution(device="cpu", layers="composed").model_copy(update=execution)
     kernels = choose_kernels(run.model, settings.kernels, dtype=dtype)
@@ -93,6 +95,25 @@ def test_it_compares_the_logits_of_a_sequence_though_the_batch_is_taken_whole() 
     with Recorder():
         measure_upcycling(trainee, dense.state_dict(), trainee.model.state_dict())
     assert sizes == [shape["context"] * shape["vocab_size"]] * 4
+
+
+@pytest.mark.parametrize(("own", "layers"), [({}, "native"), ({"qkv_bias": True, "qk_norm": True}, "composed")])
+def test_copies_of_another_llama_preserve_its_function(own: dict[str, bool], layers: str) -> None:
+    """Shared keys, a tied head, and biases and norms that do something, upcycled to 8 experts: no logit moves."""
+    shape = SHAPES["logits"] | {"n_head": 4, "n_kv_head": 2, "d_head": 16, "tied": True, **own}
+    trainee, dense = upcycling_of(shape, 8, "float32", moe={"n_expert": 8, "top_k": 2}, layers=layers)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for weight in dense.parameters():
+            weight.add_(torch.randn(weight.shape, generator=generator), alpha=0.1)
+    run = trainee.run
+    state = upcycle("copy", dense.state_dict(), run.model, run.moe, seed=3)
+    trainee.model.load_state_dict(state)
+    receipt = measure_upcycling(trainee, dense.state_dict(), state)
+    assert receipt["logit_gap_zero_in_theory"]
+    assert receipt["logit_gap"] <= receipt["logit_gap_bound"]
+    assert receipt["router_gradient"]["step_0"]["zero"]
+    assert not receipt["router_gradient"]["step_1"]["zero"]
 
 
 def test_its_step_is_adamws_first() -> None:
