@@ -6,9 +6,17 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+import transformers
 from built_once import built_once
 from checkouts import REPOSITORY, Checkout, make_checkout
 from hf_folders import LLAMA, llama_tensors, write_folder, write_weights
+from torch.nn.functional import cross_entropy
+
+from upcycle.cli import main
+from upcycle.data.batches import heldout_batches
+from upcycle.data.tokens import TokenSet
+from upcycle.study.parent import read_parent
 
 pytestmark = pytest.mark.workflow
 STUDY = REPOSITORY / "tests/workflow/own_model.yaml"
@@ -16,9 +24,14 @@ FIT = "results/fits/by_lineage.json"
 
 
 def own_model(root: Path) -> Checkout:
-    """A checkout with the study and a checkpoint that has grouped queries, in three shards."""
+    """A checkout with the study and a checkpoint that has grouped queries, in several shards, as a lab saves it."""
     checkout = make_checkout(root)
-    write_folder(root / "mine", shards=3, num_key_value_heads=1)
+    folder = write_folder(root / "mine", num_key_value_heads=1)
+    torch.manual_seed(0)
+    llama = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.from_pretrained(folder))
+    (folder / "model.safetensors").unlink()
+    llama.save_pretrained(folder, max_shard_size="20KB")
+    assert len(list(folder.glob("*.safetensors"))) > 2
     shutil.copy(STUDY, root / "config.yaml")
     return checkout
 
@@ -65,6 +78,33 @@ def test_the_imported_run_has_a_loss_and_no_updates(trained):
     for child in (trained.root / "results/runs").glob("up-*/receipt.json"):
         if json.loads(child.with_name("spec.json").read_text())["start_step"] == 0:
             assert json.loads(child.read_text())["logit_gap"] < 1e-4
+
+
+def loss_of(folder: Path, tokens: TokenSet) -> float:
+    """Mean cross-entropy on the held-out tokens of what transformers loads."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    ids = torch.from_numpy(heldout_batches(tokens.heldout, 32))
+    with torch.no_grad():
+        return cross_entropy(model(ids[:, :-1]).logits.flatten(0, 1), ids[:, 1:].flatten()).item()
+
+
+def test_transformers_loads_and_continues_text_with_what_is_exported(trained, tmp_path, monkeypatch):
+    """The whole way by the command line, and back: every loss is what transformers computes."""
+    monkeypatch.chdir(trained.root)
+    tokens = TokenSet(*(trained.root / "results/tokens").iterdir())
+    rows = {row["lineage"]: row for row in losses(trained)}
+    assert loss_of(trained.root / "mine", tokens) == pytest.approx(float(rows.pop("dense")["loss"]), abs=1e-5)
+    for lineage, row in rows.items():
+        assert main(["export", row["id"], str(tmp_path / lineage)]) == 0
+        assert loss_of(tmp_path / lineage, tokens) == pytest.approx(float(row["loss"]), abs=1e-5)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "up")
+    mixtral = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "up")
+    assert type(mixtral).__name__ == "MixtralForCausalLM"
+    given = tokenizer("a text of", return_tensors="pt")
+    made = mixtral.generate(**given, max_new_tokens=8, min_new_tokens=8, do_sample=False)[0]
+    assert len(made) == given["input_ids"].shape[1] + 8
+    assert tokenizer.decode(made).startswith("a text of")
+    assert read_parent(tmp_path / "cont").shape == read_parent(trained.root / "mine").shape
 
 
 def test_another_learning_rate_imports_nothing_again(trained, tmp_path):
