@@ -9,7 +9,7 @@ import pytest
 from hf_folders import LLAMA, llama_tensors, write_folder, write_weights
 
 from upcycle.errors import UserError
-from upcycle.study.parent import INDEX, WEIGHTS_FILE, identify, noted_hashes, read_parent
+from upcycle.study.parent import INDEX, WEIGHTS_FILE, AbsentError, find_parent, identify, noted_hashes, read_parent
 from upcycle.study.shape import RopeScaling
 
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
@@ -154,7 +154,7 @@ def test_pickles_and_gguf_are_refused_with_the_way_to_convert_them(tmp_path):
 
 
 def test_a_folder_without_tokenizer_or_config_is_refused(tmp_path):
-    assert "no such folder" in refusal(tmp_path / "none")
+    assert "not a folder" in refusal(tmp_path / "none")
     folder = write_folder(tmp_path / "one")
     (folder / "tokenizer.json").unlink()
     assert "no tokenizer.json" in refusal(folder)
@@ -249,35 +249,45 @@ def test_a_header_that_does_not_describe_its_file(tmp_path, header, length, body
 # Identity
 
 
-def test_the_fingerprint_is_the_content_wherever_it_is(tmp_path):
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    """Notes are in results/ of the folder that Snakemake runs in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_fingerprint_is_the_content_wherever_it_is(here):
     """Another place, time, or file name of a shard is no other checkpoint; other weights or another shape are."""
-    hashes = noted_hashes(tmp_path)
+    hashes = noted_hashes()
 
     def fingerprint(folder: Path) -> str:
         return identify(folder, hashes).fingerprint
 
-    same = {fingerprint(write_folder(tmp_path / name)) for name in ("one", "two")}
+    same = {fingerprint(write_folder(here / name)) for name in ("one", "two")}
     others = [
-        fingerprint(write_folder(tmp_path / "base", rope_theta=5e5)),
-        fingerprint(write_folder(tmp_path / "weights", tensors=llama_tensors(LLAMA, seed=1))),
-        fingerprint(write_folder(tmp_path / "context", max_position_embeddings=32)),
+        fingerprint(write_folder(here / "base", rope_theta=5e5)),
+        fingerprint(write_folder(here / "weights", tensors=llama_tensors(LLAMA, seed=1))),
+        fingerprint(write_folder(here / "context", max_position_embeddings=32)),
     ]
     assert len(same) == 1
     assert others[2] in same
     assert len({*same, *others}) == 3
 
 
-def test_a_file_is_hashed_once(tmp_path, monkeypatch):
+def test_a_file_is_hashed_once(here, monkeypatch):
     """Notes outlive the process; a changed file is hashed again."""
-    folder = write_folder(tmp_path / "mine")
+    folder = write_folder(here / "mine")
     hashed: list[Path] = []
-    monkeypatch.setattr(
-        "upcycle.study.parent._sha256", lambda path: hashed.append(path) or path.read_bytes().hex()[:64]
-    )
+
+    def sha256(path: Path) -> str:
+        hashed.append(path)
+        return path.read_bytes().hex()[-64:]
+
+    monkeypatch.setattr("upcycle.study.parent._sha256", sha256)
 
     def look() -> int:
         hashed.clear()
-        hashes = noted_hashes(tmp_path / "results")
+        hashes = noted_hashes()
         identify(folder, hashes)
         hashes.save()
         return len(hashed)
@@ -285,3 +295,14 @@ def test_a_file_is_hashed_once(tmp_path, monkeypatch):
     assert [look(), look()] == [2, 0]
     write_weights(folder, llama_tensors(LLAMA, seed=1))
     assert [look(), look()] == [1, 0]
+
+
+def test_what_was_imported_can_be_planned_without_its_folder(here):
+    """As it was at last; a folder that nobody knows is refused."""
+    folder = write_folder(here / "mine")
+    found = identify(folder, noted_hashes())
+    folder.rename(here / "moved")
+    assert identify(folder, noted_hashes()) == found
+    assert find_parent(Path("mine")) == found.parent
+    with pytest.raises(AbsentError, match="other: no such folder"):
+        find_parent(here / "other")

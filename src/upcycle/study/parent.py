@@ -11,11 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -23,11 +21,16 @@ from pydantic import ValidationError
 from upcycle.data.sources import sha256_file
 from upcycle.data.verified import NotedHashes
 from upcycle.errors import UserError, brief, nearest
-from upcycle.study.shape import ModelShape, RopeScaling
+from upcycle.files import write_atomic
+from upcycle.study.foreign import ITEM_BYTES, MAX_HEADER_BYTES, inside, read_header, read_json
+from upcycle.study.shape import Frozen, ModelShape, RopeScaling
 from upcycle.study.spec import canonical_json
+from upcycle.study.values import Sha256
 
 log = logging.getLogger(__name__)
 
+NOTES = Path("results") / ".checkpoints"
+"""What is known of checkpoints that studies of this folder began with."""
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
 WEIGHTS_FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FAMILIES = {
@@ -39,9 +42,7 @@ FAMILIES = {
 """Class by `model_type`. SmolLM and SmolLM2 are Llamas."""
 MISTRAL_WINDOW = 4096
 """Sliding window of a mistral whose config.json does not state one (MistralConfig)."""
-ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
-MAX_CONFIG_BYTES, MAX_HEADER_BYTES = 1 << 20, 25 << 20
-"""Of config.json; of an index and a safetensors header. 100 layers take some 100 kB."""
+MAX_CONFIG_BYTES = 1 << 20
 SLOW_BYTES = 1 << 30
 """A larger file takes seconds to hash, which is said."""
 ROPE_KEYS = {
@@ -53,8 +54,11 @@ ROPE_KEYS = {
 CONVERT = "AutoModelForCausalLM.from_pretrained({source}).save_pretrained(OUT)"
 
 
-@dataclass(frozen=True)
-class Parent:
+class AbsentError(UserError):
+    """A checkpoint that is not here, and that no results of this folder are of."""
+
+
+class Parent(Frozen):
     """A checkpoint that can be a parent, as its config.json and headers describe it."""
 
     folder: Path
@@ -85,8 +89,8 @@ def read_parent(folder: Path) -> Parent:
     Raises `UserError` naming the file, and the key or tensor, that is missing, damaged, hostile or not supported.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; name a Hugging Face folder with {CONFIG} and safetensors files")
-    config = _Config(_read_json(folder, CONFIG, MAX_CONFIG_BYTES), folder / CONFIG)
+        raise UserError(f"{folder}: not a folder; name a Hugging Face folder with {CONFIG} and safetensors files")
+    config = _Config(read_json(folder, CONFIG, MAX_CONFIG_BYTES), folder / CONFIG)
     family = config.check_family()
     files = _weight_files(folder)
     if not (folder / TOKENIZER).is_file():
@@ -95,21 +99,25 @@ def read_parent(folder: Path) -> Parent:
             "AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
         )
     inside(folder, TOKENIZER)
-    shape = config.shape(family)
-    rows = config.whole("vocab_size")
-    parent = Parent(folder, family, shape, rows, config.context(family), tuple(inside(folder, name) for name in files))
+    parent = Parent(
+        folder=folder,
+        family=family,
+        shape=config.shape(family),
+        rows=config.whole("vocab_size"),
+        context=config.context(family),
+        files=tuple(inside(folder, name) for name in files),
+    )
     _check_tensors(parent, files)
     return parent
 
 
-@dataclass(frozen=True)
-class Checkpoint:
+class Checkpoint(Frozen):
     """A parent whose content is known."""
 
     parent: Parent
-    files: dict[str, str]
+    files: dict[str, Sha256]
     """SHA-256 of each of its weight files, by name."""
-    tokenizer_sha256: str
+    tokenizer_sha256: Sha256
 
     @property
     def fingerprint(self) -> str:
@@ -117,13 +125,18 @@ class Checkpoint:
         return self.parent.fingerprint(self.files.values())
 
 
-def noted_hashes(results: Path) -> NotedHashes:
-    """SHA-256 of checkpoints' files, each computed once and noted in a results folder by path, size and times."""
-    return NotedHashes(results / ".checkpoints", _sha256)
+def noted_hashes() -> NotedHashes:
+    """SHA-256 of checkpoints' files, each computed once and noted by path, size and times."""
+    return NotedHashes(NOTES, _sha256)
 
 
 def identify(folder: Path, hashes: NotedHashes) -> Checkpoint:
-    """A checkpoint by content. Raises `UserError` as `read_parent` does."""
+    """A checkpoint by content, which is noted: what has been imported can be planned without its folder.
+
+    Raises `UserError` as `find_parent` does.
+    """
+    if not folder.exists():
+        return _noted(folder)
     parent = read_parent(folder)
 
     def known(path: Path) -> str:
@@ -132,7 +145,32 @@ def identify(folder: Path, hashes: NotedHashes) -> Checkpoint:
             raise UserError(f"{path}: removed while it was read; restore the folder")
         return found
 
-    return Checkpoint(parent, {path.name: known(path) for path in parent.files}, known(parent.tokenizer))
+    files = {path.name: known(path) for path in parent.files}
+    checkpoint = Checkpoint(parent=parent, files=files, tokenizer_sha256=known(parent.tokenizer))
+    text = checkpoint.model_dump_json() + "\n"
+    note = _note(folder)
+    if not note.exists() or note.read_text(encoding="utf-8") != text:
+        write_atomic(note, text)
+    return checkpoint
+
+
+def find_parent(folder: Path) -> Parent:
+    """`read_parent`, or for a folder that is gone what it held at last. Raises `AbsentError` where nobody knows."""
+    return read_parent(folder) if folder.exists() else _noted(folder).parent
+
+
+def _note(folder: Path) -> Path:
+    name = hashlib.sha256(os.path.abspath(folder).encode()).hexdigest()[:16]  # noqa: PTH100 - as `data.verified`
+    return NOTES / f"{name}.json"
+
+
+def _noted(folder: Path) -> Checkpoint:
+    try:
+        return Checkpoint.model_validate_json(_note(folder).read_bytes())
+    except (OSError, ValidationError):
+        raise AbsentError(
+            f"{folder}: no such folder; name a Hugging Face folder with {CONFIG} and safetensors files"
+        ) from None
 
 
 def _sha256(path: Path) -> str:
@@ -140,26 +178,6 @@ def _sha256(path: Path) -> str:
     if size > SLOW_BYTES:
         log.warning("%s: hashed once, %.1f GB", path, size / 1e9)
     return sha256_file(path)
-
-
-def inside(folder: Path, name: str) -> Path:
-    """The path of a file of a folder; `UserError` for a name, or a link, that leads out of it.
-
-    Files of a snapshot in the Hugging Face cache are links to its own `blobs`.
-    """
-    path = folder / name
-    pure = PurePosixPath(name)
-    root = folder.resolve()
-    roots = [root, root.parents[1] / "blobs"] if root.parent.name == "snapshots" else [root]
-    plain = len(pure.parts) == 1 and pure.name not in ("", "..") and "\\" not in name and "\0" not in name
-    # Not Path.resolve, which raises for a circle of links.
-    if not plain or not any(Path(os.path.realpath(path)).is_relative_to(each) for each in roots):
-        raise UserError(
-            f"{folder}: {brief(name)} leads out of the folder; a checkpoint's files are in it: do not use it"
-        )
-    if path.exists() and not path.is_file():
-        raise UserError(f"{path}: not a regular file; restore the folder")
-    return path
 
 
 class _Config:
@@ -282,42 +300,13 @@ class _Config:
 # Files
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key is given twice")
-    return found
-
-
-def _object(data: bytes, path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(data, object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged: {' '.join(str(error).split())}; restore it from its source") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path} is damaged: no JSON object; restore it from its source")
-    return found
-
-
-def _read_json(folder: Path, name: str, most: int) -> dict[str, Any]:
-    path = inside(folder, name)
-    try:
-        with path.open("rb") as file:
-            data = file.read(most + 1)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; name a Hugging Face folder, which has it") from None
-    if len(data) > most:
-        raise UserError(f"{path}: larger than {most:,} bytes, which no checkpoint of these families needs")
-    return _object(data, path)
-
-
 def _weight_files(folder: Path) -> dict[str, set[str] | None]:
     """Names of the safetensors files, sorted, each with the tensors that the index places in it; None without one."""
     if (folder / WEIGHTS_FILE).exists():
         return {WEIGHTS_FILE: None}
     if not (folder / INDEX).exists():
         raise UserError(f"{folder}: {_no_weights(folder)}")
-    places = _read_json(folder, INDEX, MAX_HEADER_BYTES).get("weight_map")
+    places = read_json(folder, INDEX, MAX_HEADER_BYTES).get("weight_map")
     if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
         raise UserError(f"{folder / INDEX} is damaged: `weight_map` names no files; restore it from its source")
     found: dict[str, set[str] | None] = {name: set() for name in sorted(set(places.values()))}
@@ -339,39 +328,6 @@ def _no_weights(folder: Path) -> str:
         convert = CONVERT.format(source=f"'{folder}', gguf_file='{gguf[0]}'")
         return f"its weights are GGUF; convert them with transformers: {convert}, and name OUT"
     return f"neither {WEIGHTS_FILE} nor {INDEX} in it; name a folder that save_pretrained wrote"
-
-
-def read_header(path: Path) -> dict[str, dict[str, Any]]:
-    """Tensors of a safetensors file by name, each with `dtype`, `shape` and `data_offsets`, checked against its size.
-
-    Raises `UserError` naming the file that is missing, cut or damaged.
-    """
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            size = path.stat().st_size - 8 - length
-            if length > MAX_HEADER_BYTES or size < 0:
-                raise UserError(f"{path} is damaged: a header of {length:,} bytes; restore it from its source")
-            header = _object(file.read(length), path)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; restore it from the checkpoint's source") from None
-    header.pop("__metadata__", None)
-    end = 0
-    try:
-        entries = sorted(header.items(), key=lambda item: item[1]["data_offsets"])
-        for name, entry in entries:
-            shape, (begin, after) = entry["shape"], entry["data_offsets"]
-            numbers = [*shape, begin, after]
-            if not all(isinstance(number, int) and number >= 0 for number in numbers) or begin != end:
-                raise ValueError(f"tensor {brief(name)}: {brief(numbers)}")
-            if entry["dtype"] in ITEM_BYTES and math.prod(shape) * ITEM_BYTES[entry["dtype"]] != after - begin:
-                raise ValueError(f"tensor {brief(name)}: {after - begin} bytes for shape {shape}")
-            end = after
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is damaged: its header does not describe its tensors ({error})") from None
-    if end != size:
-        raise UserError(f"{path} is cut or damaged: {size:,} bytes of tensors, {end:,} described; restore it")
-    return header
 
 
 # Tensors

@@ -92,9 +92,11 @@ def find_checkpoints(study: StudyConfig, hashes: NotedHashes) -> dict[str, Check
         try:
             found[name] = checkpoint = identify(Path(folder).expanduser(), hashes)
         except UserError as error:
-            raise UserError(f"models.{name}.checkpoint: {error}") from None
+            raise type(error)(f"models.{name}.checkpoint: {error}") from None
         own = checkpoint.parent.tokenizer
-        if data.tokenizer == "bpe" or hashes.of(Path(data.tokenizer).expanduser()) != checkpoint.tokenizer_sha256:
+        # A file that is gone is of a token set that is there, whose own notes the import compares.
+        given = hashes.of(Path(data.tokenizer).expanduser())
+        if data.tokenizer == "bpe" or given not in (None, checkpoint.tokenizer_sha256):
             raise UserError(
                 f"data.tokenizer: `{data.tokenizer}` is not {own}, whose pieces the embedding of models.{name} is of; "
                 f"write `tokenizer: {own}`, and its number of pieces as `vocab_size`"
@@ -108,13 +110,12 @@ def find_checkpoints(study: StudyConfig, hashes: NotedHashes) -> dict[str, Check
     return found
 
 
-def build_plan(study: StudyConfig, results: Path, *, notes: Path | None = None) -> Plan:
+def build_plan(study: StudyConfig, results: Path) -> Plan:
     """Expand every sweep, link trunk points into chains, keep the parents that run folders record.
 
-    Hashes of checkpoints are noted under `notes`, a results folder (None: `results`). Raises `UserError` naming the
-    sweep or run and how to fix it; also for a kernel that could not compute a run.
+    Raises `UserError` naming the sweep or run and how to fix it; also for a kernel that could not compute a run.
     """
-    checkpoints = find_checkpoints(study, noted_hashes(notes or results))
+    checkpoints = find_checkpoints(study, noted_hashes())
     points: dict[str, list[Point]] = {name: expand(study, name, checkpoints) for name in study.sweeps}
     goals: dict[str, RunSpec] = {}
     names: dict[str, tuple[str, str]] = {}

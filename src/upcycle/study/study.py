@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, model_
 from upcycle.errors import UserError, brief, nearest
 from upcycle.study.counting import count_parameters
 from upcycle.study.execution import Execution, ModelExecution
-from upcycle.study.parent import read_parent
+from upcycle.study.parent import AbsentError, find_parent
 from upcycle.study.shape import Frozen, ModelShape, ModelSpec, MoESpec
 from upcycle.study.spec import DataConfig, OptimConfig, RunSpec, ScheduleKind, ScheduleSpec
 from upcycle.study.strict_yaml import read_yaml
@@ -408,20 +408,24 @@ def load_study(path: Path) -> StudyConfig:
         _give_shapes(raw)
         return StudyConfig.model_validate(raw)
     except (ValidationError, UserError) as error:
-        raise UserError(f"{path}: {describe_error(error)}") from None
+        kind = AbsentError if isinstance(error, AbsentError) else UserError
+        raise kind(f"{path}: {describe_error(error)}") from None
 
 
 def _give_shapes(raw: Any) -> None:
     """Give each model that begins with a checkpoint the shape that its config.json states."""
     models = raw.get("models") if isinstance(raw, dict) else None
     for name, entry in models.items() if isinstance(models, dict) else ():
-        if not isinstance(entry, dict) or not isinstance(entry.get("checkpoint"), str):
+        folder = entry.get("checkpoint") if isinstance(entry, dict) else None
+        if folder is None:
             continue
+        if not isinstance(folder, str):
+            raise UserError(f"models.{name}.checkpoint: a folder's path is wanted (given: {brief(folder)})")
         for key in (*ModelShape.model_fields, "vocab_size"):
             if key in entry:
                 raise UserError(f"models.{name}: the shape is the checkpoint's; leave out `{key}`")
         try:
-            parent = read_parent(Path(entry["checkpoint"]).expanduser())
+            parent = find_parent(Path(folder).expanduser())
         except UserError as error:
-            raise UserError(f"models.{name}.checkpoint: {error}") from None
+            raise type(error)(f"models.{name}.checkpoint: {error}") from None
         entry |= parent.shape.model_dump(exclude_defaults=True) | {"vocab_size": parent.rows}

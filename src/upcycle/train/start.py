@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from upcycle.data.batches import check_budget
+from upcycle.data.sources import sha256_file
 from upcycle.data.tokens import TokenSet
 from upcycle.errors import UserError
 from upcycle.manifest import STATE, WEIGHTS, read_manifest
@@ -20,7 +21,7 @@ from upcycle.model.kernels import choose_kernels
 from upcycle.model.transformer import initial_weight
 from upcycle.study.execution import Execution
 from upcycle.study.kernel_fit import fitting
-from upcycle.study.parent import read_parent
+from upcycle.study.parent import TOKENIZER, read_parent
 from upcycle.study.recorded import check_trained
 from upcycle.study.spec import RunSpec
 from upcycle.train.device import use_device
@@ -173,6 +174,12 @@ def _import(trainee: Trainee, folder: Path | None, files: Mapping[str, str] | No
                 raise UserError(f"{run.id} is imported: name the folder of its checkpoint, and its files' hashes")
             if read_parent(folder).fingerprint(files.values()) != run.checkpoint:
                 raise UserError(f"{folder} is not the checkpoint of {run.id}; restore it, or plan the study again")
+            tokenizer, own = trainee.tokens.manifest["tokenizer"], sha256_file(folder / TOKENIZER)
+            if own not in [file["sha256"] for file in tokenizer["files"]]:
+                raise UserError(
+                    f"{run.id}: {trainee.tokens.folder} is not of tokenizer {folder / TOKENIZER} ({own[:16]}...), so "
+                    "the embedding would mean nothing; give that file as data.tokenizer, and another data.version"
+                )
             weights = read_checkpoint(folder, run.model, files)
     give(dict(trainee.model.named_parameters()), group.whole_of_first(weights, trainee.device))
 

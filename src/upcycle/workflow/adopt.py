@@ -69,7 +69,7 @@ def adopt_results(workflow: Workflow, source: Path) -> Adopted:
         raise UserError(f"{source} is the results folder of this study itself: name another one")
     adopted = Adopted()
     try:
-        there = build_plan(workflow.study, source, notes=RESULTS).runs
+        there = build_plan(workflow.study, source).runs
     except UserError as error:  # a needed run's spec.json: the loop names it if the study plans that run
         adopted.refused[str(source)] = str(error)
         there = {}

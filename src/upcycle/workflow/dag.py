@@ -116,6 +116,13 @@ class Workflow:
         """metrics.json of the run that this one starts from."""
         return [metrics_path(parent) for parent in self.plan.needs(run_id)]
 
+    def checkpoint_of(self, run_id: str) -> Path:
+        """The Hugging Face folder that an imported run reads."""
+        model, _ = self.plan.names[run_id]
+        folder = self.study.models[model].checkpoint
+        assert folder is not None
+        return Path(folder).expanduser()
+
     def tokens_of(self, run_id: str) -> str:
         """Manifest of the tokens that a run reads."""
         return tokens_path(self.plan.runs[run_id].data.tokens_id)

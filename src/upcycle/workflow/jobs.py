@@ -120,11 +120,9 @@ def _parent_folder(workflow: Workflow, run: RunSpec) -> Path | None:
     """Where a run's first weights are: its parent's folder, or of an imported run the checkpoint of its model."""
     if run.role != "imported":
         return RESULTS / "runs" / run.parent if run.parent else None
-    model, _ = workflow.plan.names.get(run.id, ("", ""))
-    folder = workflow.study.models[model].checkpoint if run.id in workflow.plan.checkpoints else None
-    if folder is None:
-        raise UserError(f"{run.id}: no model of study `{workflow.study.study}` begins with this checkpoint")
-    return Path(folder).expanduser()
+    if run.id not in workflow.plan.checkpoints:
+        raise UserError(f"{run.id}: no sweep of study `{workflow.study.study}` begins with this checkpoint")
+    return workflow.checkpoint_of(run.id)
 
 
 def _loss_words(metrics: dict[str, Any]) -> str:

@@ -79,8 +79,14 @@ def check_source(workflow: Workflow, recipe: TokenRecipe) -> None:
 
 
 def check_parent(workflow: Workflow, run_id: str) -> None:
-    """Raise `UserError` naming the file if a run that has not begun cannot start from its finished parent."""
+    """Raise `UserError` naming the file if a run that has not begun cannot start from its finished parent, or its
+    checkpoint.
+    """
     run = workflow.plan.runs[run_id]
+    if run.role == "imported" and not REHEARSAL and not on_disk(metrics_path(run_id)):
+        folder = workflow.checkpoint_of(run_id)
+        if not folder.exists():
+            raise UserError(f"{folder}: no such folder, and {run_id} is still to be imported from it; restore it")
     if REHEARSAL or run.parent is None or not on_disk(metrics_path(run.parent)) or has_begun(RESULTS / "runs" / run_id):
         return
     check_start(workflow.plan, run)

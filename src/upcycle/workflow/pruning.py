@@ -16,6 +16,7 @@ from upcycle.errors import UserError
 from upcycle.files import TEMPORARY, sync_folder, write_atomic
 from upcycle.manifest import MANIFEST, REMOVED, STATE, WEIGHTS, json_bytes, read_manifest, removed_files, sealed
 from upcycle.study.check import find_study, find_study_file, list_studies
+from upcycle.study.parent import AbsentError
 from upcycle.study.plan import Plan, build_plan
 from upcycle.study.recorded import is_finished, is_removed, recorded_spec
 from upcycle.study.retention import children_of, files_let_go, files_read
@@ -72,6 +73,8 @@ class Retention:
                 continue
             try:
                 other = build_plan(find_study(name, self.root), RESULTS)
+            except AbsentError:  # what begins with a checkpoint that was never here has not begun
+                continue
             except UserError as error:
                 path = find_study_file(name, self.root)
                 log.warning(
