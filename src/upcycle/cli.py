@@ -102,9 +102,8 @@ def parser() -> argparse.ArgumentParser:
 
     init = verb("init", "Write a new study, complete and commented, to config/NAME.yaml.", of_study=False)
     init.add_argument("name", nargs="?", help="name of the study (default: the template's)")
-    init.add_argument(
-        "--template", choices=("small", "paper"), default="small", metavar="small|paper", help="study to start from"
-    )
+    templates = ("small", "paper", "own-model")
+    init.add_argument("--template", choices=templates, default="small", metavar="NAME", help=", ".join(templates))
     plan = verb("plan", "Show what a study trains: runs, tokens, FLOPs, disk, expected time, what exists.")
     plan.add_argument("--json", action="store_true", help="as data")
     plan.add_argument("--all", action="store_true", help="one line a run, not only the table of sweeps")
@@ -192,9 +191,7 @@ def _decisions(verb: Callable[..., argparse.ArgumentParser]) -> None:
     advise = verb("advise", question, of_study=False)
     model = advise.add_mutually_exclusive_group(required=True)
     model.add_argument("--n1", metavar="N", help="non-embedding parameters of the dense model, e.g. 7e9")
-    model.add_argument(
-        "--study", metavar="NAME", help="a study that upcycled a dense model and trained it on: as measured"
-    )
+    model.add_argument("--study", metavar="NAME", help="a study that upcycled a dense model and trained it on")
     advise.add_argument("--d1", metavar="D", help="tokens that it was trained on, e.g. 2e12")
     budget = advise.add_mutually_exclusive_group()
     budget.add_argument("--tokens", metavar="D", help="tokens to spend on the mixture")

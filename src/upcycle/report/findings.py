@@ -236,7 +236,7 @@ def _offset(inputs: Inputs, grid: Grid) -> Finding | None:
 
 def _interaction(inputs: Inputs, grid: Grid) -> Finding | None:
     fit = inputs.fit_or_none(grid, "multiplicative")
-    if fit is None:
+    if fit is None or "alpha3" in fit.fixed:
         return None
     unsettled = "These losses do not settle whether more dense training slows upcycled training."
     value = f"α3 = {number(fit.values['alpha3'])}"

@@ -20,7 +20,7 @@ SHORT_RUN = 250
 def limits(inputs: Inputs, grid: Grid, texts: list[dict[str, Any]]) -> list[str]:
     """Sentences on size, mixtures, steps, repeated text, seeds, extrapolation; only those that apply."""
     found = [
-        _size(grid),
+        _size(inputs, grid),
         _sizes(inputs),
         _mixtures(inputs, grid),
         "" if inputs.simulated else _short_runs(grid),
@@ -51,13 +51,14 @@ def span(tokens: Sequence[int]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _size(grid: Grid) -> str:
+def _size(inputs: Inputs, grid: Grid) -> str:
     size = int(grid.rows["N1"].iloc[0])
     if size >= PAPER_SMALLEST_N1:
         return ""
+    tokens = "" if inputs.imported(grid) else f", and at most {short_count(grid.D1[-1])} tokens"
     return (
         f"The dense model is small: {short_count(size)} non-embedding parameters, {PAPER_SMALLEST_N1 / size:,.0f} "
-        f"times fewer than the paper's smallest, and at most {short_count(grid.D1[-1])} tokens. The shape of a law may "
+        f"times fewer than the paper's smallest{tokens}. The shape of a law may "
         "carry over to larger models; its numbers do not."
     )
 

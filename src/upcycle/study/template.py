@@ -1,6 +1,6 @@
 """`upcycle init`: a new study file, made from one of the studies of the checkout.
 
-The templates are config.yaml and config/paper.yaml themselves, so what is written is what is tested. The first lines,
+The templates are config.yaml and studies of config/ themselves, so what is written is what is tested. The first lines,
 which are about that study, and its name are replaced; everything below stays.
 """
 
@@ -14,7 +14,11 @@ from upcycle.files import write_atomic
 from upcycle.study.check import CHECKOUT, study_file
 from upcycle.study.schema import SCHEMA
 
-TEMPLATES = {"small": Path("config.yaml"), "paper": Path("config") / "paper.yaml"}
+TEMPLATES = {
+    "small": Path("config.yaml"),
+    "paper": Path("config") / "paper.yaml",
+    "own-model": Path("config") / "own-model.yaml",
+}
 """Files of the checkout by the name that `--template` gives."""
 
 

@@ -222,8 +222,8 @@ def scratch_words(advice: MeasuredAdvice) -> list[str]:
         f"compare with the measured ones; only their difference may carry over.{mixture}",
         f"At D2 = {short_count(found.scratch.tokens)} it expects {found.scratch.loss:.3f} from scratch and "
         f"{found.upcycled.loss:.3f} upcycled ({gap.difference:+.3f} for upcycling): "
-        f"{sides.get(gap.ahead, 'too close to call')}. From scratch, to reach the upcycled loss: "
-        f"{reach(found.catch_up, D_RANGE)} tokens.",
+        f"{sides.get(gap.ahead, 'too close to call')}. Tokens from scratch to reach the upcycled loss: "
+        f"{reach(found.catch_up, D_RANGE)}.",
         f"Distance: {'; '.join(far) if far else 'within the data of its laws'}.",
     ]
 

@@ -271,6 +271,8 @@ def reach(found: Reach, data: tuple[float, float] | None) -> str:
         return central
     ends = ["never" if end is None else near_or_words(end, data) for end in found.band]
     never = f"; never in {percent(found.share_never)} of the draws" if found.share_never else ""
+    if set(ends) == {central} and not never:  # all equally far outside the data
+        return central
     return f"{central} ({' to '.join(dict.fromkeys(ends))}{never})"
 
 
