@@ -1,10 +1,15 @@
 """`upcycle init`: a study file that works at once, made from the studies here."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
+from hf_folders import PIECES, write_folder
 
+from upcycle.audit.printed import TABLE_8
 from upcycle.cli import main
+from upcycle.decisions.published import TABLE_2
 from upcycle.study.check import CHECKOUT, check_names, find_study
 from upcycle.study.plan import build_plan
 from upcycle.study.strict_yaml import read_yaml
@@ -18,6 +23,18 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def example(folder: Path) -> Path:
+    """A checkpoint where the own-model template's example has one, of its tokenizer's size."""
+    return write_folder(
+        folder / ".cache" / "own-model" / "SmolLM2-135M",
+        vocab_size=49152,
+        num_key_value_heads=1,
+        max_position_embeddings=2048,
+    )
+
+
+@pytest.mark.usefixtures("example")
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_a_template_is_a_whole_study_under_its_new_name(template: str, folder: Path, capsys: pytest.CaptureFixture):
     assert main(["init", "mine", "--template", template]) == 0
@@ -36,6 +53,41 @@ def test_a_template_is_a_whole_study_under_its_new_name(template: str, folder: P
     name = "default" if template == "small" else template
     runs = build_plan(study, folder / "results").runs
     assert runs.keys() == build_plan(find_study(name, CHECKOUT), folder / "results").runs.keys()
+
+
+def test_a_study_of_an_own_model_is_planned_once_it_has_a_checkpoint_and_a_text(folder: Path, capsys):
+    """What docs/own-model.md asks a newcomer to edit, and nothing else."""
+    assert main(["init", "mine", "--template", "own-model"]) == 0
+    assert main(["plan", "--study", "mine"]) == 2
+    assert "models.mine.checkpoint: .cache/own-model/SmolLM2-135M: no such folder" in capsys.readouterr().err
+    write_folder(folder / "checkpoint", num_key_value_heads=1)
+    study = folder / "config" / "mine.yaml"
+    text = study.read_text().replace(".cache/own-model/SmolLM2-135M", "checkpoint").replace("49152", str(PIECES))
+    study.write_text(text.replace("context: 256", "context: 64").replace(".cache/own-model", "texts"))
+    assert main(["plan", "--study", "mine"]) == 2  # what it costs is shown before the text is there
+    assert "texts/recipes.jsonl" in capsys.readouterr().err
+    (folder / "texts").mkdir()
+    for name in ("recipes", "recipes-heldout"):
+        (folder / "texts" / f"{name}.jsonl").write_text('{"text": "ai bj ck"}\n' * 20)
+    assert main(["plan", "--study", "mine", "--json"]) == 0
+    runs = json.loads(capsys.readouterr().out)["runs"]
+    assert [run["kind"] for run in runs if run["lineage"] == "dense"] == ["import"]
+    assert {run["kind"] for run in runs if run["role"] == "trunk"} == {"up", "cont"}
+
+
+def test_the_laws_that_the_template_has_as_comments_are_laws(folder: Path, example: Path):
+    text = (CHECKOUT / TEMPLATES["own-model"]).read_text()
+    commented = re.findall(r"^  # (\w+: \{law: .*)$", text, re.MULTILINE)
+    assert len(commented) == 2
+    (folder / "config").mkdir()
+    (folder / "config" / "own-model.yaml").write_text(re.sub(r"^  # (?=\w+: \{law: )", "  ", text, flags=re.MULTILINE))
+    study = find_study("own-model", folder)
+    check_names(study)
+    assert set(study.fits) == {"in_d2", "joint", "multiplicative"}
+    published = {name: float(value) for name, value in TABLE_2["upcycled"].items()}
+    assert published.items() >= study.fits["joint"].fixed.items()
+    alphas = {name: float(cells[3]) for name, cells in TABLE_8.items()}
+    assert alphas.items() >= study.fits["multiplicative"].fixed.items()
 
 
 def test_without_a_name_it_is_the_templates(folder: Path):
