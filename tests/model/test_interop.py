@@ -10,6 +10,7 @@ import torch
 from upcycle.errors import UserError
 from upcycle.model.interop import from_hugging_face, hugging_face_config, to_hugging_face
 from upcycle.model.kernels import choose_kernels
+from upcycle.model.rope import rope_tables
 from upcycle.model.transformer import Transformer
 from upcycle.model.upcycling import upcycle
 from upcycle.study.shape import Gate, ModelSpec, MoESpec
@@ -75,6 +76,16 @@ def test_dense_logits_equal_those_of_hugging_faces_class(batch, model: ModelSpec
     ours = Transformer(model, None, choose_kernels(model, {"layers": "composed", "attention": attention}))
     ours.load_state_dict(from_hugging_face(theirs.state_dict(), model))
     assert_equal_logits(ours, theirs, batch(model, sequences=2)[0])
+
+
+@pytest.mark.parametrize("name", ["3x60", "linear", "llama3"])
+def test_rotary_angles_are_hugging_faces_to_the_last_bit(name: str) -> None:
+    """Where the base is not the paper's: an error in the last bit of a frequency would grow with the position."""
+    model = MODELS[name].model_copy(update={"rope_base": 1e5})
+    rotary, positions = theirs_of(model).model.rotary_emb, torch.arange(5000)[None]
+    wanted, _ = rotary(torch.zeros(1), positions)
+    cos, _ = rope_tables(5000, model.head_dim, model.rope_base, torch.device("cpu"), model.rope_scaling)
+    assert torch.equal(cos[:, 0], wanted[0])
 
 
 @every_shape

@@ -27,6 +27,8 @@ CUDA_CHUNK = 8192
 def sdpa(q_BHSC: Tensor, k_BGSC: Tensor, v_BGSC: Tensor) -> Tensor:
     """Causal softmax attention by torch's fused kernels, whichever torch prefers for the shape."""
     grouped = q_BHSC.shape[1] != k_BGSC.shape[1]
+    if grouped and q_BHSC.is_cuda and q_BHSC.dtype == torch.float32:  # else all scores: no fused kernel shares keys
+        k_BGSC, v_BGSC, grouped = _for_each_query(k_BGSC, q_BHSC), _for_each_query(v_BGSC, q_BHSC), False
     return F.scaled_dot_product_attention(q_BHSC, k_BGSC, v_BGSC, is_causal=True, enable_gqa=grouped)
 
 

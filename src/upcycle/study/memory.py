@@ -282,12 +282,13 @@ def _kept(job: _Job) -> float:
 def _attention_kept(job: _Job) -> float:
     """Bytes kept of attention and of the products before and after it, the norm's result with it."""
     model, plain = job.run.model, job.execution.attention == "plain"
+    copied = plain or (job.execution.device == "cuda" and not job.mixed)  # keys and values, for each query
     queries, keys = model.attention_width, model.kv_width
     kept = model.qkv_width + queries + keys + queries
-    if model.sharing > 1:  # put in order, their result is kept twice
-        kept += queries
-    if model.sharing > 1 and plain:  # keys and values for each query, in place of those that they were made of
+    if model.sharing > 1 and copied:  # in place of those that they were made of
         kept = 4 * queries + model.qkv_width * model.qk_norm
+    if model.sharing > 1 and not plain:  # put in order, attention's result is kept twice
+        kept += queries
     softmax = model.context if plain else 0
     size = job.product * kept + FLOAT * model.n_head * (1 + softmax)
     if model.qk_norm:
