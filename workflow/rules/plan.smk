@@ -204,7 +204,4 @@ if W.node is None and "mem_mb" not in workflow.global_resources:
     workflow.register_resource("mem_mb", machine_memory_mb())
 if W.node is not None and workflow.is_main_process and not DRY:
     defaults = workflow.resource_settings.default_resources or {}
-    asked = {name: defaults[name].raw for name in defaults}
-    checked(
-        check_submission, W, asked.get("slurm_partition"), asked.get("slurm_account")
-    )
+    checked(check_submission, W, {name: defaults[name].raw for name in defaults})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Mapping
+from typing import Any
 
 from upcycle.errors import UserError
 from upcycle.study.recorded import is_finished
@@ -23,6 +25,8 @@ RULE_OF_KIND = {
 """The rule that trains a kind of run."""
 PRODUCT_RULES = "fit, figure, table, report"
 RULE_ORDER = ("tokenize", *RULE_OF_KIND.values(), "evaluate", PRODUCT_RULES)
+OPTIONS = {"slurm_partition": "partition", "slurm_account": "account", "qos": "qos", "constraint": "constraint"}
+"""sbatch's options by the default resources that a profile may set."""
 ANSWER_SECONDS = 60
 """How long sbatch may take to say whether it would take a job."""
 
@@ -55,10 +59,11 @@ def pending_requests(workflow: Workflow) -> dict[tuple[str, str], list[JobReques
     return dict(sorted(groups.items(), key=lambda group: RULE_ORDER.index(group[0][0])))
 
 
-def check_submission(workflow: Workflow, partition: str | None, account: str | None) -> None:
+def check_submission(workflow: Workflow, common: Mapping[str, Any]) -> None:
     """Raise UserError if SLURM would not take one of the jobs: partition, account, GPUs, memory, wall time.
 
-    `sbatch --test-only` is asked for each request that differs, and submits nothing.
+    `common`: Snakemake's default resources. `sbatch --test-only` is asked for each request that differs, and submits
+    nothing.
     """
     if shutil.which("sbatch") is None:
         raise UserError(
@@ -66,7 +71,7 @@ def check_submission(workflow: Workflow, partition: str | None, account: str | N
         )
     assert workflow.node is not None
     kind = f"gpu:{workflow.node.gpu_type}" if workflow.node.gpu_type else "gpu"
-    where = [*(["-p", partition] if partition else []), *(["-A", account] if account else [])]
+    where = [f"--{option}={common[name]}" for name, option in OPTIONS.items() if common.get(name)]
     asked = {request: key for key, requests in pending_requests(workflow).items() for request in requests}
     for request, (rule, model) in asked.items():
         sizes = [f"--nodes={request.nodes}", f"--cpus-per-task={request.cpus}", f"--mem={request.memory_mb}"]
