@@ -60,6 +60,24 @@ def test_a_fit_to_losses_of_another_law_misses(joint_inputs):
     assert "MISSES the law's 0.086" in recovery_text([alpha1])
 
 
+def test_a_fit_that_shares_what_the_law_does_not_is_no_test_of_it(tmp_path):
+    """At one size, dense models and MoEs have a floor each: B N1^-beta + E."""
+    apart = {"law": "power_in_tokens", "sweep": ["dense", "moe"], "where": "model == '44M'", "by": "lineage"}
+    flow = simulated_study.workflow(tmp_path, fits={"apart": apart, "together": {**apart, "shared": ["E"]}})
+    world = paper_world()
+    losses = simulate_losses(planned_losses(flow.plan), world, noise=1e-5, seed=0)
+    write_losses(losses, tmp_path / "losses.csv")
+    for name in flow.study.fits:
+        make_fit(flow, name, tmp_path / f"{name}.json")
+    fits = {name: read_fit(tmp_path / f"{name}.json") for name in flow.study.fits}
+    found = recoveries(world, losses, fits)
+    assert {each.fit for each in found} == {"apart, dense", "apart, moe"}
+    N1 = losses.loc[losses["model"] == "44M", "N1"].iloc[0]
+    floors = {each.fit: each.constant for each in found if each.parameter == "E"}
+    by_hand = {"apart, dense": 12.3 * N1**-0.116 + 0.165, "apart, moe": 7.05 * N1**-0.080 + 0.165}
+    assert floors == pytest.approx(by_hand)
+
+
 def test_an_open_interval_holds_what_is_beyond_its_end():
     assert Recovery("fit", "A", 1e9, (1.0, math.inf)).holds
     assert not Recovery("fit", "A", 0.5, (1.0, math.inf)).holds
