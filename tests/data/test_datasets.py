@@ -16,6 +16,7 @@ import zstandard
 
 from upcycle.data import local, readers
 from upcycle.data.datasets import DATASETS, find_dataset, local_dataset
+from upcycle.data.rows import Rows
 from upcycle.errors import UserError
 
 NOTICE = Path(__file__).parents[2] / "NOTICE"
@@ -34,8 +35,9 @@ def archive(folder: Path, files: dict[str, object]) -> Path:
 
 def read(*files: Path, text_key: str = "body") -> list[str]:
     """Documents of local files."""
-    (source,) = local_dataset("mine", files, text_key).sources
-    return list(source.documents(Path("nowhere")))
+    (source,) = local_dataset("mine", files).sources
+    rows = Rows(text_key, max_bad=0)
+    return [text for file in source.files for text in source.documents(Path("nowhere"), file.path, rows)]
 
 
 def test_an_unknown_name_or_version_is_refused_with_the_nearest() -> None:
@@ -109,7 +111,7 @@ def test_the_standard_library_is_read_without_tests_and_packages() -> None:
     assert len(texts) > 300
     assert any("class JSONDecoder" in text for text in texts)
     assert not any("import pytest" in text for text in texts)
-    record = find_dataset("python-stdlib").sources[0].record()
+    record = find_dataset("python-stdlib").sources[0].record([])
     assert record["python"].endswith(".".join(map(str, sys.version_info[:3])))
 
 
@@ -136,9 +138,12 @@ BAD_FILES = {
     "missing.txt": (None, r"missing.txt: no such file; its folder holds other.txt"),
     "empty.txt": (b"\n \n", r"empty.txt: no text in it"),
     "latin.txt": ("é".encode("latin-1"), r"latin.txt: not UTF-8 at byte 0"),
-    "a.csv": (b"x", r"a.csv: unknown kind of file; known endings are .txt, .jsonl, .jsonl.zst, .parquet"),
-    "broken.jsonl": (b'{"body": "a"}\n{"body"\n', r"broken.jsonl, line 2: not JSON in UTF-8"),
-    "latin.jsonl": ('{"body": "é"}'.encode("latin-1"), r"latin.jsonl, line 1: not JSON in UTF-8"),
+    "a.csv": (
+        b"x",
+        r"a.csv: unknown kind of file; known endings are .txt, .jsonl, .jsonl.zst, .*.arrow$",
+    ),
+    "broken.jsonl": (b'{"body": "a"}\n{"body"\n', r"broken.jsonl, line 2: not JSON"),
+    "latin.jsonl": ('{"body": "é"}'.encode("latin-1"), r"latin.jsonl, line 1: not UTF-8"),
     "list.jsonl": (b"[1]\n", r"list.jsonl, line 1: not a JSON object but a list"),
     "column.jsonl": (b'{"id": 1, "text": "a"}\n', r"column.jsonl, line 1: no column 'body'; there are id, text"),
     "number.jsonl": (b'{"body": 1}\n', r"number.jsonl, line 1: column 'body' holds a int, not text"),
@@ -149,8 +154,11 @@ BAD_FILES = {
         b'{"body": "a", "x": ' + b"[" * 5000 + b"]" * 5000 + b"}",
         r"nested.jsonl, line 1: JSON nested too",
     ),
-    "names.jsonl": (b'{"\\ud800": 1, "a\\nb": 2}', r"names.jsonl, line 1: no column 'body'; there are \?, a b$"),
-    "digits.jsonl": (b'{"body": ' + b"1" * 5000 + b"}", r"digits.jsonl, line 1: not JSON in UTF-8 \(Exceeds"),
+    "names.jsonl": (
+        b'{"\\ud800": 1, "a\\nb": 2}',
+        r"names.jsonl, line 1: no column 'body'; there are \?, a b; 1 of 1 rows",
+    ),
+    "digits.jsonl": (b'{"body": ' + b"1" * 5000 + b"}", r"digits.jsonl, line 1: not JSON \(Exceeds"),
     "damaged.parquet": (b"PAR1", r"damaged.parquet: not a parquet file"),
     "damaged.jsonl.zst": (b"not zstandard", r"damaged.jsonl.zst: not a Zstandard file"),
 }

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from upcycle.data import provenance
+from upcycle.data import making, provenance
 from upcycle.data.provenance import check_unchanged, read_token_manifest
 from upcycle.data.tokens import tokenize_corpus
 from upcycle.errors import UserError
@@ -133,16 +133,14 @@ def test_a_tokenizer_that_was_given_by_path_is_a_file_of_the_user(root: Path) ->
 
 
 def test_a_file_that_changes_while_it_is_read_makes_no_token_set(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from upcycle.data import tokens
+    read = making.spool_text
 
-    prepare = tokens.prepare_corpus
-
-    def slow(*arguments: object, **options: object) -> object:
-        corpus = prepare(*arguments, **options)  # type: ignore[arg-type]
+    def slow(*arguments: object) -> object:
+        count = read(*arguments)  # type: ignore[arg-type]
         write(Path("a.jsonl"), 0, count=41)
-        return corpus
+        return count
 
-    monkeypatch.setattr(tokens, "prepare_corpus", slow)
+    monkeypatch.setattr(making, "spool_text", slow)
     with pytest.raises(UserError, match=r"a\.jsonl: changed while it was read; tokenise again once it is whole"):
         tokenize_corpus("own", Path("late"), vocab_size=260, files=["a.jsonl", "b.jsonl"], heldout_files=["c.jsonl"])
     with pytest.raises(UserError, match="late is no token set"):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from upcycle.data import tokens as tokens_module
+from upcycle.data import making
 from upcycle.data.provenance import text_fingerprint
 from upcycle.data.shards import Shard, ShardedTokens, ShardWriter, token_dtype
 from upcycle.data.tokenizer import END_OF_TEXT
@@ -121,7 +121,7 @@ def test_equal_text_gives_equal_tokens_in_any_process_with_any_threads(
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """Token sets are cut into shards of 1,000 tokens, until it is undone."""
-    monkeypatch.setattr(tokens_module, "ShardWriter", partial(ShardWriter, shard_tokens=1000))
+    monkeypatch.setattr(making, "ShardWriter", partial(ShardWriter, shard_tokens=1000))
     return monkeypatch
 
 
@@ -227,6 +227,18 @@ def test_held_out_files_are_the_held_out_part_and_win_over_training_copies(tmp_p
     assert manifest["removed"]["repeated document"]["documents"] == 5
     with pytest.raises(UserError, match="held-out files of its own: leave heldout_fraction out"):
         tokenize_corpus("own", tmp_path / "p", vocab_size=270, heldout_fraction=0.5, **options)
+
+
+def test_a_part_that_would_be_empty_is_refused(made: Path, text_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"200 documents for training and 0 held out with heldout_fraction 1e-09"):
+        make(text_file, tmp_path / "o", heldout_fraction=1e-9)
+    with pytest.raises(UserError, match="heldout_fraction 2 is not a share"):
+        make(text_file, tmp_path / "o", heldout_fraction=2)
+    with pytest.raises(UserError, match="every training document repeats held-out text"):
+        make(text_file, tmp_path / "o", heldout_fraction=None, heldout_files=[text_file], tokenizer_from=made)
+    (tmp_path / "blank.jsonl").write_text('{"text": "\\u0000"}\n')
+    with pytest.raises(UserError, match="source 'files' gave no new text"):
+        make(tmp_path / "blank.jsonl", tmp_path / "o")
 
 
 @pytest.mark.parametrize(

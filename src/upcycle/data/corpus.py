@@ -1,30 +1,28 @@
 """From a data set's raw documents to a training and a held-out part that share no document and, by default, no text.
 
-Everything is decided by the SHA-256 of a document's cleaned text: whether it is a repetition, on which side it
-falls, and its place in the order. So neither the order of files nor a random state matters, and documents
-of all sources are mixed. The documents are held in memory: some three times the size of the text.
+Everything is decided by the SHA-256 of a document's cleaned text: whether it is a repetition, on which side it falls,
+and its place in the order. So neither the order of files, nor how they are shared among jobs, nor a random state
+matters, and documents of all sources are mixed.
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from upcycle.bars import count_work
 from upcycle.data.cleaning import RepeatedPassages, clean, separator
 from upcycle.data.datasets import Dataset
-from upcycle.data.windows import Windows
-from upcycle.errors import UserError
+from upcycle.data.rows import Rows
+from upcycle.data.spool import Document, Spool, SpoolWriter
+from upcycle.data.windows import Hashes, Windows
 
-
-class Document(NamedTuple):
-    """A cleaned text, the name of its source, and the SHA-256 of the text when it was cleaned."""
-
-    text: str
-    source: str
-    digest: bytes
+EMPTY, REPEATED, PASSAGE = "empty document", "repeated document", "repeated passage"
+SHARED = "training passage that shares a 13-word window with held-out text"
 
 
 @dataclass
@@ -35,51 +33,16 @@ class Removed:
     passages: int = 0
     bytes: int = 0
 
-    def document(self, text: str) -> None:
-        """Count a whole document that was removed."""
-        self.documents += 1
-        self.bytes += len(text.encode())
+    def add(self, documents: int, passages: int, size: int) -> None:
+        """Count more, of `size` bytes."""
+        self.documents += documents
+        self.passages += passages
+        self.bytes += size
 
 
-@dataclass
-class Corpus:
-    """Documents of both parts, in the order in which they are written, and what was removed for which reason."""
-
-    train: list[Document]
-    heldout: list[Document]
-    removed: dict[str, Removed] = field(default_factory=dict)
-
-
-def prepare_corpus(
-    dataset: Dataset, cache_dir: Path, heldout_fraction: float | None = None, *, decontaminate: bool = True
-) -> Corpus:
-    """Fetch, clean, deduplicate and split a data set; `heldout_fraction` overrides the data set's own.
-
-    `decontaminate`: training passages that share a 13-word window with a held-out document are removed. Raises
-    UserError if a part comes out empty that should not be.
-    """
-    fraction = dataset.heldout_fraction if heldout_fraction is None else heldout_fraction
-    if not 0 <= fraction <= 1:
-        raise UserError(f"heldout_fraction {fraction} is not a share between 0 and 1")
-    given = {source.name for source in dataset.sources if source.heldout}
-    if given and heldout_fraction is not None:
-        raise UserError(f"dataset {dataset.name!r} has held-out files of its own: leave heldout_fraction out")
-    removed: dict[str, Removed] = {}
-    documents = _distinct_documents(dataset, cache_dir, removed)
-    documents.sort(key=lambda document: document.digest[8:])
-    heldout = [document for document in documents if document.source in given or is_heldout(document.digest, fraction)]
-    chosen = {document.digest for document in heldout}
-    train = [document for document in documents if document.digest not in chosen]
-    if (not heldout and fraction > 0) or (not train and fraction < 1):
-        raise UserError(
-            f"dataset {dataset.name!r}: {len(train)} documents for training and {len(heldout)} held out "
-            f"with heldout_fraction {fraction}: give more documents or another fraction"
-        )
-    if decontaminate:
-        train = _without_shared_text(train, heldout, separator(dataset.layout), removed)
-    if not train and fraction < 1:
-        raise UserError(f"dataset {dataset.name!r}: every training document repeats held-out text")
-    return Corpus(train, heldout, removed)
+Reasons = defaultdict[str, Removed]
+Texts = Sequence[tuple[int, Path | None]]
+"""What one job reads: numbers of sources, each with one of its files if it has files."""
 
 
 def is_heldout(digest: bytes, fraction: float) -> bool:
@@ -87,52 +50,108 @@ def is_heldout(digest: bytes, fraction: float) -> bool:
     return int.from_bytes(digest[:8]) < fraction * 2**64
 
 
-def _distinct_documents(dataset: Dataset, cache_dir: Path, removed: dict[str, Removed]) -> list[Document]:
-    """Cleaned documents without repeated ones and, in prose, without repeated long lines."""
-    empty = removed["empty document"] = Removed()
-    repeated = removed["repeated document"] = Removed()
-    passages = RepeatedPassages(dataset.layout)
-    documents: list[Document] = []
+def spool_text(
+    dataset: Dataset, texts: Texts, cache_dir: Path, fraction: float, spool: SpoolWriter, rows: Rows, removed: Reasons
+) -> dict[str, int]:
+    """Read and clean documents, and put them into the spool; returns how many there are of each source.
+
+    In prose, repeated documents and repeated long lines are dropped here, against all that was read before: a data set
+    of prose is read by one job, which holds its lines.
+    """
+    passages = RepeatedPassages(dataset.layout) if dataset.layout == "prose" else None
     digests: set[bytes] = set()
-    for source in dataset.sources:
-        before = len(documents)
-        for raw in source.documents(cache_dir):
+    count = {source.name: 0 for source in dataset.sources}
+    for number, file in texts:
+        source = dataset.sources[number]
+        for raw in source.documents(cache_dir, file, rows):
             count_work(expected=2, done=1)  # now it is cleaned, later it is cut into tokens, if it stays
             text = clean(raw, dataset.layout)
-            digest = hashlib.sha256(text.encode()).digest()
-            if text and digest in digests:
-                repeated.document(text)
+            data = text.encode()
+            digest = hashlib.sha256(data).digest()
+            if passages is not None:
+                if data and digest in digests:
+                    removed[REPEATED].add(1, 0, len(data))
+                    continue
+                digests.add(digest)
+                data = passages.drop(text).strip("\n").encode()
+            if not data:
+                removed[EMPTY].add(1, 0, 0)
                 continue
-            digests.add(digest)
-            if dataset.layout == "prose":
-                text = passages.drop(text).strip("\n")
-            if not text:
-                empty.document(text)
-                continue
-            documents.append(Document(text, source.name, digest))
-        if len(documents) == before:
-            raise UserError(f"dataset {dataset.name!r}: source {source.name!r} gave no new text")
-    removed["repeated passage"] = Removed(0, passages.passages, passages.bytes)
-    return documents
+            count[source.name] += 1
+            spool.add(Document(digest, number, data), heldout=source.heldout or is_heldout(digest, fraction))
+    spool.flush()
+    if passages is not None:
+        removed[PASSAGE].add(0, passages.passages, passages.bytes)
+    return count
 
 
-def _without_shared_text(
-    train: list[Document], heldout: list[Document], separator: str, removed: dict[str, Removed]
-) -> list[Document]:
-    """Training documents without the passages that share a 13-word window with a held-out document.
+def distinct_documents(spool: Spool, bucket: int, removed: Reasons) -> Iterator[Document]:
+    """The documents of a bucket in their order, the first of equal ones."""
+    before = b""
+    for document in spool.documents(bucket):
+        if document.digest == before:
+            removed[REPEATED].add(1, 0, len(document.text))
+        else:
+            yield document
+        before = document.digest
 
-    Passages are removed from the training side only: held-out text, which losses are measured on, stays as it is.
+
+class HeldoutText:
+    """What the training part must not repeat: the digests of held-out documents and the hashes of their windows.
+
+    Files of sorted values, mapped into memory: the jobs of a node hold them once.
     """
-    near = removed["training passage that shares a 13-word window with held-out text"] = Removed()
-    windows = Windows()
-    forbidden = windows.collect(document.text for document in heldout)
-    kept = []
-    for document in train:
-        text, dropped = windows.without(document.text, forbidden, separator)
-        if dropped:
-            near.passages += dropped
-            near.documents += not text
-            near.bytes += len(document.text.encode()) - len(text.encode())
-        if text:
-            kept.append(document._replace(text=text))
-    return kept
+
+    def __init__(self, digests: bytes, windows: Hashes) -> None:
+        """`digests`: sorted, one after the other. `windows`: sorted; empty where shared text is kept."""
+        self._digests, self._windows = digests, windows
+        self._hashing = Windows()
+
+    @staticmethod
+    def collected(documents: Iterable[Document], *, decontaminate: bool) -> tuple[bytes, Hashes]:
+        """Both of a held-out part. Holds 16 bytes a word."""
+        digests = []
+
+        def texts() -> Iterator[str]:
+            for document in documents:
+                digests.append(document.digest)
+                if decontaminate:
+                    yield document.text.decode()
+
+        windows = Windows().collect(texts())
+        return b"".join(sorted(digests)), windows
+
+    def __len__(self) -> int:
+        return len(self._digests) // 32
+
+    def _at(self, number: int) -> bytes:
+        return self._digests[32 * number : 32 * number + 32]
+
+    def __contains__(self, digest: bytes) -> bool:
+        place = bisect_left(range(len(self)), digest, key=self._at)
+        return place < len(self) and self._at(place) == digest
+
+    def without(self, documents: Iterable[Document], separator: str, removed: Reasons) -> Iterator[Document]:
+        """Training documents that are no held-out ones, without the passages that share a window with those.
+
+        Passages are removed from the training side only: held-out text, which losses are measured on, stays as it is.
+        """
+        for document in documents:
+            if document.digest in self:
+                removed[REPEATED].add(1, 0, len(document.text))
+                continue
+            data = document.text
+            if len(self._windows):
+                text, dropped = self._hashing.without(data.decode(), self._windows, separator)
+                if dropped:
+                    data = text.encode()
+                    removed[SHARED].add(not text, dropped, len(document.text) - len(data))
+            if data:
+                yield document._replace(text=data)
+
+
+def training_documents(
+    dataset: Dataset, spool: Spool, bucket: int, heldout: HeldoutText, removed: Reasons
+) -> Iterator[Document]:
+    """The training documents of a bucket in their order."""
+    return heldout.without(distinct_documents(spool, bucket, removed), separator(dataset.layout), removed)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from upcycle.data import readers
 from upcycle.data.local import check_files, read_local
 from upcycle.data.provenance import SourceFile
+from upcycle.data.rows import Rows
 from upcycle.data.sources import Package, fetch
 from upcycle.errors import UserError, nearest
 
@@ -24,7 +24,8 @@ class TextSource:
     description: str
     licence: str
     parse: Callable[..., Iterator[str]]
-    """Yields documents; takes the wheel's path when there is a package, nothing otherwise."""
+    """Yields documents; takes the wheel's path when there is a package, one of `files` and its `Rows` when there are
+    files, nothing otherwise."""
     package: Package | None = None
     files: tuple[SourceFile, ...] = ()
     interpreter: bool = False
@@ -32,18 +33,20 @@ class TextSource:
     heldout: bool = False
     """All its documents are held out, whatever the data set's fraction."""
 
-    def documents(self, cache_dir: Path) -> Iterator[str]:
-        """Raw documents in the order of the source."""
+    def documents(self, cache_dir: Path, file: Path | None, rows: Rows) -> Iterator[str]:
+        """Raw documents in the order of the source; of a user's source, those of one file."""
+        if file is not None:
+            return self.parse(file, rows)
         return self.parse(fetch(self.package, cache_dir)) if self.package else self.parse()
 
-    def record(self) -> dict[str, Any]:
-        """This source in a manifest: licence, versions and hashes."""
+    def record(self, files: list[dict[str, Any]]) -> dict[str, Any]:
+        """This source in a manifest: licence, versions and hashes; `files` are the records of its files."""
         record: dict[str, Any] = {"name": self.name, "description": self.description, "licence": self.licence}
         if self.package:
             record |= {"package": self.package.name, "version": self.package.version}
             record |= {"file": self.package.file, "sha256": self.package.sha256}
         if self.files:
-            record["files"] = [file.record() for file in self.files]
+            record["files"] = files
         if self.interpreter:
             record |= {"python": f"{platform.python_implementation()} {platform.python_version()}"}
         return record
@@ -162,35 +165,34 @@ def find_dataset(name: str, version: str | None = None) -> Dataset:
 def local_dataset(
     name: str,
     files: Sequence[Path | str],
-    text_key: str = "text",
     *,
     heldout_files: Sequence[Path | str] = (),
     version: str = "1",
 ) -> Dataset:
-    """A user's own txt, jsonl, jsonl.zst and parquet files as a data set.
+    """A user's own files as a data set.
 
     Documents of `heldout_files` are the held-out part; without such files, a hundredth of the documents is.
     Raises UserError for a missing file or an unknown ending.
     """
     # Held-out files come first: of a document on both sides, the training copy is the repetition that goes.
-    sources = [_local_source("heldout_files", heldout_files, text_key, heldout=True)] if heldout_files else []
+    sources = [_local_source("heldout_files", heldout_files, heldout=True)] if heldout_files else []
     return Dataset(
         name=name,
         version=version,
         description="Local files",
-        sources=(*sources, _local_source("files", files, text_key, heldout=False)),
+        sources=(*sources, _local_source("files", files, heldout=False)),
         layout="verbatim",
         heldout_fraction=0.0 if heldout_files else 0.01,
     )
 
 
-def _local_source(name: str, files: Sequence[Path | str], text_key: str, *, heldout: bool) -> TextSource:
+def _local_source(name: str, files: Sequence[Path | str], *, heldout: bool) -> TextSource:
     paths = tuple(Path(file) for file in files)
     return TextSource(
         name=name,
         description="Local files",
         licence="not stated: local files",
-        parse=partial(read_local, check_files(paths), text_key),
-        files=tuple(map(SourceFile, paths)),
+        parse=read_local,
+        files=tuple(map(SourceFile, check_files(paths))),
         heldout=heldout,
     )

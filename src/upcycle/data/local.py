@@ -1,43 +1,51 @@
-"""A user's own files as documents: txt, jsonl, jsonl.zst and parquet. Anything wrong in a file is a UserError."""
+"""A user's own files as documents: txt, jsonl (plain, .zst, .gz), parquet and arrow, streamed.
+
+Rows without usable text are counted (`Rows`). A file that cannot be read to its end is a UserError.
+"""
 
 from __future__ import annotations
 
 import codecs
 import io
 import json
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import AnyStr, BinaryIO
+from typing import Any, AnyStr, BinaryIO
 
+from upcycle.data.rows import Rows, named_columns
 from upcycle.errors import UserError
 from upcycle.files import check_regular
 
 PIECE_CHARACTERS = 10_000
 """Plain text has no documents: files are cut at blank lines into pieces of about this size."""
-Reader = Callable[[Path, BinaryIO, str], Iterator[str]]
-"""Documents of an open file; its path is for messages, the last argument is the text's key."""
+Reader = Callable[[Path, BinaryIO, Rows], Iterator[str]]
+"""Documents of an open file; its path is for messages."""
 LONGEST = 2**26
 """Longest line of jsonl in bytes, and longest paragraph of plain text in characters. Reading stops there."""
 CHUNK = 2**23
 """Bytes that are read at once. A long piece is joined and searched again for each chunk, so chunks are large."""
 ZSTD_CHUNK = 2**12
 """Compressed bytes that are decompressed at once: Zstandard makes at most 2^15 times as many of them, 128 MiB."""
+GZIP_CHUNK = 2**16
+"""The same for gzip, which makes at most about 1,030 times as many."""
+BATCH_ROWS = 512
+"""Rows of a parquet or arrow file that are decoded at once."""
 
 
-def read_local(paths: Sequence[Path], text_key: str) -> Iterator[str]:
-    """Documents of the files, by their endings. `text_key` names the text column of jsonl and parquet.
+def read_local(path: Path, rows: Rows) -> Iterator[str]:
+    """Documents of a file, by its ending, that `rows` takes; it counts them.
 
-    Raises UserError for a missing, unreadable or damaged file, an unknown ending, a missing column or a row without
-    text.
+    Raises UserError for a missing, unreadable or damaged file, an unknown ending or column, a file without rows, and
+    too many rows without text.
     """
-    for path in paths:
-        reader = _reader_of(path)
-        try:
-            with path.open("rb") as file:
-                yield from reader(path, file, text_key)
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror or _one_line(error)})") from None
+    reader = _reader_of(path)
+    try:
+        with path.open("rb") as file:
+            yield from reader(path, file, rows)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or _one_line(error)})") from None
 
 
 def check_files(paths: Sequence[Path]) -> Sequence[Path]:
@@ -87,10 +95,11 @@ def _pieces(path: Path, chunks: Iterable[AnyStr], mark: AnyStr, name: str) -> It
     yield rest
 
 
-def _txt(path: Path, file: BinaryIO, text_key: str) -> Iterator[str]:
+def _txt(path: Path, file: BinaryIO, rows: Rows) -> Iterator[str]:
     piece, size, blank = list[str](), 0, True
     for paragraph in _pieces(path, _decoded(path, _chunks(file)), "\n\n", "paragraph"):
         if size >= PIECE_CHARACTERS:
+            rows.read += 1
             yield "\n\n".join(piece)
             piece, size = [], 0
         piece.append(paragraph)
@@ -98,6 +107,7 @@ def _txt(path: Path, file: BinaryIO, text_key: str) -> Iterator[str]:
         blank = blank and not paragraph.strip()
     if blank:
         raise UserError(f"{path}: no text in it")
+    rows.read += 1
     yield "\n\n".join(piece)
 
 
@@ -116,12 +126,32 @@ def _decoded(path: Path, chunks: Iterable[bytes]) -> Iterator[str]:
         raise UserError(f"{path}: not UTF-8 at byte {first + error.start}; convert it first") from None
 
 
-def _jsonl(path: Path, file: BinaryIO, text_key: str) -> Iterator[str]:
-    return _json_lines(path, _chunks(file), text_key)
+def _jsonl(path: Path, file: BinaryIO, rows: Rows) -> Iterator[str]:
+    return _json_lines(path, _chunks(file), rows)
 
 
-def _jsonl_zst(path: Path, file: BinaryIO, text_key: str) -> Iterator[str]:
-    return _json_lines(path, _decompressed(path, _chunks(file, ZSTD_CHUNK)), text_key)
+def _jsonl_zst(path: Path, file: BinaryIO, rows: Rows) -> Iterator[str]:
+    return _json_lines(path, _decompressed(path, _chunks(file, ZSTD_CHUNK)), rows)
+
+
+def _jsonl_gz(path: Path, file: BinaryIO, rows: Rows) -> Iterator[str]:
+    return _json_lines(path, _gunzipped(path, _chunks(file, GZIP_CHUNK)), rows)
+
+
+def _gunzipped(path: Path, chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Content of gzip members, one after the other."""
+    member = None
+    try:
+        for chunk in chunks:
+            while chunk:
+                member = member or zlib.decompressobj(zlib.MAX_WBITS | 16)
+                yield member.decompress(chunk)
+                chunk = member.unused_data
+                member = None if member.eof else member
+    except zlib.error as error:
+        raise UserError(f"{path}: not a gzip file, or a damaged one ({error})") from None
+    if member is not None:
+        raise UserError(f"{path}: cut off, its last gzip member has no end; restore the file")
 
 
 def _decompressed(path: Path, chunks: Iterable[bytes]) -> Iterator[bytes]:
@@ -142,75 +172,133 @@ def _decompressed(path: Path, chunks: Iterable[bytes]) -> Iterator[bytes]:
         raise UserError(f"{path}: cut off, its last Zstandard frame has no end; restore the file")
 
 
-def _json_lines(path: Path, chunks: Iterable[bytes], text_key: str) -> Iterator[str]:
-    empty = True
+def _json_lines(path: Path, chunks: Iterable[bytes], rows: Rows) -> Iterator[str]:
+    before = rows.read
     for number, line in enumerate(_pieces(path, chunks, b"\n", "line"), start=1):
         if not line.strip():
             continue
-        empty = False
+        rows.read += 1
+        where = f"{path}, line {number}"
         try:
-            row = json.loads(line)
-        except ValueError as error:  # of JSON or of UTF-8
-            raise UserError(f"{path}, line {number}: not JSON in UTF-8 ({error})") from None
+            row = json.loads(line.decode())
+        except UnicodeDecodeError as error:
+            rows.refuse("not UTF-8", f"{where}: not UTF-8 ({error})")
+        except ValueError as error:
+            rows.refuse("not JSON", f"{where}: not JSON ({error})")
         except RecursionError:
-            raise UserError(f"{path}, line {number}: JSON nested too deeply; drop all keys but {text_key!r}") from None
-        if not isinstance(row, dict):
-            raise UserError(f"{path}, line {number}: not a JSON object but a {type(row).__name__}")
-        if text_key not in row:
-            raise UserError(f"{path}, line {number}: no column {text_key!r}; there are {_named(row)}")
-        yield _text(path, f"line {number}", text_key, row[text_key])
-    if empty:
+            rows.refuse("not JSON", f"{where}: JSON nested too deeply; drop all keys but {rows.text_key!r}")
+        else:
+            yield from _json_text(where, row, rows)
+    if rows.read == before:
         raise UserError(f"{path}: no rows in it")
 
 
-def _named(columns: Iterable[str]) -> str:
-    """Columns in words, fit for one line of a terminal."""
-    return " ".join(", ".join(columns).encode(errors="replace").decode().split())[:200] or "none"
+def _json_text(where: str, row: Any, rows: Rows) -> Iterator[str]:
+    if not isinstance(row, dict):
+        rows.refuse("not JSON", f"{where}: not a JSON object but a {type(row).__name__}")
+    elif rows.takes(row):
+        if rows.text_key in row:
+            yield from _text(where, row[rows.text_key], rows)
+        else:
+            rows.refuse("no text", f"{where}: no column {rows.text_key!r}; there are {named_columns(row)}")
 
 
-def _parquet(path: Path, handle: BinaryIO, text_key: str) -> Iterator[str]:
+def _parquet(path: Path, handle: BinaryIO, rows: Rows) -> Iterator[str]:
     import pyarrow
     import pyarrow.parquet
 
     try:
-        file = pyarrow.parquet.ParquetFile(handle, page_checksum_verification=True)
+        file = pyarrow.parquet.ParquetFile(handle, page_checksum_verification=True, buffer_size=2**20, pre_buffer=False)
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a parquet file ({_one_line(error)})") from None
     with file:
-        if text_key not in file.schema_arrow.names:
-            raise UserError(f"{path}: no column {text_key!r}; there are {_named(file.schema_arrow.names)}")
-        if not file.metadata.num_rows:
-            raise UserError(f"{path}: no rows in it")
-        number = 0
-        try:
-            for rows in file.iter_batches(columns=[text_key]):
-                for value in rows.column(0).to_pylist():
-                    number += 1
-                    yield _text(path, f"row {number}", text_key, value)
-        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise UserError(
-                f"{path}: damaged after row {number} ({_one_line(error)}); restore it, or write it anew"
-            ) from None
+        columns = [rows.text_key, *rows.where]
+        yield from _table_rows(path, file.schema_arrow, file.iter_batches(BATCH_ROWS, columns=columns), rows)
 
 
-def _text(path: Path, where: str, text_key: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise UserError(f"{path}, {where}: column {text_key!r} holds a {type(value).__name__}, not text")
-    if not value.strip():
-        raise UserError(f"{path}, {where}: column {text_key!r} is empty; drop such rows first")
-    if not value.isascii():
+def _arrow(path: Path, handle: BinaryIO, rows: Rows) -> Iterator[str]:
+    """An arrow file or stream; the `datasets` library keeps streams."""
+    import pyarrow
+
+    try:
         try:
-            value.encode()
-        except UnicodeEncodeError as error:  # JSON can escape half of a pair
-            half = value[error.start].encode("unicode_escape").decode()
-            raise UserError(f"{path}, {where}: column {text_key!r} holds {half}, half a character") from None
-    return value
+            file = pyarrow.ipc.open_file(handle)
+            batches = map(file.get_batch, range(file.num_record_batches))
+        except pyarrow.ArrowInvalid:
+            handle.seek(0)
+            batches = file = pyarrow.ipc.open_stream(handle)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{path}: not an arrow file ({_one_line(error)})") from None
+    yield from _table_rows(path, file.schema, batches, rows)
+
+
+def _table_rows(path: Path, schema: Any, batches: Iterable[Any], rows: Rows) -> Iterator[str]:
+    """Text of batches of rows in columns. Text is decoded here, so that a row in another encoding is one bad row."""
+    import pyarrow
+
+    before = rows.read
+    for column in (rows.text_key, *(key.partition(".")[0] for key in rows.where)):
+        if column not in schema.names:
+            raise UserError(f"{path}: no column {column!r}; there are {named_columns(schema.names)}")
+    try:
+        for batch in batches:
+            texts = batch.column(rows.text_key)
+            if pyarrow.types.is_dictionary(texts.type):
+                texts = texts.dictionary_decode()
+            if not pyarrow.types.is_null(texts.type):
+                texts = texts.cast(pyarrow.large_binary())
+            others = batch.select([name for name in batch.schema.names if name != rows.text_key])
+            selected = others.to_pylist() if rows.where else [{}] * len(texts)
+            for value, row in zip(texts, selected, strict=True):
+                rows.read += 1
+                if rows.takes(row):
+                    yield from _text(f"{path}, row {rows.read - before}", _decoded_cell(value.as_py()), rows)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(
+            f"{path}: damaged after row {rows.read - before} ({_one_line(error)}); restore it, or write it anew"
+        ) from None
+    if rows.read == before:
+        raise UserError(f"{path}: no rows in it")
+
+
+def _decoded_cell(value: bytes | None) -> str | bytes | None:
+    """The text of a cell; what is not UTF-8 stays as it is."""
+    try:
+        return None if value is None else value.decode()
+    except UnicodeDecodeError:
+        return value
+
+
+def _text(where: str, value: object, rows: Rows) -> Iterator[str]:
+    """The value of the text's column, if it is text."""
+    column = f"{where}: column {rows.text_key!r}"
+    if isinstance(value, bytes):
+        rows.refuse("not UTF-8", f"{column} is not UTF-8")
+    elif not isinstance(value, str):
+        rows.refuse("no text", f"{column} holds a {type(value).__name__}, not text")
+    elif not value.strip():
+        rows.refuse("empty", f"{column} is empty")
+    elif not value.isascii() and (half := _half_character(value)):
+        rows.refuse("not UTF-8", f"{column} holds {half}, half a character")
+    else:
+        yield value
+
+
+def _half_character(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # JSON can escape half of a pair
+        return text[error.start].encode("unicode_escape").decode()
+    return ""
 
 
 READERS: dict[str, Reader] = {
     ".txt": _txt,
     ".jsonl": _jsonl,
     ".jsonl.zst": _jsonl_zst,
+    ".jsonl.gz": _jsonl_gz,
+    ".json.gz": _jsonl_gz,
     ".parquet": _parquet,
+    ".arrow": _arrow,
 }
 """Reader by the ending of a file's name."""

@@ -62,6 +62,10 @@ class SourceFile:
     def __init__(self, path: Path) -> None:
         self.path, self._stat = path, path.stat()
 
+    def stamp(self) -> dict[str, Any]:
+        """Path, size and modification time as they were."""
+        return {"file": str(self.path), **_size_and_time(self._stat)}
+
     def record(self) -> dict[str, Any]:
         """The file in a manifest. UserError if it changed since it was looked up."""
         found = sha256_file(self.path)

@@ -6,43 +6,47 @@ match among 10^9 windows against 10^6 has a chance of 10^-4. Scripts that write 
 
 from __future__ import annotations
 
-import random
 import re
-from collections import defaultdict
-from collections.abc import Iterable
-from functools import partial
+from collections.abc import Iterable, Iterator
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from upcycle.data.mixing import mix64
+
 WINDOW_WORDS = 13
+PIECE = 2**20
+"""Bytes of a document that are hashed at once: arrays are some 50 times as large."""
 
 _WORD = re.compile(r"\w+")
 _MULTIPLIER = 0x9E3779B97F4A7C15
 _INVERSE = pow(_MULTIPLIER, -1, 2**64)
+_IN_WORD = np.array([byte >= 128 or bool(_WORD.match(chr(byte))) for byte in range(256)])
 
 Hashes = NDArray[np.uint64]
 
 
 class Windows:
-    """Hashes of the word windows of documents; one object keeps the words' numbers for all texts that are compared."""
+    """Hashes of the word windows of documents, the same in every process: words are numbered by their bytes alone."""
 
     def __init__(self, size: int = WINDOW_WORDS) -> None:
         self.size = size
-        # A fixed seed, so that no run differs from another; equal words get equal numbers of 64 random bits.
-        self._numbers: defaultdict[str, int] = defaultdict(partial(random.Random(0).getrandbits, 64))
 
-    def _numbered(self, text: str) -> list[int]:
-        return list(map(self._numbers.__getitem__, _WORD.findall(text.lower())))
+    def _numbered(self, text: str) -> Hashes:
+        """A number of 64 bits for each word: the mixed polynomial of its bytes."""
+        text = text.lower()
+        if not text.isascii():  # whose words are not told by single bytes
+            text = " ".join(_WORD.findall(text))
+        return np.concatenate([np.empty(0, np.uint64), *map(_word_numbers, _pieces_of(text.encode()))])
 
-    def _hash(self, numbers: list[int]) -> Hashes:
-        """Polynomials in each `size` consecutive numbers, modulo 2^64: differences of running sums, scaled back."""
-        if len(numbers) < self.size:
+    def _hash(self, numbers: Hashes) -> Hashes:
+        """Polynomials in each `size` consecutive numbers, modulo 2^64."""
+        count = len(numbers) - self.size + 1
+        if count < 1:
             return np.empty(0, np.uint64)
-        # sums[i + size] - sums[i] is the window's polynomial times multiplier^i; the inverse power removes that factor,
-        # so that a window has the same hash at every place.
-        sums = np.cumsum(np.array([0, *numbers], np.uint64) * _powers(_MULTIPLIER, len(numbers) + 1))
-        return (sums[self.size :] - sums[: -self.size]) * _powers(_INVERSE, len(sums) - self.size)
+        starts = np.arange(count)
+        return _polynomials(numbers, starts, starts + self.size)
 
     def of(self, text: str) -> Hashes:
         """Hash of each window of the text, in order; empty for a text of fewer words."""
@@ -63,7 +67,7 @@ class Windows:
         total = len(passages)
         while passages:
             numbered = [self._numbered(passage) for passage in passages]
-            hits = np.flatnonzero(contains(forbidden, self._hash([n for numbers in numbered for n in numbers])))
+            hits = np.flatnonzero(contains(forbidden, self._hash(np.concatenate(numbered))))
             if not len(hits):
                 break
             passage_of_word = np.repeat(np.arange(len(passages)), [len(numbers) for numbers in numbered])
@@ -74,11 +78,42 @@ class Windows:
         return separator.join(passages).strip("\n"), total - len(passages)
 
 
+def _pieces_of(data: bytes) -> Iterator[bytes]:
+    """The bytes in pieces of about PIECE, cut at blanks."""
+    start = 0
+    while len(data) - start > PIECE and (end := data.find(b" ", start + PIECE)) >= 0:
+        yield data[start:end]
+        start = end
+    yield data[start:]
+
+
+def _word_numbers(data: bytes) -> Hashes:
+    values = np.frombuffer(data, np.uint8)
+    edges = np.flatnonzero(np.diff(_IN_WORD[values], prepend=False, append=False))  # starts and ends take turns
+    return mix64(_polynomials(values, edges[::2], edges[1::2]))
+
+
+def _polynomials(values: NDArray, starts: NDArray[np.intp], ends: NDArray[np.intp]) -> Hashes:
+    """Of each span of the values: their sum times powers of the multiplier, modulo 2^64, which begin with its first.
+
+    Differences of running sums are such polynomials times multiplier^start; the inverse power removes that factor, so
+    that a span has the same hash at every place.
+    """
+    sums = np.zeros(len(values) + 1, np.uint64)
+    np.cumsum(values * _powers(_MULTIPLIER, len(values)), out=sums[1:])
+    return (sums[ends] - sums[starts]) * _powers(_INVERSE, len(values))[starts]
+
+
 def _powers(base: int, count: int) -> Hashes:
     """base^0, base^1, ... modulo 2^64."""
-    factors = np.full(count, base, np.uint64)
+    return _table_of_powers(base, max(count, 1).bit_length())[:count]
+
+
+@cache
+def _table_of_powers(base: int, bits: int) -> Hashes:
+    factors = np.full(2**bits, base, np.uint64)
     factors[0] = 1
-    return np.cumprod(factors)
+    return np.cumprod(factors, dtype=np.uint64)
 
 
 def contains(collected: Hashes, hashes: Hashes) -> NDArray[np.bool_]:
