@@ -20,6 +20,7 @@ from hf_folders import write_folder
 from hostile_pickle import Marks
 
 from upcycle.cli import main
+from upcycle.data.spool import Document
 from upcycle.data.tokenizer import encode_documents, load_tokenizer
 from upcycle.data.vocabulary import MAX_TOKENIZER_BYTES
 from upcycle.errors import UserError
@@ -164,7 +165,7 @@ def test_a_tokenizer_that_fails_at_a_text_is_refused_in_one_line(tokenizer, tmp_
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(tokenizer | part))
     with pytest.raises(UserError) as refused:
-        list(encode_documents(load_tokenizer(path, 300), ["a" * 40 + "!"], np.dtype("uint16")))
+        list(encode_documents(load_tokenizer(path, 300), [Document(b"", 0, b"a" * 40 + b"!")], np.dtype("uint16")))
     assert "\n" not in str(refused.value)
 
 

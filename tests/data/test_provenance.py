@@ -32,7 +32,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def check(files: str = "a b", heldout: str = "c", text_key: str = "text") -> None:
     now = {"files": files, "heldout_files": heldout}
     paths = {kind: [Path(f"{name}.jsonl") for name in names.split()] for kind, names in now.items()}
-    check_unchanged(Path("set"), {**paths, "tokenizer": []}, text_key=text_key)
+    check_unchanged(Path("set"), {**paths, "tokenizer": []}, text_key=text_key, where={})
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_unchanged_files_are_not_read(root: Path, hashed: list[str]) -> None:
     check()
-    check_unchanged(root / "set", {"files": [root / "a.jsonl", root / "b.jsonl"]}, text_key="text")
+    check_unchanged(root / "set", {"files": [root / "a.jsonl", root / "b.jsonl"]}, text_key="text", where={})
     assert hashed == []
 
 
@@ -124,12 +124,12 @@ def test_a_tokenizer_that_was_given_by_path_is_a_file_of_the_user(root: Path) ->
     )
     assert [file["file"] for file in read_token_manifest(Path("other"))["tokenizer"]["files"]] == ["mine.json"]
     now = {"files": [Path("a.jsonl")], "tokenizer": [Path("mine.json")]}
-    check_unchanged(Path("other"), now, text_key="text")
+    check_unchanged(Path("other"), now, text_key="text", where={})
     pieces = json.loads(Path("mine.json").read_text())
     pieces["model"]["vocab"] |= {"a": pieces["model"]["vocab"]["b"], "b": pieces["model"]["vocab"]["a"]}
     Path("mine.json").write_text(json.dumps(pieces))
     with pytest.raises(UserError, match=r"^mine\.json changed since token set other was made"):
-        check_unchanged(Path("other"), now, text_key="text")
+        check_unchanged(Path("other"), now, text_key="text", where={})
 
 
 def test_a_file_that_changes_while_it_is_read_makes_no_token_set(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,6 +145,11 @@ def test_a_file_that_changes_while_it_is_read_makes_no_token_set(root: Path, mon
         tokenize_corpus("own", Path("late"), vocab_size=260, files=["a.jsonl", "b.jsonl"], heldout_files=["c.jsonl"])
     with pytest.raises(UserError, match="late is no token set"):
         read_token_manifest(Path("late"))
+
+
+def test_another_filter_makes_other_tokens(root: Path) -> None:
+    with pytest.raises(UserError, match=r"^token set set was made with another `where`; .*another `version`"):
+        check_unchanged(Path("set"), {}, text_key="text", where={"meta.set": ["Crawl"]})
 
 
 def test_comparing_files_loads_no_heavy_library() -> None:

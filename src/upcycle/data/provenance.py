@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from upcycle.data.rows import Where
 from upcycle.data.sources import sha256_file
 from upcycle.data.verified import NotedHashes
 from upcycle.errors import UserError
@@ -79,7 +80,7 @@ def _size_and_time(stat: os.stat_result) -> dict[str, int]:
     return {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
 
 
-def check_unchanged(folder: Path, now: Mapping[str, Sequence[Path]], *, text_key: str) -> None:
+def check_unchanged(folder: Path, now: Mapping[str, Sequence[Path]], *, text_key: str, where: Where) -> None:
     """UserError naming the first of a user's files that is not what the token set in `folder` was made of.
 
     `now` lists the present files by their role: `files`, `heldout_files`, `tokenizer`. A file is unchanged if its path,
@@ -92,6 +93,8 @@ def check_unchanged(folder: Path, now: Mapping[str, Sequence[Path]], *, text_key
             f"token set {folder.name} was made of column {manifest['text_key']!r}, the study has `text: {text_key}`; "
             f"{_ways_out(folder)}"
         )
+    if manifest.get("where", {}) != where:  # sets that were made before there were filters have no key
+        raise UserError(f"token set {folder.name} was made with another `where`; {_ways_out(folder)}")
     then = {source["name"]: source.get("files", []) for source in manifest["sources"]}
     then["tokenizer"] = manifest["tokenizer"]["files"]
     hashes = NotedHashes(folder, sha256_file)

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from upcycle.data.rows import MAX_BAD
 from upcycle.errors import UserError, brief, nearest
 from upcycle.study.counting import count_parameters
 from upcycle.study.execution import Execution, ModelExecution
@@ -46,6 +47,7 @@ def _as_axes(value: Any) -> Any:
 AnyNames = Annotated[list[Name], BeforeValidator(_as_list, json_schema_input_type=Name | list[Name])]
 Names = Annotated[AnyNames, Field(min_length=1)]
 Paths = Annotated[list[PathText], BeforeValidator(_as_list, json_schema_input_type=PathText | list[PathText])]
+Texts = Annotated[list[str], BeforeValidator(_as_list, json_schema_input_type=str | list[str]), Field(min_length=1)]
 Wholes = Annotated[list[Whole], BeforeValidator(_as_list, json_schema_input_type=Whole | list[Whole])]
 Budgets = Annotated[
     list[Count], BeforeValidator(_as_list, json_schema_input_type=Count | list[Count]), Field(min_length=1)
@@ -65,7 +67,7 @@ Slug = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=NAME_LENGTH
 
 
 class LocalDataset(Frozen):
-    """A user's own text: txt, jsonl, jsonl.zst or parquet files."""
+    """A user's own text: txt, jsonl (plain, .zst, .gz), parquet or arrow files."""
 
     files: Annotated[Paths, Field(min_length=1)]
     """Paths or glob patterns, from the folder that Snakemake runs in."""
@@ -73,6 +75,10 @@ class LocalDataset(Frozen):
     """Files of a validation set of their own; none: documents are split off `files`."""
     text: str = "text"
     """Key or column that holds the text."""
+    where: dict[str, Texts] = {}
+    """Rows to take: the values that a key or column may have, `meta.redpajama_set_name: RedPajamaCommonCrawl`."""
+    max_bad: Share = MAX_BAD
+    """Largest share of rows without usable text (not JSON, not UTF-8, no text, empty); above it the text is refused."""
 
 
 class ScheduleConfig(Frozen):

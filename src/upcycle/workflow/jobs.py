@@ -37,7 +37,7 @@ def tokenize_job(workflow: Workflow, name: str) -> None:
     local = workflow.study.datasets.get(data.dataset)
     options: dict[str, Any] = {}
     if local is not None:
-        options = {"text_key": local.text, "version": data.version}
+        options = {"text_key": local.text, "where": local.where, "max_bad": local.max_bad, "version": data.version}
         for kind in ("files", "heldout_files"):
             options[kind] = local_files(getattr(local, kind), f"datasets.{data.dataset}.{kind}")
     with showing("documents, to clean and to cut"):

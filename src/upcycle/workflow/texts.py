@@ -47,4 +47,4 @@ def check_texts(workflow: Workflow) -> None:
             "tokenizer": [] if lent else [glob.escape(recipe.data.tokenizer)],
         }
         now = {kind: [path for pattern in each for path in _matches(pattern)] for kind, each in patterns.items()}
-        check_unchanged(folder, now, text_key=local.text)
+        check_unchanged(folder, now, text_key=local.text, where=local.where)
