@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from upcycle.data.provenance import manifest_bytes, text_fingerprint
+from upcycle.data.provenance import SourceFile, manifest_bytes, text_fingerprint
 from upcycle.data.shards import ShardWriter, token_dtype
 from upcycle.study.execution import Execution
 from upcycle.study.spec import RunSpec
@@ -27,8 +27,12 @@ def write_tokens(
     n_heldout: int = 2_000,
     *,
     pieces: bytes = b"sixty-four pieces",
+    given: Path | None = None,
 ) -> Path:
-    """A token set as `data.tokens` writes it, of a noisy walk over 64 pieces that a tiny model learns in 20 steps."""
+    """A token set as `data.tokens` writes it, of a noisy walk over 64 pieces that a tiny model learns in 20 steps.
+
+    `given`: the tokenizer.json that a user gave, which it is noted to be of.
+    """
     rng = np.random.default_rng(seed)
     ids = np.cumsum(rng.choice([1, 2, 3, 7], n_train + n_heldout, p=[0.6, 0.2, 0.1, 0.1])) % VOCABULARY
     dtype = token_dtype(VOCABULARY)
@@ -41,7 +45,7 @@ def write_tokens(
     manifest = {
         "fingerprint": text_fingerprint(tokenizer, parts),
         "vocab_size": VOCABULARY,
-        "tokenizer": {"sha256": tokenizer, "files": []},
+        "tokenizer": {"sha256": tokenizer, "files": [SourceFile(given).record()] if given else []},
         "parts": parts,
         "text_key": "text",
         "sources": [],

@@ -20,7 +20,6 @@ from upcycle.study.parent import read_parent
 
 pytestmark = pytest.mark.workflow
 STUDY = REPOSITORY / "tests/workflow/own_model.yaml"
-FIT = "results/fits/by_lineage.json"
 
 
 def own_model(root: Path) -> Checkout:
@@ -39,7 +38,7 @@ def own_model(root: Path) -> Checkout:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Checkout:
     def build(folder: Path) -> None:
-        own_model(folder / "checkout").run(FIT)
+        own_model(folder / "checkout").run()
 
     return Checkout(built_once(tmp_path_factory, "own_model", build) / "checkout")
 
@@ -64,7 +63,8 @@ def test_from_a_checkpoint_to_losses_and_laws(trained):
     assert {row["dense_parent"] for row in rows[1:]} == {rows[0]["id"]}
     fit = json.loads((trained.root / "results/fits/by_lineage.json").read_text())
     assert [group["lineage"] for group in fit["groups"]] == ["cont", "up"]
-    assert trained.jobs(FIT) == {}
+    assert trained.root.joinpath("results/report.html").stat().st_size > 0
+    assert trained.jobs() == {}
 
 
 def test_the_imported_run_has_a_loss_and_no_updates(trained):
@@ -126,3 +126,24 @@ def test_another_checkpoint_is_another_run(trained, tmp_path):
     said = copied.run(check=False).stderr
     assert "models.mine.checkpoint" in said
     assert "k_proj.weight is [16, 16], but config.json asks for [8, 16]" in said
+
+
+def test_two_processes_import_and_train_on_as_one_does(trained, tmp_path):
+    """The same weights to the bit, and a loss that differs by rounding."""
+    (imported,) = (path.name for path in (trained.root / "results/runs").glob("import-*"))
+    first = min(path.name for path in (trained.root / "results/runs").glob("cont-*"))
+    shared = trained.copy(tmp_path / "two")
+    shutil.rmtree(shared.root / "results/runs")
+    shared.edit("config.yaml", "device: cpu,", "device: cpu, devices: 2,")
+    shared.edit("config.yaml", "balance_group: 4", "balance_group: 2")  # of the mixtures, which are not trained here
+    shared.run(f"results/runs/{first}/metrics.json")
+    one, two = (checkout.root / "results/runs" for checkout in (trained, shared))
+    assert (one / imported / "weights.safetensors").read_bytes() == (
+        two / imported / "weights.safetensors"
+    ).read_bytes()
+    for run_id in (imported, first):
+        assert last_heldout(one / run_id) == pytest.approx(last_heldout(two / run_id), abs=1e-5)
+
+
+def last_heldout(folder: Path) -> float:
+    return json.loads((folder / "metrics.json").read_text())["curve_heldout"][-1][1]
