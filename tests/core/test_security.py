@@ -36,9 +36,9 @@ RULES = [REPOSITORY / "Snakefile", *sorted((REPOSITORY / "workflow").rglob("*.sm
 # Folders of Hugging Face
 
 
-def imported(folder: Path, results: Path) -> None:
+def imported(folder: Path) -> None:
     """Plan and load a folder, as a study and its import do."""
-    found = identify(folder, noted_hashes(results))
+    found = identify(folder, noted_hashes())
     read_checkpoint(
         folder, ModelSpec(**dict(found.parent.shape), vocab_size=found.parent.rows, context=32), found.files
     )
@@ -64,7 +64,7 @@ def test_an_imported_folder_runs_no_code(tmp_path, monkeypatch):
     (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
     (folder / "generation_config.json").write_text(json.dumps({"custom_generate": "modeling_x.py"}))
     monkeypatch.chdir(folder)
-    imported(folder, tmp_path / "results")
+    imported(folder)
     write_folder(folder, auto_map=auto_map)
     with pytest.raises(UserError, match=r"auto_map.*code of its own, which is never done"):
         read_parent(folder)
@@ -80,13 +80,14 @@ def test_an_imported_folder_runs_no_code(tmp_path, monkeypatch):
         (WEIGHTS_FILE, rf"{WEIGHTS_FILE} is damaged"),
     ],
 )
-def test_a_pickle_is_refused_and_not_loaded(tmp_path, name, words):
+def test_a_pickle_is_refused_and_not_loaded(tmp_path, monkeypatch, name, words):
     """By its own name, with the way to convert it, or by that of a safetensors file (tests/model/test_hub.py)."""
     folder, marker = write_folder(tmp_path / "x"), tmp_path / "ran"
     (folder / WEIGHTS_FILE).unlink()
     (folder / name).write_bytes(pickle.dumps(Marks(marker)))
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=words) as refused:
-        imported(folder, tmp_path / "results")
+        imported(folder)
     assert "\n" not in str(refused.value)
     assert not marker.exists()
     pickle.loads((folder / name).read_bytes())

@@ -94,9 +94,10 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_transformers_computes_what_the_run_computes(name, trained, results, tmp_path):
+def test_transformers_computes_what_the_run_computes(name, trained, results, tmp_path, monkeypatch):
     """To 1e-5 of the largest logit. Its weights are the run's to the bit. Planned and imported again, a dense run is
     what it was, to the bit."""
+    monkeypatch.chdir(tmp_path)
     run, parent = CASES[name]
     run_dir, folder = trained(run, parent), tmp_path / "out"
     compared = export_run(run_dir, results / "tokens" / run.data.tokens_id, folder)
@@ -109,7 +110,7 @@ def test_transformers_computes_what_the_run_computes(name, trained, results, tmp
     for tensor, weight in to_hugging_face(weights, run.model, run.moe).items():
         assert torch.equal(theirs[tensor], weight), tensor
     if run.moe is None:
-        found = identify(folder, noted_hashes(tmp_path))
+        found = identify(folder, noted_hashes())
         shape = run.model.model_dump(include=set(ModelShape.model_fields), exclude={"init_std", "output_init"})
         again = ModelSpec(**dict(found.parent.shape), vocab_size=found.parent.rows, context=found.parent.context)
         assert again.model_dump(include=set(shape)) == shape
@@ -189,7 +190,7 @@ def test_other_logits_are_refused_and_removed(mixture, results, tmp_path, monkey
         return tensors | {one: tensors[other], other: tensors[one]}
 
     monkeypatch.setattr(export, "file_tensors", swapped)
-    assert "1e-05 is allowed: nothing is exported" in refused(mixture, results, tmp_path / "out")
+    assert "1e-05 is allowed, so nothing is exported" in refused(mixture, results, tmp_path / "out")
 
 
 def test_a_tensor_that_transformers_would_draw_anew_is_refused(mixture, results, tmp_path, monkeypatch):
