@@ -160,10 +160,19 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--out", type=Path, help="file to write (default: in the study's results folder)")
         if name == "fit":
             _own_losses(sub)
+    imports = verb("import-losses", "Bring any table of losses into the form of losses.csv.", of_study=False)
+    imports.add_argument("table", type=Path, metavar="TABLE", help="table of losses: .csv, .tsv, .jsonl or .parquet")
+    imports.add_argument(
+        "--columns", metavar=MAPPING, help="columns of losses.csv, e.g. lineage='up',loss=final,D=C/(6*N)"
+    )
+    imports.add_argument("--where", default="", metavar="EXPR", help="rows to take, e.g. 'D >= 1e9 and seed == 0'")
+    imports.add_argument("--source", required=True, metavar="TEXT", help="where the losses are from, kept in each row")
+    imports.add_argument("--out", type=Path, required=True, metavar="FILE", help="the .csv file to write")
     _decisions(verb)
     return top
 
 
+MAPPING = "NAME=EXPR,..."
 OWN_LOSSES = ("law", "csv", "columns", "where", "fix", "by", "shared", "delta", "draws", "json")
 """Arguments that make `upcycle fit` a fit of the user's own losses."""
 
@@ -173,7 +182,7 @@ def _own_losses(fit: argparse.ArgumentParser) -> None:
     own = fit.add_argument_group("your own losses")
     own.add_argument("--law", help="a law, e.g. chinchilla, multiplicative, joint; `--law list` shows all")
     own.add_argument("--csv", type=Path, help="table of losses: .csv, .tsv, .jsonl or .parquet")
-    own.add_argument("--columns", metavar="NAME=EXPR,...", help="inputs and loss, e.g. loss=final,N=params,D=C/(6*N)")
+    own.add_argument("--columns", metavar=MAPPING, help="inputs and loss, e.g. loss=final,N=params,D=C/(6*N)")
     own.add_argument("--where", default="", metavar="EXPR", help="rows to take, e.g. 'D >= 1e9 and seed == 0'")
     own.add_argument(
         "--fix", default="", metavar="NAME=VALUE,...", help="parameters held, at a value or a fit's: E=1.69, E=FIT.json"
@@ -340,17 +349,20 @@ def last_words(verb: str, code: int, message: str) -> int:
 def rehearse(args: argparse.Namespace) -> int:
     """`upcycle rehearse`; its status is Snakemake's."""
     from upcycle.study.check import DEFAULT, find_study
+    from upcycle.study.study import ImportedStudy
     from upcycle.workflow.rehearsal import run_rehearsal
     from upcycle.workflow.rehearsed import Rehearsal
 
     study = find_study(args.study or DEFAULT, Path.cwd())  # whose name is a folder's
+    if isinstance(study, ImportedStudy):
+        raise UserError(f"study `{study.study}` takes its losses from files: it trains nothing that could be rehearsed")
     return run_rehearsal(Rehearsal(study.study, args.noise, args.seed, tuple(args.law)), args.others)
 
 
 def run_verb(args: argparse.Namespace) -> None:
     """Dispatch; each verb imports what it needs."""
     own = args.verb == "fit" and any(getattr(args, name) not in (None, "") for name in OWN_LOSSES)
-    if own or args.verb in ("init", "advise", "audit", "design"):
+    if own or args.verb in ("init", "import-losses", "advise", "audit", "design"):
         run_without_runs(args)
         return
     if args.verb == "export":
@@ -414,6 +426,10 @@ def run_without_runs(args: argparse.Namespace) -> None:
         from upcycle.study.template import write_study
 
         print(write_study(args.name, args.template, Path.cwd()))
+    elif args.verb == "import-losses":
+        from upcycle.laws.tables.importing import run_import
+
+        run_import(args)
     elif args.verb == "fit":
         from upcycle.laws.own_losses import run_own_fit
 

@@ -96,7 +96,7 @@ def test_an_upcycled_runs_row_says_everything(tmp_path: Path) -> None:
         "schedule": "wsd", "warmup_steps": 10, "decay_fraction": 0.1, "floor": 0.1, "dtype": "float32",
         "method": "copy", "settings": "", "seed": 3, "data_seed": 0, "dense_parent": "decay-dense-parent",
         "loss": 3.25, "loss_se": 0.011, "wall_seconds": 12.5, "tokens_per_second": 31234.5, "device": "cpu",
-        "kernels": "layers=native;native=ab12;torch=2.13.0", "simulated": 0,
+        "kernels": "layers=native;native=ab12;torch=2.13.0", "simulated": 0, "source": "",
     }  # fmt: skip
 
 

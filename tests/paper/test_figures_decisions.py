@@ -266,7 +266,7 @@ def test_a_study_of_one_size_has_points_for_curves(small):
 
 def test_a_region_without_room_has_no_name():
     with style.context():
-        axes = style.new_figure(3, 3, simulated=False).subplots()
+        axes = style.new_figure(3, 3, mark="").subplots()
     x = y = np.geomspace(1, 100, 50)
     region = np.zeros((50, 50), dtype=bool)
     region[:, 40:] = True

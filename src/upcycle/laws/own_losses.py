@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 import math
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,40 +20,16 @@ from upcycle.laws.forms import LAWS, get_law
 from upcycle.laws.grouped import fit_by
 from upcycle.laws.law import Law
 from upcycle.laws.result import FitResult, read_fit, write_fit
-from upcycle.laws.tables.arithmetic import evaluate_expression, numbers, truths
+from upcycle.laws.tables.arithmetic import numbers
 from upcycle.laws.tables.losses import DERIVED
+from upcycle.laws.tables.mapped import MappedTable, quoted_name, read_mapped
 from upcycle.laws.tables.mixed_kernels import warned
-from upcycle.laws.tables.table_files import Cells, Table, read_table
+from upcycle.laws.tables.table_files import Cells, Table
 from upcycle.study.columns import COLUMNS, LINEAGES
-from upcycle.study.expressions import Expression, of_columns, parse
+from upcycle.study.expressions import of_columns
 
 CONTEXT = ("lineage", "n_expert", "top_k", "N1")
 """Columns that say what a fit is of; taken where the table or --columns has them."""
-OPENING, CLOSING, QUOTES = "([{", ")]}", "'\"`"
-
-
-@dataclass(frozen=True)
-class TableSource:
-    """Where a table's values come from."""
-
-    columns: Table
-    """The file's own."""
-    given: Mapping[str, Expression]
-    """Those of --columns, in order."""
-
-    def guilty(self, name: str, row: int) -> str | None:
-        """The file's column whose missing number makes `name` missing in a row; None if the arithmetic makes it."""
-        if name not in self.given:
-            return name
-        earlier = list(self.given)[: list(self.given).index(name)]
-        for column in self.given[name].columns:
-            if column in earlier:
-                found = self.guilty(column, row)
-                if found is not None:
-                    return found
-            elif column in self.columns and not np.isfinite(numbers(self.columns[column][row : row + 1])):
-                return column
-        return None
 
 
 def run_own_fit(args: argparse.Namespace) -> None:
@@ -168,38 +143,24 @@ def select_inputs(
     may use them all. A column that no NAME gives is the file's. Raises `UserError` for a missing or unknown column, a
     bad expression, an empty selection, and the first row whose value is missing or no number.
     """
-    file = read_table(csv)
-    table, n = dict(file), len(next(iter(file.values())))
-    given: dict[str, Expression] = {}
-    for name, text in _assignments(columns):
-        try:
-            given[name] = parse(text, table)
-            table[name] = _column(evaluate_expression(given[name], table), n)
-        except UserError as error:
-            raise UserError(f"{csv}: --columns {name}={text}: {error}") from None
-    derived = _derive(table, file, law)
+    mapped = read_mapped(csv, columns)
+    derived = _derive(mapped, law)
     wanted = [*law.inputs, law.response, *([by] if by else [])]
     for name in wanted:
-        if name not in table:
+        if name not in mapped.columns:
             raise UserError(
                 f"{csv}: law `{law.name}` ({law.formula}) needs `{name}`: give it as --columns {name}=EXPR; "
-                f"{of_columns(name, table)}"
+                f"{of_columns(name, mapped.columns)}"
             )
-    try:
-        kept = truths(parse(where, table), table) if where.strip() else np.ones(n, dtype=bool)
-    except UserError as error:
-        raise UserError(f"{csv}: --where {error}") from None
-    if not kept.any():
-        raise UserError(f"{csv}: no row of {n} is left where {where.strip()}")
-    rows = np.flatnonzero(kept)
-    table = {name: column[rows] for name, column in table.items()}
-    data = {name: _finite(csv, name, table, TableSource(file, given), rows) for name in wanted if name != by}
+    rows = mapped.chosen(where)
+    table = {name: column[rows] for name, column in mapped.columns.items()}
+    data = {name: mapped.finite(name, rows) for name in wanted if name != by}
     if by is not None:
         data[by] = _group(csv, by, table, rows)
-    if "lineage" in given and not set(table["lineage"]) <= set(LINEAGES):
+    if "lineage" in mapped.given and not set(table["lineage"]) <= set(LINEAGES):
         wrong = next(word for word in table["lineage"] if word not in LINEAGES)
         raise UserError(f"{csv}: --columns lineage: {wrong!r} is not one of {', '.join(LINEAGES)}")
-    words = ", ".join([str(csv.name), *(f"{name} = {e.text}" for name, e in given.items() if e.text != name)])
+    words = ", ".join([str(csv.name), *(f"{name} = {e.text}" for name, e in mapped.given.items() if e.text != name)])
     about = {
         "ids": [str(row + 1) for row in rows],
         "selection": f"{words} where {where.strip()}" if where.strip() else words,
@@ -208,44 +169,9 @@ def select_inputs(
     return data, _context(table, (*CONTEXT, "kernels") if derived else CONTEXT, by), about
 
 
-def _assignments(columns: str) -> list[tuple[str, str]]:
-    """NAME and EXPR of each part of --columns."""
-    found = []
-    for part in _split(columns):
-        match = re.fullmatch(r"\s*([A-Za-z_]\w*)\s*=(?!=)\s*(.+?)\s*", part, re.DOTALL)
-        if match is None:
-            raise UserError(f"--columns {part.strip()}: write NAME=EXPR, as in loss=final_loss,D=C/(6*N)")
-        found.append((match[1], match[2]))
-    return found
-
-
-def _split(text: str) -> list[str]:
-    """A text at its commas, those within parentheses or quotes apart."""
-    parts, depth, quote = [""], 0, ""
-    for character in text:
-        if quote:
-            quote = "" if character == quote else quote
-        elif character in QUOTES:
-            quote = character
-        elif character in OPENING:
-            depth += 1
-        elif character in CLOSING:
-            depth -= 1
-        elif character == "," and depth == 0:
-            parts.append("")
-            continue
-        parts[-1] += character
-    return [part for part in parts if part.strip()]
-
-
-def _column(value: Any, n: int) -> Cells:
-    """A value of each row; words as objects."""
-    array = np.asarray(value)
-    return np.array(np.broadcast_to(array.astype(object) if array.dtype.kind == "U" else array, n))
-
-
-def _derive(table: Table, file: Table, law: Law) -> bool:
+def _derive(mapped: MappedTable, law: Law) -> bool:
     """Add inputs that follow from the columns of this project's losses.csv; whether the file is one."""
+    file, table = mapped.file, mapped.columns
     if not {column.name for column in COLUMNS} <= set(file):
         return False
     frame = pd.DataFrame({column.name: file[column.name] for column in COLUMNS})
@@ -255,46 +181,15 @@ def _derive(table: Table, file: Table, law: Law) -> bool:
     return True
 
 
-def _finite(csv: Path, name: str, table: Table, source: TableSource, rows: Cells) -> Cells:
-    """A column as numbers [n]; a `UserError` names the first row that has none, the wrong cell, and how to fix it."""
-    column = np.asarray(numbers(table[name]))
-    bad = np.flatnonzero(~np.isfinite(column))
-    if not len(bad):
-        return column
-    row = int(rows[bad[0]])
-    place = f"{csv}: row {row + 1}" + (f" (and {len(bad) - 1} more)" if len(bad) > 1 else "")
-    guilty = source.guilty(name, row)
-    if guilty is None:
-        expression = source.given[name]
-        parts = ", ".join(f"{c} = {table[c][bad[0]]}" for c in expression.columns if c in table)
-        raise UserError(
-            f"{place}: {name} = {expression.text} is no finite number ({parts}); leave such rows out by --where"
-        )
-    cell, quoted = source.columns[guilty][row], _quoted(guilty)
-    if not isinstance(cell, str):
-        wrong, fix = "has no value", f"notna({quoted})"
-    elif len(bad) < len(column):
-        wrong, fix = f"holds {cell!r}, which is not a number", f"{quoted} != {cell!r}"
-    else:
-        raise UserError(
-            f"{csv}: column `{guilty}` holds words in every row, such as {cell!r}, where numbers are needed"
-        )
-    raise UserError(f'{place}: column `{guilty}` {wrong}; leave such rows out: --where "{fix}"')
-
-
 def _group(csv: Path, by: str, table: Table, rows: Cells) -> Cells:
     """The column of groups, as numbers or as words."""
     column = table[by]
     missing = [k for k, cell in enumerate(column) if cell is None or cell != cell]
     if missing:
         raise UserError(
-            f'{csv}: row {rows[missing[0]] + 1} has no `{by}`; leave such rows out: --where "notna({_quoted(by)})"'
+            f'{csv}: row {rows[missing[0]] + 1} has no `{by}`; leave such rows out: --where "notna({quoted_name(by)})"'
         )
     return column.astype(str) if column.dtype == object else column.astype(np.float64)
-
-
-def _quoted(name: str) -> str:
-    return name if name.isidentifier() else f"`{name}`"
 
 
 def _context(table: Table, names: Sequence[str], by: str | None) -> pd.DataFrame:

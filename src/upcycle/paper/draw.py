@@ -36,11 +36,10 @@ def write_table(name: str, inputs: Inputs | None, out_stem: Path, **options: Any
     options = item.read(options)
     read = [inputs] if item.of_study else []
     frame = item.load()(*read, **options)
-    mark = ""
-    if any(each is not None and each.simulated for each in read):
-        mark, first = "SIMULATED LOSSES. ", frame.index.name
-        frame = frame.rename_axis(f"SIMULATED LOSSES: {first}" if first else "SIMULATED LOSSES")
-    heading = mark + ". ".join(filter(None, (item.label, item.title)))
+    mark = next((each.mark for each in read if each is not None), "")
+    if mark:
+        frame = frame.rename_axis(": ".join(filter(None, (mark, frame.index.name))))
+    heading = ". ".join(filter(None, (mark, item.label, item.title)))
     files = {
         ".csv": frame.to_csv(lineterminator="\n").encode(),
         ".md": f"{heading}\n\n{to_markdown(frame)}".encode(),

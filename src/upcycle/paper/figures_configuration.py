@@ -26,7 +26,7 @@ def figure_5(inputs: Inputs) -> Figure:
     """
     fit = inputs.fit_of("configuration")
     rows = inputs.rows_of(fit)
-    figure = style.new_figure(style.PAGE, 3.1, simulated=inputs.simulated)
+    figure = style.new_figure(style.PAGE, 3.1, mark=inputs.mark)
     left, right = figure.subplots(1, 2)
     values = predicted(fit, rows)
     errors = None if fit.loo_residuals_log is None else rows["loss"] * np.expm1(fit.loo_residuals_log)
@@ -67,7 +67,7 @@ def figure_13(inputs: Inputs) -> Figure:
     rows = inputs.rows_of(fit)
     P = (rows["N_total"] / rows["N2"]).to_numpy()
     uses, experts = sorted(rows["top_k"].unique()), sorted(rows["n_expert"].unique())
-    figure = style.new_figure(max(style.PAGE * len(uses) / 3, style.COLUMN), 2.6, simulated=inputs.simulated)
+    figure = style.new_figure(max(style.PAGE * len(uses) / 3, style.COLUMN), 2.6, mark=inputs.mark)
     panels = figure.subplots(1, len(uses), sharey=True, squeeze=False)[0]
     looks = style.looks(experts)
     for axes, top_k in zip(panels, uses, strict=True):

@@ -25,7 +25,7 @@ def figure_3(inputs: Inputs, sweep: str | None = None, model: str | None = None)
     Raises `UserError` when a run folder is missing.
     """
     grid = inputs.grid(sweep, model)
-    figure = style.new_figure(style.COLUMN, 2.5, simulated=inputs.simulated)
+    figure = style.new_figure(style.COLUMN, 2.5, mark=inputs.mark)
     axes = figure.subplots()
     seed = int(grid.rows["seed"].min())
     first = math.inf
@@ -75,7 +75,7 @@ def figure_12(inputs: Inputs, sweep: str | None = None, model: str | None = None
 
 def _with_parameter(inputs: Inputs, grid: Grid, parameter: str, law: str, scale: str) -> tuple[Figure, Axes]:
     """Losses against D2 above, a parameter of their power laws against D1 below; returns the lower panel too."""
-    figure = style.new_figure(style.COLUMN, 4.4, simulated=inputs.simulated)
+    figure = style.new_figure(style.COLUMN, 4.4, mark=inputs.mark)
     top, bottom = figure.subplots(2, 1, height_ratios=[1.35, 1])
     fit = _loss_by_D1(top, inputs, grid)
     bottom.set_yscale(scale)

@@ -68,7 +68,7 @@ def figure_15(inputs: Inputs, sizes: Sequence[Positive] | None = None) -> Figure
     three = three_laws(inputs)
     shown = sizes_of(three, sizes, (1e9, 7e9, 7e10))
     D1 = tokens_to_show(three.upcycled.box["D1"])
-    figure = style.new_figure(style.PAGE if len(shown) > 1 else style.COLUMN, 3.0, simulated=inputs.simulated)
+    figure = style.new_figure(style.PAGE if len(shown) > 1 else style.COLUMN, 3.0, mark=inputs.mark)
     for axes, size in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
         _loss_against_tokens(axes, three, size, D1)
     figure.axes[0].set_ylabel("loss (nats per token)")
@@ -131,7 +131,7 @@ def figure_16(inputs: Inputs) -> Figure:
     # Three decades beyond the costliest run, where the paper asks which plan wins.
     flops = np.geomspace(spent.min() / 10, spent.max() * 1000, 49)
     table = three_way(three.without_draws(), flops)
-    figure = style.new_figure(style.COLUMN, 4.3, simulated=inputs.simulated)
+    figure = style.new_figure(style.COLUMN, 4.3, mark=inputs.mark)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[1.5, 1])
     handles: list[Line2D] = []
     reference = _plan_losses(three, table, "moe")
@@ -200,7 +200,7 @@ def thresholds(inputs: Inputs, sizes: Sequence[Positive] | None = None) -> Figur
     """
     three = three_laws(inputs)
     shown = sizes_of(three, sizes, (1e9, 7e9))
-    figure = style.new_figure(style.PAGE if len(shown) > 1 else style.COLUMN, 3.8, simulated=inputs.simulated)
+    figure = style.new_figure(style.PAGE if len(shown) > 1 else style.COLUMN, 3.8, mark=inputs.mark)
     seen: set[str] = set()
     for axes, size in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
         seen |= _regions(axes, three, size)

@@ -40,7 +40,7 @@ def figure_6(inputs: Inputs) -> Figure:
         ("largest $N_1$ held out", rows_of_largest_size(rows), extrapolated(fit, rows, rows_of_largest_size(rows))),
     ]
     panels = [(title, shown, values) for title, shown, values in candidates if values is not None]
-    figure = style.new_figure(max(style.PAGE * len(panels) / 3, style.COLUMN), 4.2, simulated=inputs.simulated)
+    figure = style.new_figure(max(style.PAGE * len(panels) / 3, style.COLUMN), 4.2, mark=inputs.mark)
     grid = figure.subplots(2, len(panels), squeeze=False, sharex="col", sharey="row", height_ratios=[2, 1])
     looks = style.looks(sorted(rows["N1"].unique()))
     for (top, bottom), (title, shown, values) in zip(grid.T, panels, strict=True):
@@ -72,7 +72,7 @@ def figure_14(inputs: Inputs) -> Figure:
     """
     fit = inputs.fit_of("joint")
     rows = inputs.rows_of(fit)
-    figure = style.new_figure(style.COLUMN, 3.0, simulated=inputs.simulated)
+    figure = style.new_figure(style.COLUMN, 3.0, mark=inputs.mark)
     axes = figure.subplots()
     groups = _common_budgets(rows)
     handles = []

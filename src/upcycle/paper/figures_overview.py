@@ -25,7 +25,7 @@ def overview(inputs: Inputs, sweep: str | None = None) -> Figure:
     grid = inputs.grid(sweep)
     scratch = inputs.baseline(grid, "moe").groupby("D")["loss"].mean()
     panels = 1 if scratch.empty else 2
-    figure = style.new_figure(style.COLUMN, 2.6 + 1.7 * (panels - 1), simulated=inputs.simulated)
+    figure = style.new_figure(style.COLUMN, 2.6 + 1.7 * (panels - 1), mark=inputs.mark)
     top, *rest = figure.subplots(panels, 1, sharex=True, squeeze=False, height_ratios=[1.5, 1][:panels])[:, 0]
     handles = []
     tokens = set(grid.D2)
@@ -66,7 +66,7 @@ def residuals(inputs: Inputs, sweep: str | None = None) -> Figure:
     zero is noise. Grey band: two standard deviations of the noise between seeds (where seeds were repeated).
     """
     grid = inputs.grid(sweep)
-    figure = style.new_figure(style.COLUMN, 3.4, simulated=inputs.simulated)
+    figure = style.new_figure(style.COLUMN, 3.4, mark=inputs.mark)
     panels = figure.subplots(2, 2, sharex=True, sharey=True, gridspec_kw={"wspace": 0.12})
     rows = inputs.losses.set_index("id")
     for axes, (law, row) in zip(panels.flat, ROWS.items(), strict=True):

@@ -49,7 +49,7 @@ def continued(inputs: Inputs, sweep: str | None = None) -> Figure:
     found = [each for each in found if each.d1 == grid.D1[-1]]
     if not found:
         raise UserError(f"no dense model of sweep `{grid.sweep}` was trained on: add a sweep of kind `continued`")
-    figure = style.new_figure(style.PAGE, 2.8, simulated=inputs.simulated)
+    figure = style.new_figure(style.PAGE, 2.8, mark=inputs.mark)
     left, right = figure.subplots(1, 2, sharey=True)
     lines, parent = _lines(found), found[0].parent_loss
     for axes, costs in ((left, False), (right, True)):

@@ -55,7 +55,7 @@ def figure_1(inputs: Inputs) -> Figure:
             ) from None
         three = None
     panels = surface + (three is not None)
-    figure = style.new_figure(style.PAGE if panels == 2 else style.COLUMN, 3.1, simulated=inputs.simulated)
+    figure = style.new_figure(style.PAGE if panels == 2 else style.COLUMN, 3.1, mark=inputs.mark)
     parts = list(figure.subfigures(1, panels, squeeze=False)[0])
     if surface:
         _surface(parts.pop(0), inputs, inputs.fit_of("configuration"))

@@ -91,6 +91,16 @@ class Inputs:
         """Whether any loss or fit is simulated: it then marks every title."""
         return bool(self.losses["simulated"].any()) or any(fit.simulated for fit in self.fits.values())
 
+    @cached_property
+    def sources(self) -> list[str]:
+        """Where imported losses are from; empty for runs of ours."""
+        return sorted(set(self.losses["source"]) - {""})
+
+    @property
+    def mark(self) -> str:
+        """What stands above every figure and table of losses that are not of our runs; else nothing."""
+        return "SIMULATED LOSSES" if self.simulated else "IMPORTED LOSSES" if self.sources else ""
+
     def record(self, run_id: str, name: str) -> dict[str, Any]:
         """A JSON file of a run folder, e.g. `metrics`.
 

@@ -30,7 +30,7 @@ PAGE = 6.75
 DENSE = "#000000"
 SCRATCH = "#D55E00"
 FIT = "#0072B2"
-SIMULATED = "#B00020"
+MARK = "#B00020"
 GREY = "#6B6B6B"
 Colour = str | tuple[float, float, float, float]
 Value = TypeVar("Value", bound=float)
@@ -93,11 +93,11 @@ def look_handles(shown: Mapping[Value, tuple[Colour, str]], name: Callable[[Valu
     return [Line2D([], [], color=c, marker=m, label=name(value), **more) for value, (c, m) in shown.items()]
 
 
-def new_figure(width: float, height: float, *, simulated: bool) -> Figure:
-    """An empty figure of this size in inches; simulated losses are marked above everything else."""
+def new_figure(width: float, height: float, *, mark: str) -> Figure:
+    """An empty figure of this size in inches; losses that are not of our runs are marked above everything else."""
     figure = Figure(figsize=(width, height), layout="constrained")
-    if simulated:
-        figure.suptitle("SIMULATED LOSSES", color=SIMULATED, fontsize=7.5, fontweight="bold")
+    if mark:
+        figure.suptitle(mark, color=MARK, fontsize=7.5, fontweight="bold")
     return figure
 
 

@@ -37,7 +37,7 @@ class Finding:
 def headline(inputs: Inputs, sweep: str | None = None) -> str:
     """What the sweep found, in one line for the end of `make sweep`."""
     found = findings(inputs, sweep)
-    mark = "SIMULATED LOSSES. " if inputs.simulated else ""
+    mark = f"{inputs.mark}. " if inputs.mark else ""
     return mark + " ".join(finding.sentence for finding in found[:2])
 
 
@@ -268,7 +268,7 @@ def d2_exponent(fit: FitResult, D1: float) -> float:
 def _noise(inputs: Inputs, grid: Grid) -> Finding:
     noise = inputs.noise
     if noise is None:
-        errors = "" if inputs.simulated else " The standard errors shown cover the held-out text alone."
+        errors = "" if inputs.mark else " The standard errors shown cover the held-out text alone."
         return Finding(
             "The noise between seeds is unknown: no point has more than one seed.",
             f"Small differences may be chance.{errors}",

@@ -23,12 +23,14 @@ def limits(inputs: Inputs, grid: Grid, texts: list[dict[str, Any]]) -> list[str]
         _size(inputs, grid),
         _sizes(inputs),
         _mixtures(inputs, grid),
-        "" if inputs.simulated else _short_runs(grid),
+        "" if inputs.mark else _short_runs(grid),
         _repetition(inputs, grid, texts),
         "" if inputs.noise else "No run was repeated with another seed: small differences may be chance.",
         f"Predictions outside D1 = {span(grid.D1)} and D2 = {span(grid.D2)} are extrapolations, and so is every E.",
         "Losses by law do not tell what training gives: with too few steps or repeated text it leaves any law."
         if inputs.simulated
+        else "The losses are of other people's texts, tokenizers and settings: those of two sources do not compare."
+        if inputs.sources
         else "The losses do not compare with those of other studies: the held-out text comes from the same sources as "
         "the training text, and nats per token depend on the tokenizer.",
     ]

@@ -72,13 +72,18 @@ def _loss_cell(group: pd.DataFrame | None, low: float, high: float) -> Cell:
     if group is None:
         return Cell("–")
     loss = float(group["loss"].mean())
-    seeds = ", ".join(f"seed {row.seed}: {row.loss:.4f}{_error(row)}" for row in group.itertuples())
+    seeds = ", ".join(f"{_seed(row)}{row.loss:.4f}{_error(row)}" for row in group.itertuples())
     return Cell(f"{loss:.3f}", round(100 * (high - loss) / (high - low or 1)), "low", seeds)
 
 
+def _seed(row: Any) -> str:
+    """The seed that is written before a loss; an imported one may have none."""
+    return "" if math.isnan(row.seed) else f"seed {int(row.seed)}: "
+
+
 def _error(row: Any) -> str:
-    """The standard error that is written behind a loss; a simulated one has none."""
-    return "" if row.simulated else f" ± {row.loss_se:.4f}"
+    """The standard error that is written behind a loss; a simulated one has none, an imported one perhaps."""
+    return "" if math.isnan(row.loss_se) else f" ± {row.loss_se:.4f}"
 
 
 def _lead_table(inputs: Inputs, grid: Grid) -> list[tuple[str, list[Cell]]]:

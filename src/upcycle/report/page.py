@@ -81,7 +81,7 @@ def render(inputs: Inputs, background: Background) -> str:
     """The page's HTML; the same inputs give the same text."""
     grid = inputs.grid()
     texts: list[dict[str, Any]] = []
-    if not inputs.simulated:  # else nothing was tokenised
+    if not inputs.mark:  # else we tokenised nothing
         fingerprints = {inputs.record(run_id, "metrics")["tokens_fingerprint"] for run_id in inputs.losses["id"]}
         texts = background.manifests(fingerprints)
     return (
@@ -90,6 +90,8 @@ def render(inputs: Inputs, background: Background) -> str:
         .render(
             title=background.title or "Upcycling dense models into mixtures of experts",
             simulated=inputs.simulated,
+            sources=inputs.sources,
+            measured=not inputs.mark,
             findings=findings(inputs),
             marks=MARKS,
             scope=sections.scope(inputs, background, grid),

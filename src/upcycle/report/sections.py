@@ -36,9 +36,9 @@ def scope(inputs: Inputs, background: Background, grid: Grid) -> dict[str, Any]:
 
 
 def what_was_run(inputs: Inputs, background: Background) -> dict[str, Any]:
-    """Sweeps, machines, software and times, from the run folders; of simulated losses the sweeps alone."""
+    """Sweeps, machines, software and times, from the run folders; of losses without such folders the sweeps alone."""
     sweeps = {"sweeps": [_sweep(inputs, name) for name in inputs.sweep_names()]}
-    if inputs.simulated:
+    if inputs.mark:
         return sweeps
     records = [inputs.record(run_id, "metrics") for run_id in all_runs(inputs)]
     hardware = Counter(_machine(record["hardware"]) for record in records)
@@ -81,7 +81,7 @@ def _sweep(inputs: Inputs, name: str) -> dict[str, Any]:
         "planned": len(inputs.sweeps.get(name, ())) or len(rows),
         "D1": span(sorted(later)) if len(later := rows.loc[rows["lineage"].isin(("up", "cont")), "D1"]) else "",
         "D": span(sorted(rows["D"])),
-        "seeds": ", ".join(str(seed) for seed in sorted(rows["seed"].unique())),
+        "seeds": ", ".join(str(int(seed)) for seed in sorted(rows["seed"].dropna().unique())),
     }
 
 
@@ -97,8 +97,8 @@ def _machine(hardware: Mapping[str, Any]) -> str:
 
 
 def receipts(inputs: Inputs) -> dict[str, Any] | None:
-    """What copying did at the start of each upcycled training; None where nothing was upcycled, or only simulated."""
-    if inputs.simulated:
+    """What copying did at the start of each upcycled training; None where none was measured."""
+    if inputs.mark:
         return None
     upcycled = inputs.losses.loc[inputs.losses["lineage"] == "up", "id"]
     starts = dict.fromkeys(inputs.chain(run_id)[0] for run_id in upcycled)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection
 from itertools import product
 from pathlib import Path
 from typing import Any, get_args
@@ -15,8 +15,9 @@ from upcycle.study.catalogue import ItemKind, catalogue
 from upcycle.study.columns import KINDS
 from upcycle.study.execution import Execution
 from upcycle.study.expressions import check_condition, parse
+from upcycle.study.imported import StudyNames, study_names
 from upcycle.study.registry import law_names, method_names
-from upcycle.study.study import FitConfig, StudyConfig, describe_error, load_study
+from upcycle.study.study import FitConfig, ImportedStudy, StudyConfig, describe_error, load_study
 from upcycle.study.values import NAME_LENGTH, is_name
 
 DEFAULT = "default"
@@ -24,6 +25,9 @@ CHECKOUT = PACKAGE_ROOT.parents[1]
 """The folder of config.yaml, config/, Snakefile and workflow/ that this package was installed from."""
 RESERVED = ("evaluations", "figures", "fits", "logs", "reference", "runs", "simulated", "tables", "tokens")
 """Folders of results/: a study of such a name would write among another's products."""
+
+OF_RUNS = ("figure3", "table3", "table4", "table5", "table6")
+"""Figures and tables that read more of a run than its row of losses.csv: its curve, or its specification."""
 
 
 def find_study(name: str, root: Path) -> StudyConfig:
@@ -102,7 +106,7 @@ def check_names(study: StudyConfig) -> None:
     for name in study.datasets:
         if name in DATASETS:
             raise UserError(f"datasets.{name}: `{name}` is a built-in data set; give your files another name")
-    for where, dataset, version in dataset_references(study):
+    for where, dataset, version in [] if isinstance(study, ImportedStudy) else dataset_references(study):
         if dataset in study.datasets:
             continue
         try:
@@ -118,21 +122,31 @@ def check_names(study: StudyConfig) -> None:
         for method in sweep.method or ():
             if method not in method_names():
                 raise UserError(f"sweeps.{name}.method: unknown method `{method}`; {nearest(method, method_names())}")
+    names = study_names(study)
     for name, fit in study.fits.items():
         check_fit(f"fits.{name}", fit)
-    _check_items(study)
+        for wanted in (*fit.sweep, *fit.floor_from):
+            if wanted not in names.sweeps:  # of rows from files; a study's own were checked when it was read
+                raise UserError(
+                    f"fits.{name}: no row of `losses_from` is of sweep `{wanted}`; {nearest(wanted, names.sweeps)}"
+                )
+    _check_items(study, names)
 
 
-def _check_items(study: StudyConfig) -> None:
+def _check_items(study: StudyConfig, names: StudyNames) -> None:
     """Figures and tables: their names, the type of each option, and the sweep and model that one names."""
-    grids = {name: sweep for name, sweep in study.sweeps.items() if sweep.kind == "upcycled"}
-    named: dict[str, Mapping[str, object]] = {"model": study.models, "sweeps": study.sweeps, "sweep": grids}
+    grids = names.upcycled
+    named: dict[str, Collection[str]] = {"model": names.models, "sweeps": names.sweeps, "sweep": grids}
     kinds: tuple[ItemKind, ...] = ("figure", "table")
     for section, kind in ((f"{kind}s", kind) for kind in kinds):
         known = catalogue(kind)
         for name, options in getattr(study, section).items():
             if name not in known:
                 raise UserError(f"{section}.{name}: unknown {kind}; {nearest(name, known)}")
+            if name in OF_RUNS and isinstance(study, ImportedStudy):
+                raise UserError(
+                    f"{section}.{name}: it reads folders of runs, and losses from files have none; leave it out"
+                )
             if "sweep" in known[name].parameters and not grids:
                 raise UserError(f"{section}.{name}: it shows an upcycled sweep and the study has none; leave it out")
             for option, value in known[name].read(options).items():

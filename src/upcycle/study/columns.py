@@ -105,9 +105,11 @@ device | text | | | device that it was trained on
 kernels | text | | | kernel of each op and version of each library that computed the run's own segment, as
     `op=kernel`; empty for a simulated loss
 simulated | int | | | 1 for a loss drawn from a law, 0 for a measured one
+source | text | | | of an imported loss: file, SHA-256 of the file, and where it is from, joined by `;`; empty for a run
+    of ours
 """
 )
-"""What training gave."""
+"""What training gave, or a table that was imported."""
 
 COLUMNS = (*NAMED, *SPECIFIED, *MEASURED)
 """Columns of losses.csv, in order."""

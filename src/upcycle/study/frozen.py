@@ -17,7 +17,7 @@ from upcycle.errors import UserError
 from upcycle.files import write_atomic
 from upcycle.study.plan import Plan
 from upcycle.study.spec import RunSpec
-from upcycle.study.study import StudyConfig, describe_error
+from upcycle.study.study import StudyConfig, describe_error, validated_study
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def thaw(path: Path) -> FrozenPlan:
         raise _damaged(path, "its content does not match its name")
     content = json.loads(data)
     try:
-        study = StudyConfig.model_validate(content["study"])
+        study = validated_study(content["study"])
     except ValueError as error:  # of another version of the code
         raise _damaged(path, describe_error(error)) from None
     plan = Plan(**content["plan"])

@@ -392,3 +392,25 @@ def _check_tensors(parent: Parent, files: Mapping[str, set[str] | None]) -> None
         raise UserError(
             f"{found[name][0]}: tensor {brief(name)} is not supported{why}; no part of the model computes it"
         )
+
+
+def give_shapes(raw: Any) -> None:
+    """Give each model of a study, as it was read, that begins with a checkpoint the shape that its config.json states.
+
+    Raises `UserError` naming the model, as `find_parent` does, and for a key that the checkpoint states already.
+    """
+    models = raw.get("models") if isinstance(raw, dict) else None
+    for name, entry in models.items() if isinstance(models, dict) else ():
+        folder = entry.get("checkpoint") if isinstance(entry, dict) else None
+        if folder is None:
+            continue
+        if not isinstance(folder, str):
+            raise UserError(f"models.{name}.checkpoint: a folder's path is wanted (given: {brief(folder)})")
+        for key in (*ModelShape.model_fields, "vocab_size"):
+            if key in entry:
+                raise UserError(f"models.{name}: the shape is the checkpoint's; leave out `{key}`")
+        try:
+            parent = find_parent(Path(folder).expanduser())
+        except UserError as error:
+            raise type(error)(f"models.{name}.checkpoint: {error}") from None
+        entry |= parent.shape.model_dump(exclude_defaults=True) | {"vocab_size": parent.rows}

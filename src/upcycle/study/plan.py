@@ -23,7 +23,7 @@ from upcycle.study.parent import Checkpoint, identify, noted_hashes
 from upcycle.study.rates import Speeds, expected_seconds, measured_run, speeds_by_shape
 from upcycle.study.recorded import RunFolders
 from upcycle.study.spec import Recipe, RunSpec
-from upcycle.study.study import StudyConfig
+from upcycle.study.study import ImportedStudy, StudyConfig
 from upcycle.study.sweep import Point, expand, trunk_point
 
 log = logging.getLogger(__name__)
@@ -113,8 +113,12 @@ def find_checkpoints(study: StudyConfig, hashes: NotedHashes) -> dict[str, Check
 def build_plan(study: StudyConfig, results: Path) -> Plan:
     """Expand every sweep, link trunk points into chains, keep the parents that run folders record.
 
+    A study that takes its losses from files has no runs.
+
     Raises `UserError` naming the sweep or run and how to fix it; also for a kernel that could not compute a run.
     """
+    if isinstance(study, ImportedStudy):
+        return Plan(study.study, {}, {})
     checkpoints = find_checkpoints(study, noted_hashes())
     points: dict[str, list[Point]] = {name: expand(study, name, checkpoints) for name in study.sweeps}
     goals: dict[str, RunSpec] = {}

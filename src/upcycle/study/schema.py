@@ -15,6 +15,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from pydantic.json_schema import models_json_schema
+
 from upcycle.files import write_atomic
 from upcycle.study import shape, study
 from upcycle.study.values import NUMBER
@@ -26,11 +28,18 @@ _BOUNDS = {"ge": "minimum", "le": "maximum", "gt": "exclusiveMinimum", "lt": "ex
 
 def schema_text() -> str:
     """The schema as the file holds it."""
-    schema = study.StudyConfig.model_json_schema()
-    for name, section in [("StudyConfig", schema), *schema["$defs"].items()]:
+    _, schema = models_json_schema([(study.ImportedStudy, "validation"), (study.StudyConfig, "validation")])
+    for name, section in schema["$defs"].items():
         for field, text in _field_docstrings(getattr(study, name, None) or getattr(shape, name)).items():
             section["properties"][field]["description"] = text
+    imported = schema["$defs"]["ImportedStudy"]["properties"]
+    schema["$defs"]["ImportedStudy"]["properties"] = {key: imported[key] for key in ("losses_from", *study.OF_LOSSES)}
+    schema |= {"if": {"required": ["losses_from"]}, "then": _named("ImportedStudy"), "else": _named("StudyConfig")}
     return json.dumps(_as_loaded(schema), indent=2) + "\n"
+
+
+def _named(kind: str) -> dict[str, str]:
+    return {"$ref": f"#/$defs/{kind}"}
 
 
 def _field_docstrings(section: type) -> dict[str, str]:

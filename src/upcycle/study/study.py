@@ -16,7 +16,7 @@ from upcycle.data.rows import MAX_BAD
 from upcycle.errors import UserError, brief, nearest
 from upcycle.study.counting import count_parameters
 from upcycle.study.execution import Execution, ModelExecution
-from upcycle.study.parent import AbsentError, find_parent
+from upcycle.study.parent import AbsentError, give_shapes
 from upcycle.study.shape import Frozen, ModelShape, ModelSpec, MoESpec
 from upcycle.study.spec import DataConfig, OptimConfig, RunSpec, ScheduleKind, ScheduleSpec
 from upcycle.study.strict_yaml import read_yaml
@@ -301,6 +301,8 @@ class StudyConfig(Frozen):
 
     @model_validator(mode="after")
     def _check_names(self) -> StudyConfig:
+        if isinstance(self, ImportedStudy):
+            return self  # the files have the names: `check.check_names`
         references = (  # section, its key that names entries, and the section of these
             ("sweeps", "model", "models"),
             ("sweeps", "moe", "moes"),
@@ -360,6 +362,40 @@ class StudyConfig(Frozen):
         return self.execution
 
 
+class ImportedStudy(StudyConfig):
+    """A study of losses that are there: fits, figures, tables and the report of them. It trains nothing."""
+
+    losses_from: Annotated[Paths, Field(min_length=1)]
+    """Tables in the form of losses.csv, from the folder that Snakemake runs in: written by `upcycle import-losses`, or
+    losses.csv of another study. Sweeps, models and mixtures are those that their rows name."""
+    data: DataConfig = DataConfig(dataset="none", vocab_size=2)
+    context: Sequences = 1
+    execution: Execution = Execution(device="cpu")
+    models: dict[Name, ModelConfig] = {}
+    sweeps: dict[Slug, SweepConfig] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _trains_nothing(cls, raw: Any) -> Any:
+        for key in raw if isinstance(raw, dict) else ():
+            if key in StudyConfig.model_fields and key not in OF_LOSSES:
+                raise ValueError(f"`{key}` would have no effect: with `losses_from` nothing is trained; leave it out")
+        return raw
+
+
+OF_LOSSES = ("study", "title", "execution", "fits", "figures", "tables")
+"""Keys of a study that takes its losses from files, beside `losses_from`; a profile may set `execution`."""
+
+
+def validated_study(raw: Any) -> StudyConfig:
+    """A study from its keys and values.
+
+    Raises pydantic's `ValidationError`.
+    """
+    imported = isinstance(raw, dict) and "losses_from" in raw
+    return (ImportedStudy if imported else StudyConfig).model_validate(raw)
+
+
 def _size(model: ModelConfig | ModelSpec) -> tuple[int, int, int]:
     """What tells a model's size from another's, whatever a sweep sets beside it."""
     return model.n_layer, model.d_model, model.n_head
@@ -392,7 +428,7 @@ def describe_error(error: Exception, root: type[Frozen] | None = None) -> str:
     path = ".".join(map(str, location))
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
-        root = root or (RunSpec if error.title == RunSpec.__name__ else StudyConfig)
+        root = root or (RunSpec if error.title == RunSpec.__name__ else ImportedStudy)
         return f"unknown key `{path}`; {nearest(str(location[-1]), _valid_keys(root, location))}"
     if first["type"] == "missing":
         return f"key `{path}` is missing"
@@ -411,27 +447,8 @@ def load_study(path: Path) -> StudyConfig:
     """
     raw = read_yaml(path)
     try:
-        _give_shapes(raw)
-        return StudyConfig.model_validate(raw)
+        give_shapes(raw)
+        return validated_study(raw)
     except (ValidationError, UserError) as error:
         kind = AbsentError if isinstance(error, AbsentError) else UserError
         raise kind(f"{path}: {describe_error(error)}") from None
-
-
-def _give_shapes(raw: Any) -> None:
-    """Give each model that begins with a checkpoint the shape that its config.json states."""
-    models = raw.get("models") if isinstance(raw, dict) else None
-    for name, entry in models.items() if isinstance(models, dict) else ():
-        folder = entry.get("checkpoint") if isinstance(entry, dict) else None
-        if folder is None:
-            continue
-        if not isinstance(folder, str):
-            raise UserError(f"models.{name}.checkpoint: a folder's path is wanted (given: {brief(folder)})")
-        for key in (*ModelShape.model_fields, "vocab_size"):
-            if key in entry:
-                raise UserError(f"models.{name}: the shape is the checkpoint's; leave out `{key}`")
-        try:
-            parent = find_parent(Path(folder).expanduser())
-        except UserError as error:
-            raise type(error)(f"models.{name}.checkpoint: {error}") from None
-        entry |= parent.shape.model_dump(exclude_defaults=True) | {"vocab_size": parent.rows}

@@ -20,6 +20,7 @@ from upcycle.study.rates import (
 )
 from upcycle.study.recorded import is_finished
 from upcycle.study.spec import short_count
+from upcycle.study.study import ImportedStudy
 from upcycle.study.values import duration
 from upcycle.study.varying import varying, varying_by_run
 from upcycle.views.before_launch import describe_launch, show_launch
@@ -104,10 +105,20 @@ def plan_totals(runs: list[dict[str, Any]]) -> dict[str, Any]:
     return total
 
 
+def of_losses(study: ImportedStudy) -> str:
+    """What there is to say of a study without runs."""
+    return (
+        f"study {study.study}: its losses are from {', '.join(study.losses_from)}, and no run is planned.\n"
+        f"`snakemake --config study={study.study}` makes its fits, figures and tables."
+    )
+
+
 def show_plan(
     workflow: Workflow, *, as_json: bool, every_run: bool, nodes: int | None = None, price: float | None = None
 ) -> str:
     """The plan for a person, or as JSON."""
+    if not as_json and isinstance(workflow.study, ImportedStudy):
+        return of_losses(workflow.study)
     plan = describe_plan(workflow, nodes=nodes, price=price)
     if as_json:
         return json.dumps(plan, indent=1)

@@ -22,8 +22,9 @@ from upcycle.manifest import read_manifest, removed_files
 from upcycle.study.rates import mean_overhead, measured_run, shape_key, speeds_by_shape
 from upcycle.study.recorded import is_finished, saved_step
 from upcycle.study.spec import RunSpec, short_count
+from upcycle.study.study import ImportedStudy
 from upcycle.study.values import duration
-from upcycle.views.plan_view import ALL, describe_run
+from upcycle.views.plan_view import ALL, describe_run, of_losses
 from upcycle.views.text import text_table
 from upcycle.workflow.dag import Workflow
 from upcycle.workflow.failures import OWN, words_of_log
@@ -280,6 +281,8 @@ def status_totals(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 def show_status(workflow: Workflow, *, as_json: bool, every_run: bool) -> str:
     """The state of a study as tables, or as JSON."""
+    if not as_json and isinstance(workflow.study, ImportedStudy):
+        return of_losses(workflow.study)
     jobs, silent = queued_jobs(workflow, Path.cwd())
     status = describe_status(workflow, jobs)
     if as_json:

@@ -24,9 +24,10 @@ from upcycle.files import read_record
 from upcycle.fingerprint import PACKAGE_ROOT, fingerprint
 from upcycle.manifest import MANIFEST
 from upcycle.study.catalogue import CatalogueItem, catalogue
+from upcycle.study.imported import study_names
 from upcycle.study.plan import Plan
 from upcycle.study.spec import DataConfig, canonical_json
-from upcycle.study.study import StudyConfig
+from upcycle.study.study import ImportedStudy, StudyConfig
 from upcycle.workflow.nodes import Node
 from upcycle.workflow.paths import (
     RESULTS,
@@ -260,7 +261,7 @@ class Workflow:
     @property
     def has_report(self) -> bool:
         """Whether the study upcycles: that is what a report is about."""
-        return any(sweep.kind == "upcycled" for sweep in self.study.sweeps.values())
+        return bool(study_names(self.study).upcycled)
 
 
 def audit_digests() -> list[str]:
@@ -299,7 +300,9 @@ def list_products(workflow: Workflow) -> dict[str, Product]:
     rows = {run_id: [sweeps, plan.names[run_id]] for run_id, sweeps in plan.membership().items()}
     finished = tuple(metrics_path(run_id) for run_id in plan.finished_models)
     losses_code = ("upcycle.laws.tables.losses",)
-    add("losses", ["losses.csv"], finished, losses_code, rows, of=[])
+    taken = tuple(study.losses_from) if isinstance(study, ImportedStudy) else ()
+    gathered_by = ("upcycle.laws.tables.importing",) if taken else losses_code
+    add("losses", ["losses.csv"], taken or finished, gathered_by, rows, of=[])
     evaluations = {name: evaluation.model_dump() for name, evaluation in study.evaluations.items()}
     if evaluations:
         files = tuple(path for pairs in workflow.evaluations.values() for _, path in pairs)

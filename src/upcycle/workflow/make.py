@@ -13,6 +13,7 @@ from typing import Any
 from upcycle.bars import showing
 from upcycle.errors import UserError, nearest
 from upcycle.files import read_record, write_atomic
+from upcycle.study.study import ImportedStudy
 from upcycle.workflow.dag import Workflow
 from upcycle.workflow.invocation import CORES_VARIABLE, STARTED_VARIABLE
 from upcycle.workflow.paths import REHEARSAL, RESULTS
@@ -73,7 +74,13 @@ def _no_product(workflow: Workflow, verb: str, name: str | None) -> str:
 
 
 def make_losses(workflow: Workflow, out: Path) -> None:
-    """losses.csv: one row a finished model."""
+    """losses.csv: one row a finished model, or the rows of the files that the study takes its losses from."""
+    if isinstance(workflow.study, ImportedStudy):
+        from upcycle.laws.tables.importing import taken_losses
+        from upcycle.laws.tables.losses import write_losses
+
+        write_losses(taken_losses(map(Path, workflow.study.losses_from)), out)
+        return
     from upcycle.laws.tables.losses import collect_losses, write_losses
 
     plan = workflow.plan
@@ -118,7 +125,10 @@ def paper_inputs(workflow: Workflow) -> Any:
     from upcycle.paper.inputs import Inputs
 
     out = workflow.out
-    inputs = Inputs.read(out / "losses.csv", out / "fits", RESULTS / "runs", sweeps=workflow.plan.sweeps)
+    sweeps: dict[str, list[str]] = workflow.plan.sweeps
+    if isinstance(workflow.study, ImportedStudy):  # in the order in which its fits name them
+        sweeps = {name: [] for fit in workflow.study.fits.values() for name in fit.sweep}
+    inputs = Inputs.read(out / "losses.csv", out / "fits", RESULTS / "runs", sweeps=sweeps)
     # Only the fits that the study names: an old file of a removed fit is nobody's.
     if missing := [name for name in workflow.study.fits if name not in inputs.fits]:
         raise UserError(f"{out / 'fits' / missing[0]}.json: no such file; `upcycle fit {missing[0]}` makes it")

@@ -76,7 +76,7 @@ class Progress(logging.Handler):
     def _line(self, outputs: list[str], message: str) -> str:
         """What a finished job is told by; empty for the target of a figure or table."""
         total = str(len(self._runs))
-        width = min(max(map(len, self._labels.values())), WIDEST)
+        width = min(max(map(len, self._labels.values()), default=0), WIDEST)
         run_id = next((self._runs[output] for output in outputs if output in self._runs), None)
         if run_id is None:
             width += 2 + len("simulated 3.590" if REHEARSAL else "loss 3.590")

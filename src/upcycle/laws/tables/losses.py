@@ -16,7 +16,7 @@ from upcycle.errors import UserError, nearest
 from upcycle.files import write_atomic
 from upcycle.laws.tables.arithmetic import truths
 from upcycle.laws.tables.mixed_kernels import kernels_text
-from upcycle.laws.tables.table_files import Table
+from upcycle.laws.tables.table_files import Table, is_missing
 from upcycle.manifest import check_listed, check_metrics
 from upcycle.study.columns import COLUMNS, KINDS, LINEAGES, ORDER, described
 from upcycle.study.expressions import parse
@@ -65,7 +65,12 @@ def collect_losses(
 
 def ordered(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Rows of losses.csv, each column in its type, sorted by `ORDER`."""
-    return _typed(pd.DataFrame(rows, columns=[c.name for c in COLUMNS])).sort_values(
+    return sorted_losses(pd.DataFrame(rows, columns=[c.name for c in COLUMNS]))
+
+
+def sorted_losses(table: pd.DataFrame) -> pd.DataFrame:
+    """A table of these columns, each in its type, sorted by `ORDER`."""
+    return _typed(table).sort_values(
         list(ORDER),
         key=lambda column: column.map(LINEAGES.index) if column.name == "lineage" else column,
         ignore_index=True,
@@ -113,7 +118,7 @@ def _row(
         raise UserError(f"{run_dir / 'metrics.json'}: loss {loss} is not a positive number; train the run again")
     sweeps = ";".join(sorted(membership.get(run.id, ())))
     known = {"id": run.id, "sweeps": sweeps, "model": model, "moe": moe, **described(run)}
-    return {**known, **measured, "simulated": int(simulated)}
+    return {**known, **measured, "simulated": int(simulated), "source": ""}
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -130,7 +135,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 def write_losses(losses: pd.DataFrame, path: Path) -> None:
     """Write losses.csv atomically; floats as their shortest exact form, so that equal losses give equal bytes."""
-    write_atomic(path, losses.to_csv(index=False, lineterminator="\n"))
+    whole = {c.name: losses[c.name].astype("Int64") for c in COLUMNS if c.kind == "int"}  # also where some are missing
+    write_atomic(path, losses.assign(**whole).to_csv(index=False, lineterminator="\n"))
 
 
 def read_losses(path: Path) -> pd.DataFrame:
@@ -155,15 +161,18 @@ def read_losses(path: Path) -> pd.DataFrame:
 
 
 def _typed(table: pd.DataFrame) -> pd.DataFrame:
-    """Each column in its type; text is never missing."""
+    """Each column in its type; text is never missing, a whole number only where the row is imported."""
     typed: dict[str, pd.Series] = {}
+    imported = table["source"].astype(object).fillna("") != ""
     for column in COLUMNS:
         cells = table[column.name]
         try:
             if column.kind == "text":
                 typed[column.name] = cells.astype(object).fillna("").astype(str)
             elif column.kind == "int":
-                typed[column.name] = cells.map(int).astype("int64")
+                present = ~(imported & cells.map(is_missing).astype(bool))
+                whole = cells[present].map(int).astype("int64")
+                typed[column.name] = whole if present.all() else whole.astype("float64").reindex(cells.index)
             else:
                 numbers = [float("nan") if cell in ("", None) else float(cell) for cell in cells]
                 typed[column.name] = pd.Series(numbers, cells.index, dtype="float64")
