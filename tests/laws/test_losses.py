@@ -27,7 +27,8 @@ TRUTH = {"A": 400.0, "alpha1": 0.18, "alpha2": 0.2, "alpha3": 0.008, "E": 1.4}
 def run_spec(
     *, end_step: int, dense_steps: int = 0, moe: MoESpec | None = None, seed: int = 0, lr: float = 8e-3
 ) -> RunSpec:
-    """A finished model: dense, MoE from scratch, or upcycled from a dense run of `dense_steps`."""
+    """A finished model: dense, MoE from scratch, or upcycled or continued from a dense run of `dense_steps`."""
+    origin = "upcycle:copy" if moe else "continued"
     return RunSpec(
         model=MODEL,
         moe=moe,
@@ -35,7 +36,7 @@ def run_spec(
         optim=OptimSpec(lr=lr, batch=16),
         schedule=ScheduleSpec(warmup_steps=10),
         seed=seed,
-        origin="upcycle:copy" if dense_steps else "scratch",
+        origin=origin if dense_steps else "scratch",
         dense_parent="decay-dense-parent" if dense_steps else None,
         dense_tokens=dense_steps * 16 * 256,
         role="decay",
@@ -172,16 +173,21 @@ def test_metrics_without_kernels_are_damaged(tmp_path: Path, execution: object) 
 
 
 def test_inputs_of_the_unified_law_say_where_tokens_were_seen(tmp_path: Path) -> None:
-    """Section E.3: (T1, T2) is (D, 0) for dense training, (0, D) for a MoE from scratch, (D1, D2) for upcycling."""
+    """Section E.3: (T1, T2) is (D, 0) for dense training, (0, D) for a MoE from scratch, (D1, D2) for upcycling.
+
+    Ours: (D1 + D2, 0) for a dense model that is trained on.
+    """
     step = 16 * 256
     runs = [run_spec(end_step=100), run_spec(end_step=200, moe=MOE), run_spec(end_step=400, dense_steps=50, moe=MOE)]
+    runs.append(run_spec(end_step=300, dense_steps=50))
     rows = collect_losses([write_run(tmp_path, run) for run in runs], {}, {})
     columns = law_columns(rows, ["T1", "T2", "N", "P", "lineage"])
-    assert columns["T1"].tolist() == [100 * step, 0, 50 * step]
-    assert columns["T2"].tolist() == [0, 200 * step, 400 * step]
-    assert columns["N"].tolist() == [16 * 2 * 64**2] * 3
-    assert columns["P"].tolist() == [1.0, 100 / 28, 100 / 28]
-    assert columns["lineage"].tolist() == ["dense", "moe", "up"]
+    assert columns["T1"].tolist() == [100 * step, 0, 50 * step, 350 * step]
+    assert columns["T2"].tolist() == [0, 200 * step, 400 * step, 0]
+    assert columns["N"].tolist() == [16 * 2 * 64**2] * 4
+    assert columns["P"].tolist() == [1.0, 100 / 28, 100 / 28, 1.0]
+    assert columns["lineage"].tolist() == ["dense", "moe", "up", "cont"]
+    assert rows["D2"].tolist() == [0, 0, 400 * step, 300 * step]
 
 
 def test_the_table_comes_back_from_disk_exactly(grid: Path, tmp_path: Path) -> None:

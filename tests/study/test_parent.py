@@ -299,10 +299,10 @@ def test_a_file_is_hashed_once(here, monkeypatch):
 
 def test_what_was_imported_can_be_planned_without_its_folder(here):
     """As it was at last; a folder that nobody knows is refused."""
-    folder = write_folder(here / "mine")
+    folder = write_folder(Path("mine"))
     found = identify(folder, noted_hashes())
     folder.rename(here / "moved")
     assert identify(folder, noted_hashes()) == found
-    assert find_parent(Path("mine")) == found.parent
+    assert find_parent(folder) == found.parent
     with pytest.raises(AbsentError, match="other: no such folder"):
         find_parent(here / "other")

@@ -3,13 +3,14 @@
 import csv
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
 from built_once import built_once
-from checkouts import REPOSITORY, Checkout, make_checkout
+from checkouts import REPOSITORY, SNAKEMAKE, Checkout, make_checkout
 from hf_folders import LLAMA, llama_tensors, write_folder, write_weights
 from torch.nn.functional import cross_entropy
 
@@ -126,6 +127,26 @@ def test_another_checkpoint_is_another_run(trained, tmp_path):
     said = copied.run(check=False).stderr
     assert "models.mine.checkpoint" in said
     assert "k_proj.weight is [16, 16], but config.json asks for [8, 16]" in said
+
+
+def test_finished_results_need_no_checkpoint_and_unfinished_ones_do(trained, tmp_path):
+    """Copied without its folder: what was read of it at last is in the notes."""
+    copied = trained.copy(tmp_path / "copied")
+    shutil.rmtree(copied.root / "mine")
+    assert copied.jobs() == {}
+    (folder,) = (copied.root / "results/runs").glob("import-*")
+    shutil.rmtree(folder)
+    said = copied.run("-n", check=False).stderr
+    assert f"mine: no such folder, and {folder.name} is still to be imported from it; restore it" in said
+
+
+def test_imported_and_continued_runs_are_adopted(trained, tmp_path):
+    """By another folder with the same checkpoint: nothing is imported or trained again."""
+    other = own_model(tmp_path / "other")
+    upcycle = [SNAKEMAKE.with_name("upcycle"), "adopt", trained.root / "results"]
+    done = subprocess.run(upcycle, cwd=other.root, env=other.environment(), capture_output=True, text=True, check=True)
+    assert "took 17 runs" in done.stdout
+    assert other.jobs().keys() <= {"tokenize", "losses", "fit", "report"}
 
 
 def test_two_processes_import_and_train_on_as_one_does(trained, tmp_path):

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -160,8 +159,8 @@ def find_parent(folder: Path) -> Parent:
 
 
 def _note(folder: Path) -> Path:
-    name = hashlib.sha256(os.path.abspath(folder).encode()).hexdigest()[:16]  # noqa: PTH100 - as `data.verified`
-    return NOTES / f"{name}.json"
+    """By the path as the study gives it, so that copied results bring it along."""
+    return NOTES / f"{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}.json"
 
 
 def _noted(folder: Path) -> Checkpoint:

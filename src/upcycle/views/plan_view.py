@@ -144,7 +144,8 @@ def show_plan(
         for run in plan["runs"]:
             row = {"run": run["id"], "steps": f"{run['start_step']}..{run['end_step']}"}
             row |= {"tokens": short_count(run["segment_tokens"]), "memory": text_bytes(run["peak_bytes"])}
-            row |= {"state": "finished" if run["finished"] else "started" if run["started"] else "to train"}
+            todo = "to import" if run["kind"] == "import" else "to train"
+            row |= {"state": "finished" if run["finished"] else "started" if run["started"] else todo}
             varies = " ".join(f"{path}={value_text(value)}" for path, value in run["varies"].items())
             rows.append(row | {settings: varies})
         lines += ["", *text_table(rows, left=["run", "state", settings])]
