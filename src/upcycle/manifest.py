@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from upcycle.errors import UserError
+from upcycle.errors import UserError, brief
 
 MANIFEST = "manifest.json"
 METRICS = "metrics.json"
@@ -74,7 +75,17 @@ def read_manifest(run_dir: Path) -> dict[str, Any]:
     manifest = unsealed(data)
     if manifest is None:
         raise DamagedError(f"{path}: damaged, not the manifest that was written; {FIX}")
+    check_beside(path, manifest["files"])
     return manifest
+
+
+def check_beside(manifest: Path, names: Iterable[str]) -> None:
+    """DamagedError unless these are names of files beside a manifest: someone else's seal proves nothing of them."""
+    for name in names:
+        if Path(name).name != name or name in ("", "..") or "\0" in name:
+            raise DamagedError(
+                f"{manifest}: names the file {brief(name)}, which is not beside it; do not use its folder"
+            )
 
 
 def removed_files(manifest: dict[str, Any]) -> dict[str, dict[str, str]]:

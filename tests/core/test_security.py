@@ -20,13 +20,17 @@ from hf_folders import write_folder
 from hostile_pickle import Marks
 
 from upcycle.cli import main
+from upcycle.data.provenance import manifest_bytes, text_fingerprint
 from upcycle.data.spool import Document
 from upcycle.data.tokenizer import encode_documents, load_tokenizer
 from upcycle.data.vocabulary import MAX_TOKENIZER_BYTES
 from upcycle.errors import UserError
+from upcycle.manifest import MANIFEST, METRICS, WEIGHTS, json_bytes, sealed
 from upcycle.model.hub import read_checkpoint
 from upcycle.study.parent import WEIGHTS_FILE, identify, noted_hashes, read_parent
 from upcycle.study.shape import ModelSpec
+from upcycle.train.states.checkpoint import file_entry, write_spec
+from upcycle.workflow.invocation import read_workflow
 
 REPOSITORY = Path(__file__).parents[2]
 SOURCES = sorted((REPOSITORY / "src").rglob("*.py"))
@@ -212,6 +216,33 @@ def test_a_hostile_name_in_a_study_is_refused(here, capsys, section):
         assert main(["plan"]) == 2, name
         assert re.search(rf"config\.yaml: `{section}\.[^\n]*should match pattern", capsys.readouterr().err), name
     assert sorted(here.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["../../../evil", "{here}/evil", "..", "a/../evil"])
+def test_adopting_results_writes_nowhere_else(here, capsys, name):
+    """Someone's results folder whose manifests, with right hashes and seals, name a file outside of their folders."""
+    workflow, theirs = read_workflow(None, Path.cwd()), here / "theirs"
+    run, (tokens_id, *_) = next(iter(workflow.plan.runs.values())), workflow.token_sets
+    run_dir, tokens_dir = theirs / "runs" / run.id, theirs / "tokens" / tokens_id
+    run_dir.mkdir(parents=True)
+    tokens_dir.mkdir(parents=True)
+    (here / "evil").write_bytes(b"evil")
+    name = name.format(here=here)
+    write_spec(run_dir, run)
+    files = {WEIGHTS: file_entry(b""), name: file_entry(b"evil")}
+    (run_dir / WEIGHTS).touch()
+    (run_dir / METRICS).write_bytes(json_bytes({"simulated": False}))
+    manifest = {"id": run.id, "files": files, "metrics": {"simulated": False}, "tokens_fingerprint": ""}
+    (run_dir / MANIFEST).write_bytes(json_bytes(sealed(manifest)))
+    parts = {"train": {"sha256": "", "shards": [{"file": name}]}, "heldout": {"sha256": "", "shards": []}}
+    content = {"parts": parts, "fingerprint": text_fingerprint("", parts), "tokenizer": {"sha256": ""}}
+    (tokens_dir / MANIFEST).write_bytes(manifest_bytes(content))
+    (tokens_dir / "tokenizer.json").touch()
+    assert main(["adopt", str(theirs)]) == 2
+    said = capsys.readouterr()
+    assert said.out.count("which is not beside it; do not use its folder") == 2
+    assert said.err == "upcycle adopt: 2 refused, as named above; the others are taken\n"
+    assert not [path for path in (here / "in").rglob("*") if path.name == "evil"]
 
 
 # Sources

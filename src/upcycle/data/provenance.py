@@ -16,7 +16,7 @@ from upcycle.data.rows import Where
 from upcycle.data.sources import sha256_file
 from upcycle.data.verified import NotedHashes
 from upcycle.errors import UserError
-from upcycle.manifest import json_bytes, sealed, unsealed
+from upcycle.manifest import check_beside, json_bytes, sealed, unsealed
 
 MANIFEST = "manifest.json"
 FORMAT = 2
@@ -51,6 +51,7 @@ def read_token_manifest(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: damaged, not the manifest that was written; restore it, or {again}")
     if manifest["format"] != FORMAT:
         raise UserError(f"{path} has format {manifest['format']!r}, this code reads {FORMAT}; {again}")
+    check_beside(path, (shard["file"] for part in manifest["parts"].values() for shard in part["shards"]))
     return manifest
 
 
