@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import own_model_sweep
 import pytest
 
 from upcycle.cli import main, parser
@@ -214,6 +215,8 @@ def test_grid_of_a_study():
     assert set(one.dense["N1"]) == {PAPER_N1}
     with pytest.raises(UserError, match="no upcycled models"):
         from_study(study, plan, "dense")
+    with pytest.raises(UserError, match="`upcycled` begins with a checkpoint, so it has one D1"):
+        from_study(study, own_model_sweep.plan_of(), "upcycled")
     with pytest.raises(UserError, match="did you mean `upcycled`"):
         from_study(study, plan, "upcycle")
 

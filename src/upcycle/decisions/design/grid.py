@@ -127,6 +127,12 @@ def from_study(study: StudyConfig, plan: Plan, name: str) -> PlannedSweep:
     if runs[0].lineage != "up":
         upcycled = [sweep for sweep, ids in plan.sweeps.items() if plan.runs[ids[0]].lineage == "up"]
         raise UserError(f"--sweep: `{name}` has no upcycled models; {nearest(name, upcycled)}")
+    parents = [plan.runs[run.dense_parent] for run in runs if run.dense_parent and run.dense_parent in plan.runs]
+    if any(run.role == "imported" for run in parents):
+        raise UserError(
+            f"--sweep: `{name}` begins with a checkpoint, so it has one D1 for each, and no dense models of this text: "
+            "no law of D1 can be planned with it; `upcycle plan` shows its runs"
+        )
     mixtures: dict[tuple[int, int], list[RunSpec]] = {}
     for run in runs:
         assert run.moe is not None
@@ -147,7 +153,6 @@ def from_study(study: StudyConfig, plan: Plan, name: str) -> PlannedSweep:
         if not study.sweeps[sweep].set and study.sweeps[sweep].schedule in (None, ["wsd"])
         for run_id in ids
     ]
-    parents = [plan.runs[run.dense_parent] for run in runs if run.dense_parent and run.dense_parent in plan.runs]
     up = {
         "D1": np.array([float(run.dense_tokens) for run in runs]),
         "D2": np.array([float(run.tokens) for run in runs]),
@@ -156,8 +161,7 @@ def from_study(study: StudyConfig, plan: Plan, name: str) -> PlannedSweep:
     sizes = np.unique(up["N1"])
     if len(sizes) == 1:  # models of other sizes do not constrain the laws at one size
         plain = [run for run in plain if n1(run.model) == sizes[0]]
-    # The loss of an imported checkpoint is no point of a law of dense models: it was trained on another text.
-    dense = _scratch([run for run in (*parents, *plain) if run.lineage == "dense" and run.role != "imported"])
+    dense = _scratch([run for run in (*parents, *plain) if run.lineage == "dense"])
     mixed = [run for run in plain if run.lineage == "moe" and run.moe is not None]
     moe = _scratch([run for run in mixed if run.moe and (run.moe.n_expert, run.moe.top_k) == (n_expert, top_k)])
     beside = f"the study's {len(dense['D'])} dense models and {len(moe['D'])} MoEs from scratch"
