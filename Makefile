@@ -17,7 +17,7 @@ help:
 	@echo "make test-quick   the same with the tests that take less than 2 seconds each (about 3 minutes)"
 	@echo "make soak    200 SIGKILLs at random moments of training, result in docs/soak.md (about 10 minutes)"
 	@echo "make soak-ends   300 runs by two tensor-parallel processes whose threads are held up, to their end (about an hour)"
-	@echo "make slurm-faults   everything that goes wrong on a cluster, on a real SLURM; prints a table (about 12 minutes)"
+	@echo "make slurm-faults   everything that goes wrong on a cluster, on a real SLURM; prints a table (about 20 minutes)"
 	@echo "make lint    linters and types alone"
 	@echo "make contract-gpu   the wrappers of GPU libraries against those libraries' own source (10 MB; needs no GPU)"
 	@echo "make gpu-smoke      on a machine with a GPU: versions, kernels, gpu tests, speed, in one file"
