@@ -373,7 +373,7 @@ def test_interrupted_with_64_jobs_waiting(slurm_lab, tmp_path):
             kept = results_of(study.root)
             slurm_lab.run(*limit, "MaxJobs=2")  # so many trainings at once have room on this machine
             again = study.start("--jobs=65")
-            assert again.end(900) == 0, again.text()
+            assert again.end(1800) == 0, again.text()
             whole = results_of(study.root)
             assert len(whole) == 66
             assert kept.items() <= whole.items()
