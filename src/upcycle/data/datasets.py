@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from upcycle.data.local import check_files, read_local
 from upcycle.data.provenance import SourceFile
 from upcycle.data.rows import Rows
 from upcycle.data.sources import Package, fetch
+from upcycle.data.versions import UNPINNED, full_version
 from upcycle.errors import UserError, nearest
 
 
@@ -29,7 +30,7 @@ class TextSource:
     package: Package | None = None
     files: tuple[SourceFile, ...] = ()
     interpreter: bool = False
-    """The text is the running Python's own: its version is recorded, since it cannot be pinned."""
+    """The text is the running Python's own: its version is a part of the data set's, since it cannot be pinned."""
     heldout: bool = False
     """All its documents are held out, whatever the data set's fraction."""
 
@@ -151,13 +152,18 @@ DATASETS: dict[str, Dataset] = {
 
 
 def find_dataset(name: str, version: str | None = None) -> Dataset:
-    """The data set of that name; UserError with the nearest name, or with the version that this code makes."""
+    """The data set of that name, its version with that of a source that is not pinned (`full_version`).
+
+    Raises `UserError` with the nearest name, or with the version that is made here.
+    """
     if name not in DATASETS:
         raise UserError(f"unknown dataset {name!r}; {nearest(name, DATASETS)}")
-    dataset = DATASETS[name]
-    if version is not None and version != dataset.version:
+    recipe = DATASETS[name]
+    dataset = replace(recipe, version=full_version(name, recipe.version))
+    if version is not None and full_version(name, version) != dataset.version:
         raise UserError(
             f"dataset {name!r} has no version {version!r} here: this code makes version {dataset.version!r}"
+            + (" of the source that is here" if name in UNPINNED else "")
         )
     return dataset
 

@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
+from upcycle.data.versions import full_version, recipe_version
 from upcycle.errors import UserError, brief, nearest
 from upcycle.fingerprint import PACKAGE_ROOT
 from upcycle.study.catalogue import ItemKind, catalogue
@@ -17,7 +18,7 @@ from upcycle.study.execution import Execution
 from upcycle.study.expressions import check_condition, parse
 from upcycle.study.imported import StudyNames, study_names
 from upcycle.study.registry import law_names, method_names
-from upcycle.study.study import FitConfig, ImportedStudy, StudyConfig, describe_error, load_study
+from upcycle.study.study import EvaluationConfig, FitConfig, ImportedStudy, StudyConfig, describe_error, load_study
 from upcycle.study.values import NAME_LENGTH, is_name
 
 DEFAULT = "default"
@@ -44,7 +45,12 @@ def find_study(name: str, root: Path) -> StudyConfig:
             f"{path}: `study: {study.study}`, but its file name makes it study `{name}`; write `study: {name}`, or "
             f"rename the file to config/{study.study}.yaml"
         )
-    return study
+    texts = {name: each.model_copy(update=_full_version(each)) for name, each in study.evaluations.items()}
+    return study.model_copy(update={"evaluations": texts})
+
+
+def _full_version(evaluation: EvaluationConfig) -> dict[str, str]:
+    return {"version": full_version(evaluation.dataset, evaluation.version)}
 
 
 def study_file(name: str) -> Path:
@@ -110,7 +116,8 @@ def check_names(study: StudyConfig) -> None:
         if dataset in study.datasets:
             continue
         try:
-            found = find_dataset(dataset, version)
+            # A run that is finished needs no source: `needs` checks the source's version where text is to be read.
+            found = find_dataset(dataset, recipe_version(dataset, version))
         except UserError as error:
             raise UserError(f"{where}: {error} (or describe your own under `datasets`)") from None
         if found.heldout_fraction == 1 and not where.startswith("evaluations."):

@@ -45,7 +45,8 @@ class DataConfig(Frozen):
     dataset: Name
     """A built-in data set (`english`, `python-stdlib`), or a name under `datasets`."""
     version: Version = "1"
-    """Version of the text; another version is another token set and another run."""
+    """Version of the text; another version is another token set and another run. Of `python-stdlib` the version of
+    Python is added: `1` becomes `1_py3.11.7` when the study is planned."""
     tokenizer: PathText = "bpe"
     """`bpe`: byte-level BPE trained on the training part with `vocab_size` pieces; else a tokenizer.json's path."""
     vocab_size: Vocabulary

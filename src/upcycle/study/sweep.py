@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from upcycle.data.versions import full_version
 from upcycle.errors import UserError, brief, nearest
 from upcycle.study.parent import Checkpoint, Parent
 from upcycle.study.shape import Frozen, ModelSpec, MoESpec
@@ -127,7 +128,7 @@ def _grid(axes: dict[str, list[Any]]) -> list[dict[str, Any]]:
 
 def _imported(study: StudyConfig, model: str, checkpoint: Checkpoint, where: str) -> Point:
     """A checkpoint as the finished dense parent: its loss depends on the held-out text, the context and `dtype`."""
-    data = study.data.model_dump() | {"seed": 0, "repeat": False}
+    data = _full(study.data.model_dump()) | {"seed": 0, "repeat": False}
     fields = {"model": study.model_spec(model).model_dump(), "data": data, "dtype": study.dtype, **_IMPORTED}
     known = {"dense_tokens": study.models[model].tokens, "checkpoint": checkpoint.fingerprint}
     try:
@@ -248,6 +249,7 @@ def _override(fields: dict[str, Any], overrides: dict[str, Any], where: str, key
             changed[section] = {**changed[section], field: value}
         else:
             changed[path] = value
+    changed["data"] = _full(changed["data"])
     try:
         recipe = Recipe.model_validate(changed)
     except ValidationError as error:
@@ -255,6 +257,12 @@ def _override(fields: dict[str, Any], overrides: dict[str, Any], where: str, key
     if recipe.schedule.kind == "constant" and "schedule.floor" in overrides:
         raise UserError(f"{where}: `schedule.floor` would have no effect: a constant schedule does not cool")
     return recipe
+
+
+def _full(data: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a `DataSpec` with the version of a source that is not pinned, as it is here."""
+    named = isinstance(data["dataset"], str) and isinstance(data["version"], str)  # else refused when it is validated
+    return data | {"version": full_version(data["dataset"], data["version"])} if named else data
 
 
 def _check_parent(recipe: Recipe, dense: RunSpec, overrides: dict[str, Any], where: str) -> None:

@@ -16,6 +16,7 @@ from upcycle.study.recorded import SPEC, RunFolders, has_begun, is_finished, rec
 from upcycle.study.spec import RunSpec
 from upcycle.study.study import describe_error
 from upcycle.workflow.dag import Workflow
+from upcycle.workflow.needs import check_version
 from upcycle.workflow.paths import RESULTS, evaluation_path
 from upcycle.workflow.pruning import Retention, check_start, restarted
 from upcycle.workflow.texts import local_files
@@ -36,7 +37,9 @@ def tokenize_job(workflow: Workflow, name: str) -> None:
     data, lender = sets[name].data, sets[name].borrowed_from
     local = workflow.study.datasets.get(data.dataset)
     options: dict[str, Any] = {}
-    if local is not None:
+    if local is None:
+        check_version(data)
+    else:
         options = {"text_key": local.text, "where": local.where, "max_bad": local.max_bad, "version": data.version}
         for kind in ("files", "heldout_files"):
             options[kind] = local_files(getattr(local, kind), f"datasets.{data.dataset}.{kind}")

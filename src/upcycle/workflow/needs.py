@@ -11,11 +11,13 @@ from functools import partial
 from pathlib import Path
 
 from upcycle.data.local import check_files
+from upcycle.data.versions import full_version, recipe_version
 from upcycle.data.vocabulary import check_tokenizer, check_vocab_size
 from upcycle.errors import UserError
 from upcycle.manifest import WEIGHTS, read_manifest
 from upcycle.study.recorded import check_trained, has_begun
 from upcycle.study.retention import files_read
+from upcycle.study.spec import DataConfig
 from upcycle.workflow.dag import TokenRecipe, Workflow
 from upcycle.workflow.paths import REHEARSAL, RESULTS, evaluation_tokens_id, metrics_path, on_disk, tokens_path
 from upcycle.workflow.pruning import check_kept_for, check_start
@@ -65,6 +67,8 @@ def check_source(workflow: Workflow, recipe: TokenRecipe) -> None:
         return  # nothing is tokenised
     data = recipe.data
     local = workflow.study.datasets.get(data.dataset)
+    if local is None:
+        check_version(data)
     for kind in ("files", "heldout_files") if local else ():
         key = f"datasets.{data.dataset}.{kind}"
         for path in check_files(local_files(getattr(local, kind), key)):
@@ -76,6 +80,16 @@ def check_source(workflow: Workflow, recipe: TokenRecipe) -> None:
         check_vocab_size(data.vocab_size)
     else:
         check_tokenizer(Path(data.tokenizer).expanduser(), data.vocab_size)
+
+
+def check_version(data: DataConfig) -> None:
+    """Raise `UserError` where the text of a built-in data set is not here in this version: Python's own is another."""
+    if full_version(data.dataset, recipe_version(data.dataset, data.version)) != data.version:
+        raise UserError(
+            f"data.version {data.version}: the source of `{data.dataset}` here makes version "
+            f"{full_version(data.dataset, recipe_version(data.dataset, data.version))}; use the machine or the "
+            "environment that has the other one, or leave `version` out, which makes other runs"
+        )
 
 
 def check_parent(workflow: Workflow, run_id: str) -> None:
