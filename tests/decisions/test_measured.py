@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import own_model_sweep as own
 import pandas as pd
@@ -231,6 +232,21 @@ def test_the_answer_as_data_is_strict_and_whole(rivals):
     assert [row["asked"] for row in data["budgets"]] == [False] * 4 + [True]
     assert data["budgets"][-1]["measured"] == {"same_tokens": None, "same_flops": None}
     assert data["budgets"][0]["outcome"] == "dense"
+
+
+def test_the_page_lists_every_key_of_the_data(rivals):
+    page = (Path(__file__).parents[2] / "docs" / "own-model.md").read_text().partition("With `--json`")[2]
+    data = advise_measured(rivals, tokens=BUDGETS[0]).to_json()
+    budget = data["budgets"][0]
+    keys = {*data, *data["question"], *data["question"]["noise"], *data["question"]["upcycled"], *budget}
+    keys |= {*budget["measured"], *budget["measured"]["same_tokens"], *data["scratch_by_published_law"]}
+    assert {key for key in keys if f"`{key}`" not in page} == set()
+
+
+def test_a_law_that_is_not_identifiable_is_named_once(rivals):
+    arms = {name: replace(getattr(rivals, name), doubt="not identifiable: E") for name in ("upcycled", "continued")}
+    notes = caveats(advise_measured(replace(rivals, **arms)))
+    assert notes.count("Fit in_d2 is not identifiable: E.") == 1
 
 
 def test_simulated_losses_are_marked(study):

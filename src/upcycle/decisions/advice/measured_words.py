@@ -248,8 +248,8 @@ def caveats(advice: MeasuredAdvice) -> list[str]:
                 f"The study varied settings of the runs {name}: those with most budgets, of equals the best, are "
                 f"compared ({arm.rows['id'].iloc[0]} and others of its settings)."
             )
-        if arm.doubt:
-            notes.append(f"The law of the runs {name} (fit {arm.fit}) is {arm.doubt}.")
+    doubts = {arm.fit: arm.doubt for arm in (rivals.upcycled, rivals.continued) if arm.doubt}
+    notes += [f"Fit {fit} is {doubt}." for fit, doubt in doubts.items()]
     notes.append("Held-out losses of one text: they say nothing of other texts or of tasks.")
     return notes
 
