@@ -64,6 +64,8 @@ def test_from_a_checkpoint_to_losses_and_laws(trained):
     assert {row["dense_parent"] for row in rows[1:]} == {rows[0]["id"]}
     fit = json.loads((trained.root / "results/fits/by_lineage.json").read_text())
     assert [group["lineage"] for group in fit["groups"]] == ["cont", "up"]
+    evaluated = (trained.root / "results/evaluations.csv").read_text().splitlines()[1:]
+    assert [row.partition(",")[0] for row in evaluated] == [rows[0]["id"], *(row["id"] for row in rows[5:])]
     assert trained.root.joinpath("results/report.html").stat().st_size > 0
     assert trained.jobs() == {}
 
@@ -92,7 +94,7 @@ def loss_of(folder: Path, tokens: TokenSet) -> float:
 def test_transformers_loads_and_continues_text_with_what_is_exported(trained, tmp_path, monkeypatch):
     """The whole way by the command line, and back: every loss is what transformers computes."""
     monkeypatch.chdir(trained.root)
-    tokens = TokenSet(*(trained.root / "results/tokens").iterdir())
+    tokens = TokenSet(*(trained.root / "results/tokens").glob("words-*"))
     rows = {row["lineage"]: row for row in losses(trained)}
     assert loss_of(trained.root / "mine", tokens) == pytest.approx(float(rows.pop("dense")["loss"]), abs=1e-5)
     for lineage, row in rows.items():
@@ -146,7 +148,7 @@ def test_imported_and_continued_runs_are_adopted(trained, tmp_path):
     upcycle = [SNAKEMAKE.with_name("upcycle"), "adopt", trained.root / "results"]
     done = subprocess.run(upcycle, cwd=other.root, env=other.environment(), capture_output=True, text=True, check=True)
     assert "took 17 runs" in done.stdout
-    assert other.jobs().keys() <= {"tokenize", "losses", "fit", "report"}
+    assert other.jobs().keys() <= {"tokenize", "losses", "evaluations", "fit", "report"}
 
 
 def test_two_processes_import_and_train_on_as_one_does(trained, tmp_path):

@@ -218,7 +218,7 @@ class EvaluationConfig(Frozen):
     version: Version = "1"
     """Version of the text."""
     sweep: Names
-    """Sweeps whose finished models are evaluated."""
+    """Sweeps whose finished models are evaluated, and with them the checkpoints that these begin with."""
     max_tokens: Count = 65_536
     """At most so many tokens of its held-out part are read, in sequences evenly spread over it."""
 

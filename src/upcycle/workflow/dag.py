@@ -27,7 +27,7 @@ from upcycle.study.catalogue import CatalogueItem, catalogue
 from upcycle.study.imported import study_names
 from upcycle.study.plan import Plan
 from upcycle.study.spec import DataConfig, canonical_json
-from upcycle.study.study import ImportedStudy, StudyConfig
+from upcycle.study.study import EvaluationConfig, ImportedStudy, StudyConfig
 from upcycle.workflow.nodes import Node
 from upcycle.workflow.paths import (
     RESULTS,
@@ -134,12 +134,18 @@ class Workflow:
     def evaluations(self) -> dict[str, list[tuple[str, str]]]:
         """(run, result file) of every evaluation of the study, by its name."""
         return {
-            name: [
-                (run_id, evaluation_path(run_id, evaluation))
-                for run_id in dict.fromkeys(run for sweep in evaluation.sweep for run in self.plan.sweeps[sweep])
-            ]
+            name: [(run_id, evaluation_path(run_id, evaluation)) for run_id in self._evaluated(evaluation)]
             for name, evaluation in self.study.evaluations.items()
         }
+
+    def _evaluated(self, evaluation: EvaluationConfig) -> list[str]:
+        """The finished models of its sweeps, each once, after the checkpoints that these begin with."""
+        found: dict[str, None] = {}
+        for sweep in evaluation.sweep:
+            config = self.study.sweeps[sweep]
+            begun = config.model if config.has_parents else ()
+            found |= dict.fromkeys(run for run in self.plan.checkpoints if self.plan.names[run][0] in begun)
+        return list(found | {run: None for sweep in evaluation.sweep for run in self.plan.sweeps[sweep]})
 
     @cached_property
     def stale_evaluations(self) -> set[str]:
@@ -167,7 +173,7 @@ class Workflow:
         sets = {run.data.tokens_id: TokenRecipe(run.data) for run in self.plan.runs.values()}
         for evaluation in self.study.evaluations.values():
             text = {"dataset": evaluation.dataset, "version": evaluation.version, "decontaminate": True}
-            for run in (self.plan.runs[run_id] for sweep in evaluation.sweep for run_id in self.plan.sweeps[sweep]):
+            for run in (self.plan.runs[run_id] for run_id in self._evaluated(evaluation)):
                 recipe = TokenRecipe(run.data.model_copy(update=text), borrowed_from=run.data.tokens_id)
                 sets[evaluation_tokens_id(run, evaluation)] = recipe
         return sets
