@@ -21,49 +21,33 @@ from upcycle.study.shape import Frozen, ModelShape, ModelSpec, MoESpec
 from upcycle.study.spec import DataConfig, OptimConfig, RunSpec, ScheduleKind, ScheduleSpec
 from upcycle.study.strict_yaml import read_yaml
 from upcycle.study.values import (
-    NAME_LENGTH,
+    AnyNames,
+    Axes,
+    Budgets,
     Count,
     LearningRate,
     Name,
+    Names,
     Number,
+    Pair,
+    Paths,
     PathText,
     Sequences,
     Share,
+    Slug,
+    Texts,
     Version,
     Vocabulary,
     Whole,
+    Wholes,
+    as_list,
 )
 
-
-def _as_list(value: Any) -> Any:
-    return value if isinstance(value, list) else [value]
-
-
-def _as_axes(value: Any) -> Any:
-    return {key: _as_list(item) for key, item in value.items()} if isinstance(value, dict) else value
-
-
-# A list, or one value in place of a list of one; the input type is for the editor's schema.
-AnyNames = Annotated[list[Name], BeforeValidator(_as_list, json_schema_input_type=Name | list[Name])]
-Names = Annotated[AnyNames, Field(min_length=1)]
-Paths = Annotated[list[PathText], BeforeValidator(_as_list, json_schema_input_type=PathText | list[PathText])]
-Texts = Annotated[list[str], BeforeValidator(_as_list, json_schema_input_type=str | list[str]), Field(min_length=1)]
-Wholes = Annotated[list[Whole], BeforeValidator(_as_list, json_schema_input_type=Whole | list[Whole])]
-Budgets = Annotated[
-    list[Count], BeforeValidator(_as_list, json_schema_input_type=Count | list[Count]), Field(min_length=1)
-]
-Pair = Annotated[list[Count], Field(min_length=2, max_length=2)]
 Schedules = Annotated[
     list[ScheduleKind],
-    BeforeValidator(_as_list, json_schema_input_type=ScheduleKind | list[ScheduleKind]),
+    BeforeValidator(as_list, json_schema_input_type=ScheduleKind | list[ScheduleKind]),
     Field(min_length=1),
 ]
-Axes = Annotated[
-    dict[str, Annotated[list[Any], Field(min_length=1)]],
-    BeforeValidator(_as_axes, json_schema_input_type=dict[str, Any]),
-]
-Slug = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=NAME_LENGTH)]
-"""Name of a sweep or a fit: it is part of a target's name too."""
 
 
 class LocalDataset(Frozen):

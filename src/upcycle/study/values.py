@@ -97,6 +97,34 @@ PathText = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$", max_length=1000)
 """A path or glob pattern: any printable text. It is opened, never given to a shell."""
 
 
+def as_list(value: Any) -> Any:
+    """A value that stands for a list of one, as the list."""
+    return value if isinstance(value, list) else [value]
+
+
+def as_axes(value: Any) -> Any:
+    """Axes by name, each as a list."""
+    return {key: as_list(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+# A list, or one value in place of a list of one; the input type is for the editor's schema.
+AnyNames = Annotated[list[Name], BeforeValidator(as_list, json_schema_input_type=Name | list[Name])]
+Names = Annotated[AnyNames, Field(min_length=1)]
+Paths = Annotated[list[PathText], BeforeValidator(as_list, json_schema_input_type=PathText | list[PathText])]
+Texts = Annotated[list[str], BeforeValidator(as_list, json_schema_input_type=str | list[str]), Field(min_length=1)]
+Wholes = Annotated[list[Whole], BeforeValidator(as_list, json_schema_input_type=Whole | list[Whole])]
+Budgets = Annotated[
+    list[Count], BeforeValidator(as_list, json_schema_input_type=Count | list[Count]), Field(min_length=1)
+]
+Pair = Annotated[list[Count], Field(min_length=2, max_length=2)]
+Axes = Annotated[
+    dict[str, Annotated[list[Any], Field(min_length=1)]],
+    BeforeValidator(as_axes, json_schema_input_type=dict[str, Any]),
+]
+Slug = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=NAME_LENGTH)]
+"""Name of a sweep or a fit: it is part of a target's name too."""
+
+
 def duration(seconds: float) -> str:
     """Seconds as people say them: `0 s` (for none at all), `< 1 s`, `41 s`, `12 min 5 s`, `3 h 20 min`, `120 h`."""
     whole = round(seconds)
