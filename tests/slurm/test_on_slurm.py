@@ -120,11 +120,11 @@ def test_a_rehearsal_runs_on_slurm_and_asks_for_one_cpu(slurm_lab, tmp_path):
     [
         ("profiles/slurm/config.yaml", "slurm_partition: gpu", "slurm_partition: gpus", "nvalid partition"),
         ("profiles/slurm/config.yaml", f"slurm_account: {ACCOUNT}", "slurm_account: mine", "Invalid account"),
-        ("profiles/slurm/config.yaml", "default-resources:", "default-resources:\n  qos: gold", "nvalid qos"),
+        ("profiles/slurm/config.yaml", "  # constraint: h100", "  constraint: h200", "nvalid feature"),
         ("profiles/slurm/nodes.yaml", "cpus: 64", "cpus: 65", "tokenize.*node configuration is not available"),
         ("config.yaml", "heldout_files: [heldout.jsonl]", "heldout_files: [no.jsonl]", "nothing matches `no.jsonl`"),
     ],
-    ids=["partition", "account", "qos", "node", "data"],
+    ids=["partition", "account", "constraint", "node", "data"],
 )
 def test_what_slurm_would_not_take_is_named_before_a_job_is_submitted(slurm_lab, tmp_path, path, old, new, named):
     checkout = cluster_checkout(tmp_path / "checkout", slurm_lab)
