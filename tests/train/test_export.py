@@ -56,7 +56,8 @@ def trained(results) -> Callable[..., Path]:
         if not (folder / "metrics.json").exists():
             parent_dir = trained(parent) if parent else None
             tokens_dir = results / "tokens" / run.data.tokens_id
-            train_run(run, run_dir=folder, tokens_dir=tokens_dir, parent_dir=parent_dir, execution=EXECUTION)
+            where = {"run_dir": folder, "tokens_dir": tokens_dir, "parent_dir": parent_dir}
+            train_run(run, **where, execution=EXECUTION, evaluate=run.moe is not None)
         return folder
 
     return trained
@@ -145,22 +146,27 @@ def test_large_files_are_cut_and_indexed(mixture, results, tmp_path, monkeypatch
 
 def test_the_verb_takes_an_id_or_a_folder(mixture, results, tmp_path, monkeypatch, capsys):
     """An empty folder is written into. The card states tokens, losses and an unknown licence; text is generated."""
+    byid, byfolder, inside = tmp_path / "byid", tmp_path / "new" / "byfolder", tmp_path / "inside"
     (tmp_path / "results").symlink_to(results)
-    (tmp_path / "byid").mkdir()
+    byid.mkdir()
+    inside.mkdir()
     monkeypatch.chdir(tmp_path)
     assert main(["export", mixture.name, "byid"]) == 0
     assert "of the largest logit" in capsys.readouterr().out
     monkeypatch.chdir(mixture)
-    assert main(["export", ".", str(tmp_path / "new" / "byfolder")]) == 0
-    byid, byfolder = tmp_path / "byid", tmp_path / "new" / "byfolder"
+    assert main(["export", ".", str(byfolder)]) == 0
+    monkeypatch.chdir(inside)
+    assert main(["export", str(mixture), "."]) == 0
     files = {path.name: path.read_bytes() for path in byid.iterdir()}
-    assert files == {path.name: path.read_bytes() for path in byfolder.iterdir()}
+    for folder in (byfolder, inside):
+        assert files == {path.name: path.read_bytes() for path in folder.iterdir()}
     settings = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
     assert set(files) == settings | {"README.md", "model.safetensors"}
     card, run = files["README.md"].decode(), read_spec(mixture)
     metrics = json.loads((mixture / "metrics.json").read_text())
     loss = f"{metrics['loss']:.4f} ± {metrics['loss_se']:.4f}"
     assert all(words in card for words in (loss, f"{run.tokens:,}", f"{run.dense_tokens:,}", "license: unknown"))
+    assert "| its dense parent | words | not evaluated |" in card
     assert str(results) not in card
     model = transformers.AutoModelForCausalLM.from_pretrained(byid)
     tokenizer = transformers.AutoTokenizer.from_pretrained(byid)

@@ -76,6 +76,7 @@ def export_run(run_dir: Path, tokens_dir: Path, folder: Path) -> SameLogits:
         )
     if folder.is_symlink() or (folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))):
         raise UserError(f"{folder}: is there already; name a folder that does not exist, or is empty")
+    folder = folder.resolve()  # which has a name and a parent, as `.` has not
     check_trained(run_dir)
     run, manifest = read_spec(run_dir), read_manifest(run_dir)
     config = hugging_face_config(run.model, run.moe)
