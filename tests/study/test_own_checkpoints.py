@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 from hf_folders import PIECES, write_folder
@@ -16,6 +17,7 @@ from upcycle.study.frozen import FrozenPlan, freeze, thaw
 from upcycle.study.makespan import PRIORITIES
 from upcycle.study.plan import Plan, build_plan
 from upcycle.study.retention import children_of, files_let_go, files_read
+from upcycle.study.schema import schema_text
 from upcycle.study.study import KeepConfig, StudyConfig, load_study
 from upcycle.study.varying import run_labels, varying
 from upcycle.workflow.submission import RULE_OF_KIND
@@ -226,3 +228,21 @@ def test_an_imported_run_keeps_its_weights_until_its_children_are_done(here):
     assert files_let_go(KeepConfig(weights="none"), plan)[parent] == {WEIGHTS: "keep.weights: none"}
     starts = [run for run in plan.runs.values() if run.kind == "cont"]
     assert [files_read(run) for run in starts] == [(WEIGHTS,), (WEIGHTS, STATE)]
+
+
+@pytest.mark.parametrize(
+    ("model", "accepted"),
+    [
+        ({"checkpoint": "mine", "tokens": 5}, True),
+        ({"n_layer": 1, "d_model": 8, "n_head": 1}, True),
+        ({"checkpoint": "mine"}, False),
+        ({"n_layer": 1, "d_model": 8}, False),
+        ({}, False),
+    ],
+)
+def test_editors_want_a_shape_or_a_checkpoint(here, model, accepted):
+    study(here)
+    content = yaml.safe_load((here / "config.yaml").read_text())
+    content["models"] = {"mine": TUNED | model}
+    found = jsonschema.Draft202012Validator(json.loads(schema_text())).is_valid(content)
+    assert found == accepted

@@ -211,7 +211,8 @@ def extension_costs(workflow: Workflow, runs: Mapping[str, dict[str, Any]]) -> l
     if keep.weights == "none":
         # A decay's tokens are those of its trunk and its own; the trunk's state may be there, so this is the most.
         dense = [run for run in plan.runs.values() if run.lineage == "dense" and run.role in ("decay", "full")]
-        costs.append(cost("other mixtures upcycled from these dense models: the dense models", dense))
+        if dense:  # an imported one is imported again
+            costs.append(cost("other mixtures upcycled from these dense models: the dense models", dense))
     return costs
 
 

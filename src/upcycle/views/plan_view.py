@@ -128,7 +128,7 @@ def show_plan(
     total = plan["total"]
     tokens, flops = total["segment_tokens_to_train"], total["flops_to_train"]
     lines += ["", *show_launch(plan["launch"], price=price, tokens=tokens, flops=flops)]
-    sources = {run["seconds_from"] for run in plan["runs"]}
+    sources = {run["seconds_from"] for run in plan["runs"] if run["kind"] != "import"}  # which trains nothing
     lines += [
         "",
         f"FLOPs: all matrix products; the paper's count by 6ND is {total['flops_6nd']:.4g}.",
