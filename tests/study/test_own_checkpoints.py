@@ -133,6 +133,7 @@ def test_impossible_sweeps_are_refused(here, sweep, words):
     assert words in str(error.value)
 
 
+SHARED = {"device": "cpu", "devices": 3, "tensor_parallel": 3}
 TOKENIZER = {"dataset": "english", "vocab_size": PIECES}
 
 
@@ -205,6 +206,14 @@ def test_jobs_read_the_frozen_plan_alone(here):
     assert thawed.study.model_spec("mine") == config.model_spec("mine")
     (run_id,) = thawed.plan.checkpoints
     assert thawed.plan.checkpoints[run_id].keys() == {"model.safetensors"}
+
+
+def test_an_import_is_shared_by_processes_as_its_shape_allows(here):
+    """It has no batch; its heads and widths are shared as in training, though only mixtures are trained here."""
+    sweeps = {"up": UPCYCLED | {"set": {"moe.balance_group": 1}}}
+    assert planned(here, execution={"device": "cpu", "devices": 4}, sweeps=sweeps)
+    with pytest.raises(UserError, match=r"import-dense-.* execution.tensor_parallel 3"):
+        planned(here, {"execution_moe": {"tensor_parallel": 1}}, sweeps=sweeps, execution=SHARED)
 
 
 def test_every_kind_has_a_rule_a_priority_and_a_name(here):

@@ -114,7 +114,7 @@ class Execution(Frozen):
                 f"tensor_parallel {self.tensor_parallel} (of execution, or of the model of {run.id}) does not divide "
                 f"execution.devices {self.devices}: every matrix is shared by that many of them"
             )
-        if run.optim.batch % (data_ranks * group):
+        if run.role != "imported" and run.optim.batch % (data_ranks * group):  # an import has no batch to share
             raise UserError(
                 f"{run.id}: optim.batch {run.optim.batch} cannot be shared among {data_ranks} processes (execution."
                 f"devices / tensor_parallel) in whole balance groups of {group}: use a number of devices that divides "

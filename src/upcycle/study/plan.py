@@ -139,8 +139,7 @@ def build_plan(study: StudyConfig, results: Path) -> Plan:
     runs |= _trained_ancestors(runs, folders)
     for run in runs.values():
         execution = study.execution_of(run)
-        if run.role != "imported":  # it has no batch to share
-            execution.check(run)
+        execution.check(run)
         check_kernels(execution, [run])
     for goal in goals.values():
         run = goal

@@ -54,8 +54,7 @@ def train_run(
     trained; Preempted (exit code 75) after SIGTERM or SIGUSR1, the state saved; TrainingError for a non-finite loss, a
     full disk or too little memory, the last state kept.
     """
-    if run.role != "imported":  # it has no batch to share
-        execution.check(run)
+    execution.check(run)
     with start_group(execution) as group, StopRequest() as stop, ExitStack() as held:
         if group.from_first(_open(run, run_dir, held, group, fresh=fresh)):
             log.info("%s: finished before; its files are verified", run.id)
