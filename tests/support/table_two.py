@@ -146,7 +146,8 @@ def _row(lineage: str, size: float, E: int, K: int, D: float, D1: float, loss: A
 
 def _frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     losses = pd.DataFrame(rows)
-    return losses.assign(id=[f"run{k}" for k in range(len(losses))], seed=0, sweeps="all", role="decay", simulated=0)
+    ids = [f"run{k}" for k in range(len(losses))]
+    return losses.assign(id=ids, seed=0, sweeps="all", role="decay", simulated=0, source="")
 
 
 def _lists(draws: Mapping[str, Any] | None) -> dict[str, list[float]] | None:
