@@ -14,6 +14,7 @@ from upcycle.workflow import dag
 from upcycle.workflow.dag import Workflow
 from upcycle.workflow.needs import check_parent
 from upcycle.workflow.paths import metrics_path
+from upcycle.workflow.submission import RULE_OF_KIND
 
 SWEEPS = {
     "moe": {"kind": "moe", "model": "tiny", "moe": "8x2", "steps": [100, 200]},
@@ -30,7 +31,7 @@ def planned(tmp_path, monkeypatch) -> Workflow:
 
 def test_a_rule_takes_the_runs_of_its_kind_by_their_first_word(planned):
     """Snakemake tries the patterns on every file, so they list no ids; orphans are plain files."""
-    kinds = ("dense", "moe", "up", "decay")
+    kinds = tuple(RULE_OF_KIND)
     for run_id, run in planned.plan.runs.items():
         assert [kind for kind in kinds if re.fullmatch(planned.runs_of(kind), run_id)] == [run.kind]
     assert sum(len(planned.runs_of(kind)) for kind in kinds) < 150
@@ -54,7 +55,7 @@ def test_a_training_job_asks_for_no_product_and_for_its_own_run_alone(planned, m
     )
     monkeypatch.setattr(dag, "list_products", lambda workflow: pytest.fail("products are listed"))
     run_id = next(run_id for run_id, run in planned.plan.runs.items() if run.kind == "decay")
-    for kind in ("dense", "moe", "up", "decay"):
+    for kind in RULE_OF_KIND:
         job.runs_of(kind)
     job.check_planned(run_id)
     check_parent(job, run_id)
