@@ -62,13 +62,14 @@ def test_a_study_of_an_own_model_is_planned_once_it_has_a_checkpoint_and_a_text(
     assert "models.mine.checkpoint: .cache/own-model/SmolLM2-135M: no such folder" in capsys.readouterr().err
     write_folder(folder / "checkpoint", num_key_value_heads=1)
     study = folder / "config" / "mine.yaml"
-    text = study.read_text().replace(".cache/own-model/SmolLM2-135M", "checkpoint").replace("49152", str(PIECES))
-    study.write_text(text.replace("context: 256", "context: 64").replace(".cache/own-model", "texts"))
+    content = read_yaml(study) | {"datasets": {"mine": {"files": "texts/*.jsonl"}}, "context": 64}
+    content["data"] |= {"dataset": "mine", "tokenizer": "checkpoint/tokenizer.json", "vocab_size": PIECES}
+    content["models"]["mine"] |= {"checkpoint": "checkpoint"}
+    study.write_text(json.dumps(content))
     assert main(["plan", "--study", "mine"]) == 2  # what it costs is shown before the text is there
-    assert "texts/recipes.jsonl" in capsys.readouterr().err
+    assert "texts/*.jsonl" in capsys.readouterr().err
     (folder / "texts").mkdir()
-    for name in ("recipes", "recipes-heldout"):
-        (folder / "texts" / f"{name}.jsonl").write_text('{"text": "ai bj ck"}\n' * 20)
+    (folder / "texts" / "mine.jsonl").write_text('{"text": "ai bj ck"}\n' * 20)
     assert main(["plan", "--study", "mine", "--json"]) == 0
     runs = json.loads(capsys.readouterr().out)["runs"]
     assert [run["kind"] for run in runs if run["lineage"] == "dense"] == ["import"]
