@@ -156,6 +156,18 @@ MUTATIONS = [
         ("x.roll(x.shape[-1] // 2, dims=-1)", "x.roll(1, dims=-1)"),
     ),
     *of(
+        "model/hub.py",
+        "model/test_hub.py",
+        ("if (found := sha256_file(path)) != sha256:", "if (found := sha256) != sha256:"),
+        ("if _state(path) != state:", "if False:"),
+        ("if tensor.dtype not in FLOATS:", "if False:"),
+    ),
+    *of(
+        "manifest.py",
+        "core/test_security.py",
+        ("if Path(name).name != name or", "if"),
+    ),
+    *of(
         "data/batches.py",
         "data/test_batches.py",
         ("(end - first - 1) // context", "(end - first) // context"),

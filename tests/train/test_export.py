@@ -174,7 +174,8 @@ def test_the_verb_takes_an_id_or_a_folder(mixture, results, tmp_path, monkeypatc
     text = model.generate(**given, max_new_tokens=5, min_new_tokens=5, do_sample=False)
     assert len(text[0]) == given["input_ids"].shape[1] + 5
     end = TokenSet(results / "tokens" / run.data.tokens_id).manifest["end_of_text"]
-    assert model.generation_config.eos_token_id == tokenizer.eos_token_id == end
+    assert model.config.eos_token_id == model.generation_config.eos_token_id == tokenizer.eos_token_id == end
+    assert model.config.bos_token_id is None
 
 
 def refused(run_dir: Path, results: Path, folder: Path) -> str:

@@ -94,7 +94,7 @@ class _Weights(Mapping[str, Tensor]):
         if tensor.dtype not in FLOATS:
             kind = str(tensor.dtype).removeprefix("torch.")
             raise UserError(f"{path}: tensor {name} is of type {kind}; float32, bfloat16 and float16 are read")
-        return tensor.to(torch.float32, copy=True)  # or it would be a view of the file
+        return tensor.to(torch.float32)  # maybe a view of the file: what is made of it is new
 
     def __contains__(self, name: object) -> bool:
         return name in self.places  # `Mapping` would read the tensor to find out
