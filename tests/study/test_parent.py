@@ -34,7 +34,7 @@ def test_shape_and_files_of_a_folder(tmp_path, shards):
 def test_tied_embeddings_need_no_head(tmp_path):
     assert read_parent(write_folder(tmp_path / "tied", tie_word_embeddings=True)).shape.tied
     folder = write_folder(tmp_path / "both", tensors=llama_tensors(LLAMA), tie_word_embeddings=True)
-    assert "lm_head.weight' is not supported beside `tie_word_embeddings: true`" in refusal(folder)
+    assert "lm_head.weight is there, but config.json has `tie_word_embeddings: true`; write false" in refusal(folder)
 
 
 @pytest.mark.parametrize(

@@ -387,10 +387,12 @@ def _check_tensors(parent: Parent, files: Mapping[str, set[str] | None]) -> None
             raise UserError(f"{path}: tensor {name} is {entry['shape']}, but {CONFIG} asks for {list(shape)}")
     if found:
         name = min(found)
-        why = " beside `tie_word_embeddings: true`" if name == "lm_head.weight" else ""
-        raise UserError(
-            f"{found[name][0]}: tensor {brief(name)} is not supported{why}; no part of the model computes it"
-        )
+        if name == "lm_head.weight":  # transformers 5 uses it and warns, older ones do not
+            raise UserError(
+                f"{found[name][0]}: tensor {name} is there, but {CONFIG} has `tie_word_embeddings: true`; write false, "
+                "or save the model without it"
+            )
+        raise UserError(f"{found[name][0]}: tensor {brief(name)} is not supported: no part of the model computes it")
 
 
 def give_shapes(raw: Any) -> None:
