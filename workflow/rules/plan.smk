@@ -16,6 +16,7 @@ from upcycle.workflow.needs import (
     check_evaluated,
     check_parent,
     check_source,
+    check_trackers,
     tokens_to_make,
 )
 from upcycle.workflow.paths import RESULTS, evaluation_path, metrics_path
@@ -101,6 +102,7 @@ def run_inputs(wildcards):
     run = wildcards.run
     checked(W.check_planned, run)
     checked(check_parent, W, run)
+    checked(check_trackers, W, run)
     return [
         source(path, metrics_path(run))
         for path in (W.tokens_of(run), *W.parent_of(run))

@@ -5,17 +5,22 @@ They are recorded in metrics.json and are not in a run's id: moving from 8 to 16
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from upcycle.errors import UserError
 from upcycle.study.shape import Frozen
 from upcycle.study.spec import RunSpec
-from upcycle.study.values import Count, Positive, Sequences, Width
+from upcycle.study.values import Count, Positive, Sequences, Width, as_list
 
 DEFAULT_RATES = {"cuda": 400e12, "cpu": 1e10}
 """FLOP/s of a GPU (an H100, A.10) and of one thread of a CPU (of a small cloud machine, in a small model)."""
+
+
+TrackerName = Literal["tensorboard", "wandb"]
+TRACKER_LIBRARIES = {"tensorboard": "tensorboardX", "wandb": "wandb"}
 
 
 class ModelExecution(Frozen):
@@ -53,6 +58,11 @@ class Execution(Frozen):
     """Seconds between rolling resume states."""
     log_steps: Count = 10
     """Steps between rows of metrics.jsonl."""
+    trackers: Annotated[
+        tuple[TrackerName, ...],
+        BeforeValidator(as_list, json_schema_input_type=TrackerName | list[TrackerName]),
+    ] = ()
+    """Where rows of metrics.jsonl are copied to: event files of TensorBoard, Weights & Biases (also offline)."""
     layers: Literal["auto", "native", "composed"] = "auto"
     """Whole layers by the C kernels of `model/native` (CPU, float32), or composed of the ops below."""
     attention: Literal["auto", "flash2", "te", "sdpa_flash", "sdpa", "plain"] = "auto"
@@ -128,6 +138,15 @@ class Execution(Frozen):
                 raise UserError(
                     f"{run.id}: model.{name} {size} does not divide by execution.tensor_parallel "
                     f"{self.tensor_parallel}; set that to a divisor, or to 1"
+                )
+
+    def check_trackers(self) -> None:
+        """Raise UserError naming a tracker whose library is not installed. (Finding it imports nothing.)"""
+        for name in self.trackers:
+            if find_spec(TRACKER_LIBRARIES[name]) is None:
+                raise UserError(
+                    f"execution.trackers: {name} needs the library {TRACKER_LIBRARIES[name]}: `pip install "
+                    f"{TRACKER_LIBRARIES[name]}` into this environment, or leave {name} out"
                 )
 
     @property

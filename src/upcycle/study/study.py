@@ -372,10 +372,7 @@ OF_LOSSES = ("study", "title", "execution", "fits", "figures", "tables")
 
 
 def validated_study(raw: Any) -> StudyConfig:
-    """A study from its keys and values.
-
-    Raises pydantic's `ValidationError`.
-    """
+    """A study from its keys and values; raises pydantic's `ValidationError`."""
     imported = isinstance(raw, dict) and "losses_from" in raw
     return (ImportedStudy if imported else StudyConfig).model_validate(raw)
 

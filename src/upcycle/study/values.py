@@ -98,8 +98,8 @@ PathText = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$", max_length=1000)
 
 
 def as_list(value: Any) -> Any:
-    """A value that stands for a list of one, as the list."""
-    return value if isinstance(value, list) else [value]
+    """A value that stands for a list of one, as the list; lists and tuples as they are."""
+    return value if isinstance(value, list | tuple) else [value]
 
 
 def as_axes(value: Any) -> Any:

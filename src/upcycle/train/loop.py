@@ -27,6 +27,7 @@ from upcycle.train.states import checkpoint, rolling
 from upcycle.train.states.folder import clear_temporaries
 from upcycle.train.states.lease import lease
 from upcycle.train.step import Wishes, update
+from upcycle.train.trackers import Trackers
 from upcycle.train.trainee import Trainee
 from upcycle.train.utilisation import job_rate
 
@@ -55,6 +56,7 @@ def train_run(
     full disk or too little memory, the last state kept.
     """
     execution.check(run)
+    execution.check_trackers()
     with start_group(execution) as group, StopRequest() as stop, ExitStack() as held:
         if group.from_first(_open(run, run_dir, held, group, fresh=fresh)):
             log.info("%s: finished before; its files are verified", run.id)
@@ -73,7 +75,9 @@ def train_run(
             )
             if run.role != "imported":
                 job_rate(run, execution)  # measured here, in no update's time
-        metrics_log = MetricsLog(run_dir / "metrics.jsonl", writes=group.is_first)
+        with group.together():
+            trackers = Trackers.open(run, run_dir, execution) if group.is_first else None
+        metrics_log = MetricsLog(run_dir / "metrics.jsonl", writes=group.is_first, trackers=trackers)
         with out_of_memory_is_named(run, execution), metrics_log as metrics, trainee.saver:
             if run.role != "imported":
                 _run_steps(trainee, metrics, stop)

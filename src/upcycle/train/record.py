@@ -20,22 +20,29 @@ import torch
 import upcycle
 from upcycle.manifest import FIX, DamagedError, read_file
 from upcycle.train.states.checkpoint import disk_full_is_named, write_bytes
+from upcycle.train.trackers import Trackers
 
 
 class MetricsLog:
     """`metrics.jsonl`, one JSON object a line, in the order of steps. Survives kills: see `cut_back`."""
 
-    def __init__(self, path: Path, *, writes: bool = True) -> None:
-        """`writes`: of several processes one; the others' rows go nowhere, and they read none."""
+    def __init__(self, path: Path, *, writes: bool = True, trackers: Trackers | None = None) -> None:
+        """`writes`: of several processes one; the others' rows go nowhere, and they read none.
+
+        `trackers` get every row, those that are there first.
+        """
+        self._trackers = trackers or Trackers()
         self._path = path if writes else Path(os.devnull)
         self._writes = writes
 
     def __enter__(self) -> MetricsLog:
         self._file: FileIO = self._path.open("ab", buffering=0)  # nothing is left to fail when it is closed
+        self._trackers.replay(self.rows())
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._file.close()
+        self._trackers.close(failed=kind is not None)
 
     def append(self, row: dict[str, Any]) -> None:
         """Write one row; it reaches the operating system at once, the disk at the next `sync`.
@@ -47,6 +54,7 @@ class MetricsLog:
         with disk_full_is_named(self._path):
             while line:  # a disk that fills up takes a part
                 line = line[self._file.write(line) :]
+        self._trackers.log(row)
 
     def sync(self) -> None:
         """Make the rows durable: before the state that follows them is published."""

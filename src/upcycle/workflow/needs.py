@@ -31,6 +31,7 @@ def check_needs(workflow: Workflow) -> None:
         partial(check_source, workflow, sets[name]) for name in tokens_to_make(workflow)
     ]
     checks += [partial(check_parent, workflow, run_id) for run_id in workflow.plan.runs]
+    checks += [partial(check_trackers, workflow, run_id) for run_id in workflow.plan.runs]
     checks += [
         partial(check_evaluated, workflow, run_id, name)
         for name, pairs in workflow.evaluations.items()
@@ -116,6 +117,12 @@ def check_parent(workflow: Workflow, run_id: str) -> None:
                 f"{path} {how}, and {run_id} starts from it; restore it from a copy, or train that run again: "
                 f"`upcycle train {run.parent} --fresh`"
             )
+
+
+def check_trackers(workflow: Workflow, run_id: str) -> None:
+    """Raise `UserError` if a run that is to be trained has a tracker whose library is not installed."""
+    if workflow.study.execution.trackers and not REHEARSAL and not on_disk(metrics_path(run_id)):
+        workflow.study.execution.check_trackers()
 
 
 def check_evaluated(workflow: Workflow, run_id: str, name: str) -> None:
