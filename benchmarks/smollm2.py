@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -109,7 +110,7 @@ def exported(plan: Plan, out: Path) -> tuple[str, str]:
     last = max(
         (run for run in plan.runs.values() if run.lineage == "up" and run.role == "decay"), key=lambda r: r.tokens
     )
-    command = [str(Path(sys.executable).with_name("upcycle")), "export", last.id, str(out), "--study", STUDY]
+    command = [str(Path(sys.executable).with_name("upcycle")), "export", last.id, str(out)]
     said = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
     tokenizer = transformers.AutoTokenizer.from_pretrained(out)
     model = transformers.AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
@@ -121,9 +122,9 @@ def exported(plan: Plan, out: Path) -> tuple[str, str]:
 def check(page: Path) -> None:
     """Compare, export, generate, and write the page; AssertionError where float32 should agree and does not."""
     plan = build_plan(find_study(STUDY, Path.cwd()), RESULTS)
-    differences = compared(plan)
     with tempfile.TemporaryDirectory(dir=FOLDER) as scratch:
         said, text = exported(plan, Path(scratch) / "mixture")
+    differences = compared(plan)
     done = [
         json.loads(path.read_text())
         for path in (RESULTS / "runs").glob("*/metrics.json")
@@ -135,8 +136,8 @@ def check(page: Path) -> None:
         "",
         "`make own-model` wrote this page. docs/own-model.md says what the study is.",
         "",
-        f"- Date: {time.strftime('%Y-%m-%d')}. Machine: {platform.machine()}, torch {torch.__version__}, transformers",
-        f"  {transformers.__version__}, float32.",
+        f"- Date: {time.strftime('%Y-%m-%d')}. Machine: {processor()}.",
+        f"- torch {torch.__version__}, transformers {transformers.__version__}, float32.",
         f"- Runs: {len(done)}, together {seconds / 60:.0f} minutes of training and evaluation.",
         f"- Imported logits differ from `transformers`' by at most {differences['imported']:.1e} of the largest logit.",
         f"- After upcycling to 8 experts, top-2, by at most {differences['upcycled']:.1e}.",
@@ -156,9 +157,21 @@ def losses_table() -> list[str]:
     """losses.csv of the study as Markdown: what each run trained on and its held-out loss."""
     import pandas as pd
 
-    rows = pd.read_csv(RESULTS / STUDY / "losses.csv").sort_values(["lineage", "D"])
-    table = [f"| {row.lineage} | {row.D:,} | {row.loss:.4f} | {row.loss_se:.4f} |" for row in rows.itertuples()]
-    return ["| lineage | tokens | held-out loss (nats) | standard error |", "|---|---|---|---|", *table]
+    rows = pd.read_csv(RESULTS / STUDY / "losses.csv").sort_values(["lineage", "D", "seed"])
+    words = {"dense": "the checkpoint, D1 as stated", "up": "upcycled", "cont": "dense model trained on"}
+    table = [
+        f"| {words[row.lineage]} | {row.D:,} | {row.seed} | {row.loss:.4f} | {row.wall_seconds:.0f} |"
+        for row in rows.itertuples()
+    ]
+    head = ["| model | tokens | seed | held-out loss (nats) | seconds of its last segment |", "|---|---|---|---|---|"]
+    return [*head, *table, "", f"Standard error of each over the held-out sequences: {rows['loss_se'].max():.3f}."]
+
+
+def processor() -> str:
+    """The machine in a few words."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = {line.partition(":")[2].strip() for line in lines if line.startswith("model name")}
+    return f"{os.cpu_count()} cores of {', '.join(sorted(names)) or platform.machine()}"
 
 
 def main() -> None:
