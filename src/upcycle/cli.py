@@ -118,6 +118,7 @@ def parser() -> argparse.ArgumentParser:
     status.add_argument("--all", action="store_true", help="finished runs and those not started too")
     tokenize = verb("tokenize", "Turn text into a token set, results/tokens/NAME.")
     tokenize.add_argument("name", help="a token set of the plan, e.g. english-1-bpe1024")
+    tokenize.add_argument("--step", metavar="STEP", help="of a large corpus one step only, as Snakemake's jobs do")
     train = verb("train", "Train one run; resume it if it was stopped, verify it if it is finished.")
     train.add_argument("run", help="a run id of the plan, or the path of a spec.json")
     train.add_argument(
@@ -407,7 +408,7 @@ def run_verb(args: argparse.Namespace) -> None:
         from upcycle.workflow import jobs
 
         if args.verb == "tokenize":
-            jobs.tokenize_job(workflow, args.name)
+            jobs.tokenize_job(workflow, args.name, args.step)
         elif args.verb == "train":
             jobs.train_job(workflow, args.run, fresh=args.fresh)
         elif args.verb == "prune":

@@ -19,11 +19,18 @@ from upcycle.workflow.needs import (
     check_trackers,
     tokens_to_make,
 )
-from upcycle.workflow.paths import RESULTS, evaluation_path, metrics_path
+from upcycle.workflow.paths import (
+    RESULTS,
+    evaluation_path,
+    metrics_path,
+    step_path,
+    tokens_path,
+)
 from upcycle.workflow.progress import tell_progress
 from upcycle.workflow.pruning import Retention
 from upcycle.workflow.resources import job_resources, machine_memory_mb
 from upcycle.workflow.submission import check_submission
+from upcycle.workflow.texts import stages_of
 
 logger.addHandler(Failures())
 
@@ -126,6 +133,29 @@ def tokenizer_source(wildcards):
     if wildcards.tokens in tokens_to_make(W):
         checked(check_source, W, W.token_sets[wildcards.tokens])
     return [ancient(path) for path in W.tokenizer_source(wildcards.tokens)]
+
+
+def steps_done(tokens, stage, output):
+    """Records of the steps of a stage, which an output needs."""
+    return [
+        source(step_path(tokens, step), output)
+        for step in checked(stages_of, W, tokens)[stage]
+    ]
+
+
+def tokenize_inputs(wildcards):
+    """The last steps of a large corpus; a small one has none."""
+    tokens = wildcards.tokens
+    if not checked(stages_of, W, tokens):
+        return []
+    return steps_done(tokens, -1, tokens_path(tokens))
+
+
+def step_inputs(wildcards):
+    """The steps of the stage before."""
+    tokens, step = wildcards.tokens, wildcards.step
+    stage = ["read", "prepare", "encode"].index(step.partition("-")[0])
+    return steps_done(tokens, stage - 1, step_path(tokens, step)) if stage else []
 
 
 def evaluation_name(wildcards):

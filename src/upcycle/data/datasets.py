@@ -16,6 +16,9 @@ from upcycle.data.sources import Package, fetch
 from upcycle.data.versions import UNPINNED, full_version
 from upcycle.errors import UserError, nearest
 
+HELDOUT_FRACTION = 0.01
+"""Share of a user's documents that is held out, where no files are."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TextSource:
@@ -188,7 +191,7 @@ def local_dataset(
         description="Local files",
         sources=(*sources, _local_source("files", files, heldout=False)),
         layout="verbatim",
-        heldout_fraction=0.0 if heldout_files else 0.01,
+        heldout_fraction=0.0 if heldout_files else HELDOUT_FRACTION,
     )
 
 

@@ -44,7 +44,7 @@ from upcycle.data.corpus import (
     training_documents,
 )
 from upcycle.data.datasets import find_dataset, local_dataset
-from upcycle.data.parts import PART_BYTES, PREPARE, file_groups, making_steps
+from upcycle.data.parts import PART_BYTES, PREPARE, WORK, file_groups, making_steps
 from upcycle.data.provenance import MANIFEST, PARTS, SourceFile, manifest_bytes, read_token_manifest, text_fingerprint
 from upcycle.data.rows import MAX_BAD, Rows, Where
 from upcycle.data.shards import Shard, ShardWriter, token_dtype
@@ -58,8 +58,6 @@ from upcycle.files import write_atomic
 from upcycle.manifest import json_bytes, sealed, unsealed
 
 TOKENIZER = "tokenizer.json"
-WORK = "work"
-"""Folder of the steps' records and spooled text inside a token set's; it goes when the manifest is there."""
 WORK_FORMAT = 1
 BUCKETS = 16
 """Buckets of an encoding step: what it sorts at once is a sixteenth of its text."""

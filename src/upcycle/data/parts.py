@@ -8,6 +8,10 @@ from pathlib import Path
 PART_BYTES = 10**9
 """Bytes of a user's files, as they are on disk, for each step that reads and each that encodes."""
 PREPARE = "prepare"
+FEW_STEPS = 2
+"""A stage of so many steps (a part of the training text, and the held-out text) is done in one process."""
+WORK = "work"
+"""Folder of the steps' records and spooled text inside a token set's; it goes when the manifest is there."""
 
 
 def file_groups(files: Sequence[Path], part_bytes: int = PART_BYTES) -> list[list[int]]:

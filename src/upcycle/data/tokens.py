@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 from upcycle.bars import count_work
 from upcycle.data.making import TOKENIZER, Making
+from upcycle.data.parts import FEW_STEPS
 from upcycle.data.provenance import read_token_manifest
 from upcycle.data.shards import Shard, ShardedTokens, token_dtype
 from upcycle.data.tokenizer import load_tokenizer
@@ -42,7 +43,7 @@ def tokenize_corpus(name: str, out_dir: Path, **options: Any) -> dict[str, Any]:
     making = Making(name, out_dir, **options)
     for stage in making.stages:
         steps = [step for step in stage if making.record(step) is None]
-        if len(stage) <= 2:  # one step, or one and the held-out text's: the tokenizer uses all CPUs
+        if len(stage) <= FEW_STEPS or len(steps) <= 1:  # the tokenizer uses all CPUs
             for step in steps:
                 making.run(step)
             continue

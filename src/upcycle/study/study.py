@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from upcycle.data.parts import PART_BYTES
 from upcycle.data.rows import MAX_BAD
 from upcycle.errors import UserError, brief, nearest
 from upcycle.study.counting import count_parameters
@@ -63,6 +64,8 @@ class LocalDataset(Frozen):
     """Rows to take: the values that a key or column may have, `meta.redpajama_set_name: RedPajamaCommonCrawl`."""
     max_bad: Share = MAX_BAD
     """Largest share of rows without usable text (not JSON, not UTF-8, no text, empty); above it the text is refused."""
+    part_bytes: Count = PART_BYTES
+    """Bytes of files, as they are on disk, for each job that reads and each that encodes; changes no token."""
 
 
 class ScheduleConfig(Frozen):

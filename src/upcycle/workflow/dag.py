@@ -182,6 +182,21 @@ class Workflow:
         """Manifest of an evaluation's tokens, cut by the tokenizer that the run was trained with."""
         return tokens_path(evaluation_tokens_id(self.plan.runs[run_id], self.study.evaluations[name]))
 
+    @cached_property
+    def making_stages(self) -> dict[str, list[list[str]]]:
+        """Steps of token sets that several jobs make, as found when first asked (`texts.stages_of`)."""
+        return {}
+
+    @property
+    def tokens_not_made(self) -> str:
+        """Pattern of the names of token sets that are not there.
+
+        One that is there is a plain file to Snakemake: the steps that made a large one are gone, and without them
+        Snakemake would make it again.
+        """
+        made = "|".join(re.escape(path.parent.name) for path in sorted(RESULTS.glob(f"tokens/*/{MANIFEST}")))
+        return (f"(?!(?:{made})/)" if made else "") + "[A-Za-z0-9_.-]+"
+
     def tokenizer_source(self, tokens_id: str) -> list[str]:
         """Manifest of the token set whose tokenizer another one borrows, if it does."""
         source = self.token_sets[tokens_id].borrowed_from

@@ -24,12 +24,12 @@ from upcycle.workflow.texts import local_files
 log = logging.getLogger(__name__)
 
 
-def tokenize_job(workflow: Workflow, name: str) -> None:
-    """Make a token set of the study.
+def tokenize_job(workflow: Workflow, name: str, step: str | None) -> None:
+    """Make a token set of the study: all of it that is not done, or one step of it.
 
     Raises `UserError` for an unknown one, and for files or columns that are not there.
     """
-    from upcycle.data.tokens import tokenize_corpus
+    from upcycle.data.tokens import run_step, tokenize_corpus
 
     sets = workflow.token_sets
     if name not in sets:
@@ -41,18 +41,16 @@ def tokenize_job(workflow: Workflow, name: str) -> None:
         check_version(data)
     else:
         options = {"text_key": local.text, "where": local.where, "max_bad": local.max_bad, "version": data.version}
+        options["part_bytes"] = local.part_bytes
         for kind in ("files", "heldout_files"):
             options[kind] = local_files(getattr(local, kind), f"datasets.{data.dataset}.{kind}")
+    options |= {"vocab_size": data.vocab_size, "tokenizer": data.tokenizer, "decontaminate": data.decontaminate}
+    options["tokenizer_from"] = RESULTS / "tokens" / lender if lender else None
+    if step is not None:
+        run_step(data.dataset, RESULTS / "tokens" / name, options, step)
+        return
     with showing("documents, to clean and to cut"):
-        manifest = tokenize_corpus(
-            data.dataset,
-            RESULTS / "tokens" / name,
-            vocab_size=data.vocab_size,
-            tokenizer=data.tokenizer,
-            decontaminate=data.decontaminate,
-            tokenizer_from=RESULTS / "tokens" / lender if lender else None,
-            **options,
-        )
+        manifest = tokenize_corpus(data.dataset, RESULTS / "tokens" / name, **options)
     print(f"{name}: {manifest['train_tokens']:,} training and {manifest['heldout_tokens']:,} held-out tokens")
 
 

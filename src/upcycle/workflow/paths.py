@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from upcycle.data.parts import WORK
 from upcycle.study.spec import RunSpec
 from upcycle.study.study import EvaluationConfig
 from upcycle.workflow.rehearsed import rehearsal_now
@@ -29,6 +30,11 @@ def metrics_path(run_id: str) -> str:
 def tokens_path(tokens_id: str) -> str:
     """The manifest of a token set."""
     return str(RESULTS / "tokens" / tokens_id / "manifest.json")
+
+
+def step_path(tokens_id: str, step: str) -> str:
+    """The record of a step of making a token set."""
+    return str(RESULTS / "tokens" / tokens_id / WORK / f"{step}.json")
 
 
 def evaluation_path(run_id: str, evaluation: EvaluationConfig) -> str:

@@ -11,7 +11,8 @@ more run side by side than this machine's memory holds; `--resources mem_mb=N` s
 | memory of a node | HOST_GB a process; 12 bytes a parameter for loading, and again for a snapshot; a quarter more |
 | wall time | START_UP_HOURS, and TIME_SAFETY times the segment's tokens at measured speed or the study's rate |
 
-An evaluation runs in one process: one GPU, which holds whole float32 weights. Tokenising takes the whole node.
+An evaluation runs in one process: one GPU, which holds whole float32 weights. Tokenising a small data set takes the
+whole node; each step of a large one takes one CPU and STEP_GB.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from upcycle.data.datasets import HELDOUT_FRACTION
+from upcycle.data.parts import PREPARE
 from upcycle.errors import UserError
 from upcycle.study.counting import count_parameters
 from upcycle.study.execution import Execution
@@ -33,10 +36,15 @@ from upcycle.study.spec import RunSpec
 from upcycle.workflow.dag import Workflow
 from upcycle.workflow.nodes import START_UP_HOURS, TIME_SAFETY, Node
 from upcycle.workflow.paths import REHEARSAL, RESULTS
+from upcycle.workflow.texts import local_files, stages_of
 
 HOST_GB = 4.0
 """10^9 bytes of a process beside arrays: the interpreter, torch, the CUDA context's and NCCL's host memory."""
 MEMORY_SAFETY = 1.25
+STEP_GB, STEP_HOURS = 4.0, 4.0
+"""10^9 bytes and hours of a step of tokenising: four times what we measured for 10^9 bytes of compressed text."""
+WINDOWS_BYTES = 16
+"""Memory for a byte of held-out files: 16 bytes a word of five bytes, of files that are compressed to a fifth."""
 WARNING_SECONDS = 120
 """Before the end of its wall time a training is told to save. (At the end SLURM would kill it with its srun.)"""
 LOCAL_PROCESS_GB = 0.3
@@ -112,10 +120,27 @@ class Cluster:
         cpus = self._share(gpus) if gpus else execution.threads
         return self._fitting(f"evaluation of {run_id}", gpus=gpus, cpus=cpus, memory_mb=math.ceil(memory), hours=1.0)
 
-    def tokenize(self) -> JobRequest:
-        """Of making a token set: documents are held in memory, and every CPU cuts them."""
+    def tokenize(self, name: str) -> JobRequest:
+        """Of making a small token set, whose text every CPU cuts, or of merging the steps of a large one."""
         node = self.node
+        if stages_of(self.workflow, name):
+            return self.tokenize_step(name, "")
         return JobRequest(cpus=node.cpus, memory_mb=int(node.memory_gb * 1000), minutes=int(60 * node.max_hours))
+
+    def tokenize_step(self, name: str, step: str) -> JobRequest:
+        """Of a step of a large corpus. `prepare` holds the windows of the held-out text."""
+        memory = STEP_GB * 1e9
+        if step == PREPARE:
+            memory += WINDOWS_BYTES * self._heldout_bytes(name)
+        return self._fitting(f"{name}, {step}", gpus=0, cpus=1, memory_mb=math.ceil(memory / MB), hours=STEP_HOURS)
+
+    def _heldout_bytes(self, name: str) -> float:
+        data = self.workflow.token_sets[name].data
+        local = self.workflow.study.datasets[data.dataset]
+        key = f"datasets.{data.dataset}"
+        if local.heldout_files:
+            return sum(path.stat().st_size for path in local_files(local.heldout_files, f"{key}.heldout_files"))
+        return HELDOUT_FRACTION * sum(path.stat().st_size for path in local_files(local.files, f"{key}.files"))
 
     def small(self) -> JobRequest:
         """Of fits, figures, tables and the report."""
@@ -142,7 +167,7 @@ class Cluster:
         return JobRequest(cpus, memory_mb, self._minutes(hours), gpus, nodes)
 
 
-JOB_KINDS = ("tokenize", "train", "evaluate", "small")
+JOB_KINDS = ("tokenize", "tokenize_step", "train", "evaluate", "small")
 
 
 def job_resources(workflow: Workflow) -> dict[str, dict[str, Any]]:
@@ -155,7 +180,10 @@ def job_resources(workflow: Workflow) -> dict[str, dict[str, Any]]:
         return {kind: _common(lambda wildcards: small, workflow.node) for kind in JOB_KINDS}
     on_cpu = workflow.study.execution.device == "cpu"
     common = {
-        "tokenize": _common(lambda wildcards: cluster.tokenize(), workflow.node),
+        "tokenize": _common(lambda wildcards: cluster.tokenize(wildcards.tokens), workflow.node),
+        "tokenize_step": _common(
+            lambda wildcards: cluster.tokenize_step(wildcards.tokens, wildcards.step), workflow.node
+        ),
         "train": _common(lambda wildcards: cluster.train(wildcards.run), workflow.node),
         "evaluate": _common(lambda wildcards: cluster.evaluate(wildcards.run), workflow.node),
         "small": _common(lambda wildcards: cluster.small(), workflow.node),

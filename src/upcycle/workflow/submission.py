@@ -5,14 +5,16 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 from upcycle.errors import UserError
 from upcycle.study.recorded import is_finished
 from upcycle.workflow.dag import Workflow
 from upcycle.workflow.needs import tokens_to_make
-from upcycle.workflow.paths import RESULTS
+from upcycle.workflow.paths import RESULTS, on_disk, step_path
 from upcycle.workflow.resources import Cluster, JobRequest
+from upcycle.workflow.texts import stages_of
 
 RULE_OF_KIND = {
     "import": "import_checkpoint",
@@ -24,7 +26,7 @@ RULE_OF_KIND = {
 }
 """The rule that trains a kind of run."""
 PRODUCT_RULES = "fit, figure, table, report"
-RULE_ORDER = ("tokenize", *RULE_OF_KIND.values(), "evaluate", PRODUCT_RULES)
+RULE_ORDER = ("tokenize_step", "tokenize", *RULE_OF_KIND.values(), "evaluate", PRODUCT_RULES)
 OPTIONS = {"slurm_partition": "partition", "slurm_account": "account", "qos": "qos", "constraint": "constraint"}
 """sbatch's options by the default resources that a profile may set."""
 ANSWER_SECONDS = 60
@@ -44,8 +46,11 @@ def pending_requests(workflow: Workflow) -> dict[tuple[str, str], list[JobReques
         model, _ = workflow.plan.names.get(run_id, ("", ""))
         groups.setdefault((rule, model), []).append(request)
 
-    for _ in tokens_to_make(workflow):
-        add("tokenize", cluster.tokenize())
+    for name in tokens_to_make(workflow):
+        for step in chain(*stages_of(workflow, name)):
+            if not on_disk(step_path(name, step)):
+                add("tokenize_step", cluster.tokenize_step(name, step))
+        add("tokenize", cluster.tokenize(name))
     for run_id, run in workflow.plan.runs.items():
         if not is_finished(RESULTS / "runs" / run_id):
             add(RULE_OF_KIND[run.kind], cluster.train(run_id), run_id)

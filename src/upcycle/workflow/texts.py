@@ -5,10 +5,12 @@ from __future__ import annotations
 import glob
 from pathlib import Path
 
+from upcycle.data.parts import FEW_STEPS, making_steps
 from upcycle.data.provenance import MANIFEST, check_unchanged
 from upcycle.errors import UserError
+from upcycle.study.study import LocalDataset
 from upcycle.workflow.dag import Workflow
-from upcycle.workflow.paths import REHEARSAL, RESULTS
+from upcycle.workflow.paths import REHEARSAL, RESULTS, on_disk, tokens_path
 
 
 def local_files(patterns: list[str], key: str) -> list[Path]:
@@ -28,6 +30,28 @@ def local_files(patterns: list[str], key: str) -> list[Path]:
 def _matches(pattern: str) -> list[Path]:
     pattern = str(Path(pattern).expanduser())
     return [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]  # noqa: PTH207 - it may be absolute
+
+
+def stages_of(workflow: Workflow, name: str) -> list[list[str]]:
+    """Steps of a token set that is made by several jobs, in stages; none for a small one, or one that is there."""
+    if name not in workflow.making_stages:
+        workflow.making_stages[name] = _stages(workflow, name)
+    return workflow.making_stages[name]
+
+
+def _stages(workflow: Workflow, name: str) -> list[list[str]]:
+    dataset = workflow.token_sets[name].data.dataset
+    local = workflow.study.datasets.get(dataset)
+    if REHEARSAL or local is None or on_disk(tokens_path(name)):
+        return []
+    stages = making_steps(all_files(local, dataset), local.part_bytes)
+    return stages if max(map(len, stages)) > FEW_STEPS else []
+
+
+def all_files(local: LocalDataset, name: str) -> list[Path]:
+    """Files of a user's data set in the order of its steps. Raises `UserError` for a pattern that matches nothing."""
+    patterns = {"heldout_files": local.heldout_files, "files": local.files}
+    return [path for kind, each in patterns.items() for path in local_files(each, f"datasets.{name}.{kind}")]
 
 
 def check_texts(workflow: Workflow) -> None:
