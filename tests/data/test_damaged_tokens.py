@@ -207,7 +207,7 @@ def test_a_damaged_tokenizer_is_refused_where_it_is_used(tmp_path: Path) -> None
     assert not (tmp_path / "borrower").exists()
     vocabulary["a"] = 5000  # no piece of a model with 260
     path.write_text(json.dumps(pieces))
-    with pytest.raises(UserError, match=r"has piece number 5000, but with 260 pieces the last must be 259"):
+    with pytest.raises(UserError, match=r"has 5001 pieces, but vocab_size is 260"):
         tokenize_corpus("own", tmp_path / "o", tokenizer=str(path), **options)
 
 

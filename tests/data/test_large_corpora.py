@@ -292,10 +292,10 @@ def test_a_cell_in_another_encoding_is_one_bad_row(tmp_path: Path) -> None:
 
 
 def llama_like(path: Path, size: int) -> Path:
-    """A tokenizer.json of Llama's kind: no pre-tokenizer, blanks as marks, bytes as a fallback."""
+    """A tokenizer.json of Llama's kind: no pre-tokenizer, blanks as marks, bytes as a fallback; no piece 1000."""
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *"abcdefgh", "ab", "▁a"]
-    pieces += [f"▁▁{number}" for number in range(size - len(pieces))]
-    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    pieces += [f"▁▁{number}" for number in range(size - len(pieces) - 1)]
+    vocabulary = {piece: number + (number >= 1000) for number, piece in enumerate(pieces)}
     model = models.BPE(vocabulary, [("a", "b"), ("▁", "a")], unk_token="<unk>", byte_fallback=True, fuse_unk=True)
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])

@@ -127,7 +127,7 @@ def test_a_vocabulary_has_room_for_the_bytes(folder):
 
 def test_pieces_are_counted_as_the_library_counts_them(folder):
     """Those added to a model's own once, also where they name one of them; and a unigram model's [piece, score]."""
-    added = [{"content": "</s>"}, {"content": "<pad>"}]
+    added = [{"content": "</s>", "id": 299}, {"content": "<pad>", "id": 300}]
     for vocab in (PIECES, [[piece, 0.0] for piece in PIECES]):
         (folder / "t.json").write_text(json.dumps({"model": {"vocab": vocab}, "added_tokens": added}))
         check_tokenizer(folder / "t.json", 301)

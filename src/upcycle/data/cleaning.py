@@ -14,7 +14,7 @@ _CONTROL = re.compile(
 )
 _LINE_END = re.compile("\r\n?|[\u2028\u2029\x0b\x0c\x85]")
 _BLANKS = re.compile(r"[^\S\n ][^\S\n]*| [^\S\n]+")  # any run of blanks but the single space, which is most of them
-_TRAILING = re.compile(r"[^\S\n]+$", re.MULTILINE)
+_ODD = re.compile(f"{_CONTROL.pattern}|{_LINE_END.pattern}")
 _GAP = re.compile(r"\n{3,}")
 
 
@@ -24,12 +24,14 @@ def clean(text: str, layout: Layout) -> str:
     `prose` makes one space of every run of blanks, and trims lines; `verbatim` only trims their right ends, so
     that indentation stays. Both leave one blank line at most, and none at either end.
     """
-    text = _CONTROL.sub("", _LINE_END.sub("\n", unicodedata.normalize("NFC", text)))
+    text = unicodedata.normalize("NFC", text)
+    if _ODD.search(text):
+        text = _CONTROL.sub("", _LINE_END.sub("\n", text))
     if layout == "prose":
         text = _BLANKS.sub(" ", text).replace(" \n", "\n").replace("\n ", "\n").strip()
     else:
-        text = _TRAILING.sub("", text).strip("\n")
-    return _GAP.sub("\n\n", text)
+        text = "\n".join(map(str.rstrip, text.split("\n"))).strip("\n")
+    return _GAP.sub("\n\n", text) if "\n\n\n" in text else text
 
 
 def separator(layout: Layout) -> str:

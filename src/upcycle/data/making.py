@@ -238,7 +238,7 @@ class Making:
 
     def _write(self, name: str, documents: Iterable[Document], bpe: Tokenizer, removed: Any) -> dict[str, Any]:
         """Write shards; returns their record, with counts in all and by source."""
-        dtype = token_dtype(bpe.get_vocab_size())
+        dtype = token_dtype(self.vocab_size)
         count: dict[int, Counter[str]] = defaultdict(Counter)
         with ShardWriter(self.out_dir, name, dtype) as writer:
             for document, ids in encode_documents(bpe, documents, dtype):
@@ -270,8 +270,8 @@ class Making:
             "version": self.dataset.version,
             "description": self.dataset.description,
             "fingerprint": text_fingerprint(prepared["tokenizer"], parts),
-            "vocab_size": bpe.get_vocab_size(),
-            "dtype": token_dtype(bpe.get_vocab_size()).name,
+            "vocab_size": self.vocab_size,
+            "dtype": token_dtype(self.vocab_size).name,
             "end_of_text": end_of_text(bpe),
             "tokenizer": self._tokenizer_record(prepared["tokenizer"]),
             "train_tokens": parts["train"]["tokens"],

@@ -47,7 +47,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 def load_tokenizer(path: Path, vocab_size: int, *, sha256: str | None = None) -> Tokenizer:
     """The tokenizer of a tokenizer.json.
 
-    Raises UserError if it is missing, damaged, not of the stated SHA-256, or not of `vocab_size` pieces 0, 1, ...
+    Raises UserError if it is missing, damaged, not of the stated SHA-256, or its ids are not `vocab_size`.
     """
     if sha256 is not None and not (path.is_file() and sha256_file(path) == sha256):
         raise UserError(
@@ -58,7 +58,7 @@ def load_tokenizer(path: Path, vocab_size: int, *, sha256: str | None = None) ->
     with _failure_is_named(f"{path}: not a tokenizer.json"):
         tokenizer = Tokenizer.from_file(str(path))
     last = max(tokenizer.get_vocab().values())
-    if last >= vocab_size:  # an id beyond the embedding
+    if last >= vocab_size:  # an id beyond the embedding: the library numbers added pieces anew
         raise UserError(
             f"{path} has piece number {last}, but with {vocab_size} pieces the last must be {vocab_size - 1}"
         )

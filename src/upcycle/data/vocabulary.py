@@ -27,26 +27,30 @@ def check_vocab_size(vocab_size: int) -> None:
 
 
 def check_tokenizer(path: Path, vocab_size: int) -> None:
-    """UserError if a file is missing, is no tokenizer.json, or has not `vocab_size` pieces with an end of text."""
+    """UserError if a file is missing, is no tokenizer.json, or its ids are not `vocab_size` with an end of text.
+
+    Ids may have holes (as in cl100k_base): rows of the embedding that nothing uses.
+    """
     check_regular(path)
     if path.exists() and path.stat().st_size > MAX_TOKENIZER_BYTES:
         raise UserError(f"{path}: larger than {MAX_TOKENIZER_BYTES:,} bytes, which no tokenizer.json is")
     try:
         pieces = _pieces(json.loads(path.read_bytes()))
+        count = max(pieces.values(), default=-1) + 1
     except FileNotFoundError:
         raise UserError(f"tokenizer {path}: no such file; give `bpe`, or the path of a tokenizer.json") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, TypeError, KeyError, RecursionError):
         raise UserError(f"{path}: not a tokenizer.json, which has its pieces under `model.vocab`") from None
-    if len(pieces) != vocab_size:
-        raise UserError(f"{path} has {len(pieces)} pieces, but vocab_size is {vocab_size}: make them equal")
-    if not pieces.intersection(KNOWN_ENDS):
+    if count != vocab_size:
+        raise UserError(f"{path} has {count} pieces, but vocab_size is {vocab_size}: make them equal")
+    if not pieces.keys() & set(KNOWN_ENDS):
         raise UserError(f"{path} has no end-of-text piece: one of {', '.join(KNOWN_ENDS)} is needed")
 
 
-def _pieces(content: Any) -> set[str]:
-    """All pieces: of the model, by piece or as [piece, score], and those added to it."""
+def _pieces(content: Any) -> dict[str, int]:
+    """Ids of all pieces: of the model, by piece or as [piece, score], and of those added to it."""
     vocab, added = content["model"]["vocab"], content.get("added_tokens") or []
-    pieces = set(vocab) if isinstance(vocab, dict) else {piece for piece, _ in vocab}
-    return pieces | {token["content"] for token in added}
+    pieces = dict(vocab) if isinstance(vocab, dict) else {piece: number for number, (piece, _) in enumerate(vocab)}
+    return pieces | {token["content"]: token["id"] for token in added}

@@ -20,6 +20,7 @@ PIECE = 2**20
 """Bytes of a document that are hashed at once: arrays are some 50 times as large."""
 
 _WORD = re.compile(r"\w+")
+_NO_WORD = re.compile(r"[^\w\x00-\x7f]+")
 _MULTIPLIER = 0x9E3779B97F4A7C15
 _INVERSE = pow(_MULTIPLIER, -1, 2**64)
 _IN_WORD = np.array([byte >= 128 or bool(_WORD.match(chr(byte))) for byte in range(256)])
@@ -36,8 +37,8 @@ class Windows:
     def _numbered(self, text: str) -> Hashes:
         """A number of 64 bits for each word: the mixed polynomial of its bytes."""
         text = text.lower()
-        if not text.isascii():  # whose words are not told by single bytes
-            text = " ".join(_WORD.findall(text))
+        if not text.isascii():  # now bytes above 127 are parts of words
+            text = _NO_WORD.sub(" ", text)
         return np.concatenate([np.empty(0, np.uint64), *map(_word_numbers, _pieces_of(text.encode()))])
 
     def _hash(self, numbers: Hashes) -> Hashes:
