@@ -20,7 +20,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers
 
 from upcycle.data import making, spool
 from upcycle.data.making import Making
-from upcycle.data.parts import making_steps
+from upcycle.data.parts import file_groups, making_steps
 from upcycle.data.tokens import TokenSet, tokenize_corpus
 from upcycle.errors import UserError
 
@@ -73,6 +73,17 @@ def assert_same(folder: Path, whole: Path) -> None:
             assert other.manifest["parts"][part][key] == one.manifest["parts"][part][key], key
     for key in ("removed", "rows", "sources"):
         assert other.manifest[key] == one.manifest[key], key
+
+
+def test_files_are_grouped_as_neighbours_up_to_the_size_of_a_part(tmp_path: Path) -> None:
+    sizes = [0, 3, 4, 9, 30, 0, 2, 8, 1]
+    paths = [tmp_path / str(number) for number in range(len(sizes))]
+    for path, size in zip(paths, sizes, strict=True):
+        path.write_bytes(b"x" * size)
+    assert file_groups(paths, 10) == [[0, 1, 2], [3], [4], [5, 6, 7], [8]]
+    assert file_groups([], 10) == []
+    assert [len(stage) for stage in making_steps(paths, 10)] == [5, 1, 6 + 1]
+    assert [len(stage) for stage in making_steps(paths[:3])] == [1, 1, 2]
 
 
 def test_tokens_do_not_depend_on_the_parts(files: list[Path], whole: Path, tmp_path: Path) -> None:

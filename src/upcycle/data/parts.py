@@ -17,10 +17,10 @@ WORK = "work"
 def file_groups(files: Sequence[Path], part_bytes: int = PART_BYTES) -> list[list[int]]:
     """Numbers of the files that each reading step reads: neighbours, of `part_bytes` together or one larger file."""
     groups: list[list[int]] = []
-    held = part_bytes
+    held = 0
     for number, file in enumerate(files):
         size = file.stat().st_size
-        if held + size > part_bytes:
+        if not groups or held + size > part_bytes:
             groups.append([])
             held = 0
         groups[-1].append(number)
