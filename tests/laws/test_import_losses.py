@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from upcycle.cli import main
+from upcycle.decisions.advice.measured import find_rivals
 from upcycle.errors import UserError
 from upcycle.laws.fit import run_fit
 from upcycle.laws.tables.importing import import_losses, taken_losses
@@ -23,6 +24,7 @@ TABLE = """kind,size,experts,active,parent,seen,final
 dense,14.7456,,,,2e9,3.1
 up,14.7456,8,2,2e9,5e8,3.0
 moe,14.7456,8,2,,1e9,2.95
+cont,14.7456,,,2e9,5e8,3.05
 """
 MAPPING = "lineage=kind,N1=size*1e6,n_expert=experts,top_k=active,D1=parent,D=seen,loss=final"
 GIVEN = {"sweeps", "model", "moe", "lineage", "n_expert", "top_k", "N1", "N2", "N_total", "D", "D1", "D2", "loss"}
@@ -40,13 +42,16 @@ def test_a_table_becomes_rows_that_name_their_source_and_leave_the_unknown_empty
     rows = read_losses(out)  # as fits, figures and the report read it
     sha256 = hashlib.sha256(TABLE.encode()).hexdigest()
     assert set(rows["source"]) == {f"table.csv;sha256={sha256};a paper"}
-    assert rows["id"].tolist() == [f"imported-{sha256[:10]}-{k:05d}" for k in (1, 3, 2)]
+    assert rows["id"].tolist() == [f"imported-{sha256[:10]}-{k:05d}" for k in (1, 3, 2, 4)]
     up = rows.iloc[2]
     n1 = 14_745_600
     assert (up["D1"], up["D"], up["D2"], up["loss"]) == (2_000_000_000, 500_000_000, 500_000_000, 3.0)
     assert (up["N1"], up["N2"], up["N_total"]) == (n1, n1 * 28 // 16, n1 * 100 // 16)  # Equations 5 and 6
-    assert rows["sweeps"].tolist() == ["dense", "moe", "upcycled"]
-    assert rows["moe"].tolist() == ["", "8x2", "8x2"]
+    assert rows["sweeps"].tolist() == ["dense", "moe", "upcycled", "continued"]
+    assert rows["moe"].tolist() == ["", "8x2", "8x2", ""]
+    assert rows[["n_expert", "N2", "D1", "D2"]].iloc[3].tolist() == [1, n1, 2_000_000_000, 500_000_000]
+    (rivals,) = find_rivals(rows, {})  # what the advice compares: both begin with one dense model
+    assert (rivals.upcycled.measured(5e8), rivals.continued.measured(5e8)) == ((3.0, 1, False), (3.05, 1, False))
     assert set(rows["model"]) == {"14.7M"}
     assert rows[["n_expert", "top_k", "D1", "N2"]].iloc[0].tolist() == [1, 1, 0, n1]
     for column in COLUMNS:

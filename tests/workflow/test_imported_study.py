@@ -1,5 +1,6 @@
 """A study of losses from files: fits, figures, tables and the report are made, and nothing is trained."""
 
+import ast
 import re
 import subprocess
 from pathlib import Path
@@ -11,6 +12,7 @@ from upcycle.cli import main
 from upcycle.errors import UserError
 from upcycle.laws.result import read_fit
 from upcycle.laws.tables.losses import read_losses
+from upcycle.study.catalogue import catalogue
 from upcycle.study.check import OF_RUNS
 from upcycle.workflow.invocation import read_workflow
 
@@ -98,3 +100,23 @@ def test_what_reads_folders_of_runs_is_refused(folder, name):
     (folder / "config" / "imported.yaml").write_text(f"{STUDY}{kind}: {{{name}: {{}}}}\n")
     with pytest.raises(UserError, match=f"{kind}.{name}: it reads folders of runs"):
         read_workflow("imported", folder)
+
+
+def test_what_reads_folders_of_runs_is_known_from_the_source():
+    """`OF_RUNS` names the figures and tables whose code asks for a run's files or specification, and no other."""
+    asks = re.compile(r"inputs\.(record|spec|chain)\(")
+    found = []
+    for name, item in catalogue().items():
+        functions = {
+            node.name: ast.unparse(node)
+            for node in ast.parse(item.path.read_text()).body
+            if isinstance(node, ast.FunctionDef)
+        }
+        used, left = set(), [item.function]
+        while left:
+            function = left.pop()
+            used.add(function)
+            left += [other for other in functions if f"{other}(" in functions[function] and other not in used]
+        if any(asks.search(functions[function]) for function in used):
+            found.append(name)
+    assert sorted(found) == sorted(OF_RUNS)

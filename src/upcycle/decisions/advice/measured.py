@@ -210,6 +210,7 @@ def find_rivals(losses: pd.DataFrame, fits: Mapping[str, FitResult]) -> list[Riv
     """
     finished = losses[(losses["role"] != "trunk") & losses["loss"].notna()]
     noise = seed_noise(finished)
+    finished = finished.fillna({"tokenizer_vocab": 0})  # imported rows may lack it, and NaN is no key
     keys = ["model", "D1", *SAME_TEXT]
     continued = dict(iter(finished[finished["lineage"] == "cont"].groupby(keys)))
     found = []

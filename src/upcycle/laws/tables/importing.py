@@ -22,8 +22,10 @@ from upcycle.study.values import is_name
 
 OURS = ("id", "source")
 """Columns that importing makes; a table's own of these names are not read."""
-SWEEPS = {"dense": "dense", "moe": "moe", "up": "upcycled"}
+SWEEPS = {"dense": "dense", "moe": "moe", "up": "upcycled", "cont": "continued"}
 """Sweep of a row by its lineage, where the table names none."""
+MIXTURES, LATER = ("moe", "up"), ("up", "cont")
+"""Lineages of mixtures, and of models that begin with a dense one."""
 WHOLE = 1e-6
 """Relative distance of a count from a whole number that is taken for rounding."""
 
@@ -117,15 +119,15 @@ def _word(cell: Any) -> str:
 
 
 def _checked_lineage(known: dict[str, Any], where: str) -> str:
-    """The lineage of a row that has what a loss of that lineage needs; D of an upcycled model may be given as D2."""
+    """The lineage of a row that has what a loss of that lineage needs. After a dense model, D may be given as D2."""
     lineage = known.get("lineage")
     if lineage not in LINEAGES:
         given = "missing" if lineage is None else f"{lineage!r}, not one of {', '.join(LINEAGES)}"
         raise UserError(f"{where}: `lineage` is {given}; give it as --columns \"lineage='up'\"")
-    if lineage == "up":
+    if lineage in LATER:
         known.setdefault("D", known.get("D2"))
-    needed = ("loss", "N1", "D", *(("n_expert", "top_k") if lineage != "dense" else ()))
-    for name in (*needed, *(("D1",) if lineage == "up" else ())):
+    needed = ("loss", "N1", "D", *(("n_expert", "top_k") if lineage in MIXTURES else ()))
+    for name in (*needed, *(("D1",) if lineage in LATER else ())):
         if known.get(name) is None:
             raise UserError(
                 f"{where}: `{name}` is missing, and a loss of lineage {lineage} needs it: --columns {name}=EXPR"
@@ -141,13 +143,13 @@ def _completed(known: dict[str, Any], where: str) -> dict[str, Any]:
     Raises `UserError` for a lineage that is none, and for a number that is missing or impossible.
     """
     lineage = _checked_lineage(known, where)
-    dense = lineage == "dense"
+    dense = lineage not in MIXTURES
     experts, top_k = (1, 1) if dense else (known["n_expert"], known["top_k"])
     if not top_k <= experts:
         raise UserError(f"{where}: `top_k` is {top_k}, more than its `n_expert` {experts}")
     if dense and (known.get("n_expert", 1), known.get("top_k", 1)) != (1, 1):
         raise UserError(f"{where}: a dense model has one expert, and `n_expert` or `top_k` states another number")
-    tokens = {"D1": known["D1"] if lineage == "up" else 0, "D2": known["D"] if lineage == "up" else 0}
+    tokens = {"D1": known["D1"] if lineage in LATER else 0, "D2": known["D"] if lineage in LATER else 0}
     if contrary := [name for name, value in tokens.items() if known.get(name, value) != value]:
         name = contrary[0]
         raise UserError(
