@@ -182,6 +182,14 @@ def test_an_error_while_writing_leaves_no_shard_behind_its_name(tmp_path: Path) 
     assert not list(tmp_path.glob("*.bin"))
 
 
+@pytest.mark.slow
+def test_the_default_token_set_keeps_its_fingerprint(tmp_path: Path) -> None:
+    """Runs that are finished were trained on these tokens: a change of the code must not change them."""
+    manifest = tokenize_corpus("english", tmp_path, vocab_size=1024)
+    assert manifest["fingerprint"] == "5e363fd20b469471bc670a37ec2dbd7cc047c5bae2807c6eeeebdc5f91f4ae75"
+    assert (manifest["train_tokens"], manifest["heldout_tokens"]) == (5_265_849, 65_159)
+
+
 def test_another_sets_tokenizer_serves_a_second_set(made: Path, text_file: Path, tmp_path: Path) -> None:
     (tmp_path / "other.jsonl").write_text("".join(json.dumps({"text": f"abc def {n}"}) + "\n" for n in range(20)))
     make(tmp_path / "other.jsonl", tmp_path / "borrowed", tokenizer_from=made, heldout_fraction=0.5)

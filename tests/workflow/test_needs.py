@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 import yaml
 from checkouts import SNAKEMAKE, Checkout, make_checkout
+from megatron_files import write_megatron
 
 from upcycle.data.vocabulary import check_tokenizer
 from upcycle.errors import UserError
 from upcycle.workflow.invocation import read_workflow
+from upcycle.workflow.jobs import tokenize_job
 from upcycle.workflow.needs import check_needs
+from upcycle.workflow.texts import check_texts
 
 CONFIG = Path(__file__).with_name("config.yaml")
 PIECES = {f"piece{number}": number for number in range(299)} | {"</s>": 299}
@@ -133,6 +136,28 @@ def test_pieces_are_counted_as_the_library_counts_them(folder):
         check_tokenizer(folder / "t.json", 301)
         with pytest.raises(UserError, match="has 301 pieces, but vocab_size is 300"):
             check_tokenizer(folder / "t.json", 300)
+
+
+def test_tokens_take_no_setting_of_text(folder):
+    """Each refused in turn; then the job makes the set of links."""
+    for name in ("train", "valid"):
+        write_megatron(folder / f"{name}.bin", [[1, 2, 299]] * 200)
+    mine = {"files": ["train.bin"]}
+    assert "heldout_files: name files of tokens" in needs(datasets={"words": mine})
+    mine["heldout_files"] = ["valid.bin"]
+    assert "name their tokenizer.json under `data.tokenizer`" in needs(datasets={"words": mine})
+    (folder / "t.json").write_text(json.dumps({"model": {"type": "BPE", "vocab": PIECES, "merges": []}}))
+    data = {"tokenizer": "t.json", "decontaminate": True}
+    assert "set `data.decontaminate: false`" in needs(data=data)
+    data["decontaminate"] = False
+    assert "where: tokens have no columns" in needs(data=data, datasets={"words": mine | {"where": {"a": ["b"]}}})
+    assert needs(datasets={"words": mine}) == ""
+    workflow = read_workflow(None, Path.cwd())
+    name = next(name for name in workflow.token_sets if name.startswith("words"))
+    tokenize_job(workflow, name, None)
+    assert (folder / "results/tokens" / name / "train-00000.bin").readlink() == folder / "train.bin"
+    assert needs() == ""
+    check_texts(workflow)
 
 
 # As a user meets it

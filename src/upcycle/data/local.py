@@ -49,10 +49,20 @@ def read_local(path: Path, rows: Rows) -> Iterator[str]:
 
 
 def check_files(paths: Sequence[Path]) -> Sequence[Path]:
-    """The same paths; UserError if one is missing or its ending unknown."""
+    """The same paths; UserError if one is missing or its ending unknown, or if tokens and text are mixed."""
+    if hold_tokens(paths):
+        for path in paths:
+            if path.suffix != TOKENS_ENDING or not path.with_suffix(".idx").is_file():
+                raise UserError(f"{path}: files of tokens are `.bin`, each with an `.idx` of its name beside it")
+        return paths
     for path in paths:
         _reader_of(path)
     return paths
+
+
+def hold_tokens(paths: Sequence[Path]) -> bool:
+    """Whether the files are tokens of Megatron-LM, not text."""
+    return any(path.suffix == TOKENS_ENDING for path in paths)
 
 
 def _reader_of(path: Path) -> Reader:
@@ -292,6 +302,7 @@ def _half_character(text: str) -> str:
     return ""
 
 
+TOKENS_ENDING = ".bin"
 READERS: dict[str, Reader] = {
     ".txt": _txt,
     ".jsonl": _jsonl,

@@ -50,14 +50,13 @@ from upcycle.data.rows import MAX_BAD, Rows, Where
 from upcycle.data.shards import Shard, ShardWriter, token_dtype
 from upcycle.data.sources import DEFAULT_CACHE, sha256_file
 from upcycle.data.spool import Document, Spool, SpoolWriter
-from upcycle.data.tokenizer import encode_documents, end_of_text, load_tokenizer, train_bpe
+from upcycle.data.tokenizer import TOKENIZER, encode_documents, end_of_text, load_tokenizer, train_bpe
 from upcycle.data.verified import VERIFIED
 from upcycle.data.vocabulary import check_vocab_size
 from upcycle.errors import UserError, nearest
 from upcycle.files import write_atomic
 from upcycle.manifest import json_bytes, sealed, unsealed
 
-TOKENIZER = "tokenizer.json"
 WORK_FORMAT = 1
 BUCKETS = 16
 """Buckets of an encoding step: what it sorts at once is a sixteenth of its text."""

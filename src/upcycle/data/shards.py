@@ -176,6 +176,8 @@ class Shard:
 
 
 def _remake(path: Path) -> str:
+    if path.is_symlink():  # not written here
+        return f"restore {path.readlink()}"
     return f"restore the file, or `upcycle tokenize {path.parent.name}` makes the same tokens of the same text"
 
 

@@ -15,6 +15,8 @@ from upcycle.data.spool import Document
 from upcycle.data.vocabulary import END_OF_TEXT, KNOWN_ENDS, check_tokenizer, check_vocab_size
 from upcycle.errors import UserError
 
+TOKENIZER = "tokenizer.json"
+"""The tokenizer's file in a token set."""
 CHARACTERS_PER_PIECE = 4_000
 """A tokenizer of V pieces is trained on the first 4,000 V characters of the shuffled documents."""
 _BATCH = 2**20

@@ -12,11 +12,11 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from upcycle.bars import count_work
-from upcycle.data.making import TOKENIZER, Making
+from upcycle.data.making import Making
 from upcycle.data.parts import FEW_STEPS
 from upcycle.data.provenance import read_token_manifest
 from upcycle.data.shards import Shard, ShardedTokens, token_dtype
-from upcycle.data.tokenizer import load_tokenizer
+from upcycle.data.tokenizer import TOKENIZER, load_tokenizer
 from upcycle.data.verified import read_notes, write_notes
 
 ATTEMPTS = 5

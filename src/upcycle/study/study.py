@@ -52,7 +52,7 @@ Schedules = Annotated[
 
 
 class LocalDataset(Frozen):
-    """A user's own text: txt, jsonl (plain, .zst, .gz), parquet or arrow files."""
+    """A user's own text: txt, jsonl (plain, .zst, .gz), parquet or arrow files. Or Megatron-LM's tokens: .bin files."""
 
     files: Annotated[Paths, Field(min_length=1)]
     """Paths or glob patterns, from the folder that Snakemake runs in."""

@@ -10,13 +10,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from upcycle.bars import showing
+from upcycle.data.local import hold_tokens
 from upcycle.errors import UserError, nearest
 from upcycle.files import read_record, write_atomic
 from upcycle.study.recorded import SPEC, RunFolders, has_begun, is_finished, recorded_spec
-from upcycle.study.spec import RunSpec
+from upcycle.study.spec import DataConfig, RunSpec
 from upcycle.study.study import describe_error
 from upcycle.workflow.dag import Workflow
-from upcycle.workflow.needs import check_version
+from upcycle.workflow.needs import check_source, check_version
 from upcycle.workflow.paths import RESULTS, evaluation_path
 from upcycle.workflow.pruning import Retention, check_start, restarted
 from upcycle.workflow.texts import local_files
@@ -49,9 +50,28 @@ def tokenize_job(workflow: Workflow, name: str, step: str | None) -> None:
     if step is not None:
         run_step(data.dataset, RESULTS / "tokens" / name, options, step)
         return
-    with showing("documents, to clean and to cut"):
-        manifest = tokenize_corpus(data.dataset, RESULTS / "tokens" / name, **options)
+    if local is not None and hold_tokens(options["files"] + options["heldout_files"]):
+        check_source(workflow, sets[name])
+        manifest = _index(data, RESULTS / "tokens" / name, options["files"], options["heldout_files"])
+    else:
+        with showing("documents, to clean and to cut"):
+            manifest = tokenize_corpus(data.dataset, RESULTS / "tokens" / name, **options)
     print(f"{name}: {manifest['train_tokens']:,} training and {manifest['heldout_tokens']:,} held-out tokens")
+
+
+def _index(data: DataConfig, out_dir: Path, train: list[Path], heldout: list[Path]) -> dict[str, Any]:
+    """A token set of tokens that are there."""
+    from upcycle.data.megatron import index_tokens
+
+    with showing("blocks of tokens, to hash"):
+        return index_tokens(
+            data.dataset,
+            out_dir,
+            {"train": train, "heldout": heldout},
+            vocab_size=data.vocab_size,
+            tokenizer=Path(data.tokenizer).expanduser(),
+            version=data.version,
+        )
 
 
 def _planned(workflow: Workflow, run_id: str) -> RunSpec:

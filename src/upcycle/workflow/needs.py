@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from upcycle.data.local import check_files
+from upcycle.data.local import check_files, hold_tokens
 from upcycle.data.versions import full_version, recipe_version
 from upcycle.data.vocabulary import check_tokenizer, check_vocab_size
 from upcycle.errors import UserError
@@ -18,10 +18,11 @@ from upcycle.manifest import WEIGHTS, read_manifest
 from upcycle.study.recorded import check_trained, has_begun
 from upcycle.study.retention import files_read
 from upcycle.study.spec import DataConfig
+from upcycle.study.study import LocalDataset
 from upcycle.workflow.dag import TokenRecipe, Workflow
 from upcycle.workflow.paths import REHEARSAL, RESULTS, evaluation_tokens_id, metrics_path, on_disk, tokens_path
 from upcycle.workflow.pruning import check_kept_for, check_start
-from upcycle.workflow.texts import local_files
+from upcycle.workflow.texts import all_files, local_files
 
 
 def check_needs(workflow: Workflow) -> None:
@@ -75,6 +76,8 @@ def check_source(workflow: Workflow, recipe: TokenRecipe) -> None:
         for path in check_files(local_files(getattr(local, kind), key)):
             if not os.access(path, os.R_OK):
                 raise UserError(f"{key}: {path} cannot be read; allow it, or name another file")
+    if local is not None and hold_tokens(all_files(local, data.dataset)):
+        _check_tokens(recipe, local)
     if recipe.borrowed_from is not None:
         return
     if data.tokenizer == "bpe":
@@ -91,6 +94,19 @@ def check_version(data: DataConfig) -> None:
             f"{full_version(data.dataset, recipe_version(data.dataset, data.version))}; use the machine or the "
             "environment that has the other one, or leave `version` out, which makes other runs"
         )
+
+
+def _check_tokens(recipe: TokenRecipe, local: LocalDataset) -> None:
+    """UserError for a setting that tokens of Megatron-LM cannot follow."""
+    data, key = recipe.data, f"datasets.{recipe.data.dataset}"
+    if not local.heldout_files:
+        raise UserError(f"{key}.heldout_files: name files of tokens; none are split off `files`")
+    if recipe.borrowed_from is not None or data.tokenizer == "bpe":
+        raise UserError(f"{key}: is tokens, cut already; name their tokenizer.json under `data.tokenizer`")
+    if data.decontaminate:
+        raise UserError(f"{key}: is tokens, of which no text can be removed; set `data.decontaminate: false`")
+    if local.where:
+        raise UserError(f"{key}.where: tokens have no columns; leave it out")
 
 
 def check_parent(workflow: Workflow, run_id: str) -> None:

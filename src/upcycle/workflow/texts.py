@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 from pathlib import Path
 
+from upcycle.data.local import hold_tokens
 from upcycle.data.parts import FEW_STEPS, making_steps
 from upcycle.data.provenance import MANIFEST, check_unchanged
 from upcycle.errors import UserError
@@ -44,7 +45,10 @@ def _stages(workflow: Workflow, name: str) -> list[list[str]]:
     local = workflow.study.datasets.get(dataset)
     if REHEARSAL or local is None or on_disk(tokens_path(name)):
         return []
-    stages = making_steps(all_files(local, dataset), local.part_bytes)
+    files = all_files(local, dataset)
+    if hold_tokens(files):
+        return []
+    stages = making_steps(files, local.part_bytes)
     return stages if max(map(len, stages)) > FEW_STEPS else []
 
 
