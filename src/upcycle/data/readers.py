@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from upcycle.data.debian import debian_members
 from upcycle.data.sources import members
 
 _REFERENCE = re.compile(r"<ref\b[^>]*?/>|<ref\b.*?</ref>", re.DOTALL)
@@ -78,6 +79,36 @@ def openwebtext(archive: Path) -> Iterator[str]:
     for _, content in members(archive, "evals/registry/data/schelling_point/owt_5.jsonl"):
         for line in content.decode().splitlines():
             yield json.loads(line)["0"]
+
+
+_ROFF = re.compile(r"\\f(?:\[\w*\]|\(..|.)|\\s[-+]?\d|\\[&|^/,%:)]|\\\".*")
+"""Fonts, sizes, marks without width and comments in the lines of a manual page."""
+_SPELLED = {r"\-": "-", r"\ ": " ", r"\~": " ", r"\e": "\\", r"\(bu": "•", r"\(aq": "'", r"\(co": "©", r"\'": "'"}
+_JAPANESE = re.compile("[\u3040-\u30ff\u3400-\u9fff\uff00-\uffef、。]")
+_SHOWN = re.compile(r"\.(?:SH|SS|B|I|BR|BI|IR|IB|RB|RI|SM|Nm|Nd|Sh|Ss)\s+(.*)")
+"""Macros whose arguments are text."""
+
+
+def japanese_man(archive: Path) -> Iterator[str]:
+    """Manual pages of a Debian package: the lines of each that are in Japanese by half of their characters."""
+    for _, content in debian_members(archive, "./usr/share/man/ja/man*/*"):
+        lines = (_roff_text(line) for line in content.decode("utf-8", errors="replace").splitlines())
+        kept = [line for line in lines if 2 * len(_JAPANESE.findall(line)) >= len(line.replace(" ", "")) > 0]
+        if kept:
+            yield "\n".join(kept)
+
+
+def _roff_text(line: str) -> str:
+    """The text of a line of a manual page; empty for a macro that has none."""
+    if line.startswith((".", "'")):
+        shown = _SHOWN.match(line)
+        if shown is None:
+            return ""
+        line = shown[1].replace('"', "")
+    line = _ROFF.sub("", line)
+    for written, meant in _SPELLED.items():
+        line = line.replace(written, meant)
+    return line.strip()
 
 
 def python_stdlib() -> Iterator[str]:

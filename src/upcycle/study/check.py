@@ -9,9 +9,10 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from upcycle.data.versions import full_version, recipe_version
+from upcycle.data.versions import full_version
 from upcycle.errors import UserError, brief, nearest
 from upcycle.fingerprint import PACKAGE_ROOT
+from upcycle.study.absent import without_absent
 from upcycle.study.catalogue import ItemKind, catalogue
 from upcycle.study.columns import KINDS
 from upcycle.study.execution import Execution
@@ -45,6 +46,7 @@ def find_study(name: str, root: Path) -> StudyConfig:
             f"{path}: `study: {study.study}`, but its file name makes it study `{name}`; write `study: {name}`, or "
             f"rename the file to config/{study.study}.yaml"
         )
+    study = without_absent(study)
     texts = {name: each.model_copy(update=_full_version(each)) for name, each in study.evaluations.items()}
     return study.model_copy(update={"evaluations": texts})
 
@@ -116,8 +118,7 @@ def check_names(study: StudyConfig) -> None:
         if dataset in study.datasets:
             continue
         try:
-            # A run that is finished needs no source: `needs` checks the source's version where text is to be read.
-            found = find_dataset(dataset, recipe_version(dataset, version))
+            found = find_dataset(dataset, version)
         except UserError as error:
             raise UserError(f"{where}: {error} (or describe your own under `datasets`)") from None
         if found.heldout_fraction == 1 and not where.startswith("evaluations."):

@@ -43,10 +43,10 @@ class DataConfig(Frozen):
     """The tokens of every run of a study, unless a sweep sets `data.<field>`."""
 
     dataset: Name
-    """A built-in data set (`english`, `python-stdlib`), or a name under `datasets`."""
+    """A built-in data set (`english`, `python-stdlib`, `japanese-man`), or a name under `datasets`."""
     version: Version = "1"
-    """Version of the text; another version is another token set and another run. Of `python-stdlib` the version of
-    Python is added: `1` becomes `1_py3.11.7` when the study is planned."""
+    """Version of the text; another version is another token set and another run. That of Python or of
+    Debian's package is added when the study is planned: `1` of `python-stdlib` becomes `1_py3.11.7`."""
     tokenizer: PathText = "bpe"
     """`bpe`: byte-level BPE trained on the training part with `vocab_size` pieces; else a tokenizer.json's path."""
     vocab_size: Vocabulary
