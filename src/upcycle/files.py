@@ -44,6 +44,17 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def given_path(text: str) -> Path:
+    """A path as a user gives it, its `~` or `~name` replaced by that home folder.
+
+    Raises `UserError` where there is no such home.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise UserError(f"{text}: nobody here has this home folder; write the path without `~`") from None
+
+
 def cache_folder() -> Path:
     """The user's cache of this program: what can be made again at any time.
 

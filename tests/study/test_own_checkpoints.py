@@ -145,6 +145,11 @@ TOKENIZER = {"dataset": "english", "vocab_size": PIECES}
         ({"mine": {"tokens": None}}, "`models.mine`: `tokens` is missing: how many the checkpoint was trained on"),
         ({"mine": {"checkpoint": "nowhere"}}, "config.yaml: models.mine.checkpoint: nowhere: no such folder"),
         ({"mine": {"checkpoint": 7}}, "models.mine.checkpoint: a folder's path is wanted (given: 7)"),
+        ({"mine": {"checkpoint": ""}}, "models.mine.checkpoint: a folder's path is wanted (given: '')"),
+        ({"mine": {"checkpoint": "a\nb"}}, r"models.mine.checkpoint: a folder's path is wanted (given: 'a\nb')"),
+        ({"mine": {"checkpoint": "~nobody0/x"}}, "models.mine.checkpoint: ~nobody0/x: nobody here has this home"),
+        ({"mine": {"checkpoint": "x" * 300}}, "File name too long; name another"),
+        ({"data": TOKENIZER | {"tokenizer": "~nobody0/x"}}, "~nobody0/x: nobody here has this home folder"),
         ({"models": {"mine": {"n_layer": 1, "d_model": 8, "n_head": 1, "tokens": 5, **TUNED}}}, "which is not given"),
         ({"context": 65}, "a context of 65 tokens exceeds the 64 of mine (max_position_embeddings"),
         ({"data": TOKENIZER}, "data.tokenizer: `bpe` is not mine/tokenizer.json, whose pieces the embedding of"),
@@ -157,6 +162,7 @@ def test_impossible_models_are_refused(here, changes, words):
     with pytest.raises(UserError) as error:
         planned(here, **changes)
     assert words in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_dense_models_of_our_own_are_trained_on(tmp_path):

@@ -73,6 +73,7 @@ def test_an_active_window_bounds_the_context(tmp_path, changes, context):
     assert read_parent(write_folder(tmp_path, **changes)).context == context
 
 
+NAN = float("nan")
 REFUSED = {
     "another family": ({"model_type": "gpt_neox"}, "`model_type`: 'gpt_neox' is not supported; valid: `llama`"),
     "a near family": ({"model_type": "qwen"}, "did you mean `qwen"),
@@ -92,9 +93,19 @@ REFUSED = {
         "`rope_parameters.full_attention`: is not supported",
     ),
     "llama3 lacks": ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "llama3 needs low_freq_factor"),
+    "rope factor": (
+        {"rope_scaling": {"rope_type": "linear", "factor": -2}},
+        "`rope_scaling.factor`: Input should be greater than 0 (given: -2)",
+    ),
+    "rope base": ({"rope_theta": "x"}, "`rope_theta`: 'x' is not a number"),
+    "rope base of no size": (
+        {"rope_parameters": {"rope_theta": NAN}, "rope_theta": None},
+        "`rope_theta`: Input should be",
+    ),
+    "epsilon": ({"rms_norm_eps": 0}, "`rms_norm_eps`: Input should be greater than 0 (given: 0)"),
     "no width": ({"hidden_size": None}, "KeyError"),
     "a text for a number": ({"num_hidden_layers": "2"}, "`num_hidden_layers`: a positive whole number is wanted"),
-    "too many layers": ({"num_hidden_layers": 10**6}, "n_layer"),
+    "too many layers": ({"num_hidden_layers": 10**6}, "`num_hidden_layers`: Input should be less"),
     "no epsilon": ({"rms_norm_eps": None}, "`rms_norm_eps`: is missing"),
     "mixed layers": ({"layer_types": ["full_attention", "chunked"]}, "`layer_types`"),
 }
@@ -145,8 +156,8 @@ def test_pickles_and_gguf_are_refused_with_the_way_to_convert_them(tmp_path):
     folder = write_folder(tmp_path)
     (folder / WEIGHTS_FILE).unlink()
     assert "neither model.safetensors nor" in refusal(folder)
-    (folder / "small.gguf").write_bytes(b"GGUF")
-    assert f"from_pretrained('{folder}', gguf_file='small.gguf').save_pretrained(OUT)" in refusal(folder)
+    (folder / "it's.gguf").write_bytes(b"GGUF")
+    assert f"from_pretrained('{folder}', gguf_file=\"it's.gguf\").save_pretrained(OUT)" in refusal(folder)
     (folder / "pytorch_model.bin").write_bytes(b"\x80")
     said = refusal(folder)
     assert "never loaded; convert them with transformers, where you trust them: AutoModelForCausalLM" in said

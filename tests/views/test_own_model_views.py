@@ -56,3 +56,19 @@ def test_the_status_of_what_has_not_begun(workflow):
     status = describe_status(workflow)
     (parent,) = (run for run in status["runs"] if run["id"].startswith("import-"))
     assert (parent["state"], parent["step"], parent["end_step"], parent["seconds_left"]) == ("not started", 0, 0, 0)
+
+
+def test_an_evaluation_has_the_checkpoint_that_its_sweep_begins_with(workflow):
+    """Also where two models, of several learning rates, begin with one checkpoint, which is one run."""
+    content = dict(STUDY)
+    mine = STUDY["models"]["mine"]
+    content["models"] = {"mine": mine, "hotter": mine | {"lr": 1e-2}}
+    content["sweeps"] = {name: {**STUDY["sweeps"]["on"], "model": name} for name in ("mine", "hotter")}
+    content["evaluations"] = {
+        name: {"dataset": "english", "version": "1", "sweep": name} for name in ("mine", "hotter")
+    }
+    Path("config.yaml").write_text(yaml.safe_dump(content))
+    study = load_study(Path("config.yaml"))
+    evaluated = Workflow(study, build_plan(study, Path("results")), Path("results")).evaluations
+    firsts = {name: [run.partition("-")[0] for run, _ in pairs] for name, pairs in evaluated.items()}
+    assert firsts == {"mine": ["import", "decay", "decay"], "hotter": ["import", "decay", "decay"]}

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,11 @@ from pydantic import ValidationError
 from upcycle.data.sources import sha256_file
 from upcycle.data.verified import NotedHashes
 from upcycle.errors import UserError, brief, nearest
-from upcycle.files import write_atomic
+from upcycle.files import given_path, write_atomic
 from upcycle.study.foreign import ITEM_BYTES, MAX_HEADER_BYTES, inside, read_header, read_json
 from upcycle.study.shape import Frozen, ModelShape, RopeScaling
 from upcycle.study.spec import canonical_json
-from upcycle.study.values import Sha256
+from upcycle.study.values import PATH_PATTERN, Sha256
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,19 @@ MISTRAL_WINDOW = 4096
 MAX_CONFIG_BYTES = 1 << 20
 SLOW_BYTES = 1 << 30
 """A larger file takes seconds to hash, which is said."""
+KEYS = {
+    "n_layer": "num_hidden_layers",
+    "d_model": "hidden_size",
+    "n_head": "num_attention_heads",
+    "n_kv_head": "num_key_value_heads",
+    "d_head": "head_dim",
+    "d_mlp": "intermediate_size",
+    "norm_eps": "rms_norm_eps",
+    "rope_base": "rope_theta",
+    "kind": "rope_type",
+    "original_context": "original_max_position_embeddings",
+}
+"""Keys of config.json by our names of what they state."""
 ROPE_KEYS = {
     "default": frozenset[str](),
     "linear": frozenset({"factor"}),
@@ -188,6 +202,14 @@ class _Config:
     def error(self, key: str, why: str) -> UserError:
         return UserError(f"{self.path}: `{key}`: {why}")
 
+    def out_of_range(self, key: str, error: ValidationError) -> UserError:
+        """The first thing that a shape, or a part of it stated under `key`, cannot have, by its name in config.json."""
+        first = error.errors()[0]
+        name = KEYS.get(name := ".".join(map(str, first["loc"])), name)
+        why = first["msg"].removeprefix("Value error, ")
+        given = f" (given: {brief(first['input'])})" if name and first["type"] != "value_error" else ""
+        return self.error(".".join(filter(None, (key, name))), why + given)
+
     def whole(self, key: str, default: int | None = None) -> int:
         """A positive whole number; the default stands in for a key that is absent or null."""
         value = self.values.get(key)
@@ -250,9 +272,7 @@ class _Config:
                 qk_norm=family == "qwen3",
             )
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise UserError(f"{self.path}: {where}: {first['msg']} (given: {brief(first['input'])})") from None
+            raise self.out_of_range("", error) from None
 
     def _rope(self) -> tuple[Any, RopeScaling | None]:
         """Base and scaling of the rotary frequencies; `rope_parameters` is how transformers 5 writes them."""
@@ -265,7 +285,7 @@ class _Config:
             raise self.error(key, f"an object is wanted (given: {brief(given)})")
         given = dict(given)
         theta = given.pop("rope_theta", self.values.get("rope_theta", 10_000.0))
-        if self.values.get("rope_theta", theta) != theta:
+        if (own := self.values.get("rope_theta", theta)) is not theta and own != theta:  # NaN is refused as a value
             raise self.error("rope_theta", f"contradicts `{key}`; keep one of them")
         kind, again = given.pop("rope_type", None), given.pop("type", None)
         kind = kind or again or "default"
@@ -281,7 +301,7 @@ class _Config:
         try:
             return theta, RopeScaling(kind=kind, original_context=original, **given)
         except ValidationError as error:
-            raise self.error(key, error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+            raise self.out_of_range(key, error) from None
 
     def context(self, family: str) -> int:
         """Tokens up to which the checkpoint attends to everything before."""
@@ -318,13 +338,13 @@ def _weight_files(folder: Path) -> dict[str, set[str] | None]:
 
 def _no_weights(folder: Path) -> str:
     if any(folder.glob("pytorch_model*.bin")):
-        convert = CONVERT.format(source=f"'{folder}'")
+        convert = CONVERT.format(source=repr(str(folder)))
         return (
             "its weights are pickles (.bin), which are never loaded; convert them with transformers, where you trust "
             f"them: {convert}, and name OUT"
         )
     if gguf := sorted(path.name for path in folder.glob("*.gguf")):
-        convert = CONVERT.format(source=f"'{folder}', gguf_file='{gguf[0]}'")
+        convert = CONVERT.format(source=f"{str(folder)!r}, gguf_file={gguf[0]!r}")
         return f"its weights are GGUF; convert them with transformers: {convert}, and name OUT"
     return f"neither {WEIGHTS_FILE} nor {INDEX} in it; name a folder that save_pretrained wrote"
 
@@ -405,13 +425,15 @@ def give_shapes(raw: Any) -> None:
         folder = entry.get("checkpoint") if isinstance(entry, dict) else None
         if folder is None:
             continue
-        if not isinstance(folder, str):
+        if not isinstance(folder, str) or re.fullmatch(PATH_PATTERN, folder) is None:
             raise UserError(f"models.{name}.checkpoint: a folder's path is wanted (given: {brief(folder)})")
         for key in (*ModelShape.model_fields, "vocab_size"):
             if key in entry:
                 raise UserError(f"models.{name}: the shape is the checkpoint's; leave out `{key}`")
         try:
-            parent = find_parent(Path(folder).expanduser())
+            parent = find_parent(given_path(folder))
         except UserError as error:
             raise type(error)(f"models.{name}.checkpoint: {error}") from None
+        except OSError as error:  # a name that is too long, a folder that may not be read
+            raise UserError(f"models.{name}.checkpoint: {brief(folder)}: {error.strerror}; name another") from None
         entry |= parent.shape.model_dump(exclude_defaults=True) | {"vocab_size": parent.rows}

@@ -17,6 +17,7 @@ from typing import Any
 
 from upcycle.data.verified import NotedHashes
 from upcycle.errors import UserError
+from upcycle.files import given_path
 from upcycle.study.execution import Execution
 from upcycle.study.kernel_fit import check_kernels
 from upcycle.study.parent import Checkpoint, identify, noted_hashes
@@ -90,12 +91,12 @@ def find_checkpoints(study: StudyConfig, hashes: NotedHashes) -> dict[str, Check
         if folder is None:
             continue
         try:
-            found[name] = checkpoint = identify(Path(folder).expanduser(), hashes)
+            found[name] = checkpoint = identify(given_path(folder), hashes)
         except UserError as error:
             raise type(error)(f"models.{name}.checkpoint: {error}") from None
         own = checkpoint.parent.tokenizer
         # A file that is gone is of a token set that is there, whose own notes the import compares.
-        given = hashes.of(Path(data.tokenizer).expanduser())
+        given = hashes.of(given_path(data.tokenizer))
         if data.tokenizer == "bpe" or given not in (None, checkpoint.tokenizer_sha256):
             raise UserError(
                 f"data.tokenizer: `{data.tokenizer}` is not {own}, whose pieces the embedding of models.{name} is of; "

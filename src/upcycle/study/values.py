@@ -93,7 +93,8 @@ Version = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.]*$", max_lengt
 """Without `-`, which ends it in a token set's folder name."""
 RunId = Annotated[str, Field(pattern=NAME_PATTERN, max_length=255)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-PathText = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$", max_length=1000)]
+PATH_PATTERN = r"^[^\x00-\x1f\x7f]+$"
+PathText = Annotated[str, Field(pattern=PATH_PATTERN, max_length=1000)]
 """A path or glob pattern: any printable text. It is opened, never given to a shell."""
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from upcycle.data.sources import sha256_file
 from upcycle.errors import UserError, nearest
-from upcycle.files import read_record
+from upcycle.files import given_path, read_record
 from upcycle.fingerprint import PACKAGE_ROOT, fingerprint
 from upcycle.manifest import MANIFEST
 from upcycle.study.catalogue import CatalogueItem, catalogue
@@ -122,7 +122,7 @@ class Workflow:
         model, _ = self.plan.names[run_id]
         folder = self.study.models[model].checkpoint
         assert folder is not None
-        return Path(folder).expanduser()
+        return given_path(folder)
 
     def tokens_of(self, run_id: str) -> str:
         """Manifest of the tokens that a run reads."""
@@ -142,9 +142,10 @@ class Workflow:
         """The finished models of its sweeps, each once, after the checkpoints that these begin with."""
         found: dict[str, None] = {}
         for sweep in evaluation.sweep:
-            config = self.study.sweeps[sweep]
-            begun = config.model if config.has_parents else ()
-            found |= dict.fromkeys(run for run in self.plan.checkpoints if self.plan.names[run][0] in begun)
+            # Not by the model's name: two models, of several learning rates, may begin with one checkpoint.
+            runs = self.plan.sweeps[sweep] if self.plan.checkpoints else ()
+            begun = {self.plan.runs[run].dense_parent for run in runs}
+            found |= dict.fromkeys(run for run in self.plan.checkpoints if run in begun)
         return list(found | {run: None for sweep in evaluation.sweep for run in self.plan.sweeps[sweep]})
 
     @cached_property

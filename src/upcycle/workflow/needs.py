@@ -14,6 +14,7 @@ from upcycle.data.local import check_files, hold_tokens
 from upcycle.data.versions import full_version, recipe_version
 from upcycle.data.vocabulary import check_tokenizer, check_vocab_size
 from upcycle.errors import UserError
+from upcycle.files import given_path
 from upcycle.manifest import WEIGHTS, read_manifest
 from upcycle.study.recorded import check_trained, has_begun
 from upcycle.study.retention import files_read
@@ -83,7 +84,7 @@ def check_source(workflow: Workflow, recipe: TokenRecipe) -> None:
     if data.tokenizer == "bpe":
         check_vocab_size(data.vocab_size)
     else:
-        check_tokenizer(Path(data.tokenizer).expanduser(), data.vocab_size)
+        check_tokenizer(given_path(data.tokenizer), data.vocab_size)
 
 
 def check_version(data: DataConfig) -> None:

@@ -9,6 +9,7 @@ from upcycle.data.local import hold_tokens
 from upcycle.data.parts import FEW_STEPS, making_steps
 from upcycle.data.provenance import MANIFEST, check_unchanged
 from upcycle.errors import UserError
+from upcycle.files import given_path
 from upcycle.study.study import LocalDataset
 from upcycle.workflow.dag import Workflow
 from upcycle.workflow.paths import REHEARSAL, RESULTS, on_disk, tokens_path
@@ -29,7 +30,7 @@ def local_files(patterns: list[str], key: str) -> list[Path]:
 
 
 def _matches(pattern: str) -> list[Path]:
-    pattern = str(Path(pattern).expanduser())
+    pattern = str(given_path(pattern))
     return [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]  # noqa: PTH207 - it may be absolute
 
 
