@@ -1,6 +1,7 @@
 """Corpora in many parts: the same tokens however they are divided, interrupted and sorted; rows that cannot be used."""
 
 import gzip
+import hashlib
 import json
 import os
 import random
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers
 from upcycle.data import making, spool
 from upcycle.data.making import Making
 from upcycle.data.parts import file_groups, making_steps
+from upcycle.data.spool import Document, Spool, SpoolWriter, place_of
 from upcycle.data.tokens import TokenSet, tokenize_corpus
 from upcycle.errors import UserError
 
@@ -108,6 +111,34 @@ def test_tokens_do_not_depend_on_how_much_is_held(
     assert_same(tmp_path / "small", whole)
 
 
+def test_memory_does_not_grow_with_the_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writing runs and sorting a bucket of three and of twelve times the limit: as much memory."""
+    limit = 2**20
+    monkeypatch.setattr(spool, "RUN_BYTES", limit)
+    monkeypatch.setattr(spool, "SORT_BYTES", limit)
+    draw, peaks = random.Random(0), {}
+    for times in (3, 12):
+        folder = tmp_path / str(times)
+        folder.mkdir()
+        tracemalloc.start()
+        writer = SpoolWriter(folder, "read", 1)
+        for _ in range(times * limit // 4096):
+            text = draw.randbytes(2048).hex().encode()
+            writer.add(Document(hashlib.sha256(text).digest(), 0, text), heldout=False)
+        writer.flush()
+        written = tracemalloc.get_traced_memory()[1]
+        tracemalloc.reset_peak()
+        digests = [document.digest for document in Spool([folder / run for run in writer.runs], 1).documents(0)]
+        peaks[times] = written, tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert len(writer.runs) >= times
+        assert [place_of(digest) for digest in digests] == sorted(map(place_of, digests))
+        assert len(set(digests)) == times * limit // 4096
+    for few, many in zip(peaks[3], peaks[12], strict=True):
+        assert few < many < 4 * limit
+        assert many < 1.3 * few
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -151,8 +182,8 @@ def test_after_a_kill_finished_steps_are_kept(steps: int, files: list[Path], who
 @pytest.mark.slow
 def test_workers_end_with_the_process_that_started_them(files: list[Path], whole: Path, tmp_path: Path) -> None:
     """Killed at any moment with its workers at work, it is resumed by the next call."""
-    code = "import sys, time; from pathlib import Path; from upcycle.data import tokens\n"
-    code += "def slow(*arguments): print('at work', flush=True); time.sleep(300)\n"
+    code = "import os, sys, time; from pathlib import Path; from upcycle.data import tokens\n"
+    code += "def slow(*arguments): os.write(1, b'at work\\n'); time.sleep(300)\n"
     code += "if __name__ == '__main__':\n"
     code += "    tokens.run_step = slow\n"
     code += "    tokens.tokenize_corpus('made', Path(sys.argv[1]), files=sys.argv[3:], part_bytes=int(sys.argv[2]), "
@@ -173,6 +204,15 @@ def test_workers_end_with_the_process_that_started_them(files: list[Path], whole
         time.sleep(0.05)
     tokenize_corpus("made", tmp_path / "o", **options)
     assert_same(tmp_path / "o", whole)
+
+
+def test_shared_text_is_kept_where_it_is_asked_for(files: list[Path], tmp_path: Path) -> None:
+    options = OPTIONS | {"files": files, "decontaminate": False}
+    manifest = tokenize_corpus("made", tmp_path / "o", **options)
+    assert set(manifest["removed"]) == {"empty document", "repeated document", "repeated passage"}
+    assert manifest["removed"]["repeated document"]["documents"] == 5 * FILES
+    tokenize_corpus("made", tmp_path / "p", **options, part_bytes=files[0].stat().st_size + 1)
+    assert_same(tmp_path / "p", tmp_path / "o")
 
 
 def test_text_that_changed_since_a_step_is_read_again(files: list[Path], tmp_path: Path) -> None:
@@ -205,7 +245,12 @@ def test_damage_between_steps_is_found(files: list[Path], tmp_path: Path) -> Non
     with pytest.raises(UserError, match=r"read-00001-00000.run: damaged \(.*\); remove the folder .*o/work"):
         made.run("prepare")
     flip(run)
-    for step in [*made.stages[1], *made.stages[2]]:
+    made.run("prepare")
+    flip(tmp_path / "o/work/windows")
+    with pytest.raises(UserError, match=r"work/windows: damaged; remove the folder .*o/work, and tokenise again"):
+        made.run("encode-0")
+    flip(tmp_path / "o/work/windows")
+    for step in made.stages[2]:
         made.run(step)
     flip(tmp_path / "o/train-00002-00000.bin")
     with pytest.raises(UserError, match=r"train-00002-00000.bin: damaged in block 0 of 1"):

@@ -60,7 +60,7 @@ from upcycle.manifest import json_bytes, sealed, unsealed
 WORK_FORMAT = 1
 BUCKETS = 16
 """Buckets of an encoding step: what it sorts at once is a sixteenth of its text."""
-WINDOWS, DIGESTS = "windows.npy", "digests"
+WINDOWS, DIGESTS = "windows", "digests"
 
 
 class Making:
@@ -205,17 +205,22 @@ class Making:
                 f"with heldout_fraction {self.fraction}: give more documents or another fraction"
             )
         write_atomic(self.work / DIGESTS, digests)
-        with (self.work / WINDOWS).open("wb") as file:
-            np.save(file, windows)
-        bpe = self.given or train_bpe(self._training_texts(spool), self.vocab_size)
+        write_atomic(self.work / WINDOWS, windows.view(np.uint8).data)
+        bpe = self.given or train_bpe(self._training_texts(spool, HeldoutText(digests, windows)), self.vocab_size)
         write_atomic(self.out_dir / TOKENIZER, bpe.to_str())
-        return {"rows": rows.record(), "tokenizer": sha256_file(self.out_dir / TOKENIZER)}
+        files = {name: sha256_file(self.work / name) for name in (DIGESTS, WINDOWS)}
+        return {"rows": rows.record(), "tokenizer": sha256_file(self.out_dir / TOKENIZER), "files": files}
 
-    def _heldout(self) -> HeldoutText:
-        return HeldoutText((self.work / DIGESTS).read_bytes(), np.load(self.work / WINDOWS, mmap_mode="r"))
+    def _heldout(self, prepared: dict[str, Any]) -> HeldoutText:
+        """The held-out text as `prepare` wrote it, mapped. UserError if it is damaged."""
+        for name, sha256 in prepared["files"].items():
+            if sha256_file(self.work / name) != sha256:
+                raise UserError(f"{self.work / name}: damaged; remove the folder {self.work}, and tokenise again")
+        path = self.work / WINDOWS
+        windows = np.memmap(path, np.uint64, "r") if path.stat().st_size else np.empty(0, np.uint64)
+        return HeldoutText((self.work / DIGESTS).read_bytes(), windows)
 
-    def _training_texts(self, spool: Spool) -> Iterable[str]:
-        heldout = self._heldout()
+    def _training_texts(self, spool: Spool, heldout: HeldoutText) -> Iterable[str]:
         for bucket in range(spool.buckets):
             for document in training_documents(self.dataset, spool, bucket, heldout, _none()):
                 yield document.text.decode()
@@ -226,7 +231,7 @@ class Making:
         spool, removed = self._spool(), _none()
         if number == self.n_train:
             return self._write("heldout", distinct_documents(spool, spool.buckets, removed), bpe, removed)
-        heldout, buckets = self._heldout(), range(BUCKETS * number, BUCKETS * (number + 1))
+        heldout, buckets = self._heldout(prepared), range(BUCKETS * number, BUCKETS * (number + 1))
         documents = (
             document
             for bucket in buckets
