@@ -46,6 +46,8 @@ def _stages(workflow: Workflow, name: str) -> list[list[str]]:
     local = workflow.study.datasets.get(dataset)
     if REHEARSAL or local is None or on_disk(tokens_path(name)):
         return []
+    if not all(map(_matches, (*local.heldout_files, *local.files))):
+        return []  # of a finished study: where tokens are to be made, `needs` has named what is missing
     files = all_files(local, dataset)
     if hold_tokens(files):
         return []
