@@ -17,6 +17,7 @@ from upcycle.data.sources import Package, fetch
 from upcycle.data.versions import UNPINNED, full_version, recipe_version
 from upcycle.errors import UserError, nearest
 
+EVALS = Package("evals", "3.0.1.post1", "0abcb2051303500784b1641a6e4f6b813ed43ad64f879a37d344a6774eb8eb78")
 HELDOUT_FRACTION = 0.01
 """Share of a user's documents that is held out, where no files are."""
 
@@ -135,9 +136,7 @@ DATASETS: dict[str, Dataset] = {
                     description="Excerpts of OpenWebText, as shipped with OpenAI's evals",
                     licence="CC0 (package: MIT)",
                     parse=readers.openwebtext,
-                    package=Package(
-                        "evals", "3.0.1.post1", "0abcb2051303500784b1641a6e4f6b813ed43ad64f879a37d344a6774eb8eb78"
-                    ),
+                    package=EVALS,
                 ),
             ),
         ),
