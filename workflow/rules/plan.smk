@@ -17,7 +17,6 @@ from upcycle.workflow.needs import (
     check_parent,
     check_source,
     check_trackers,
-    tokens_to_make,
 )
 from upcycle.workflow.paths import (
     RESULTS,
@@ -30,7 +29,7 @@ from upcycle.workflow.progress import tell_progress
 from upcycle.workflow.pruning import Retention
 from upcycle.workflow.resources import job_resources, machine_memory_mb
 from upcycle.workflow.submission import check_submission
-from upcycle.workflow.texts import stages_of
+from upcycle.workflow.texts import stages_of, tokens_to_make
 
 logger.addHandler(Failures())
 

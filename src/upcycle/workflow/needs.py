@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 from upcycle.data.local import check_files, hold_tokens
 from upcycle.data.versions import full_version, recipe_version
@@ -21,9 +20,9 @@ from upcycle.study.retention import files_read
 from upcycle.study.spec import DataConfig
 from upcycle.study.study import LocalDataset
 from upcycle.workflow.dag import TokenRecipe, Workflow
-from upcycle.workflow.paths import REHEARSAL, RESULTS, evaluation_tokens_id, metrics_path, on_disk, tokens_path
+from upcycle.workflow.paths import REHEARSAL, RESULTS, metrics_path, on_disk
 from upcycle.workflow.pruning import check_kept_for, check_start
-from upcycle.workflow.texts import all_files, local_files
+from upcycle.workflow.texts import all_files, local_files, tokens_to_make
 
 
 def check_needs(workflow: Workflow) -> None:
@@ -49,19 +48,6 @@ def check_needs(workflow: Workflow) -> None:
     if problems:
         first, more = next(iter(problems)), len(problems) - 1
         raise UserError(first + (f" (and {more} more {'is' if more == 1 else 'are'} missing or wrong)" if more else ""))
-
-
-def tokens_to_make(workflow: Workflow) -> list[str]:
-    """Missing token sets that an unfinished run or evaluation reads."""
-    runs, evaluations = workflow.plan.runs, workflow.study.evaluations
-    unfinished = [run for run_id, run in runs.items() if not on_disk(metrics_path(run_id))]
-    needed = {run.data.tokens_id: None for run in unfinished}
-    for name, pairs in workflow.evaluations.items():
-        for run_id, path in pairs:
-            if path in workflow.stale_evaluations:
-                run = runs[run_id]
-                needed |= {run.data.tokens_id: None, evaluation_tokens_id(run, evaluations[name]): None}
-    return [name for name in needed if not Path(tokens_path(name)).exists()]
 
 
 def check_source(workflow: Workflow, recipe: TokenRecipe) -> None:

@@ -11,10 +11,9 @@ from typing import Any
 from upcycle.errors import UserError
 from upcycle.study.recorded import is_finished
 from upcycle.workflow.dag import Workflow
-from upcycle.workflow.needs import tokens_to_make
 from upcycle.workflow.paths import RESULTS, on_disk, step_path
 from upcycle.workflow.resources import Cluster, JobRequest
-from upcycle.workflow.texts import stages_of
+from upcycle.workflow.texts import stages_of, tokens_to_make
 
 RULE_OF_KIND = {
     "import": "import_checkpoint",

@@ -12,7 +12,7 @@ from upcycle.errors import UserError
 from upcycle.files import given_path
 from upcycle.study.study import LocalDataset
 from upcycle.workflow.dag import Workflow
-from upcycle.workflow.paths import REHEARSAL, RESULTS, on_disk, tokens_path
+from upcycle.workflow.paths import REHEARSAL, RESULTS, evaluation_tokens_id, metrics_path, on_disk, tokens_path
 
 
 def local_files(patterns: list[str], key: str) -> list[Path]:
@@ -34,8 +34,24 @@ def _matches(pattern: str) -> list[Path]:
     return [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]  # noqa: PTH207 - it may be absolute
 
 
+def tokens_to_make(workflow: Workflow) -> list[str]:
+    """Missing token sets that an unfinished run or evaluation reads."""
+    runs, evaluations = workflow.plan.runs, workflow.study.evaluations
+    unfinished = [run for run_id, run in runs.items() if not on_disk(metrics_path(run_id))]
+    needed = {run.data.tokens_id: None for run in unfinished}
+    for name, pairs in workflow.evaluations.items():
+        for run_id, path in pairs:
+            if path in workflow.stale_evaluations:
+                run = runs[run_id]
+                needed |= {run.data.tokens_id: None, evaluation_tokens_id(run, evaluations[name]): None}
+    return [name for name in needed if not Path(tokens_path(name)).exists()]
+
+
 def stages_of(workflow: Workflow, name: str) -> list[list[str]]:
-    """Steps of a token set that is made by several jobs, in stages; none for a small one, or one that is there."""
+    """Steps of a token set that is to be made by several jobs, in stages; none for a small one.
+
+    None either for one that is there or that nothing unfinished reads, whose text may be gone.
+    """
     if name not in workflow.making_stages:
         workflow.making_stages[name] = _stages(workflow, name)
     return workflow.making_stages[name]
@@ -44,10 +60,10 @@ def stages_of(workflow: Workflow, name: str) -> list[list[str]]:
 def _stages(workflow: Workflow, name: str) -> list[list[str]]:
     dataset = workflow.token_sets[name].data.dataset
     local = workflow.study.datasets.get(dataset)
-    if REHEARSAL or local is None or on_disk(tokens_path(name)):
+    if REHEARSAL or local is None or name not in tokens_to_make(workflow):
         return []
     if not all(map(_matches, (*local.heldout_files, *local.files))):
-        return []  # of a finished study: where tokens are to be made, `needs` has named what is missing
+        return []  # the plan is shown all the same: `needs` names what is missing
     files = all_files(local, dataset)
     if hold_tokens(files):
         return []
