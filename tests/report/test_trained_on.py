@@ -1,6 +1,7 @@
 """The report of a study that begins with an imported checkpoint: one section more, none that is empty."""
 
 import re
+from dataclasses import replace
 
 import own_model_sweep as own
 import pytest
@@ -12,6 +13,7 @@ from upcycle.paper.draw import draw
 from upcycle.report.background import Background
 from upcycle.report.findings import findings, headline
 from upcycle.report.page import render
+from upcycle.study.spec import short_count
 
 STUDIES = {
     "whole": {},
@@ -78,3 +80,15 @@ def test_a_finding_without_seeds_is_open(page):
     verdicts = {"whole": "clear", "one budget": "clear", "one seed, no law": "open"}
     if name in verdicts:
         assert findings(inputs)[0].verdict == verdicts[name]
+
+
+def test_sentences_of_several_dense_models_tell_their_d1(page, monkeypatch):
+    name, inputs, _, _ = page
+    found = inputs.rivals(inputs.grid())
+    several = [replace(each, d1=factor * each.d1) for each in found for factor in (1, 2)]
+    monkeypatch.setattr(type(inputs), "rivals", lambda self, grid: several)
+    sentences = [finding.sentence for finding in findings(inputs) if finding.sentence.startswith("D1 = ")]
+    assert [sentence.partition(": ")[0] for sentence in sentences] == [
+        f"D1 = {short_count(each.d1)}" for each in several
+    ]
+    assert len(sentences) == (0 if name == "not trained on" else 2)

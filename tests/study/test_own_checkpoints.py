@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +214,16 @@ def test_jobs_read_the_frozen_plan_alone(here):
     assert thawed.study.model_spec("mine") == config.model_spec("mine")
     (run_id,) = thawed.plan.checkpoints
     assert thawed.plan.checkpoints[run_id].keys() == {"model.safetensors"}
+
+
+def test_a_checkpoint_is_planned_with_the_standard_library(here):
+    """Hashed, and its headers read, by a process that has loaded no library of tensors."""
+    study(here)
+    code = "import sys; from upcycle.cli import main; code = main(['plan']); print(*sys.modules); sys.exit(code)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=here, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "upcycle.study.parent" in done.stdout
+    assert not {"torch", "safetensors", "numpy", "transformers", "tokenizers"} & set(done.stdout.split())
 
 
 def test_an_import_is_shared_by_processes_as_its_shape_allows(here):

@@ -44,11 +44,11 @@ def headline(inputs: Inputs, sweep: str | None = None) -> str:
 def findings(inputs: Inputs, sweep: str | None = None) -> list[Finding]:
     """The findings at the head of the report, the most important first."""
     grid = inputs.grid(sweep)
-    noise = inputs.noise
+    noise, rivals = inputs.noise, inputs.rivals(grid)
     found = [
         _best_law(inputs, grid),
         _against_scratch(inputs, grid, noise),
-        *(_against_trained_on(advise_measured(each)) for each in inputs.rivals(grid)),
+        *(_against_trained_on(advise_measured(each), several=len(rivals) > 1) for each in rivals),
         _offset(inputs, grid),
         _interaction(inputs, grid),
         _noise(inputs, grid),
@@ -155,15 +155,19 @@ def _against_scratch(inputs: Inputs, grid: Grid, noise: SeedNoise | None) -> Fin
     return Finding(sentence[0].upper() + sentence[1:], " ".join(filter(None, details)), verdict)
 
 
-def _against_trained_on(advice: MeasuredAdvice) -> Finding:
-    """Upcycling against the dense model trained on, at the same FLOPs and at the same tokens."""
+def _against_trained_on(advice: MeasuredAdvice, *, several: bool) -> Finding:
+    """Upcycling against the dense model trained on, at the same FLOPs and at the same tokens.
+
+    `several`: whether there is one for each of several D1, which is then said.
+    """
+    which = f"D1 = {short_count(advice.rivals.d1)}: " if several else ""
     outcomes = {each.outcome for each in advice.budgets} - {"unknown"}
     decided = outcomes & {"upcycle", "dense"}
     verdict: Verdict = "open" if not decided or advice.rivals.noise is None else "clear"
     if decided and len(outcomes) > 1:
         verdict = "part"
     chance = "" if advice.rivals.noise else "No point was trained with two seeds, so these differences may be chance."
-    return Finding(recommendation(advice), f"{at_same_tokens(advice)} {chance}".strip(), verdict)
+    return Finding(which + recommendation(advice), f"{at_same_tokens(advice)} {chance}".strip(), verdict)
 
 
 _VERBS: dict[Standing, str] = {"ahead": "wins", "behind": "loses", "undecided": "is undecided"}
