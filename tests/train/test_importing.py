@@ -15,6 +15,7 @@ from upcycle.study.parent import Checkpoint, identify, noted_hashes
 from upcycle.study.spec import RunSpec
 from upcycle.train.evaluate import evaluate_run
 from upcycle.train.loop import train_run
+from upcycle.train.processes.preemption import TrainingError
 from upcycle.train.states.checkpoint import read_tensors
 
 D1 = 10**6
@@ -126,6 +127,22 @@ def test_changed_weights_are_refused_before_anything_is_written(checkpoint):
 
 def weights_of(folder: Path) -> dict[str, np.ndarray]:
     return llama_tensors(LLAMA | {"vocab_size": VOCABULARY, "num_key_value_heads": 1})
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "words"),
+    [
+        (np.nan, UserError, r"safetensors: tensor model.norm.weight holds NaN or infinity"),
+        (3e38, TrainingError, "the held-out loss is not finite: .* Take another checkpoint"),
+    ],
+    ids=["no number", "overflow"],
+)
+def test_a_checkpoint_that_computes_no_loss_is_refused(here, value, error, words):
+    write_weights(Path("mine"), weights_of(Path("mine")) | {"model.norm.weight": np.full(16, value, np.float32)}, 2)
+    with pytest.raises(error, match=words):
+        import_mine(identify(Path("mine"), noted_hashes()))
+    (folder,) = Path().glob("import-*")
+    assert {path.name for path in folder.iterdir()} <= {"spec.json", "lease", "metrics.jsonl"}
 
 
 @pytest.mark.parametrize(

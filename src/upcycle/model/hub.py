@@ -36,7 +36,7 @@ def read_checkpoint(folder: Path, model: ModelSpec, files: Mapping[str, str]) ->
 
     `files`: SHA-256 of each of its files by name, as its fingerprint states them (`study.parent`). Raises UserError for
     a file that is missing or has other bytes, that is no safetensors file, or that changes while it is read; and for a
-    tensor that is missing, quantised, or in two files.
+    tensor that is missing, quantised, not finite, or in two files.
     """
     paths = [folder / name for name in files if name.endswith(".safetensors")]
     before = {path: _checked(path, files[path.name]) for path in paths}
@@ -94,6 +94,8 @@ class _Weights(Mapping[str, Tensor]):
         if tensor.dtype not in FLOATS:
             kind = str(tensor.dtype).removeprefix("torch.")
             raise UserError(f"{path}: tensor {name} is of type {kind}; float32, bfloat16 and float16 are read")
+        if not tensor.isfinite().all():
+            raise UserError(f"{path}: tensor {name} holds NaN or infinity; take another checkpoint, or save it anew")
         return tensor.to(torch.float32)  # maybe a view of the file: what is made of it is new
 
     def __contains__(self, name: object) -> bool:

@@ -23,7 +23,7 @@ from upcycle.train.evaluate import (
     spread_sequences,
 )
 from upcycle.train.optim import optimizer_tensors
-from upcycle.train.processes.preemption import StopRequest
+from upcycle.train.processes.preemption import HOPELESS, StopRequest, TrainingError
 from upcycle.train.record import MetricsLog, hardware, now, software
 from upcycle.train.rows import heldout_row
 from upcycle.train.states import checkpoint
@@ -62,7 +62,8 @@ def save(trainee: Trainee, metrics: MetricsLog) -> None:
 def finish(trainee: Trainee, metrics: MetricsLog, stop: StopRequest, *, whole: bool) -> None:
     """A last rolling state, held-out loss, weights, a trunk's optimizer state for its children, manifest.
 
-    metrics.json comes last. Without `whole` only the curve's subset is evaluated, and the loss is null.
+    metrics.json comes last. Without `whole` only the curve's subset is evaluated, and the loss is null. Raises
+    TrainingError where the loss is not finite.
     """
     run = trainee.run
     if run.role != "imported":  # which is read again sooner than a state of it is
@@ -77,6 +78,12 @@ def finish(trainee: Trainee, metrics: MetricsLog, stop: StopRequest, *, whole: b
         batches = stop.watch(batches_of(sequences, trainee.eval_batch), trainee.group.any)
         losses = sequence_losses(trainee.model, run, batches, trainee.group)
     with trainee.group.together():
+        if not np.isfinite(losses).all():
+            raise TrainingError(
+                f"{run.id}: the held-out loss is not finite: the model overflows, so it is not finished. "
+                + ("Take another checkpoint" if run.role == "imported" else "A lower optim.lr may help"),
+                HOPELESS,
+            )
         # It is there already if an attempt was killed right here.
         if not any("heldout" in row and row["step"] == trainee.step for row in metrics.rows()):
             metrics.append(heldout_row(trainee, losses[subset]))
