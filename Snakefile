@@ -22,6 +22,7 @@ rule all:
 include: "workflow/rules/data.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/benchmark.smk"
 include: "workflow/rules/prune.smk"
 include: "workflow/rules/laws.smk"
 include: "workflow/rules/paper.smk"

@@ -134,6 +134,10 @@ def parser() -> argparse.ArgumentParser:
         help="a name under `evaluations`; without one the run's own held-out text, if it was not evaluated when it was "
         "trained (trunk points are not), into its metrics.json",
     )
+    benchmark = verb("benchmark", "Scores of a finished run on a benchmark of Table 7.")
+    benchmark.add_argument("run", help="a run id of the plan")
+    benchmark.add_argument("benchmark", help="a name under `benchmarks`")
+    benchmark.add_argument("task", help="one of its tasks")
     adopt = verb(
         "adopt", "Take over finished runs and tokens of another results folder, verified: linked, or else copied."
     )
@@ -150,6 +154,7 @@ def parser() -> argparse.ArgumentParser:
     for name, text in (
         ("losses", "Gather finished runs into losses.csv."),
         ("evaluations", "Gather evaluations on other texts into evaluations.csv."),
+        ("benchmarks", "Gather scores on benchmarks into benchmarks.csv."),
         ("fit", "Fit a law: one that the study names, or with --law and --csv any law to any table of losses."),
         ("figure", "Draw a figure as SVG and PDF."),
         ("table", "Write a table as CSV and Markdown."),
@@ -379,7 +384,7 @@ def run_verb(args: argparse.Namespace) -> None:
     profile = getattr(args, "profile", None)
     name, node, settings = split_config(read_profile(profile) if profile else {})
     workflow = read_workflow(name if args.study is None else args.study, Path.cwd(), node, **settings)
-    if args.verb in ("plan", "tokenize", "train", "evaluate") and PLAN_VARIABLE not in os.environ:
+    if args.verb in ("plan", "tokenize", "train", "evaluate", "benchmark") and PLAN_VARIABLE not in os.environ:
         check_texts(workflow)  # jobs of a running invocation: done when it started
     if args.verb == "plan":
         from upcycle.views.plan_view import show_plan
@@ -404,13 +409,15 @@ def run_verb(args: argparse.Namespace) -> None:
         from upcycle.workflow.adopt import adopt
 
         adopt(workflow, args.folder)
-    elif args.verb in ("tokenize", "train", "evaluate", "prune"):
+    elif args.verb in ("tokenize", "train", "evaluate", "benchmark", "prune"):
         from upcycle.workflow import jobs
 
         if args.verb == "tokenize":
             jobs.tokenize_job(workflow, args.name, args.step)
         elif args.verb == "train":
             jobs.train_job(workflow, args.run, fresh=args.fresh)
+        elif args.verb == "benchmark":
+            jobs.benchmark_job(workflow, args.run, args.benchmark, args.task)
         elif args.verb == "prune":
             jobs.prune_job(workflow, args.run, None if PLAN_VARIABLE in os.environ else Path.cwd())
         else:

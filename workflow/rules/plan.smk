@@ -15,11 +15,13 @@ from upcycle.workflow.invocation import PLAN_VARIABLE, open_workflow
 from upcycle.workflow.needs import (
     check_evaluated,
     check_parent,
+    check_scored,
     check_source,
     check_trackers,
 )
 from upcycle.workflow.paths import (
     RESULTS,
+    benchmark_path,
     evaluation_path,
     metrics_path,
     step_path,
@@ -67,6 +69,11 @@ EVALUATIONS = {
     (run, Path(path).stem): name
     for name, pairs in W.evaluations.items()
     for run, path in pairs
+}
+BENCHMARKS = {
+    (run, Path(path).stem): (name, task)
+    for name, asked in W.benchmarks.items()
+    for run, task, path in asked
 }
 # A new file: in a dry run, which dates no file, it is an input of what is there and stale.
 NEW = NamedTemporaryFile(prefix="upcycle-") if DRY else None
@@ -171,6 +178,25 @@ def evaluation_inputs(wildcards):
     tokens = W.evaluation_tokens(wildcards.run, name)
     new = [NEW.name] if DRY and output in W.stale_evaluations else []
     return [source(metrics_path(wildcards.run), output), source(tokens, output), *new]
+
+
+def benchmark_words(wildcards):
+    """The study's name of a benchmark and its task, from their result file."""
+    return list(BENCHMARKS[(wildcards.run, wildcards.benchmark)])
+
+
+def benchmark_inputs(wildcards):
+    """The finished run, and its tokenizer's token set."""
+    name, task = benchmark_words(wildcards)
+    output = benchmark_path(wildcards.run, W.study.benchmarks[name], task)
+    if output in W.stale_benchmarks:
+        checked(check_scored, W, wildcards.run, name)
+    new = [NEW.name] if DRY and output in W.stale_benchmarks else []
+    return [
+        source(metrics_path(wildcards.run), output),
+        source(W.tokens_of(wildcards.run), output),
+        *new,
+    ]
 
 
 def product_inputs(name):

@@ -125,12 +125,7 @@ class Transformer(nn.Module):
 
     def forward(self, ids_BS: Tensor, targets_BS: Tensor | None = None, *, per_token: bool = False) -> Output:
         """Next-token logits of every position, or the loss on `targets_BS`; balance loss and routing of every layer."""
-        x_BSD = F.embedding(ids_BS, self.embed.weight)
-        layers: list[Routing] = []
-        for block in self.blocks:
-            x_BSD, routing = checkpoint(block, x_BSD, use_reentrant=False) if self.recompute else block(x_BSD)
-            if routing is not None:
-                layers.append(routing)
+        x_BSD, layers = self._stream(ids_BS)
         logits_BSV = loss = None
         if targets_BS is None:
             logits_BSV = F.linear(self.norm(x_BSD), self.head_weight)
@@ -144,6 +139,21 @@ class Transformer(nn.Module):
             return Output(logits_BSV, loss, x_BSD.new_zeros((), dtype=torch.float32), None)
         balance, load_LE, entropy_L = (torch.stack(column) for column in zip(*layers, strict=True))
         return Output(logits_BSV, loss, balance.sum(), RouterStats(load_LE, entropy_L))
+
+    def _stream(self, ids_BS: Tensor) -> tuple[Tensor, list[Routing]]:
+        """The residual stream after the last block, and the routers' reports."""
+        x_BSD = F.embedding(ids_BS, self.embed.weight)
+        layers: list[Routing] = []
+        for block in self.blocks:
+            x_BSD, routing = checkpoint(block, x_BSD, use_reentrant=False) if self.recompute else block(x_BSD)
+            if routing is not None:
+                layers.append(routing)
+        return x_BSD, layers
+
+    def logits_at(self, ids_BS: Tensor, chosen_BS: Tensor) -> Tensor:
+        """Next-token logits of the chosen positions (a mask), (N, V), in the order of rows and positions."""
+        x_BSD, _ = self._stream(ids_BS)
+        return F.linear(self.norm(x_BSD[chosen_BS]), self.head_weight)
 
     def logits(self, ids_BS: Tensor) -> Tensor:
         """Next-token logits of every position, (B, S, V)."""

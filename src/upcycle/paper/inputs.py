@@ -70,6 +70,8 @@ class Inputs:
     """Planned finished models of each sweep in the study's order; empty: the sweeps that losses.csv names."""
     specs: Mapping[str, RunSpec] = field(default_factory=dict)
     """Planned runs by id; what is not here is read from its run folder."""
+    scores: Path | None = None
+    """benchmarks.csv, of a study with `benchmarks`."""
 
     @classmethod
     def read(cls, losses: Path, fits: Path, runs: Path, *, sweeps: Mapping[str, Sequence[str]] | None = None) -> Inputs:

@@ -38,8 +38,13 @@ def without_absent(study: StudyConfig) -> StudyConfig:
         for name, each in study.evaluations.items()
         if name not in texts
     }
+    benchmarks = {
+        name: each.model_copy(update={"sweep": [sweep for sweep in each.sweep if sweep not in reasons]})
+        for name, each in study.benchmarks.items()
+    }
     return study.model_copy(
         update={
+            "benchmarks": {name: each for name, each in benchmarks.items() if each.sweep},
             "sweeps": {name: sweep for name, sweep in study.sweeps.items() if name not in reasons},
             "evaluations": {name: each for name, each in evaluations.items() if each.sweep},
             "fits": {

@@ -28,6 +28,8 @@ CHECKOUT = PACKAGE_ROOT.parents[1]
 RESERVED = ("evaluations", "figures", "fits", "logs", "reference", "runs", "simulated", "tables", "tokens")
 """Folders of results/: a study of such a name would write among another's products."""
 
+OF_BENCHMARKS = ("table7",)
+"""Figures and tables that read benchmarks.csv."""
 OF_RUNS = ("figure3", "table3", "table4", "table5", "table6")
 """Figures and tables that read more of a run than its row of losses.csv: its curve, or its specification."""
 
@@ -109,6 +111,7 @@ def check_names(study: StudyConfig) -> None:
 
     Raises `UserError` naming the key and the nearest valid name.
     """
+    from upcycle.data.benchmarks import BENCHMARK_TASKS
     from upcycle.data.datasets import DATASETS, find_dataset
 
     for name in study.datasets:
@@ -130,6 +133,10 @@ def check_names(study: StudyConfig) -> None:
         for method in sweep.method or ():
             if method not in method_names():
                 raise UserError(f"sweeps.{name}.method: unknown method `{method}`; {nearest(method, method_names())}")
+    for name, benchmark in study.benchmarks.items():
+        for task in benchmark.tasks:
+            if task not in BENCHMARK_TASKS:
+                raise UserError(f"benchmarks.{name}.tasks: unknown task `{task}`; {nearest(task, BENCHMARK_TASKS)}")
     names = study_names(study)
     for name, fit in study.fits.items():
         check_fit(f"fits.{name}", fit)
@@ -155,6 +162,8 @@ def _check_items(study: StudyConfig, names: StudyNames) -> None:
                 raise UserError(
                     f"{section}.{name}: it reads folders of runs, and losses from files have none; leave it out"
                 )
+            if name in OF_BENCHMARKS and not study.benchmarks:
+                raise UserError(f"{section}.{name}: it shows scores of `benchmarks`, and the study has none; add them")
             if "sweep" in known[name].parameters and not grids:
                 raise UserError(f"{section}.{name}: it shows an upcycled sweep and the study has none; leave it out")
             for option, value in known[name].read(options).items():

@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, model_
 from upcycle.data.parts import PART_BYTES
 from upcycle.data.rows import MAX_BAD
 from upcycle.errors import UserError, brief, nearest
+from upcycle.study.benchmark import BenchmarkConfig
 from upcycle.study.counting import count_parameters
 from upcycle.study.execution import Execution, ModelExecution
 from upcycle.study.parent import AbsentError, give_shapes
@@ -279,6 +280,8 @@ class StudyConfig(Frozen):
     """Grids of finished models by name. Sweeps share runs: nothing is trained twice."""
     evaluations: dict[Name, EvaluationConfig] = {}
     """Held-out losses on other texts, by name."""
+    benchmarks: dict[Name, BenchmarkConfig] = {}
+    """Scores on benchmarks, by name."""
     fits: dict[Slug, FitConfig] = {}
     """Fits of laws by name."""
     figures: dict[str, dict[str, Any]] = {}
@@ -296,6 +299,7 @@ class StudyConfig(Frozen):
             ("fits", "sweep", "sweeps"),
             ("fits", "floor_from", "sweeps"),
             ("evaluations", "sweep", "sweeps"),
+            ("benchmarks", "sweep", "sweeps"),
         )
         for section, key, named in references:
             valid = getattr(self, named)

@@ -186,10 +186,11 @@ def _link(theirs: Path, ours: Path) -> bool:
 
 
 def _adopt_evaluations(theirs: Path, ours: Path, weights: str) -> None:
-    """Results on other texts, of these weights; Snakemake makes any other again."""
-    for path in sorted((theirs / "evaluations").glob("*.json")):
-        if read_record(path)["weights_sha256"] == weights:
-            write_atomic(ours / "evaluations" / path.name, path.read_text(encoding="utf-8"))
+    """Results on other texts and on benchmarks, of these weights; Snakemake makes any other again."""
+    for folder in ("evaluations", "benchmarks"):
+        for path in sorted((theirs / folder).glob("*.json")):
+            if read_record(path)["weights_sha256"] == weights:
+                write_atomic(ours / folder / path.name, path.read_text(encoding="utf-8"))
 
 
 def show_adopted(workflow: Workflow, source: Path, adopted: Adopted) -> str:

@@ -18,12 +18,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from upcycle.data.benchmarks import BENCHMARK_TASKS
 from upcycle.data.sources import sha256_file
 from upcycle.errors import UserError, nearest
 from upcycle.files import given_path, read_record
 from upcycle.fingerprint import PACKAGE_ROOT, fingerprint
 from upcycle.manifest import MANIFEST
+from upcycle.study.benchmark import BenchmarkConfig
 from upcycle.study.catalogue import CatalogueItem, catalogue
+from upcycle.study.check import OF_BENCHMARKS
 from upcycle.study.imported import study_names
 from upcycle.study.plan import Plan
 from upcycle.study.spec import DataConfig, canonical_json
@@ -31,6 +34,7 @@ from upcycle.study.study import EvaluationConfig, ImportedStudy, StudyConfig
 from upcycle.workflow.nodes import Node
 from upcycle.workflow.paths import (
     RESULTS,
+    benchmark_path,
     evaluation_path,
     evaluation_tokens_id,
     metrics_path,
@@ -138,7 +142,37 @@ class Workflow:
             for name, evaluation in self.study.evaluations.items()
         }
 
-    def _evaluated(self, evaluation: EvaluationConfig) -> list[str]:
+    @cached_property
+    def benchmarks(self) -> dict[str, list[tuple[str, str, str]]]:
+        """(run, task, result file) of every benchmark of the study, by its name."""
+        return {
+            name: [
+                (run_id, task, benchmark_path(run_id, benchmark, task))
+                for run_id in self._evaluated(benchmark)
+                for task in benchmark.tasks
+            ]
+            for name, benchmark in self.study.benchmarks.items()
+        }
+
+    @cached_property
+    def stale_benchmarks(self) -> set[str]:
+        """Result files that are missing, or are of other weights or documents than those that are there now."""
+        return {
+            path
+            for asked in self.benchmarks.values()
+            for run_id, task, path in asked
+            if not self._is_scored(run_id, task, path)
+        }
+
+    def _is_scored(self, run_id: str, task: str, path: str) -> bool:
+        result, weights = _json(Path(path)), _json(RESULTS / "runs" / run_id / MANIFEST)
+        return (
+            result is not None
+            and (weights is None or weights["files"]["weights.safetensors"]["sha256"] == result["weights_sha256"])
+            and result["documents_sha256"] == BENCHMARK_TASKS[task].sha256
+        )
+
+    def _evaluated(self, evaluation: EvaluationConfig | BenchmarkConfig) -> list[str]:
         """The finished models of its sweeps, each once, after the checkpoints that these begin with."""
         found: dict[str, None] = {}
         for sweep in evaluation.sweep:
@@ -270,7 +304,9 @@ class Workflow:
 
     @cached_property
     def _stale_files(self) -> set[str]:
-        return self.stale_evaluations.union(*(self.products[name].outputs for name in self.stale))
+        return self.stale_evaluations.union(
+            self.stale_benchmarks, *(self.products[name].outputs for name in self.stale)
+        )
 
     def keys(self, name: str) -> str:
         """The key file of a product: its only input that is compared by date."""
@@ -329,6 +365,10 @@ def list_products(workflow: Workflow) -> dict[str, Product]:
     if evaluations:
         files = tuple(path for pairs in workflow.evaluations.values() for _, path in pairs)
         add("evaluations", ["evaluations.csv"], files, losses_code, evaluations, files, of=[])
+    benchmarks = {name: benchmark.model_dump() for name, benchmark in study.benchmarks.items()}
+    if benchmarks:
+        files = tuple(path for asked in workflow.benchmarks.values() for _, _, path in asked)
+        add("benchmarks", ["benchmarks.csv"], files, losses_code, benchmarks, files, of=[])
     fit_code = ("upcycle.laws.fit", "upcycle.laws.forms", "upcycle.laws.tables.losses")
     for name, fit in study.fits.items():
         add(f"fits/{name}", [f"fits/{name}.json"], (), fit_code, fit.model_dump(), of=["losses"])
@@ -341,6 +381,7 @@ def list_products(workflow: Workflow) -> dict[str, Product]:
             # What is the same for every study is the audit; its sources are not code alone.
             settings = [options] if of_study else [options, audit_digests()]
             reads = ["losses", *fits] if of_study else []
+            reads += ["benchmarks"] if name in OF_BENCHMARKS else []
             add(f"{folder}/{name}", outputs, runs if of_study else (), code, *settings, of=reads)
     sources = list(products)
     captions = {name: [items[name].title, items[name].caption] for name in (*study.figures, *study.tables)}

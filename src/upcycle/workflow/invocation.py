@@ -10,7 +10,7 @@ from typing import Any
 
 from upcycle.errors import UserError
 from upcycle.files import write_atomic
-from upcycle.study.check import DEFAULT, check_names, find_study, override_execution
+from upcycle.study.check import DEFAULT, OF_BENCHMARKS, check_names, find_study, override_execution
 from upcycle.study.frozen import FrozenPlan, freeze, thaw
 from upcycle.study.plan import build_plan
 from upcycle.study.spec import canonical_json
@@ -63,7 +63,9 @@ def read_workflow(name: str | None, root: Path, node: Node | None = None, **sett
     study = study.model_copy(update={"execution": execution})
     if REHEARSAL:  # without what a law says nothing about, and without weights that could go
         figures = {name: options for name, options in study.figures.items() if name not in FROM_CURVES}
-        left_out = {"figures": figures, "evaluations": {}, "keep": type(study.keep)()}
+        tables = {name: options for name, options in study.tables.items() if name not in OF_BENCHMARKS}
+        left_out = {"figures": figures, "tables": tables, "evaluations": {}, "benchmarks": {}}
+        left_out["keep"] = type(study.keep)()
         study = study.model_copy(update=left_out)
     return Workflow(study, build_plan(study, RESULTS), output_folder(study.study), node)
 
@@ -109,9 +111,9 @@ def open_workflow(config: dict[str, Any], root: Path, cores: int, *, dry: bool) 
 
 
 def check_unaltered(workflow: Workflow) -> None:
-    """Raise UserError naming a losses.csv, evaluations.csv or fit that was altered by hand."""
+    """Raise UserError naming a losses.csv, evaluations.csv, benchmarks.csv or fit that was altered by hand."""
     for product in workflow.products.values():
-        if product.name.partition("/")[0] in ("losses", "evaluations", "fits"):
+        if product.name.partition("/")[0] in ("losses", "evaluations", "benchmarks", "fits"):
             workflow.check_unaltered(product)
 
 
@@ -124,7 +126,7 @@ def settle(workflow: Workflow) -> None:
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             write_atomic(path, text)
         os.utime(path, None if product.name in workflow.stale else (OLD, OLD))
-    for evaluation in map(Path, workflow.stale_evaluations):
+    for evaluation in map(Path, workflow.stale_evaluations | workflow.stale_benchmarks):
         if evaluation.exists():
             os.utime(evaluation, (OLD, OLD))  # older than the weights and tokens that are there now
     workflow.digests.save()

@@ -17,8 +17,8 @@ from upcycle.study.recorded import SPEC, RunFolders, has_begun, is_finished, rec
 from upcycle.study.spec import DataConfig, RunSpec
 from upcycle.study.study import describe_error
 from upcycle.workflow.dag import Workflow
-from upcycle.workflow.needs import check_source, check_version
-from upcycle.workflow.paths import RESULTS, evaluation_path
+from upcycle.workflow.needs import check_scored, check_source, check_version
+from upcycle.workflow.paths import RESULTS, benchmark_path, evaluation_path
 from upcycle.workflow.pruning import Retention, check_start, restarted
 from upcycle.workflow.texts import local_files
 
@@ -180,6 +180,31 @@ def evaluate_job(workflow: Workflow, run_id: str, name: str | None) -> None:
         )
     write_atomic(Path(evaluation_path(run_id, evaluations[name])), json.dumps(result, indent=1) + "\n")
     print(f"{run_id}: {name} loss {result['loss']:.4f} ± {result['loss_se']:.4f} nats")
+
+
+def benchmark_job(workflow: Workflow, run_id: str, name: str, task: str) -> None:
+    """Scores of a finished run on a task of one of the study's benchmarks."""
+    benchmarks = workflow.study.benchmarks
+    if name not in benchmarks:
+        raise UserError(f"the study has no benchmark `{name}`; {nearest(name, benchmarks)}")
+    if task not in benchmarks[name].tasks:
+        raise UserError(f"benchmarks.{name}.tasks does not name `{task}`; {nearest(task, benchmarks[name].tasks)}")
+    run = _planned(workflow, run_id)
+    check_scored(workflow, run_id, name)
+    from upcycle.train.harness import benchmark_run
+
+    benchmark = benchmarks[name]
+    with showing("batches"):
+        result = benchmark_run(
+            RESULTS / "runs" / run_id,
+            RESULTS / "tokens" / run.data.tokens_id,
+            workflow.study.execution,
+            task=task,
+            limit=benchmark.limit,
+            seed=benchmark.seed,
+        )
+    write_atomic(Path(benchmark_path(run_id, benchmark, task)), json.dumps(result, indent=1) + "\n")
+    print(f"{run_id}: {task} accuracy {result['accuracy']:.3f}, {result['bits_per_byte']:.3f} bits per byte")
 
 
 def export_job(name: str, folder: Path) -> None:

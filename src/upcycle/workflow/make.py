@@ -42,6 +42,8 @@ def make(workflow: Workflow, args: argparse.Namespace) -> None:
         make_losses(workflow, out)
     elif args.verb == "evaluations":
         make_evaluations(workflow, out)
+    elif args.verb == "benchmarks":
+        make_benchmarks(workflow, out)
     elif args.verb == "fit":
         make_fit(workflow, args.name, out)
     elif args.verb == "figure":
@@ -63,8 +65,8 @@ def make(workflow: Workflow, args: argparse.Namespace) -> None:
 def _no_product(workflow: Workflow, verb: str, name: str | None) -> str:
     """Why a study has no such product, and what it has."""
     study = f"study `{workflow.study.study}`"
-    if verb == "evaluations":
-        return f"{study} has no `evaluations`, so there is nothing to gather"
+    if verb in ("evaluations", "benchmarks"):
+        return f"{study} has no `{verb}`, so there is nothing to gather"
     if verb == "report":
         return f"{study} has no upcycled sweep, which a report is about; `upcycle table NAME` makes single tables"
     known = workflow.names(f"{verb}s")
@@ -102,6 +104,28 @@ def make_evaluations(workflow: Workflow, out: Path) -> None:
     write_atomic(out, "\n".join(lines) + "\n")
 
 
+BENCHMARK_COLUMNS = (
+    "task", "split", "documents", "of_documents", "seed", "accuracy", "accuracy_se", "accuracy_bytes",
+    "accuracy_bytes_se", "bits_per_byte", "bits_per_byte_se", "truncated",
+)  # fmt: skip
+"""Of benchmarks.csv, after the run's id and the benchmark's name; as `train.harness.benchmark_run` states them."""
+
+
+def make_benchmarks(workflow: Workflow, out: Path) -> None:
+    """benchmarks.csv: one row a finished model and task."""
+    lines = [",".join(("id", "benchmark", *BENCHMARK_COLUMNS))]
+    for name, asked in workflow.benchmarks.items():
+        for run_id, task, path in asked:
+            if path in workflow.stale_benchmarks:
+                raise UserError(
+                    f"{path}: missing, or of other weights or documents; run `upcycle benchmark {run_id} {name} {task}`"
+                )
+            row = read_record(Path(path))
+            values = ("" if row[column] is None else str(row[column]) for column in BENCHMARK_COLUMNS)
+            lines.append(",".join((run_id, name, *values)))
+    write_atomic(out, "\n".join(lines) + "\n")
+
+
 def make_fit(workflow: Workflow, name: str, out: Path) -> None:
     """One law fitted to its selection."""
     from upcycle.laws.fit import run_fit
@@ -133,7 +157,8 @@ def paper_inputs(workflow: Workflow) -> Any:
     if missing := [name for name in workflow.study.fits if name not in inputs.fits]:
         raise UserError(f"{out / 'fits' / missing[0]}.json: no such file; `upcycle fit {missing[0]}` makes it")
     fits = {name: inputs.fits[name] for name in workflow.study.fits}
-    return Inputs(inputs.losses, fits, inputs.runs, inputs.sweeps, workflow.plan.runs)
+    scores = out / "benchmarks.csv" if workflow.study.benchmarks else None
+    return Inputs(inputs.losses, fits, inputs.runs, inputs.sweeps, workflow.plan.runs, scores)
 
 
 def make_report(workflow: Workflow, out: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 
 from upcycle.data.local import check_files, hold_tokens
 from upcycle.data.versions import full_version, recipe_version
@@ -24,6 +25,9 @@ from upcycle.workflow.paths import REHEARSAL, RESULTS, metrics_path, on_disk
 from upcycle.workflow.pruning import check_kept_for, check_start
 from upcycle.workflow.texts import all_files, local_files, tokens_to_make
 
+HARNESS = "lm_eval"
+"""Library of the LM Evaluation Harness, an optional one."""
+
 
 def check_needs(workflow: Workflow) -> None:
     """Raise `UserError` for the first thing missing that unfinished work needs, with a count of the others."""
@@ -38,6 +42,12 @@ def check_needs(workflow: Workflow) -> None:
         for name, pairs in workflow.evaluations.items()
         for run_id, path in pairs
         if path in workflow.stale_evaluations
+    ]
+    checks += [
+        partial(check_scored, workflow, run_id, name)
+        for name, asked in workflow.benchmarks.items()
+        for run_id, _, path in asked
+        if path in workflow.stale_benchmarks
     ]
     problems: dict[str, None] = {}
     for check in checks:
@@ -131,3 +141,12 @@ def check_trackers(workflow: Workflow, run_id: str) -> None:
 def check_evaluated(workflow: Workflow, run_id: str, name: str) -> None:
     """Raise `UserError` if the weights that an evaluation is to read were removed."""
     check_kept_for(workflow.plan, f"evaluation `{name}`", run_id, WEIGHTS)
+
+
+def check_scored(workflow: Workflow, run_id: str, name: str) -> None:
+    """Raise `UserError` if a benchmark's weights were removed, or the library that asks its questions is missing."""
+    check_kept_for(workflow.plan, f"benchmark `{name}`", run_id, WEIGHTS)
+    if find_spec(HARNESS) is None:
+        raise UserError(
+            f"benchmarks.{name}: the LM Evaluation Harness is not installed; `pip install upcycle[benchmarks]`"
+        )

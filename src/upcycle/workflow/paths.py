@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from upcycle.data.parts import WORK
+from upcycle.study.benchmark import BenchmarkConfig
 from upcycle.study.spec import RunSpec
 from upcycle.study.study import EvaluationConfig
 from upcycle.workflow.rehearsed import rehearsal_now
@@ -41,6 +42,12 @@ def evaluation_path(run_id: str, evaluation: EvaluationConfig) -> str:
     """Result of a run's evaluation on another text, named by that text, because studies share runs but not names."""
     name = f"{evaluation.dataset}-{evaluation.version}-{evaluation.max_tokens}.json"
     return str(RESULTS / "runs" / run_id / "evaluations" / name)
+
+
+def benchmark_path(run_id: str, benchmark: BenchmarkConfig, task: str) -> str:
+    """Scores of a run on a task, named by which of its documents are asked."""
+    drawn = "all" if benchmark.limit is None else f"{benchmark.limit}-{benchmark.seed}"
+    return str(RESULTS / "runs" / run_id / "benchmarks" / f"{task}-{drawn}.json")
 
 
 def evaluation_tokens_id(run: RunSpec, evaluation: EvaluationConfig) -> str:

@@ -91,10 +91,14 @@ class Retention:
 
     @cached_property
     def readers(self) -> dict[str, list[str]]:
-        """Files whose presence means that work which reads a run is finished: metrics of children, evaluations."""
+        """Files whose presence means that work which reads a run is finished: metrics of children, evaluations,
+        benchmarks."""
         readers = {run_id: list(map(metrics_path, ids)) for run_id, ids in children_of(self.workflow.plan).items()}
         for pairs in self.workflow.evaluations.values():
             for run_id, path in pairs:
+                readers.setdefault(run_id, []).append(path)
+        for asked in self.workflow.benchmarks.values():
+            for run_id, _, path in asked:
                 readers.setdefault(run_id, []).append(path)
         return readers
 
@@ -129,7 +133,9 @@ class Retention:
     def unfinished(self) -> set[str]:
         """Files of `readers` that are not there, or not of the present weights."""
         paths = {path for paths in self.readers.values() for path in paths}
-        return {path for path in paths if not Path(path).exists()} | self.workflow.stale_evaluations
+        return {path for path in paths if not Path(path).exists()} | (
+            self.workflow.stale_evaluations | self.workflow.stale_benchmarks
+        )
 
 
 def remove_files(run_dir: Path, files: dict[str, str]) -> list[str]:

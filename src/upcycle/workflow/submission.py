@@ -25,7 +25,7 @@ RULE_OF_KIND = {
 }
 """The rule that trains a kind of run."""
 PRODUCT_RULES = "fit, figure, table, report"
-RULE_ORDER = ("tokenize_step", "tokenize", *RULE_OF_KIND.values(), "evaluate", PRODUCT_RULES)
+RULE_ORDER = ("tokenize_step", "tokenize", *RULE_OF_KIND.values(), "evaluate", "benchmark", PRODUCT_RULES)
 OPTIONS = {"slurm_partition": "partition", "slurm_account": "account", "qos": "qos", "constraint": "constraint"}
 """sbatch's options by the default resources that a profile may set."""
 ANSWER_SECONDS = 60
@@ -57,6 +57,10 @@ def pending_requests(workflow: Workflow) -> dict[tuple[str, str], list[JobReques
         for run_id, path in pairs:
             if path in workflow.stale_evaluations:
                 add("evaluate", cluster.evaluate(run_id), run_id)
+    for asked in workflow.benchmarks.values():
+        for run_id, _, path in asked:
+            if path in workflow.stale_benchmarks:
+                add("benchmark", cluster.evaluate(run_id), run_id)
     for name in workflow.stale:
         if name.partition("/")[0] in ("fits", "figures", "tables", "report"):
             add(PRODUCT_RULES, cluster.small())

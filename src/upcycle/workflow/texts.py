@@ -35,7 +35,7 @@ def _matches(pattern: str) -> list[Path]:
 
 
 def tokens_to_make(workflow: Workflow) -> list[str]:
-    """Missing token sets that an unfinished run or evaluation reads."""
+    """Missing token sets that an unfinished run, evaluation or benchmark reads."""
     runs, evaluations = workflow.plan.runs, workflow.study.evaluations
     unfinished = [run for run_id, run in runs.items() if not on_disk(metrics_path(run_id))]
     needed = {run.data.tokens_id: None for run in unfinished}
@@ -44,6 +44,8 @@ def tokens_to_make(workflow: Workflow) -> list[str]:
             if path in workflow.stale_evaluations:
                 run = runs[run_id]
                 needed |= {run.data.tokens_id: None, evaluation_tokens_id(run, evaluations[name]): None}
+    for asked in workflow.benchmarks.values():  # whose tokenizer cuts the questions
+        needed |= {runs[run_id].data.tokens_id: None for run_id, _, path in asked if path in workflow.stale_benchmarks}
     return [name for name in needed if not Path(tokens_path(name)).exists()]
 
 
