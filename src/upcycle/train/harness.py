@@ -5,6 +5,7 @@ Wants the optional library: `pip install upcycle[benchmarks]`. Nothing is loaded
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,6 +36,8 @@ from upcycle.study.strict_yaml import read_yaml
 from upcycle.train.device import use_device
 from upcycle.train.scoring import Continuation, score
 from upcycle.train.states.checkpoint import read_spec, read_tensors
+
+logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of every default that a task's config leaves as it is
 
 TASK_FILE = Path(__file__).with_name("benchmark_tasks.yaml")
 
