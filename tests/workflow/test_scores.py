@@ -20,9 +20,9 @@ from upcycle.workflow import needs
 from upcycle.workflow.dag import Workflow
 from upcycle.workflow.make import make_benchmarks
 from upcycle.workflow.needs import check_scored
-from upcycle.workflow.texts import tokens_to_make
 from upcycle.workflow.paths import metrics_path
 from upcycle.workflow.pruning import Retention
+from upcycle.workflow.texts import tokens_to_make
 
 SWEEPS = {"dense": {"kind": "dense", "model": "tiny", "steps": [40, 80]}}
 ASKED = {"table7": {"tasks": ["lambada", "piqa"], "sweep": "dense", "limit": 50, "seed": 3}}

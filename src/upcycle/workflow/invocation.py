@@ -64,9 +64,8 @@ def read_workflow(name: str | None, root: Path, node: Node | None = None, **sett
     if REHEARSAL:  # without what a law says nothing about, and without weights that could go
         figures = {name: options for name, options in study.figures.items() if name not in FROM_CURVES}
         tables = {name: options for name, options in study.tables.items() if name not in OF_BENCHMARKS}
-        left_out = {"figures": figures, "tables": tables, "evaluations": {}, "benchmarks": {}}
-        left_out["keep"] = type(study.keep)()
-        study = study.model_copy(update=left_out)
+        left_out = {"figures": figures, "tables": tables, "keep": type(study.keep)()}
+        study = study.model_copy(update=left_out | {"evaluations": {}, "benchmarks": {}})
     return Workflow(study, build_plan(study, RESULTS), output_folder(study.study), node)
 
 
