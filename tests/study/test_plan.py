@@ -1,5 +1,6 @@
 """Grids to runs: chains, sharing, insertion, recorded parents, freezing."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 from small_studies import small_study
 
 from upcycle.errors import UserError
+from upcycle.study.check import CHECKOUT, find_study
 from upcycle.study.plan import build_plan
 from upcycle.study.study import load_study
 
@@ -169,3 +171,10 @@ def test_decays_to_other_floors_branch_off_one_trunk(tmp_path):
     trunks = sorted((run for run in plan.runs.values() if run.role == "trunk"), key=lambda run: run.end_step)
     assert [run.end_step for run in trunks] == [90, 180]
     assert trunks[1].parent == trunks[0].id
+
+
+@pytest.mark.parametrize(("name", "runs", "digest"), [("default", 102, "bdf265c5c468"), ("paper", 957, "74fb9a49b885")])
+def test_no_run_of_the_studies_here_is_renamed(name, runs, digest, tmp_path):
+    """What is trained is found by its id: a field that is added must leave the ids of all before as they are."""
+    ids = sorted(build_plan(find_study(name, CHECKOUT), tmp_path).runs)
+    assert (len(ids), hashlib.sha256("\n".join(ids).encode()).hexdigest()[:12]) == (runs, digest)
