@@ -14,6 +14,7 @@ from upcycle.files import write_atomic
 from upcycle.manifest import MANIFEST
 from upcycle.paper.inputs import Inputs
 from upcycle.paper.tables_benchmarks import table_7
+from upcycle.study.benchmark import asked_sha256, task_configs
 from upcycle.study.check import check_names
 from upcycle.study.plan import build_plan
 from upcycle.workflow import needs
@@ -44,7 +45,7 @@ def write_results(workflow: Workflow, weights: str = "w") -> None:
         result = {"id": run_id, "task": task, "split": about.split, "of_documents": about.documents}
         result |= {"seed": 3, "documents": 50, "accuracy": 0.5, "accuracy_se": 0.07, "truncated": 2}
         result |= {"bits_per_byte": 1.5 + number, "bits_per_byte_se": 0.1, **by_bytes}
-        result |= {"weights_sha256": weights, "documents_sha256": about.sha256, "harness": "lm_eval 0"}
+        result |= {"weights_sha256": weights, "asked_sha256": asked_sha256(task), "harness": "lm_eval 0"}
         write_atomic(Path(path), json.dumps(result))
 
 
@@ -79,9 +80,18 @@ def test_a_result_is_named_by_what_is_asked_and_is_stale_for_other_weights_or_do
     write_atomic(Path(metrics_path(first)).with_name(MANIFEST), json.dumps(manifest))
     again = Workflow(planned.study, planned.plan, planned.out)
     assert again.stale_benchmarks == set(paths[:2])
-    with pytest.raises(UserError, match=rf"other weights or documents; run `upcycle benchmark {first} table7 lambada`"):
+    with pytest.raises(UserError, match=rf"or prompts; run `upcycle benchmark {first} table7 lambada`"):
         make_benchmarks(again, Path("benchmarks.csv"))
     assert paths[0] in Retention(again, None).unfinished
+
+
+def test_other_prompts_make_scores_stale(planned, monkeypatch):
+    write_results(planned)
+    assert not Workflow(planned.study, planned.plan, planned.out).stale_benchmarks
+    assert task_configs().keys() == BENCHMARK_TASKS.keys()
+    monkeypatch.setitem(task_configs(), "piqa", {"doc_to_text": "another"})
+    stale = Workflow(planned.study, planned.plan, planned.out).stale_benchmarks
+    assert {Path(path).name for path in stale} == {"piqa-50-3.json"}
 
 
 def test_without_the_harness_what_is_to_be_scored_stops_the_plan(planned, monkeypatch):

@@ -30,16 +30,14 @@ from upcycle.errors import UserError
 from upcycle.manifest import WEIGHTS, read_manifest
 from upcycle.model.kernels import choose_kernels
 from upcycle.model.transformer import Transformer
+from upcycle.study.benchmark import asked_sha256, task_configs
 from upcycle.study.execution import Execution
 from upcycle.study.spec import RunSpec
-from upcycle.study.strict_yaml import read_yaml
 from upcycle.train.device import use_device
 from upcycle.train.scoring import Continuation, score
 from upcycle.train.states.checkpoint import read_spec, read_tensors
 
 logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of every default that a task's config leaves as it is
-
-TASK_FILE = Path(__file__).with_name("benchmark_tasks.yaml")
 
 
 class NativeLM(TemplateLM):
@@ -108,7 +106,7 @@ def run_task(
     """What the harness notes of each document: its `doc`, `arguments`, `resps` and metrics."""
     documents = benchmark_documents(name, cache, downloads)
     chosen = [documents[index] for index in indices]
-    config = read_yaml(TASK_FILE)[name] | {
+    config = task_configs()[name] | {
         "task": name,
         "test_split": "test",
         "custom_dataset": lambda **_: {"test": datasets.Dataset.from_list(chosen)},
@@ -170,6 +168,6 @@ def benchmark_run(
         **summary(samples),
         "truncated": lm.truncated,
         "weights_sha256": manifest["files"][WEIGHTS]["sha256"],
-        "documents_sha256": about.sha256,
+        "asked_sha256": asked_sha256(task),
         "harness": f"lm_eval {lm_eval.__version__}",
     }

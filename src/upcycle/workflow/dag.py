@@ -18,13 +18,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from upcycle.data.benchmarks import BENCHMARK_TASKS
 from upcycle.data.sources import sha256_file
 from upcycle.errors import UserError, nearest
 from upcycle.files import given_path, read_record
 from upcycle.fingerprint import PACKAGE_ROOT, fingerprint
 from upcycle.manifest import MANIFEST
-from upcycle.study.benchmark import BenchmarkConfig
+from upcycle.study.benchmark import BenchmarkConfig, asked_sha256
 from upcycle.study.catalogue import CatalogueItem, catalogue
 from upcycle.study.check import OF_BENCHMARKS
 from upcycle.study.imported import study_names
@@ -156,7 +155,7 @@ class Workflow:
 
     @cached_property
     def stale_benchmarks(self) -> set[str]:
-        """Result files that are missing, or are of other weights or documents than those that are there now."""
+        """Result files that are missing, or are of other weights, documents or prompts than there are now."""
         return {
             path
             for asked in self.benchmarks.values()
@@ -169,7 +168,7 @@ class Workflow:
         return (
             result is not None
             and (weights is None or weights["files"]["weights.safetensors"]["sha256"] == result["weights_sha256"])
-            and result["documents_sha256"] == BENCHMARK_TASKS[task].sha256
+            and result["asked_sha256"] == asked_sha256(task)
         )
 
     def _evaluated(self, evaluation: EvaluationConfig | BenchmarkConfig) -> list[str]:

@@ -118,7 +118,8 @@ def make_benchmarks(workflow: Workflow, out: Path) -> None:
         for run_id, task, path in asked:
             if path in workflow.stale_benchmarks:
                 raise UserError(
-                    f"{path}: missing, or of other weights or documents; run `upcycle benchmark {run_id} {name} {task}`"
+                    f"{path}: missing, or of other weights, documents or prompts; "
+                    f"run `upcycle benchmark {run_id} {name} {task}`"
                 )
             row = read_record(Path(path))
             values = ("" if row[column] is None else str(row[column]) for column in BENCHMARK_COLUMNS)
