@@ -83,7 +83,7 @@ def prepare() -> None:
 def heldout_logits(model: torch.nn.Module, ids_BS: torch.Tensor) -> torch.Tensor:
     """Logits (B, S, V) in float32, of ours or of transformers' model."""
     if isinstance(model, Transformer):
-        return model.logits(ids_BS)
+        return model.eval().logits(ids_BS)
     return model(ids_BS).logits
 
 
