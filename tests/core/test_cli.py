@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from upcycle import __version__
-from upcycle.cli import main, parser
+from upcycle.arguments import parser
+from upcycle.cli import main
 from upcycle.laws.tables.losses import COLUMNS
 
 VERBS = list(next(action for action in parser()._actions if action.dest == "verb").choices)

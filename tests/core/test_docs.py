@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from upcycle import __version__
-from upcycle.cli import parser
+from upcycle.arguments import parser
 from upcycle.study.check import check_names
 from upcycle.study.plan import build_plan
 from upcycle.study.study import load_study

@@ -42,6 +42,7 @@ LAYERS = (
     ("report",),
     ("workflow",),
     ("views",),
+    ("arguments",),
     ("cli",),
 )
 """Rooms and files from the ground up. The longest name that fits a module is its room. Rooms of one line are beside
@@ -51,6 +52,7 @@ STRANGERS = (("laws", "model"), ("decisions", "train"), ("laws", "train"), ("dec
 """Rooms that meet in files alone (`metrics.json` to `losses.csv`), though one stands above the other in the list."""
 
 LIBRARIES = {
+    "arguments": set(),
     "cli": set(),
     "errors": set(),
     "files": set(),

@@ -8,7 +8,8 @@ import numpy as np
 import own_model_sweep
 import pytest
 
-from upcycle.cli import main, parser
+from upcycle.arguments import parser
+from upcycle.cli import main
 from upcycle.decisions.curves import Curve, published
 from upcycle.decisions.design.candidates import linearise, rank, simulated_error
 from upcycle.decisions.design.design import as_data, design, from_arguments, parse_fix, with_values

@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 from law_data import TRUTH
 
-from upcycle.cli import main, parser
+from upcycle.arguments import parser
+from upcycle.cli import main
 from upcycle.errors import UserError
 from upcycle.laws import own_losses
 from upcycle.laws.fit import fit, run_fit

@@ -22,7 +22,7 @@ from upcycle.study.shape import ModelSpec, MoESpec
 ZERO_SHARE = 1e-6
 """A router gradient below this share of the whole gradient's norm is zero up to float32 rounding."""
 ZERO_GAP = 1e-5
-"""A logit gap at or below this is zero up to float32 rounding."""
+"""A logit gap at or below this share of the largest logit, if that is above 1, is zero up to float32 rounding."""
 
 Method = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 METHODS: dict[str, Method] = {}
@@ -108,12 +108,13 @@ def receipt(
     lr: float,
     tokens: int,
     gap: float,
+    largest: float,
     router_gradients: tuple[dict[str, Any], dict[str, Any]],
 ) -> dict[str, Any]:
     """The receipt of what `train/receipt.py` measured, as JSON-able data: numbers, bounds, and a statement in words.
 
     `mixtures` are each layer's router (E, D), w_in (E, 2M, D) and w_out (E, D, M), from which the distances between
-    experts come; `router_gradients` are `router_share` before and after one update.
+    experts come; `gap` and `largest` are of logits; `router_gradients` are `router_share` before and after one update.
     """
     before, after = router_gradients
     routers, w_ins, w_outs = zip(*mixtures, strict=True)
@@ -126,12 +127,13 @@ def receipt(
         "router_std": [router.std().item() for router in routers],
         "logit_gap": gap,
         "logit_gap_zero_in_theory": method == "copy" and preserves_function(spec),
-        "logit_gap_bound": ZERO_GAP,
+        "logit_gap_bound": ZERO_GAP * max(largest, 1.0),
+        "largest_logit": largest,
         "router_gradient": {"step_0": before, "step_1": after, "zero_share": ZERO_SHARE, "lr": lr},
         "expert_distance": max(by_layer),
         "expert_distance_by_layer": by_layer,
         "tokens": tokens,
-        "statement": _statement(spec, gap, before, after),
+        "statement": _statement(spec, gap, largest, before, after),
     }
 
 
@@ -160,9 +162,9 @@ def _expert_distance(w_in_E2MD: Tensor, w_out_EDM: Tensor) -> float:
     return max(distances, default=0.0)
 
 
-def _statement(spec: MoESpec, gap: float, before: dict[str, Any], after: dict[str, Any]) -> str:
+def _statement(spec: MoESpec, gap: float, largest: float, before: dict[str, Any], after: dict[str, Any]) -> str:
     """What the numbers mean, for a reader of the report."""
-    kept = "is" if gap <= ZERO_GAP else "is not"
+    kept = "is" if gap <= ZERO_GAP * max(largest, 1.0) else "is not"
     function = f"The dense function {kept} preserved: the largest logit gap is {gap:.2g}."
     if starves_router(spec):
         cost = (

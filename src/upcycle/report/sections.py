@@ -115,10 +115,9 @@ def receipts(inputs: Inputs) -> dict[str, Any] | None:
             {
                 "first": group[0],
                 "starts": len(group),
-                "gap": max(receipt["logit_gap"] for receipt in group),
+                "worst": max(group, key=lambda receipt: receipt["logit_gap"] / receipt["logit_gap_bound"]),
                 "before": max(receipt["router_gradient"]["step_0"]["share"] for receipt in group),
                 "after": min(receipt["router_gradient"]["step_1"]["share"] for receipt in group),
-                "statement": max(group, key=lambda receipt: receipt["logit_gap"])["statement"],
             }
             for group in kinds.values()
         ],

@@ -39,7 +39,7 @@ def measure_upcycling(
     float32 = run.model_copy(update={"dtype": "float32"})
     execution = trainee.execution.model_copy(update={"exchange": "micro_batch"})
     probe = replace(trainee, run=float32, execution=execution, model=models["moe"], clock=Clock())
-    gap = _logit_gap(probe, models["dense"])
+    gap, largest = _logit_gap(probe, models["dense"])
     del models["dense"]
     probe.model.recompute = True
     before = _router_gradient(probe)
@@ -58,6 +58,7 @@ def measure_upcycling(
         lr=run.optim.lr,
         tokens=run.tokens_per_step,
         gap=gap,
+        largest=largest,
         router_gradients=(before, after),
     )
 
@@ -84,23 +85,26 @@ def _first_step(probe: Trainee) -> None:
 
 
 @torch.no_grad()
-def _logit_gap(probe: Trainee, dense: Transformer) -> float:
-    """Largest difference of a logit between the mixture and its dense parent, over the first batch."""
+def _logit_gap(probe: Trainee, dense: Transformer) -> tuple[float, float]:
+    """Over the first batch: the largest difference of a logit between the mixture and its dense parent, and the
+    parent's largest logit."""
     group, ids = probe.group, run_batch(probe.run, probe.tokens, step=0)
     batch_BS = torch.from_numpy(ids[group.share(len(ids))]).to(probe.device)
-    gap = torch.zeros((), device=probe.device)
+    found = torch.zeros(2, device=probe.device)
     # One sequence at a time: two models' logits are more than an update holds with `cross_entropy: chunked`.
     for ids_BS in batch_BS.split(1):
         own_BS = group.positions(ids_BS[:, :-1])
-        logits_BSV = probe.model.eval().logits(own_BS)
-        gap = torch.maximum(gap, logits_BSV.sub_(dense.logits(own_BS)).abs_().max())
-        del logits_BSV
+        logits_BSV, dense_BSV = probe.model.eval().logits(own_BS), dense.logits(own_BS)
+        gap = logits_BSV.sub_(dense_BSV).abs_().max()
+        found = torch.maximum(found, torch.stack([gap, dense_BSV.abs_().max()]))
+        del logits_BSV, dense_BSV
     probe.model.train()
     if group.size > 1:
         from upcycle.model.parallel import reshard
 
         reshard(probe.model)
-    return group.gather(gap).max().item()
+    gap, largest = group.gather(found).amax(0).tolist()
+    return gap, largest
 
 
 def _router_gradient(probe: Trainee) -> dict[str, Any]:
