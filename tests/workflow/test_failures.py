@@ -37,7 +37,8 @@ def test_a_missing_column(checkout):
     assert last_lines(checkout, "sweep_dense") == [
         "1 job failed:",
         "tokenize failed, see results/logs/tokenize/words-1-bpe300.log:",
-        "    upcycle tokenize: heldout.jsonl, line 1: no column 'content'; there are text",
+        "    upcycle tokenize: heldout.jsonl, line 1: no column 'content'; there are text; 101 of 101 rows cannot be "
+        "used (101 no text), and max_bad allows 0.100%: repair the text, or raise max_bad of the data set",
     ]
 
 
