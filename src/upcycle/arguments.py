@@ -213,7 +213,7 @@ def _decisions(verb: AddVerb) -> None:
 
     design = verb("design", "What a planned sweep would tell: expected intervals of every parameter and of D*.")
     design.add_argument("--d1", metavar="D,...", help="dense budgets in tokens; LOW:HIGH:COUNT for a geometric grid")
-    design.add_argument("--d2", metavar="D,...", help="upcycled budgets in tokens; likewise")
+    design.add_argument("--d2", metavar="D,...", help="upcycled budgets in tokens, written as --d1")
     design.add_argument("--n1", metavar="N,...", help="dense sizes in non-embedding parameters")
     design.add_argument(
         "--sweep", metavar="NAME", help="the grid of an upcycled sweep of the study, in place of --d1 --d2 --n1"

@@ -71,12 +71,12 @@ def n1(model: ModelSpec) -> int:
 
 
 def n2(model: ModelSpec, moe: MoESpec) -> int:
-    """Equation 5. N2 = (4 + 12 K) L d^2: the MoE's active size in the laws, likewise."""
+    """Equation 5. N2 = (4 + 12 K) L d^2: the MoE's active size in the laws, for any shape as N1."""
     return _matrices(model, moe.top_k)
 
 
 def n_total(model: ModelSpec, moe: MoESpec) -> int:
-    """Equation 6. N_total = (4 + 12 E) L d^2: the MoE's whole size in the laws, likewise."""
+    """Equation 6. N_total = (4 + 12 E) L d^2: the MoE's whole size in the laws, for any shape as N1."""
     return _matrices(model, moe.n_expert)
 
 

@@ -44,7 +44,7 @@ MISTRAL_WINDOW = 4096
 """Sliding window of a mistral whose config.json does not state one (MistralConfig)."""
 MAX_CONFIG_BYTES = 1 << 20
 SLOW_BYTES = 1 << 30
-"""A larger file takes seconds to hash, which is said."""
+"""Hashing a larger file takes seconds: the log says that it is being hashed."""
 KEYS = {
     "n_layer": "num_hidden_layers",
     "d_model": "hidden_size",

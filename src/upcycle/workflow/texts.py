@@ -50,9 +50,9 @@ def tokens_to_make(workflow: Workflow) -> list[str]:
 
 
 def stages_of(workflow: Workflow, name: str) -> list[list[str]]:
-    """Steps of a token set that is to be made by several jobs, in stages; none for a small one.
+    """Steps of a token set that is to be made by several jobs, in stages.
 
-    None either for one that is there or that nothing unfinished reads, whose text may be gone.
+    Empty for a small set, for one that is made already, and for one that no unfinished run reads: its text may be gone.
     """
     if name not in workflow.making_stages:
         workflow.making_stages[name] = _stages(workflow, name)
