@@ -292,8 +292,9 @@ def assert_same_curve(found: list[dict[str, Any]], wanted: list[dict[str, Any]])
     """Equal rows, the numbers that rounding touches to the bound."""
     assert [row["step"] for row in found] == [row["step"] for row in wanted]
     for row, other in zip(found, wanted, strict=True):
-        assert row.keys() == other.keys()
-        for key in row:
+        alone = {"expert_distance"}  # in rows of one process, which has the weights whole
+        assert row.keys() - alone == other.keys() - alone
+        for key in row.keys() - alone:
             if key == "load" or key == "entropy":
                 assert torch.tensor(row[key]) == pytest.approx(torch.tensor(other[key]), abs=2e-6), (row["step"], key)
             else:

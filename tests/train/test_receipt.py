@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 from live_tensors import Live
-from small_runs import EXECUTION, MOE, small_run, train_in, upcycled_run
+from safetensors.torch import load_file
+from small_runs import EXECUTION, MOE, rows_of, small_run, train_in, upcycled_run
 
 from upcycle.model.kernels import choose_kernels
 from upcycle.model.transformer import Transformer, init_weights
@@ -148,3 +150,22 @@ def test_out_of_memory_while_a_run_starts_is_named(
         TrainingError, match=f"{run.id}: out of memory on cpu with 2 sequences .* execution.micro_batch"
     ):
         train_in(tmp_path, tokens_dir, run, EXECUTION.model_copy(update={"micro_batch": 2}))
+
+
+def test_the_curve_shows_how_far_experts_move_apart(tokens_dir: Path, tmp_path: Path) -> None:
+    """From the receipt's distance before the first update to that of the finished weights; a dense run has none."""
+    dense = small_run()
+    run = upcycled_run(dense, end_step=20)
+    parent = train_in(tmp_path, tokens_dir, dense)
+    folder = train_in(tmp_path, tokens_dir, run)
+    assert not any("expert_distance" in row for row in rows_of(parent))
+    rows = {row["step"]: row["expert_distance"] for row in rows_of(folder) if "heldout" in row}
+    receipt = json.loads((folder / "receipt.json").read_text())
+    assert rows[0] == receipt["expert_distance_by_layer"] == [0.0, 0.0]
+    weights = load_file(folder / "weights.safetensors")
+    for layer, (at_16, at_20) in enumerate(zip(rows[16], rows[20], strict=True)):
+        assert 0 < at_16 < at_20
+        experts = [weights[f"blocks.{layer}.moe.{name}"].double().flatten(1) for name in ("w_in", "w_out")]
+        whole_EN = torch.cat(experts, dim=1)
+        apart = torch.cdist(whole_EN, whole_EN) / whole_EN.norm(dim=1, keepdim=True)
+        assert at_20 == pytest.approx(apart.triu().max().item(), abs=1e-6)

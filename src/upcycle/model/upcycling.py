@@ -118,7 +118,7 @@ def receipt(
     """
     before, after = router_gradients
     routers, w_ins, w_outs = zip(*mixtures, strict=True)
-    by_layer = [_expert_distance(w_in, w_out) for w_in, w_out in zip(w_ins, w_outs, strict=True)]
+    by_layer = [expert_distance(w_in, w_out) for w_in, w_out in zip(w_ins, w_outs, strict=True)]
     return {
         "method": method,
         "n_expert": spec.n_expert,
@@ -153,7 +153,7 @@ def _norm(tensors: Iterable[Tensor]) -> float:
     return math.sqrt(sum(tensor.double().square().sum().item() for tensor in tensors))
 
 
-def _expert_distance(w_in_E2MD: Tensor, w_out_EDM: Tensor) -> float:
+def expert_distance(w_in_E2MD: Tensor, w_out_EDM: Tensor) -> float:
     """Largest distance between two experts of a layer relative to the first one's norm (L2, all their weights)."""
     experts = [[w_in, w_out] for w_in, w_out in zip(w_in_E2MD, w_out_EDM, strict=True)]
     distances = (

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from upcycle.model.transformer import RouterStats
+from upcycle.model.upcycling import expert_distance
 from upcycle.train.evaluate import SUBSET_TOKENS, batches_of, heldout, sequence_losses, spread_sequences
 from upcycle.train.record import MetricsLog
 from upcycle.train.trainee import Trainee
@@ -98,10 +100,23 @@ def append_heldout(trainee: Trainee, metrics: MetricsLog) -> None:
 
 
 def heldout_row(trainee: Trainee, subset_losses: np.ndarray) -> dict[str, Any]:
-    """A row of the curve with the mean held-out loss of the subset's sequences."""
-    return {
+    """A row of the curve with the mean held-out loss of the subset's sequences, and how far apart the experts are.
+
+    Several processes hold parts of the weights, so their rows have no distance: gathering them takes time and memory.
+    """
+    row: dict[str, Any] = {
         "step": trainee.step,
         "tokens": trainee.step * trainee.run.tokens_per_step,
         "heldout": float(subset_losses.mean()),
         "subset_tokens": len(subset_losses) * trainee.run.model.context,
     }
+    if trainee.run.moe and trainee.group.size == 1:
+        row["expert_distance"] = _expert_distances(trainee)
+    return row
+
+
+@torch.no_grad()
+def _expert_distances(trainee: Trainee) -> list[float]:
+    """The largest distance between two experts of each layer, as in the receipt."""
+    with trainee.clock.phase("evaluate"):
+        return [round(expert_distance(moe.w_in, moe.w_out), 6) for moe in trainee.model.mixtures]
