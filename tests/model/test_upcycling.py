@@ -16,6 +16,8 @@ from upcycle.model import upcycling
 from upcycle.model.transformer import Transformer, init_weights
 from upcycle.model.upcycling import ZERO_GAP, ZERO_SHARE, upcycle
 from upcycle.study.execution import Execution
+from upcycle.study.methods import UpcyclingSpec
+from upcycle.study.registry import method_parameters
 from upcycle.study.shape import Gate, ModelSpec, MoESpec
 from upcycle.study.spec import RunSpec
 from upcycle.train.receipt import measure_upcycling
@@ -28,7 +30,7 @@ every_gate = pytest.mark.parametrize("gate", GATES)
 every_size = pytest.mark.parametrize(("n_expert", "top_k"), SIZES)
 
 
-def receipt(dense: Transformer, upcycled: Transformer, *, micro_batch: int | None = None) -> dict:
+def receipt(dense: Transformer, upcycled: Transformer, *, micro_batch: int | None = None, method: str = "copy") -> dict:
     """The receipt of these two models' states, on 8 sequences of random tokens."""
     run = RunSpec.model_validate(
         {
@@ -38,7 +40,7 @@ def receipt(dense: Transformer, upcycled: Transformer, *, micro_batch: int | Non
             "optim": {"lr": 2e-3, "batch": 8},
             "schedule": {},
             "end_step": 1,
-            "origin": "upcycle:copy",
+            "origin": f"upcycle:{method}",
             "dense_parent": "dense-x",
             "parent": "dense-x",
             "dense_tokens": 1,
@@ -202,9 +204,9 @@ def test_the_receipt_is_json_and_names_gate_method_and_bounds(issue) -> None:
 def test_a_new_method_is_one_decorated_function(small: ModelSpec, build, monkeypatch) -> None:
     monkeypatch.setattr(upcycling, "METHODS", dict(upcycling.METHODS))
 
-    @upcycling.method
-    def halved(w_in: torch.Tensor, w_out: torch.Tensor, n_expert: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return upcycling.copy(w_in / 2, w_out, n_expert)
+    @upcycling.method(exact=False)
+    def halved(mlp: upcycling.DenseMLP) -> dict[str, torch.Tensor]:
+        return mlp.experts(lambda gate, up, down, _: (gate / 2, up / 2, down))
 
     dense = build().state_dict()
     state = upcycle("halved", dense, small, MoESpec(n_expert=4, top_k=2), seed=0)
@@ -229,3 +231,50 @@ def test_weights_of_another_model_are_refused_by_name(small: ModelSpec, build, d
         state[name] = state["blocks.1.mlp.w_in"]
     with pytest.raises(UserError, match=f"dense weights do not fit the model: {name}"):
         upcycle("copy", state, small, MoESpec(n_expert=4, top_k=2), seed=0)
+
+
+# --- the methods: what each promises
+
+
+def made(build, method: str, n_expert: int = 4, seed: int = 3, **parameters) -> tuple[dict, dict]:
+    """The dense state and that of the mixture (n_expert, 2) that the method makes of it."""
+    dense = build()
+    moe = MoESpec(n_expert=n_expert, top_k=2)
+    return dense.state_dict(), upcycle(method, dense.state_dict(), dense.model, moe, seed, UpcyclingSpec(**parameters))
+
+
+@pytest.mark.parametrize("method", upcycling.METHODS)
+def test_an_expert_depends_on_seed_layer_and_number_alone(build, method: str) -> None:
+    """Not on how many others there are; another seed, layer or expert draws otherwise, if the method draws at all."""
+    few, more, other = (made(build, method, *args)[1] for args in ((4, 3), (8, 3), (4, 4)))
+    for matrix in ("w_in", "w_out"):
+        name = f"blocks.1.moe.{matrix}"
+        assert torch.equal(few[name], more[name][:4])
+        assert torch.equal(few[name], other[name]) == (method == "copy")
+
+
+@pytest.mark.parametrize("method", upcycling.METHODS)
+def test_the_receipt_states_in_theory_and_measures_whether_the_function_is_preserved(build, method: str) -> None:
+    _, state = made(build, method)
+    upcycled = Transformer(build().model, MoESpec(n_expert=4, top_k=2))
+    upcycled.load_state_dict(state)
+    found = receipt(build(), upcycled, method=method)
+    exact = upcycling.METHODS[method].exact
+    assert found["method"] == method
+    assert found["parameters"] == method_parameters()[method]
+    assert found["logit_gap_zero_in_theory"] == exact
+    assert (found["logit_gap"] <= found["logit_gap_bound"]) == exact
+    assert found["router_gradient"]["step_0"]["zero"] == exact
+    assert not found["router_gradient"]["step_1"]["zero"]
+    assert (found["expert_distance"] == 0) == (method == "copy")
+
+
+@pytest.mark.parametrize("std", [0.1, 0.5])
+def test_noise_is_relative_to_each_matrix(build, std: float) -> None:
+    """Gate, up and down each by their own standard deviation; the largest of 12 is within four standard errors."""
+    dense, state = made(build, "noise", std=std)
+    matrices = [*dense["blocks.1.mlp.w_in"].chunk(2), dense["blocks.1.mlp.w_out"]]
+    for expert in range(4):
+        noisy = [*state["blocks.1.moe.w_in"][expert].chunk(2), state["blocks.1.moe.w_out"][expert]]
+        for matrix, other in zip(matrices, noisy, strict=True):
+            assert ((other - matrix).std() / matrix.std()).item() == pytest.approx(std, rel=4 / (2 * 4096) ** 0.5)

@@ -36,6 +36,7 @@ BASES = {
     "moe full": DENSE | MIXTURE | FULL,
     "upcycled decay": DENSE | UPCYCLED,
     "upcycled trunk": DENSE | UPCYCLED | TRUNK | {"parent": "decay-dense-a"},
+    "noisy decay": DENSE | UPCYCLED | {"origin": "upcycle:noise"},
     "continued decay": DENSE | CONTINUED,
     "continued trunk": DENSE | CONTINUED | TRUNK | {"parent": "decay-dense-a"},
     "imported": DENSE | IMPORTED,
@@ -89,6 +90,7 @@ OTHERS: dict[str, Any] = {
     "engine.data": 2,
     "engine.train": 2,
     "origin": "upcycle:drop",
+    "upcycling.std": 0.5,
     "dense_parent": "decay-dense-b",
     "dense_tokens": 8192,
     "checkpoint": "1" * 64,
@@ -147,9 +149,13 @@ def test_roles_have_rows_of_their_own():
     assert all(a != b for k, a in enumerate(rows) for b in rows[:k])
 
 
-@pytest.mark.parametrize("name", sorted(BASES.keys() - {"imported"}))
+@pytest.mark.parametrize("name", sorted(BASES.keys() - {"imported", "noisy decay"}))
 def test_what_is_at_its_default_is_in_no_list_of_settings(name):
     assert described(RunSpec.model_validate(BASES[name]))["settings"] == ""
+
+
+def test_the_parameters_of_a_method_are_listed_at_their_defaults_too():
+    assert described(RunSpec.model_validate(BASES["noisy decay"]))["settings"] == "upcycling.std=0.1"
 
 
 def test_rare_settings_are_listed_in_one_column():

@@ -3,7 +3,9 @@
 import pytest
 
 from upcycle.laws.forms import LAWS
-from upcycle.study.registry import law_names, method_names
+from upcycle.model.upcycling import METHODS
+from upcycle.study.methods import UpcyclingSpec
+from upcycle.study.registry import law_names, method_parameters
 
 
 def test_every_law_is_found():
@@ -18,7 +20,9 @@ def test_a_laws_names_are_read_from_its_source(name):
     assert read.of_fits == (law.source is not None)
 
 
-def test_methods_are_found():
-    from upcycle.model.upcycling import METHODS
-
-    assert set(method_names()) == set(METHODS)
+def test_methods_and_the_defaults_of_their_parameters_are_found():
+    """All are fields of a run's identity, and every such field belongs to a method."""
+    assert set(method_parameters()) == set(METHODS)
+    for name, method in METHODS.items():
+        assert method_parameters()[name] == (method.make.__kwdefaults__ or {})
+    assert {field for fields in method_parameters().values() for field in fields} == set(UpcyclingSpec.model_fields)

@@ -117,7 +117,7 @@ def test_set_reaches_what_contributing_promises():
         "schedule.floor": 0,
         "dtype": "bfloat16",
     }
-    assert set(other) == set(SETTABLE)
+    assert set(other) == {path for path in SETTABLE if not path.startswith("upcycling.")}
     plain = runs(MOE | {"steps": 100})[0]
     for path, value in other.items():
         run = runs(MOE | {"steps": 100, "set": {path: value}})[0]
@@ -224,3 +224,35 @@ def test_a_seed_draws_weights_and_the_order_of_the_data():
 def test_equal_points_are_one():
     """Two axes that meet: 25,600 tokens are 100 steps of one sequence of 256, given twice."""
     assert len(runs(DENSE | {"tokens": [TOKENS, TOKENS + 1]})) == 1
+
+
+NOISE = UPCYCLED | {"dense_steps": 50, "steps": 100, "method": "noise"}
+
+
+def test_a_methods_parameters_are_axes_and_a_default_written_out_is_the_same_run():
+    plain = runs(NOISE)
+    given = runs(NOISE | {"set": {"upcycling.std": [0.1, "2e-1"]}})
+    assert [run.upcycling.std for run in given] == [0.1, 0.2]
+    assert [run.id for run in plain] == [given[0].id] != [given[1].id]
+
+
+@pytest.mark.parametrize(
+    ("sweep", "message"),
+    [
+        (
+            NOISE | {"method": ["noise", "copy"], "set": {"upcycling.std": 0.2}},
+            r"sweeps\.s\.set: upcycling\.std 0\.2 would have no effect: .*`copy`.*own: none",
+        ),
+        (
+            MOE | {"steps": 100, "set": {"upcycling.std": 0.2}},
+            "`upcycling.std` would have no effect: only runs of kind",
+        ),
+        (NOISE | {"dense_set": {"upcycling.std": 0.2}}, r"dense_set: `upcycling\.std` would have no effect: only"),
+        (NOISE | {"set": {"upcycling.sdt": 0.2}}, r"unknown setting `upcycling\.sdt`; did you mean `upcycling\.std`"),
+        (NOISE | {"set": {"upcycling.std": 0}}, r"sweeps\.s\.set: `upcycling\.std`: Input should be greater"),
+    ],
+    ids=["ignored", "scratch", "parent", "unknown", "range"],
+)
+def test_a_parameter_that_a_method_would_ignore_is_refused(sweep, message):
+    with pytest.raises(UserError, match=message):
+        runs(sweep)

@@ -220,7 +220,11 @@ def expert_name(name: str, expert: int) -> str:
 
 def normal(shape: tuple[int, ...], std: float, name: str, seed: int) -> Tensor:
     """Normal float32 numbers on the CPU, a pure function of shape, std, name and seed."""
+    return torch.empty(shape, dtype=torch.float32, device="cpu").normal_(0.0, std, generator=generator_of(name, seed))
+
+
+def generator_of(name: str, seed: int) -> torch.Generator:
+    """A generator of random numbers on the CPU for what bears this name."""
     # Not `torch.manual_seed` and one stream: a layer or an expert more would change every weight drawn after it.
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
-    return torch.empty(shape, dtype=torch.float32, device="cpu").normal_(0.0, std, generator=generator)
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))

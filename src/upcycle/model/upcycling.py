@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
@@ -16,7 +17,8 @@ import torch
 from torch import Tensor
 
 from upcycle.errors import UserError, nearest
-from upcycle.model.transformer import Transformer, router_weight
+from upcycle.model.transformer import Transformer, generator_of, router_weight
+from upcycle.study.methods import UpcyclingSpec, full_upcycling
 from upcycle.study.shape import ModelSpec, MoESpec
 
 ZERO_SHARE = 1e-6
@@ -24,20 +26,87 @@ ZERO_SHARE = 1e-6
 ZERO_GAP = 1e-5
 """A logit gap at or below this share of the largest logit, if that is above 1, is zero up to float32 rounding."""
 
-Method = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
+
+@dataclass(frozen=True)
+class DenseMLP:
+    """What a method makes a layer's experts from."""
+
+    w_in_2MD: Tensor
+    """The gate's M rows over the up projection's."""
+    w_out_DM: Tensor
+    model: ModelSpec
+    moe: MoESpec
+    block: str
+    """Its layer, `blocks.{i}`."""
+    seed: int
+    """That of the upcycled run."""
+
+    def experts(self, change: Change) -> dict[str, Tensor]:
+        """Every expert as `change` makes it of a copy of the dense gate, up (M, D) and down (D, M) and of the expert's
+        own generator: what is drawn depends on seed, layer and expert alone, not on order, ranks or the number of
+        experts."""
+        w_ins, w_outs = [], []
+        for expert in range(self.moe.n_expert):
+            generator = generator_of(f"{self.block}.moe.upcycling.{expert}", self.seed)
+            gate_MD, up_MD = self.w_in_2MD.clone().chunk(2)
+            gate, up, down = change(gate_MD, up_MD, self.w_out_DM.clone(), generator)
+            w_ins.append(torch.cat([gate, up]))
+            w_outs.append(down)
+        return {"w_in": torch.stack(w_ins), "w_out": torch.stack(w_outs)}
+
+
+Change = Callable[[Tensor, Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor, Tensor]]
+"""One expert's gate, up and down, of the dense ones and a generator."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """An upcycling method of the registry."""
+
+    make: Callable[..., dict[str, Tensor]]
+    """From a `DenseMLP` and the method's parameters to the layer's weights by their name below `blocks.{i}.moe`: `w_in`
+    (E, 2M, D), `w_out` (E, D, M), and `router.weight` unless it is fresh."""
+    exact: bool
+    """Whether every expert computes what the dense MLP does."""
+
+
 METHODS: dict[str, Method] = {}
 
 
-def method(function: Method) -> Method:
-    """Register an upcycling method under its function's name."""
-    METHODS[function.__name__] = function
-    return function
+def method(*, exact: bool) -> Callable[[Callable[..., dict[str, Tensor]]], Callable[..., dict[str, Tensor]]]:
+    """Register an upcycling method under its function's name; `exact` if its experts compute what the dense MLP does.
+
+    The function's keyword-only arguments are the method's parameters, with their defaults: fields of `UpcyclingSpec`.
+    """
+
+    def register(function: Callable[..., dict[str, Tensor]]) -> Callable[..., dict[str, Tensor]]:
+        METHODS[function.__name__] = Method(function, exact)
+        return function
+
+    return register
 
 
-@method
-def copy(w_in_2MD: Tensor, w_out_DM: Tensor, n_expert: int) -> tuple[Tensor, Tensor]:
-    """Every expert is the dense MLP (2.1): (2M, D), (D, M) -> (E, 2M, D), (E, D, M)."""
-    return w_in_2MD.repeat(n_expert, 1, 1), w_out_DM.repeat(n_expert, 1, 1)
+@method(exact=True)
+def copy(mlp: DenseMLP) -> dict[str, Tensor]:
+    """Every expert is the dense MLP (2.1)."""
+    return mlp.experts(lambda gate, up, down, _: (gate, up, down))
+
+
+@method(exact=False)
+def noise(mlp: DenseMLP, *, std: float = 0.1) -> dict[str, Tensor]:
+    """Gaussian noise is added to every weight of every expert (A.6); `std` is relative to that of the same matrix.
+
+    The default is ours: A.6 gives no size. Drop-Upcycling (arXiv 2502.19261, `noise_upcycling.py`) adds noise of
+    standard deviation 0.02 to half of the hidden units. OLMoE's `noise_injection` adds none: it redraws half of the
+    weights (`reinit`).
+    """
+
+    def change(gate: Tensor, up: Tensor, down: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        for matrix in (gate, up, down):
+            matrix += torch.empty_like(matrix).normal_(0.0, std * matrix.std().item(), generator=generator)
+        return gate, up, down
+
+    return mlp.experts(change)
 
 
 def find_method(name: str) -> Method:
@@ -49,14 +118,20 @@ def find_method(name: str) -> Method:
 
 @torch.no_grad()
 def upcycle(
-    name: str, dense_state: Mapping[str, Tensor], model: ModelSpec, moe: MoESpec, seed: int
+    name: str,
+    dense_state: Mapping[str, Tensor],
+    model: ModelSpec,
+    moe: MoESpec,
+    seed: int,
+    parameters: UpcyclingSpec | None = None,
 ) -> dict[str, Tensor]:
     """The state of the MoE made from a dense one: experts by the method, a fresh router, all else copied.
 
     The router is N(0, 2 / (5 d_model)) (A.6) and depends on the seed alone, as in a MoE from scratch.
     Raises UserError for an unknown method and for a dense state that is not of `model`'s shape.
     """
-    make_experts = find_method(name)
+    make = find_method(name).make
+    given = full_upcycling(name, parameters or UpcyclingSpec()).model_dump(exclude_none=True)
     _check_state(dense_state, model)
     # Identical experts compute the dense MLP only if the gate weights of a token sum to 1 (`preserves_function`). They
     # are not scaled here for other gates: that would be another method. The router is fresh, as a dense model has
@@ -65,9 +140,9 @@ def upcycle(
     for key, weight in dense_state.items():
         if key.endswith(".mlp.w_in"):
             block = key.removesuffix(".mlp.w_in")
-            w_in_E2MD, w_out_EDM = make_experts(weight, dense_state[f"{block}.mlp.w_out"], moe.n_expert)
-            state[f"{block}.moe.w_in"], state[f"{block}.moe.w_out"] = w_in_E2MD, w_out_EDM
-            state[f"{block}.moe.router.weight"] = router_weight(model, moe, f"{block}.moe.router", seed).to(weight)
+            made = make(DenseMLP(weight, dense_state[f"{block}.mlp.w_out"], model, moe, block, seed), **given)
+            router = router_weight(model, moe, f"{block}.moe.router", seed).to(weight)
+            state |= {f"{block}.moe.{part}": tensor for part, tensor in ({"router.weight": router} | made).items()}
         elif not key.endswith(".mlp.w_out"):
             state[key] = weight.clone()
     return state
@@ -105,6 +180,7 @@ def receipt(
     mixtures: Iterable[tuple[Tensor, Tensor, Tensor]],
     *,
     method: str,
+    parameters: Mapping[str, Any],
     lr: float,
     tokens: int,
     gap: float,
@@ -121,19 +197,20 @@ def receipt(
     by_layer = [expert_distance(w_in, w_out) for w_in, w_out in zip(w_ins, w_outs, strict=True)]
     return {
         "method": method,
+        "parameters": dict(parameters),
         "n_expert": spec.n_expert,
         "top_k": spec.top_k,
         "gate": spec.gate,
         "router_std": [router.std().item() for router in routers],
         "logit_gap": gap,
-        "logit_gap_zero_in_theory": method == "copy" and preserves_function(spec),
+        "logit_gap_zero_in_theory": METHODS[method].exact and preserves_function(spec),
         "logit_gap_bound": ZERO_GAP * max(largest, 1.0),
         "largest_logit": largest,
         "router_gradient": {"step_0": before, "step_1": after, "zero_share": ZERO_SHARE, "lr": lr},
         "expert_distance": max(by_layer),
         "expert_distance_by_layer": by_layer,
         "tokens": tokens,
-        "statement": _statement(spec, gap, largest, before, after),
+        "statement": _statement(spec, METHODS[method].exact, gap, largest, before, after),
     }
 
 
@@ -162,7 +239,9 @@ def expert_distance(w_in_E2MD: Tensor, w_out_EDM: Tensor) -> float:
     return max(distances, default=0.0)
 
 
-def _statement(spec: MoESpec, gap: float, largest: float, before: dict[str, Any], after: dict[str, Any]) -> str:
+def _statement(
+    spec: MoESpec, exact: bool, gap: float, largest: float, before: dict[str, Any], after: dict[str, Any]
+) -> str:
     """What the numbers mean, for a reader of the report."""
     kept = "is" if gap <= ZERO_GAP * max(largest, 1.0) else "is not"
     function = f"The dense function {kept} preserved: the largest logit gap is {gap:.2g}."
@@ -177,10 +256,12 @@ def _statement(spec: MoESpec, gap: float, largest: float, before: dict[str, Any]
             "every MLP's output starts smaller than the dense one's; in return the router learns from the "
             "cross-entropy at once."
         )
+    elif not exact:
+        cost = "The experts differ from the dense MLP and from each other, so the router learns at once."
     else:
         cost = (
-            "Identical experts give the router no cross-entropy gradient at first; it begins when the experts have "
-            "received different tokens and differ."
+            "Experts that compute the same give the router no cross-entropy gradient at first; it begins when the "
+            "experts have received different tokens and no longer do."
         )
     words = {True: "zero", False: "not zero"}
     measured = f"Router gradient: {words[before['zero']]} at step 0, {words[after['zero']]} after one step."

@@ -97,7 +97,7 @@ def _machine(hardware: Mapping[str, Any]) -> str:
 
 
 def receipts(inputs: Inputs) -> dict[str, Any] | None:
-    """What copying did at the start of each upcycled training; None where none was measured."""
+    """What the method did at the start of each upcycled training; None where none was measured."""
     if inputs.mark:
         return None
     upcycled = inputs.losses.loc[inputs.losses["lineage"] == "up", "id"]
@@ -107,18 +107,21 @@ def receipts(inputs: Inputs) -> dict[str, Any] | None:
         return None
     kinds: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for receipt in found:
-        kind = tuple(receipt[name] for name in ("method", "n_expert", "top_k", "gate"))
+        parameters = receipt.get("parameters", {})  # receipts of before methods had any lack them
+        own = ", ".join(f"{name} {value}" for name, value in parameters.items())
+        kind = (own, *(receipt[name] for name in ("method", "n_expert", "top_k", "gate")))
         kinds.setdefault(kind, []).append(receipt)
     return {
         "starts": len(found),
         "kinds": [
             {
                 "first": group[0],
+                "parameters": parameters,
                 "starts": len(group),
                 "worst": max(group, key=lambda receipt: receipt["logit_gap"] / receipt["logit_gap_bound"]),
                 "before": max(receipt["router_gradient"]["step_0"]["share"] for receipt in group),
                 "after": min(receipt["router_gradient"]["step_1"]["share"] for receipt in group),
             }
-            for group in kinds.values()
+            for (parameters, *_), group in kinds.items()
         ],
     }

@@ -18,7 +18,7 @@ from upcycle.study.columns import KINDS
 from upcycle.study.execution import Execution
 from upcycle.study.expressions import check_condition, parse
 from upcycle.study.imported import StudyNames, study_names
-from upcycle.study.registry import law_names, method_names
+from upcycle.study.registry import law_names, method_parameters
 from upcycle.study.study import EvaluationConfig, FitConfig, ImportedStudy, StudyConfig, describe_error, load_study
 from upcycle.study.values import NAME_LENGTH, is_name
 
@@ -131,8 +131,10 @@ def check_names(study: StudyConfig) -> None:
             )
     for name, sweep in study.sweeps.items():
         for method in sweep.method or ():
-            if method not in method_names():
-                raise UserError(f"sweeps.{name}.method: unknown method `{method}`; {nearest(method, method_names())}")
+            if method not in method_parameters():
+                raise UserError(
+                    f"sweeps.{name}.method: unknown method `{method}`; {nearest(method, method_parameters())}"
+                )
     for name, benchmark in study.benchmarks.items():
         for task in benchmark.tasks:
             if task not in BENCHMARK_TASKS:

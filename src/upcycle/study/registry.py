@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from upcycle.fingerprint import module_path
 from upcycle.study.formulas import read_formula
@@ -41,9 +42,16 @@ def decorated(module: str, decorator: str) -> dict[str, ast.FunctionDef]:
 
 
 @cache
-def method_names() -> tuple[str, ...]:
-    """Upcycling methods of `upcycle.model.upcycling`."""
-    return tuple(decorated("upcycle.model.upcycling", "method"))
+def method_parameters() -> dict[str, dict[str, Any]]:
+    """Upcycling methods of `upcycle.model.upcycling`: the defaults of each one's parameters, its keyword arguments."""
+    return {
+        name: {
+            argument.arg: ast.literal_eval(default)
+            for argument, default in zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True)
+            if default is not None
+        }
+        for name, function in decorated("upcycle.model.upcycling", "method").items()
+    }
 
 
 @cache

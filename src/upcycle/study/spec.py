@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from upcycle.study.methods import UpcyclingSpec, full_upcycling
 from upcycle.study.shape import Frozen, ModelSpec, MoESpec
 from upcycle.study.values import (
     Beta,
@@ -166,6 +167,8 @@ class Recipe(Frozen):
     ] = "scratch"
     """Where this training's weights began: `scratch`; `upcycle:<method>` or `continued`, from a finished dense run that
     becomes a mixture or is trained on; `checkpoint`, someone else's weights as they are."""
+    upcycling: UpcyclingSpec = UpcyclingSpec()
+    """Parameters of the upcycling method; of upcycled runs only."""
     dense_parent: RunId | None = None
     """Id of the finished dense run that was upcycled or continued."""
     dense_tokens: Whole = 0
@@ -188,7 +191,16 @@ class Recipe(Frozen):
             raise ValueError(f"a run of origin {self.origin} is {'a mixture' if upcycled else 'dense'}: see `moe`")
         if (self.origin == "checkpoint") != (self.checkpoint is not None):
             raise ValueError("a run of origin `checkpoint` has the fingerprint of one, and no other has")
+        if upcycled:
+            object.__setattr__(self, "upcycling", full_upcycling(self.method, self.upcycling))
+        elif self.upcycling != UpcyclingSpec():
+            raise ValueError(f"`upcycling` has the parameters of an upcycling method: origin {self.origin} has none")
         return self
+
+    @property
+    def method(self) -> str:
+        """The upcycling method; empty for a run that is not upcycled."""
+        return self.origin.partition(":")[2]
 
     @property
     def lineage(self) -> str:

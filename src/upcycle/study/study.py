@@ -170,7 +170,7 @@ class SweepConfig(Frozen):
     """Seeds of weights and of the data order (added to data.seed); a dense parent has its child's."""
     set: Axes = {}
     """Overrides by dotted path, e.g. `optim.lr: [1e-3, 2e-3]`; a list is an axis. `dtype` and every field of a run's
-    model, moe, data, optim and schedule; `data.seed` is taken as it is, nothing is added to it."""
+    model, moe, data, optim, schedule and upcycling; `data.seed` is taken as it is, nothing is added to it."""
     dense_set: Axes = {}
     """The same for the dense parents that are trained; upcycled and continued only."""
 

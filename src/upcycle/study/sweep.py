@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from upcycle.data.versions import full_version
 from upcycle.errors import UserError, brief, nearest
+from upcycle.study.methods import UpcyclingSpec
 from upcycle.study.parent import Checkpoint, Parent
 from upcycle.study.shape import Frozen, ModelSpec, MoESpec
 from upcycle.study.spec import DataSpec, OptimSpec, Recipe, RunSpec, ScheduleSpec
@@ -30,6 +31,7 @@ _SECTIONS: dict[str, type[Frozen]] = {
     "data": DataSpec,
     "optim": OptimSpec,
     "schedule": ScheduleSpec,
+    "upcycling": UpcyclingSpec,
 }
 SETTABLE = ("dtype", *(f"{name}.{field}" for name, section in _SECTIONS.items() for field in section.model_fields))
 """What `set` and `dense_set` may override. The rest of a run follows from the grid (seed, budget, parent) or from the
@@ -218,6 +220,7 @@ def _recipe(study: StudyConfig, model: str, moe: str, seed: int, schedule: str) 
         },
         "schedule": {"kind": schedule, "warmup_steps": entry.warmup_steps, "floor": study.schedule.floor},
         "moe": study.moes[moe].model_dump() if moe else None,
+        "upcycling": {},
         "seed": seed,
         "dtype": study.dtype,
     }
@@ -245,6 +248,8 @@ def _override(fields: dict[str, Any], overrides: dict[str, Any], where: str, key
             raise UserError(f"{where}: unknown setting `{path}`; {nearest(path, SETTABLE)}")
         if section and changed[section] is None:
             raise UserError(f"{where}: `{path}` would have no effect: a dense model has no mixture")
+        if section == "upcycling" and not changed.get("origin", "").startswith("upcycle:"):
+            raise UserError(f"{where}: `{path}` would have no effect: only runs of kind upcycled have a method")
         if section:
             changed[section] = {**changed[section], field: value}
         else:

@@ -60,7 +60,7 @@ def _sentence(run: RunSpec) -> str:
         return f"{what} that was imported and not trained further."
     if run.dense_parent is None:
         return f"{what} trained from scratch."
-    how = f"upcycled by the method `{run.origin.partition(':')[2]}` from" if moe else "trained further from"
+    how = f"upcycled by the method `{run.method}` from" if moe else "trained further from"
     return f"{what} {how} the dense model `{run.dense_parent}`."
 
 

@@ -54,7 +54,8 @@ def measure_upcycling(
     return upcycling.receipt(
         run.moe,
         [(moe_state[f"{at}.router.weight"], moe_state[f"{at}.w_in"], moe_state[f"{at}.w_out"]) for at in blocks],
-        method=run.origin.partition(":")[2],
+        method=run.method,
+        parameters=run.upcycling.model_dump(exclude_none=True),
         lr=run.optim.lr,
         tokens=run.tokens_per_step,
         gap=gap,

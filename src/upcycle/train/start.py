@@ -218,7 +218,7 @@ def _upcycle(trainee: Trainee, parent_dir: Path | None) -> None:
     with group.together():
         if group.is_first:
             dense = _dense_weights(trainee, parent_dir)
-            weights = upcycling.upcycle(run.origin.partition(":")[2], dense, run.model, run.moe, run.seed)
+            weights = upcycling.upcycle(run.method, dense, run.model, run.moe, run.seed, run.upcycling)
     give(dict(trainee.model.named_parameters()), group.whole_of_first(weights, trainee.device))
     receipt = measure_upcycling(trainee, dense, weights)
     with group.together():

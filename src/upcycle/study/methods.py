@@ -1,0 +1,41 @@
+"""The parameters of upcycling methods, as fields of a run's identity.
+
+Layer 0. A method's own parameters and their defaults are the keyword arguments of its function in
+`upcycle.model.upcycling`; this module has their types and ranges, and refuses those that a method would ignore.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from upcycle.study.registry import method_parameters
+from upcycle.study.shape import Frozen
+from upcycle.study.values import Positive
+
+
+class UpcyclingSpec(Frozen):
+    """What an upcycling method takes beside the dense weights. None: the method's own default, which is written out in
+    the spec of the run, so that it is the same run whether a study gives it or not."""
+
+    std: Annotated[Positive, Field(le=10)] | None = None
+    """Standard deviation of the noise that is added, as a share of that of the weights of the same matrix."""
+
+
+def full_upcycling(method: str, given: UpcyclingSpec) -> UpcyclingSpec:
+    """The parameters of a method with its defaults written out; of an unknown method, which cannot start, as given.
+
+    Raises `ValueError` naming a parameter that the method would ignore.
+    """
+    known = method_parameters()
+    if method not in known:
+        return given
+    for name, value in given.model_dump(exclude_defaults=True).items():
+        if name not in known[method]:
+            own = ", ".join(f"upcycling.{parameter}" for parameter in known[method]) or "none"
+            raise ValueError(
+                f"upcycling.{name} {value} would have no effect: method `{method}` has no such parameter "
+                f"(its own: {own})"
+            )
+    return UpcyclingSpec(**known[method] | given.model_dump(exclude_defaults=True))
