@@ -11,6 +11,7 @@ from upcycle.errors import UserError
 from upcycle.laws.fit import run_fit
 from upcycle.laws.forms import LAWS
 from upcycle.laws.tables.losses import collect_losses, law_columns, read_losses, select_losses, write_losses
+from upcycle.laws.tables.mixed_kernels import check_one_set_of_kernels
 from upcycle.study.columns import COLUMNS, columns_markdown
 from upcycle.study.counting import count_parameters
 from upcycle.study.shape import ModelSpec, MoESpec
@@ -305,6 +306,19 @@ def test_run_fit_refuses_before_it_writes(grid: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot take D1 = 0"):
         run_fit(grid, law="multiplicative", out=out)
     assert not out.exists()
+
+
+def test_a_comparison_of_mixed_kernels_is_refused(grid: Path) -> None:
+    """With the kernels and the runs to train again; runs of one set of kernels pass."""
+    table = read_losses(grid)
+    table = table[table["lineage"] == "up"]
+    check_one_set_of_kernels(table, "figures.methods")
+    other = table["D1"] == table["D1"].max()
+    table = table.assign(kernels=table["kernels"].where(~other, "attention=sdpa;layers=composed;torch=2.13.0"))
+    first = table.loc[other, "id"].iloc[0]
+    message = f"^figures.methods: .*layers: composed in 5, native in 20\\).*{first} --fresh` and 4 more$"
+    with pytest.raises(UserError, match=message):
+        check_one_set_of_kernels(table, "figures.methods")
 
 
 @pytest.mark.slow
