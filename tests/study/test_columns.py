@@ -6,7 +6,6 @@ import pytest
 from pydantic import BaseModel
 
 from upcycle.study.columns import COLUMNS, EQUAL_SETTINGS, NAMED, ORDER, SPECIFIED, described, dotted_fields
-from upcycle.study.shape import RopeScaling
 from upcycle.study.spec import RunSpec
 
 DENSE: dict[str, Any] = {
@@ -21,6 +20,11 @@ DENSE: dict[str, Any] = {
 }
 MIXTURE = {"moe": {"n_expert": 8, "top_k": 2}}
 UPCYCLED = {**MIXTURE, "origin": "upcycle:copy", "dense_parent": "decay-dense-a", "dense_tokens": 4096}
+EXPANDED = {
+    **MIXTURE,
+    **{"origin": "upcycle:expand", "dense_parent": "decay-moe-a", "dense_tokens": 4096},
+    "parent_moe": {"n_expert": 4, "top_k": 2},
+}
 FULL = {"role": "full", "start_step": 0, "parent": None, "schedule": {"kind": "cosine", "warmup_steps": 20}}
 TRUNK = {"role": "trunk", "start_step": 0, "parent": None}
 CONTINUED = {"origin": "continued", "dense_parent": "decay-dense-a", "dense_tokens": 4096}
@@ -37,6 +41,7 @@ BASES = {
     "upcycled decay": DENSE | UPCYCLED,
     "upcycled trunk": DENSE | UPCYCLED | TRUNK | {"parent": "decay-dense-a"},
     "noisy decay": DENSE | UPCYCLED | {"origin": "upcycle:noise"},
+    "expanded decay": DENSE | EXPANDED,
     "continued decay": DENSE | CONTINUED,
     "continued trunk": DENSE | CONTINUED | TRUNK | {"parent": "decay-dense-a"},
     "imported": DENSE | IMPORTED,
@@ -93,6 +98,7 @@ OTHERS: dict[str, Any] = {
     "upcycling.std": 0.5,
     "dense_parent": "decay-dense-b",
     "dense_tokens": 8192,
+    "parent_moe": {"n_expert": 2, "top_k": 1, "gate": "softmax_topk"},
     "checkpoint": "1" * 64,
     "role": "full",
     "start_step": 91,
@@ -106,7 +112,8 @@ def fields_of(model: type[BaseModel], prefix: str = "") -> set[str]:
     found: set[str] = set()
     for name, field in model.model_fields.items():
         kinds = [kind for kind in (field.annotation, *get_args(field.annotation)) if isinstance(kind, type)]
-        section = next((kind for kind in kinds if issubclass(kind, BaseModel) and kind is not RopeScaling), None)
+        whole = name in ("rope_scaling", "parent_moe")
+        section = None if whole else next((kind for kind in kinds if issubclass(kind, BaseModel)), None)
         found |= fields_of(section, f"{prefix}{name}.") if section else {f"{prefix}{name}"}
     return found
 
@@ -149,13 +156,22 @@ def test_roles_have_rows_of_their_own():
     assert all(a != b for k, a in enumerate(rows) for b in rows[:k])
 
 
-@pytest.mark.parametrize("name", sorted(BASES.keys() - {"imported", "noisy decay"}))
+@pytest.mark.parametrize("name", sorted(BASES.keys() - {"imported", "noisy decay", "expanded decay"}))
 def test_what_is_at_its_default_is_in_no_list_of_settings(name):
     assert described(RunSpec.model_validate(BASES[name]))["settings"] == ""
 
 
 def test_the_parameters_of_a_method_are_listed_at_their_defaults_too():
     assert described(RunSpec.model_validate(BASES["noisy decay"]))["settings"] == "upcycling.std=0.1"
+
+
+def test_the_mixture_that_was_expanded_is_listed_with_the_settings():
+    """D1 and the parent have columns of their own; N1 is of the dense shape."""
+    row = described(RunSpec.model_validate(DENSE | EXPANDED))
+    assert row["settings"] == "parent_moe.gate=topk_softmax;parent_moe.n_expert=4;parent_moe.top_k=2"
+    assert (row["method"], row["lineage"], row["n_expert"], row["D1"]) == ("expand", "up", 8, 4096)
+    assert row["dense_parent"] == "decay-moe-a"
+    assert row["N1"] == described(RunSpec.model_validate(DENSE))["N1"]
 
 
 def test_rare_settings_are_listed_in_one_column():

@@ -16,11 +16,12 @@ from small_studies import small_study
 from upcycle.errors import UserError
 from upcycle.manifest import STATE, WEIGHTS
 from upcycle.study.frozen import FrozenPlan, freeze, thaw
+from upcycle.study.keep import KeepConfig
 from upcycle.study.makespan import PRIORITIES
 from upcycle.study.plan import Plan, build_plan
 from upcycle.study.retention import children_of, files_let_go, files_read
 from upcycle.study.schema import schema_text
-from upcycle.study.study import KeepConfig, StudyConfig, load_study
+from upcycle.study.study import StudyConfig, load_study
 from upcycle.study.varying import run_labels, varying
 from upcycle.workflow.submission import RULE_OF_KIND
 
@@ -121,8 +122,8 @@ def test_d1_may_be_given_where_it_is_the_checkpoints(here):
         ({**CONTINUED, "steps": None, "points": [[5, 1280]]}, "sweeps.s.points: D1 = 5, but model mine begins with"),
         (CONTINUED | {"method": "copy"}, "`method` belongs to kind upcycled: kind continued would ignore it"),
         (CONTINUED | {"moe": "4x2"}, "`moe` names the mixtures of kinds moe and upcycled, and only of those"),
-        (CONTINUED | {"set": {"model.n_kv_head": 2}}, "model.n_kv_head is None, but 1 in the dense parent"),
-        (CONTINUED | {"set": {"model.tied": True}}, "model.tied is True, but False in the dense parent"),
+        (CONTINUED | {"set": {"model.n_kv_head": 2}}, "model.n_kv_head is None, but 1 in the parent"),
+        (CONTINUED | {"set": {"model.tied": True}}, "model.tied is True, but False in the parent"),
         (CONTINUED | {"set": {"model.init_std": 0.1}}, "`model.init_std` would have no effect: the weights are the"),
         (CONTINUED | {"set": {"model.context": 128}}, "a context of 128 tokens exceeds the 64 of mine"),
         (CONTINUED | {"set": {"data.tokenizer": "other.json"}}, "cut by another tokenizer"),

@@ -4,9 +4,9 @@ import pytest
 from small_studies import small_study
 
 from upcycle.manifest import STATE, WEIGHTS
+from upcycle.study.keep import KeepConfig
 from upcycle.study.plan import Plan, build_plan
 from upcycle.study.retention import children_of, files_let_go, files_read
-from upcycle.study.study import KeepConfig
 
 SWEEPS = {
     "dense": {"kind": "dense", "model": "tiny", "steps": [40, 80]},

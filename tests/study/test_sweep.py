@@ -10,7 +10,7 @@ from upcycle.study.plan import build_plan
 from upcycle.study.shape import RopeScaling
 from upcycle.study.spec import RunSpec
 from upcycle.study.study import StudyConfig, load_study
-from upcycle.study.sweep import SETTABLE, expand
+from upcycle.study.sweep import SETTABLE, expand_sweep
 
 REPOSITORY = Path(__file__).parents[2]
 TOKENS = 204_800
@@ -24,7 +24,7 @@ def one(sweep: dict, **changes: object) -> StudyConfig:
 
 
 def runs(sweep: dict, **changes: object) -> list[RunSpec]:
-    return [point.run for point in expand(one(sweep, **changes), "s", {})]
+    return [point.run for point in expand_sweep(one(sweep, **changes), "s", {})]
 
 
 @pytest.mark.parametrize(
@@ -46,14 +46,14 @@ def test_a_budget_in_tokens_trains_as_many_whatever_is_overridden(overrides, uni
     }[unit]
     tiny = one(DENSE | {"steps": 100}).models["tiny"].model_dump()
     config = one(UPCYCLED | budget | {"set": overrides}, models={"tiny": tiny | {"max_steps": 100, "n_budget": 1}})
-    points = expand(config, "s", {})
+    points = expand_sweep(config, "s", {})
     assert len({point.run.end_step for point in points}) > 1
     assert {point.run.tokens for point in points} == {TOKENS}
     assert {point.dense.run.tokens for point in points if point.dense} == {TOKENS}
 
 
 def test_the_parents_budget_follows_their_own_overrides():
-    points = expand(
+    points = expand_sweep(
         one(UPCYCLED | {"dense_tokens": TOKENS, "steps": 100, "dense_set": {"optim.batch": [4, 16]}}), "s", {}
     )
     assert [point.dense.run.optim.batch for point in points if point.dense] == [4, 16]
@@ -131,7 +131,7 @@ def test_set_reaches_what_contributing_promises():
 def test_a_parent_may_have_a_schedule_of_its_own():
     """`schedule` is that of the finished models; their parents' is wsd unless `dense_set` says otherwise."""
     sweep = UPCYCLED | {"dense_steps": 100, "steps": 100}
-    plain, cosine = expand(
+    plain, cosine = expand_sweep(
         one(sweep | {"schedule": "cosine", "dense_set": {"schedule.kind": ["wsd", "cosine"]}}), "s", {}
     )
     assert plain.run.schedule.kind == cosine.run.schedule.kind == "cosine"
@@ -161,7 +161,7 @@ def test_a_parent_may_have_a_schedule_of_its_own():
         (DENSE | {"set": {"optim": {"lr": 1}}}, "unknown setting `optim`"),
         (DENSE | {"set": {"model.d_model.x": 1}}, "unknown setting `model.d_model.x`"),
         (DENSE | {"set": {"optim.batch": [8, "many"]}}, "s.set: `optim.batch`: 'many' is not a number"),
-        (UPCYCLED | {"set": {"model.d_model": 96}}, "model.d_model is 96, but 64 in the dense parent"),
+        (UPCYCLED | {"set": {"model.d_model": 96}}, "model.d_model is 96, but 64 in the parent"),
         (UPCYCLED | {"set": {"data.dataset": "other"}}, "cut by another tokenizer"),
         (UPCYCLED | {"dense_set": {"data.tokenizer": "t.json"}}, "cut by another tokenizer"),
         (DENSE | {"seed": list(range(6000))}, "more than 5,000"),

@@ -9,7 +9,7 @@ from typing import Any
 
 from upcycle.data.debian import AbsentTextError
 from upcycle.data.versions import full_version
-from upcycle.study.study import StudyConfig, SweepConfig
+from upcycle.study.study import StudyConfig
 from upcycle.study.values import is_name
 
 log = logging.getLogger(__name__)
@@ -20,7 +20,7 @@ def without_absent(study: StudyConfig) -> StudyConfig:
 
     Left out too are fits, figures and tables that name such a sweep. Raises `AbsentTextError` if no sweep is left.
     """
-    reasons = {name: reason for name, sweep in study.sweeps.items() if (reason := _absent(_texts(study, sweep)))}
+    reasons = {name: reason for name in study.sweeps if (reason := _absent(_texts(study, name)))}
     texts = {
         name: reason
         for name, each in study.evaluations.items()
@@ -56,9 +56,15 @@ def without_absent(study: StudyConfig) -> StudyConfig:
     )
 
 
-def _texts(study: StudyConfig, sweep: SweepConfig) -> Iterator[tuple[str, str]]:
-    """(data set, version) of the runs of a sweep and of their dense parents."""
-    for axes in (sweep.set, sweep.dense_set) if sweep.has_parents else (sweep.set,):
+def _texts(study: StudyConfig, name: str) -> Iterator[tuple[str, str]]:
+    """(data set, version) of the runs of a sweep and of their parents."""
+    sweep, places = study.sweeps[name], [study.sweeps[name].set]
+    begins = {name}
+    while sweep.parents and sweep.parents not in begins:
+        begins.add(sweep.parents)
+        sweep = study.sweeps[sweep.parents]
+        places.append(sweep.set)
+    for axes in [*places, sweep.dense_set] if sweep.has_parents else places:
         pairs = product(axes.get("data.dataset", [study.data.dataset]), axes.get("data.version", [study.data.version]))
         yield from (pair for pair in pairs if all(map(is_name, pair)))  # others are refused where they are expanded
 

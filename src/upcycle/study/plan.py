@@ -25,7 +25,7 @@ from upcycle.study.rates import Speeds, expected_seconds, measured_run, speeds_b
 from upcycle.study.recorded import RunFolders
 from upcycle.study.spec import Recipe, RunSpec
 from upcycle.study.study import ImportedStudy, StudyConfig
-from upcycle.study.sweep import Point, expand, trunk_point
+from upcycle.study.sweep import Point, expand_sweep, trunk_point
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ def build_plan(study: StudyConfig, results: Path) -> Plan:
     if isinstance(study, ImportedStudy):
         return Plan(study.study, {}, {})
     checkpoints = find_checkpoints(study, noted_hashes())
-    points: dict[str, list[Point]] = {name: expand(study, name, checkpoints) for name in study.sweeps}
+    points: dict[str, list[Point]] = {name: expand_sweep(study, name, checkpoints) for name in study.sweeps}
     goals: dict[str, RunSpec] = {}
     names: dict[str, tuple[str, str]] = {}
     for sweep_points in points.values():

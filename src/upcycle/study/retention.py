@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 
 from upcycle.manifest import STATE, WEIGHTS
+from upcycle.study.keep import KeepConfig
 from upcycle.study.plan import Plan, trunk_of
 from upcycle.study.spec import RunSpec
-from upcycle.study.study import KeepConfig
 
 
 def files_let_go(keep: KeepConfig, plan: Plan) -> dict[str, dict[str, str]]:

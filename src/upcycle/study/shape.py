@@ -196,3 +196,12 @@ class MoESpec(Frozen):
                 )
             object.__setattr__(self, "gate", "topk_softmax")
         return self
+
+
+def check_expansion(parent: MoESpec, child: MoESpec) -> None:
+    """Raise ValueError for a mixture whose experts cannot be m >= 2 copies of each of the parent's."""
+    if child.n_expert % parent.n_expert or child.n_expert == parent.n_expert:
+        raise ValueError(
+            f"n_expert {child.n_expert} is not two or more times the parent's {parent.n_expert}: `expand` makes as "
+            "many copies of each expert"
+        )

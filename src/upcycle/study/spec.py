@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from upcycle.study.methods import UpcyclingSpec, full_upcycling
-from upcycle.study.shape import Frozen, ModelSpec, MoESpec
+from upcycle.study.shape import Frozen, ModelSpec, MoESpec, check_expansion
 from upcycle.study.values import (
     Beta,
     Count,
@@ -38,6 +38,8 @@ from upcycle.study.values import (
 
 Role = Literal["trunk", "decay", "full", "imported"]
 ScheduleKind = Literal["wsd", "cosine", "constant"]
+EXPAND = "expand"
+"""The upcycling method that begins with a mixture; all others begin with a dense model."""
 
 
 class DataConfig(Frozen):
@@ -165,14 +167,16 @@ class Recipe(Frozen):
     origin: Annotated[
         str, Field(pattern=r"^(scratch|checkpoint|continued|upcycle:[A-Za-z_][A-Za-z0-9_]*)$", max_length=80)
     ] = "scratch"
-    """Where this training's weights began: `scratch`; `upcycle:<method>` or `continued`, from a finished dense run that
+    """Where this training's weights began: `scratch`; `upcycle:<method>` or `continued`, from a finished run that
     becomes a mixture or is trained on; `checkpoint`, someone else's weights as they are."""
     upcycling: UpcyclingSpec = UpcyclingSpec()
     """Parameters of the upcycling method; of upcycled runs only."""
     dense_parent: RunId | None = None
-    """Id of the finished dense run that was upcycled or continued."""
+    """Id of the finished run that was upcycled or continued: a dense one, or of method `expand` a mixture."""
     dense_tokens: Whole = 0
-    """D1: tokens of that dense run; of an imported checkpoint, the tokens that its owner states."""
+    """D1: all tokens of that run, its own parent's included; of an imported checkpoint those that its owner states."""
+    parent_moe: MoESpec | None = None
+    """The parent's mixture, of method `expand`."""
     checkpoint: Sha256 | None = None
     """Fingerprint of an imported checkpoint (`parent.fingerprint`)."""
 
@@ -195,6 +199,10 @@ class Recipe(Frozen):
             object.__setattr__(self, "upcycling", full_upcycling(self.method, self.upcycling))
         elif self.upcycling != UpcyclingSpec():
             raise ValueError(f"`upcycling` has the parameters of an upcycling method: origin {self.origin} has none")
+        if (self.origin == f"upcycle:{EXPAND}") != (self.parent_moe is not None):
+            raise ValueError("a run of origin `upcycle:expand` has a parent_moe, and no other has")
+        if self.moe is not None and self.parent_moe is not None:
+            check_expansion(self.parent_moe, self.moe)
         return self
 
     @property
@@ -274,6 +282,11 @@ class RunSpec(Recipe):
         of an imported checkpoint those that its owner states.
         """
         return self.dense_tokens if self.role == "imported" else self.end_step * self.tokens_per_step
+
+    @property
+    def all_tokens(self) -> int:
+        """Tokens that its weights have seen at this segment's end, its parents' included."""
+        return self.tokens + (self.dense_tokens if self.dense_parent else 0)
 
     @property
     def segment_tokens(self) -> int:

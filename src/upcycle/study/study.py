@@ -18,9 +18,10 @@ from upcycle.errors import UserError, brief, nearest
 from upcycle.study.benchmark import BenchmarkConfig
 from upcycle.study.counting import count_parameters
 from upcycle.study.execution import Execution, ModelExecution
+from upcycle.study.keep import KeepConfig
 from upcycle.study.parent import AbsentError, give_shapes
 from upcycle.study.shape import Frozen, ModelShape, ModelSpec, MoESpec
-from upcycle.study.spec import DataConfig, OptimConfig, RunSpec, ScheduleKind, ScheduleSpec
+from upcycle.study.spec import EXPAND, DataConfig, OptimConfig, RunSpec, ScheduleKind, ScheduleSpec
 from upcycle.study.strict_yaml import read_yaml
 from upcycle.study.values import (
     AnyNames,
@@ -163,11 +164,14 @@ class SweepConfig(Frozen):
     points: Annotated[list[Pair], Field(min_length=1)] | None = None
     """Single [D1, D2] points in tokens, in place of a grid; upcycled and continued only."""
     method: Names | None = None
-    """Upcycling methods; upcycled only. None: `copy`."""
+    """Upcycling methods; upcycled only. None: `copy`. `expand` begins with mixtures, all others with dense models."""
+    parents: Slug | None = None
+    """Of method `expand`, and only of that: a sweep of kind moe or upcycled, whose finished mixtures of the same model
+    and seed are the parents. D1 is all their tokens, those of their own parents included."""
     schedule: Schedules | None = None
     """Of the finished models; their dense parents' is wsd unless `dense_set` gives `schedule.kind`. None: wsd."""
     seed: Annotated[Wholes, Field(min_length=1)] = [0]
-    """Seeds of weights and of the data order (added to data.seed); a dense parent has its child's."""
+    """Seeds of weights and of the data order (added to data.seed); a parent has its child's."""
     set: Axes = {}
     """Overrides by dotted path, e.g. `optim.lr: [1e-3, 2e-3]`; a list is an axis. `dtype` and every field of a run's
     model, moe, data, optim, schedule and upcycling; `data.seed` is taken as it is, nothing is added to it."""
@@ -180,10 +184,15 @@ class SweepConfig(Frozen):
             raise ValueError("`moe` names the mixtures of kinds moe and upcycled, and only of those")
         if self.method and self.kind != "upcycled":
             raise ValueError(f"`method` belongs to kind upcycled: kind {self.kind} would ignore it")
-        if not self.has_parents:
-            for key in ("points", "dense_tokens", "dense_steps", "dense_set"):
-                if getattr(self, key):
-                    raise ValueError(f"`{key}` belongs to kinds upcycled and continued: kind {self.kind} ignores it")
+        if (EXPAND in (self.method or ())) != (self.parents is not None):
+            raise ValueError(f"method `{EXPAND}` and `parents`, a sweep of mixtures to begin with, belong together")
+        if self.parents and self.method != [EXPAND]:
+            raise ValueError(f"`{EXPAND}` begins with mixtures, other methods do not: give it a sweep of its own")
+        for key in ("points", "dense_tokens", "dense_steps", "dense_set"):
+            if getattr(self, key) and self.parents:
+                raise ValueError(f"`{key}` is of dense parents: with `parents` it would be ignored")
+            if getattr(self, key) and not self.has_parents:
+                raise ValueError(f"`{key}` belongs to kinds upcycled and continued: kind {self.kind} ignores it")
         if (self.tokens and self.steps) or (self.dense_tokens and self.dense_steps):
             raise ValueError("give a budget in tokens or in steps, not both")
         if self.points and (self.tokens or self.steps or self.dense_tokens or self.dense_steps):
@@ -194,7 +203,7 @@ class SweepConfig(Frozen):
 
     @property
     def has_parents(self) -> bool:
-        """Whether its models begin with finished dense models."""
+        """Whether its models begin with finished models."""
         return self.kind in ("upcycled", "continued")
 
 
@@ -235,18 +244,6 @@ class FitConfig(Frozen):
         if self.floor_from and (self.by or "E" in self.fixed):
             raise ValueError("`floor_from` gives E: leave out `by` and fixed `E`")
         return self
-
-
-class KeepConfig(Frozen):
-    """What stays of finished runs once all planned work that reads it is finished. Not identity: removing retrains
-    nothing. A later study that needs a removed file must train its run again; `upcycle plan` says which."""
-
-    state: Literal["all", "last", "none"] = "all"
-    """Trunk points that a longer budget can continue from, by their weights and AdamW's moments: all, each trunk's
-    last, or none."""
-    weights: Literal["all", "finished", "none"] = "all"
-    """Weights of all other runs: all, those of finished models alone, none. A mixture is upcycled from a finished dense
-    model's weights, and an evaluation on another text reads them."""
 
 
 class StudyConfig(Frozen):
@@ -296,6 +293,7 @@ class StudyConfig(Frozen):
         references = (  # section, its key that names entries, and the section of these
             ("sweeps", "model", "models"),
             ("sweeps", "moe", "moes"),
+            ("sweeps", "parents", "sweeps"),
             ("fits", "sweep", "sweeps"),
             ("fits", "floor_from", "sweeps"),
             ("evaluations", "sweep", "sweeps"),
@@ -304,7 +302,7 @@ class StudyConfig(Frozen):
         for section, key, named in references:
             valid = getattr(self, named)
             for entry_name, entry in getattr(self, section).items():
-                for name in getattr(entry, key):
+                for name in as_list(getattr(entry, key) or []):
                     if name not in valid:
                         where = f"{section}.{entry_name}.{key}"
                         raise ValueError(f"{where}: `{name}` is not under `{named}`; {nearest(name, valid)}")

@@ -20,7 +20,7 @@ from upcycle.errors import UserError, brief, nearest
 from upcycle.study.methods import UpcyclingSpec
 from upcycle.study.parent import Checkpoint, Parent
 from upcycle.study.shape import Frozen, ModelSpec, MoESpec
-from upcycle.study.spec import DataSpec, OptimSpec, Recipe, RunSpec, ScheduleSpec
+from upcycle.study.spec import EXPAND, DataSpec, OptimSpec, Recipe, RunSpec, ScheduleSpec
 from upcycle.study.study import StudyConfig, SweepConfig, describe_error
 
 MAX_POINTS = 5_000
@@ -59,7 +59,12 @@ class Point:
     model: str
     moe: str
     dense: Point | None = None
-    """The finished dense parent, of an upcycled or continued model."""
+    """The finished parent of an upcycled or continued model: dense, or of method `expand` a mixture."""
+
+    @property
+    def first(self) -> Point:
+        """What its weights began as: itself, or the first of its parents."""
+        return self.dense.first if self.dense else self
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,7 @@ class Budget:
         return steps
 
 
-def expand(study: StudyConfig, name: str, checkpoints: Mapping[str, Checkpoint]) -> list[Point]:
+def expand_sweep(study: StudyConfig, name: str, checkpoints: Mapping[str, Checkpoint]) -> list[Point]:
     """All points of one sweep, in the order of its axes; equal points once.
 
     `checkpoints`: by the name of the model that begins with one. Raises `UserError` naming the sweep and the value for
@@ -93,12 +98,17 @@ def expand(study: StudyConfig, name: str, checkpoints: Mapping[str, Checkpoint])
     sweep = study.sweeps[name]
     where = f"sweeps.{name}"
     _check_size(sweep, where)
+    mixtures = _parents(study, name, checkpoints)
     points: dict[str, Point] = {}
     axes = itertools.product(sweep.model, sweep.moe or [""], sweep.schedule or ["wsd"], sweep.seed)
     for model, moe, schedule, seed in axes:
         parent = checkpoints.get(model) if sweep.has_parents else None
-        imported = _imported(study, model, parent, where) if parent else None
-        pairs = _budgets(study, sweep, model, imported, seed, where)
+        pairs: Sequence[tuple[Point | None, Budget]]
+        if sweep.parents:
+            pairs = _of_mixtures(study, sweep, model, mixtures, seed, where)
+        else:
+            imported = _imported(study, model, parent, where) if parent else None
+            pairs = _budgets(study, sweep, model, imported, seed, where)
         for overrides in _grid(sweep.set):
             base = _recipe(study, model, moe, seed, schedule)
             for dense, budget in pairs:
@@ -107,7 +117,7 @@ def expand(study: StudyConfig, name: str, checkpoints: Mapping[str, Checkpoint])
                     recipe = _override(base | _origin(dense, origin), overrides, where, "set")
                     if dense:
                         _check_parent(recipe, dense.run, overrides, where)
-                    if parent:
+                    if parent and dense and dense.first.run.checkpoint:
                         _check_context(recipe, parent.parent, where)
                     run = finished_run(recipe, budget.steps(recipe, where), study.schedule.decay_fraction, where)
                     # Axes can meet in one run: budgets in tokens that round to the same steps, a default written out.
@@ -147,6 +157,46 @@ def _check_context(recipe: Recipe, parent: Parent, where: str) -> None:
             f"{where}: a context of {recipe.model.context:,} tokens exceeds the {parent.context:,} of {parent.folder} "
             "(max_position_embeddings, or its sliding window); lower `context`"
         )
+
+
+def _parents(study: StudyConfig, name: str, checkpoints: Mapping[str, Checkpoint]) -> list[Point]:
+    """The finished mixtures of the sweep that a sweep names as its `parents`; none without that key.
+
+    Raises `UserError` for sweeps that begin with each other, and for one of dense models.
+    """
+    chain = [name]
+    while parents := study.sweeps[chain[-1]].parents:
+        if parents in chain:
+            raise UserError(
+                f"sweeps.{name}.parents: sweeps {', '.join([*chain, parents])} begin with each other; name a sweep of "
+                "kind moe, or one upcycled from dense models"
+            )
+        chain.append(parents)
+    if len(chain) == 1:
+        return []
+    first = study.sweeps[chain[-1]]
+    if not first.moe:
+        raise UserError(
+            f"sweeps.{chain[-2]}.parents: sweep `{chain[-1]}` is of kind {first.kind}, and `{EXPAND}` begins with "
+            "mixtures; name a sweep of kind moe or upcycled"
+        )
+    return expand_sweep(study, chain[1], checkpoints)
+
+
+def _of_mixtures(
+    study: StudyConfig, sweep: SweepConfig, model: str, mixtures: list[Point], seed: int, where: str
+) -> list[tuple[Point, Budget]]:
+    """(mixture, budget) for the mixtures of this model and seed, and each budget of the sweep.
+
+    Raises `UserError` if there is none.
+    """
+    parents = [point for point in mixtures if point.model == model and point.run.seed == seed]
+    if not parents:
+        raise UserError(
+            f"{where}.parents: sweep `{sweep.parents}` has no mixture of model `{model}` with seed {seed}; add it "
+            "there, or leave it out here"
+        )
+    return list(itertools.product(parents, _axis(study, model, sweep.tokens, sweep.steps, where)))
 
 
 def _of_checkpoint(
@@ -230,7 +280,11 @@ def _origin(dense: Point | None, origin: str) -> dict[str, Any]:
     """The fields of a `Recipe` that say what was upcycled or continued, and how."""
     if dense is None:
         return {}
-    return {"origin": origin, "dense_parent": dense.run.id, "dense_tokens": dense.run.tokens}
+    moe = dense.run.moe.model_dump() if dense.run.moe else None
+    return {
+        **{"origin": origin, "dense_parent": dense.run.id, "dense_tokens": dense.run.all_tokens},
+        "parent_moe": moe,
+    }
 
 
 def _override(fields: dict[str, Any], overrides: dict[str, Any], where: str, key: str) -> Recipe:
@@ -275,26 +329,27 @@ def _check_parent(recipe: Recipe, dense: RunSpec, overrides: dict[str, Any], whe
 
     Raises `UserError` naming the setting.
     """
+    of_parent = "in that of its parents' sweep" if dense.moe else "`dense_set`"
     for field in _COPIED:
         own, parents = getattr(recipe.model, field), getattr(dense.model, field)
         if own != parents:
             raise UserError(
-                f"{where}: model.{field} is {own}, but {parents} in the dense parent whose weights it begins with; "
-                "give it in `set` and `dense_set` alike"
+                f"{where}: model.{field} is {own}, but {parents} in the parent whose weights it begins with; give it "
+                f"in `set` and {of_parent} alike"
             )
     for field in ("init_std", "output_init"):
         if f"model.{field}" in overrides:
             raise UserError(
-                f"{where}.set: `model.{field}` would have no effect: the weights are the dense parent's; give it in "
-                "`dense_set` alone"
+                f"{where}.set: `model.{field}` would have no effect: the weights are the parent's; give it in "
+                f"{of_parent} alone"
             )
     own_data, parents_data = recipe.data, dense.data
     same = own_data.tokenizer == parents_data.tokenizer and own_data.vocab_size == parents_data.vocab_size
     if not same or (own_data.tokenizer == "bpe" and own_data.tokens_id != parents_data.tokens_id):
         raise UserError(
-            f"{where}: its tokens are {own_data.tokens_id}, but {parents_data.tokens_id} in the dense parent, cut by "
-            "another tokenizer: its embedding would be of other pieces; give data.* in `set` and `dense_set` alike, or "
-            "name one tokenizer.json"
+            f"{where}: its tokens are {own_data.tokens_id}, but {parents_data.tokens_id} in the parent, cut by another "
+            f"tokenizer: its embedding would be of other pieces; give data.* in `set` and {of_parent} alike, or name "
+            "one tokenizer.json"
         )
 
 

@@ -11,19 +11,20 @@ from upcycle.study.spec import RunSpec, short_count
 
 _IN_ID = (
     *("model.n_layer", "model.d_model", "moe.n_expert", "moe.top_k", "seed", "role"),
-    *("dense_parent", "dense_tokens", "start_step", "end_step", "parent"),
+    *("dense_parent", "dense_tokens", "start_step", "end_step", "parent", "parent_moe"),
 )
 """Fields of RunSpec that a run's id, or the steps beside it, show."""
 LINEAGES = {"dense": "dense", "moe": "moe", "up": "upcycled", "cont": "continued", "import": "imported"}
 """What people call a run, by its lineage; an imported one by its kind."""
-DENSE = "dense_set."
-"""Prefix of a setting of an upcycled model's dense parent, after the study's key that sets it."""
+OF_PARENT = {"dense_set.": "dense_", "parents.": "parent_"}
+"""Prefix of a setting of an upcycled model's parent, after the study's key that gives a dense one or a mixture; and the
+prefix of its last part in a label."""
 
 
 def varying(plan: Plan, sweep: str) -> dict[str, list[Any]]:
     """Settings (dotted paths of RunSpec) that differ between a sweep's finished models, with their values in order.
 
-    A setting of the dense parents that always equals the models' own is left out.
+    A setting of the parents that always equals the models' own is left out.
     """
     models = [_settings(plan, plan.runs[run_id]) for run_id in plan.sweeps[sweep]]
     values: dict[str, list[Any]] = {}
@@ -32,7 +33,12 @@ def varying(plan: Plan, sweep: str) -> dict[str, list[Any]]:
         for model in models:
             if model.get(path) not in found:
                 found.append(model.get(path))
-    repeated = {DENSE + path for path in values if all(model.get(path) == model.get(DENSE + path) for model in models)}
+    repeated = {
+        prefix + path
+        for prefix in OF_PARENT
+        for path in values
+        if all(model.get(path) == model.get(prefix + path) for model in models)
+    }
     return {path: found for path, found in values.items() if len(found) > 1 and path not in repeated}
 
 
@@ -41,7 +47,7 @@ def varying_by_run(plan: Plan) -> dict[str, dict[str, Any]]:
     shown: dict[str, dict[str, Any]] = {run_id: {} for run_id in plan.runs}
     for sweep, finished in plan.sweeps.items():
         paths = set(varying(plan, sweep))
-        of_parents = {path.removeprefix(DENSE) for path in paths if path.startswith(DENSE)}
+        of_parents = {_own(path) for path in paths if _own(path) != path}
         for run_id in plan.members(sweep):
             run = plan.runs[run_id]
             wanted = paths if run.lineage == plan.runs[finished[0]].lineage else of_parents
@@ -51,12 +57,21 @@ def varying_by_run(plan: Plan) -> dict[str, dict[str, Any]]:
 
 
 def _settings(plan: Plan, run: RunSpec) -> dict[str, Any]:
-    """The settings of a run, defaults too, and those of its dense parent, less those that the id shows."""
+    """The settings of a run, defaults too, and those of its parent, less those that the id shows."""
     fields = dotted_fields(run.model_dump(mode="json"))
     if run.dense_parent is not None:
+        dense, mixture = OF_PARENT
+        prefix, known = (mixture, ("moe.", "parent_moe.")) if run.parent_moe else (dense, ())
         parent = dotted_fields(plan.runs[run.dense_parent].model_dump(mode="json"))
-        fields |= {DENSE + path: value for path, value in parent.items()}
-    return {path: value for path, value in fields.items() if path.removeprefix(DENSE) not in _IN_ID}
+        fields |= {prefix + path: value for path, value in parent.items() if not path.startswith(known)}
+    return {path: value for path, value in fields.items() if _own(path) not in _IN_ID}
+
+
+def _own(path: str) -> str:
+    """The path of a parent's setting in the parent itself; any other as it is."""
+    for prefix in OF_PARENT:
+        path = path.removeprefix(prefix)
+    return path
 
 
 def run_labels(plan: Plan) -> dict[str, str]:
@@ -102,5 +117,7 @@ def _told_apart(plan: Plan, ids: list[str]) -> dict[str, list[str]]:
             return {run_id: [*words, run_id[-10:]] for run_id, words in shown.items()}
         for run_id in ids:
             value = value_text(settings[run_id].get(best))
-            shown[run_id].append(f"{'dense_' * best.startswith(DENSE)}{best.rpartition('.')[2]}={value}")
+            whose = next((word for prefix, word in OF_PARENT.items() if best.startswith(prefix)), "")
+            whose = "parent_" if best.startswith("parent_moe.") else whose
+            shown[run_id].append(f"{whose}{best.rpartition('.')[2]}={value}")
     return shown
