@@ -34,7 +34,7 @@ NAMES = {
     "router": ("Router", "model/moe.py"),
     "mixture of experts": ("MoE", "model/moe.py"),
     "balance loss": ("balance_loss", "model/moe.py"),
-    "copy": ("copy", "model/upcycling.py"),
+    "copy": ("copy", "model/upcycling_methods.py"),
     "upcycle": ("upcycle", "model/upcycling.py"),
     "attention": ("Attention", "model/attention.py"),
     "rope": ("rope_tables", "model/rope.py"),

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from upcycle.errors import UserError
-from upcycle.model import upcycling
+from upcycle.model import upcycling_methods
 from upcycle.model.transformer import Transformer, init_weights
 from upcycle.model.upcycling import ZERO_GAP, ZERO_SHARE, upcycle
 from upcycle.study.execution import Execution
@@ -202,10 +202,10 @@ def test_the_receipt_is_json_and_names_gate_method_and_bounds(issue) -> None:
 
 
 def test_a_new_method_is_one_decorated_function(small: ModelSpec, build, monkeypatch) -> None:
-    monkeypatch.setattr(upcycling, "METHODS", dict(upcycling.METHODS))
+    monkeypatch.setattr(upcycling_methods, "METHODS", dict(upcycling_methods.METHODS))
 
-    @upcycling.method(exact=False)
-    def halved(mlp: upcycling.DenseMLP) -> dict[str, torch.Tensor]:
+    @upcycling_methods.method(exact=False)
+    def halved(mlp: upcycling_methods.DenseMLP) -> dict[str, torch.Tensor]:
         return mlp.experts(lambda gate, up, down, _: (gate / 2, up / 2, down))
 
     dense = build().state_dict()
@@ -243,7 +243,7 @@ def made(build, method: str, n_expert: int = 4, seed: int = 3, **parameters) -> 
     return dense.state_dict(), upcycle(method, dense.state_dict(), dense.model, moe, seed, UpcyclingSpec(**parameters))
 
 
-@pytest.mark.parametrize("method", upcycling.METHODS)
+@pytest.mark.parametrize("method", upcycling_methods.METHODS)
 def test_an_expert_depends_on_seed_layer_and_number_alone(build, method: str) -> None:
     """Not on how many others there are; another seed, layer or expert draws otherwise, if the method draws at all."""
     few, more, other = (made(build, method, *args)[1] for args in ((4, 3), (8, 3), (4, 4)))
@@ -253,13 +253,13 @@ def test_an_expert_depends_on_seed_layer_and_number_alone(build, method: str) ->
         assert torch.equal(few[name], other[name]) == (method == "copy")
 
 
-@pytest.mark.parametrize("method", upcycling.METHODS)
+@pytest.mark.parametrize("method", upcycling_methods.METHODS)
 def test_the_receipt_states_in_theory_and_measures_whether_the_function_is_preserved(build, method: str) -> None:
     _, state = made(build, method)
     upcycled = Transformer(build().model, MoESpec(n_expert=4, top_k=2))
     upcycled.load_state_dict(state)
     found = receipt(build(), upcycled, method=method)
-    exact = upcycling.METHODS[method].exact
+    exact = upcycling_methods.METHODS[method].exact
     assert found["method"] == method
     assert found["parameters"] == method_parameters()[method]
     assert found["logit_gap_zero_in_theory"] == exact
@@ -269,12 +269,77 @@ def test_the_receipt_states_in_theory_and_measures_whether_the_function_is_prese
     assert (found["expert_distance"] == 0) == (method == "copy")
 
 
+def matrices_of(state: dict, expert: int) -> list[torch.Tensor]:
+    """Gate and up (M, D) and down transposed (M, D) of an expert of the second layer: a hidden unit is a row."""
+    return [*state["blocks.1.moe.w_in"][expert].chunk(2), state["blocks.1.moe.w_out"][expert].T]
+
+
+def dense_matrices(state: dict) -> list[torch.Tensor]:
+    return [*state["blocks.1.mlp.w_in"].chunk(2), state["blocks.1.mlp.w_out"].T]
+
+
 @pytest.mark.parametrize("std", [0.1, 0.5])
 def test_noise_is_relative_to_each_matrix(build, std: float) -> None:
-    """Gate, up and down each by their own standard deviation; the largest of 12 is within four standard errors."""
+    """Gate, up and down each by their own standard deviation, within four standard errors."""
     dense, state = made(build, "noise", std=std)
-    matrices = [*dense["blocks.1.mlp.w_in"].chunk(2), dense["blocks.1.mlp.w_out"]]
+    for matrix, other in zip(dense_matrices(dense), matrices_of(state, 2), strict=True):
+        assert ((other - matrix).std() / matrix.std()).item() == pytest.approx(std, rel=4 / (2 * 4096) ** 0.5)
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5])
+def test_reinit_redraws_a_share_of_the_weights_as_from_scratch(build, small: ModelSpec, share: float) -> None:
+    """The others are the dense ones bit for bit; bounds are four standard errors of 4,096 draws."""
+    dense, state = made(build, "reinit", share=share)
+    stds = (small.weight_std, small.weight_std, small.output_std)
+    for matrix, other, std in zip(dense_matrices(dense), matrices_of(state, 2), stds, strict=True):
+        redrawn = other != matrix
+        assert redrawn.float().mean().item() == pytest.approx(share, abs=4 * (share / 4096) ** 0.5)
+        assert other[redrawn].std().item() == pytest.approx(std, rel=4 / (2 * share * 4096) ** 0.5)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("share", [0.25, 0.5])
+def test_drop_redraws_whole_hidden_units_by_the_statistics_of_what_was_dropped(build, share, shared) -> None:
+    """The same units of gate, up and down, or those that each matrix draws; the others are the dense ones."""
+    dense, state = made(build, "drop", share=share, shared_indices=shared)
+    matrices = dense_matrices(dense)
+    for matrix in matrices:
+        matrix += 0.5  # a mean that a draw around zero would miss (a view: the state has it too)
+    state = upcycle(
+        "drop", dense, build().model, MoESpec(n_expert=4, top_k=2), 3, UpcyclingSpec(share=share, shared_indices=shared)
+    )
+    found = set()
+    for matrix, other in zip(matrices, matrices_of(state, 2), strict=True):
+        dropped = (other != matrix).all(dim=1)
+        assert torch.equal(dropped, (other != matrix).any(dim=1))
+        assert dropped.sum().item() == int(share * len(matrix))
+        old, new = matrix[dropped], other[dropped]
+        error = old.std().item() / new.numel() ** 0.5
+        assert new.mean().item() == pytest.approx(old.mean().item(), abs=4 * error)
+        assert new.std().item() == pytest.approx(old.std().item(), abs=4 * error)
+        found.add(tuple(dropped.tolist()))
+    assert len(found) == (1 if shared else 3)
+
+
+def test_low_rank_replaces_matrices_by_their_nearest_of_that_rank(build) -> None:
+    """About half of 3 x 16, each whole; the error is that of the singular values left out."""
+    dense, state = made(build, "low_rank", n_expert=16, rank=0.25)
+    replaced = 0
+    for expert in range(16):
+        for matrix, other in zip(dense_matrices(dense), matrices_of(state, expert), strict=True):
+            if torch.equal(matrix, other):
+                continue
+            replaced += 1
+            assert torch.linalg.matrix_rank(other.double(), rtol=1e-5).item() == 8
+            left_out = torch.linalg.svdvals(matrix)[8:].norm().item()
+            assert (matrix - other).norm().item() == pytest.approx(left_out, rel=1e-4)
+    assert 10 <= replaced <= 38
+
+
+def test_permuted_experts_are_the_dense_hidden_units_in_another_order(build) -> None:
+    dense, state = made(build, "permuted")
+    units = torch.cat(dense_matrices(dense), dim=1)
     for expert in range(4):
-        noisy = [*state["blocks.1.moe.w_in"][expert].chunk(2), state["blocks.1.moe.w_out"][expert]]
-        for matrix, other in zip(matrices, noisy, strict=True):
-            assert ((other - matrix).std() / matrix.std()).item() == pytest.approx(std, rel=4 / (2 * 4096) ** 0.5)
+        other = torch.cat(matrices_of(state, expert), dim=1)
+        assert not torch.equal(units, other)
+        assert sorted(map(tuple, units.tolist())) == sorted(map(tuple, other.tolist()))

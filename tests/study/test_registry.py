@@ -3,7 +3,7 @@
 import pytest
 
 from upcycle.laws.forms import LAWS
-from upcycle.model.upcycling import METHODS
+from upcycle.model.upcycling_methods import METHODS
 from upcycle.study.methods import UpcyclingSpec
 from upcycle.study.registry import law_names, method_parameters
 

@@ -144,10 +144,19 @@ MUTATIONS = [
     *of(
         "model/upcycling.py",
         "model/test_upcycling.py",
-        ("w_out_DM.repeat(n_expert, 1, 1)", "w_out_DM.repeat(n_expert, 1, 1) / n_expert"),
         ('f"{block}.moe.router", seed)', 'f"{block}.moe.router", 0)'),
         ("return moe.top_k == 1 and preserves_function(moe)", "return moe.top_k == 1"),
         ('moe.gate != "softmax_topk" or moe.top_k == moe.n_expert', 'moe.gate != "softmax_topk"'),
+    ),
+    *of(
+        "model/upcycling_methods.py",
+        "model/test_upcycling.py",
+        ("lambda gate, up, down, _: (gate, up, down)", "lambda gate, up, down, _: (gate, up, down / 2)"),
+        ("std * matrix.std().item()", "std"),
+        ("(down, mlp.model.output_std)", "(down, mlp.model.weight_std)"),
+        ("[units[0]] * 3 if shared_indices else units", "units"),
+        ("mean, std = old.mean().item()", "mean, std = 0.0"),
+        ("gate[order], up[order], down[:, order]", "gate[order], up[order], down"),
     ),
     *of(
         "model/rope.py",

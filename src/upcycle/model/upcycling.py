@@ -1,23 +1,21 @@
 """Upcycling: the weights of a dense model become the weights of a mixture of experts; a receipt records the effect.
 
-To add a method, decorate one function with `@method`: it makes a layer's experts out of its dense MLP.
-
 Shapes: B sequences, S positions, D d_model, M width of the MLP, E experts, V vocabulary.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from itertools import combinations
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from upcycle.errors import UserError, nearest
-from upcycle.model.transformer import Transformer, generator_of, router_weight
+from upcycle.errors import UserError
+from upcycle.model.transformer import Transformer, router_weight
+from upcycle.model.upcycling_methods import DenseMLP, find_method
 from upcycle.study.methods import UpcyclingSpec, full_upcycling
 from upcycle.study.shape import ModelSpec, MoESpec
 
@@ -25,95 +23,6 @@ ZERO_SHARE = 1e-6
 """A router gradient below this share of the whole gradient's norm is zero up to float32 rounding."""
 ZERO_GAP = 1e-5
 """A logit gap at or below this share of the largest logit, if that is above 1, is zero up to float32 rounding."""
-
-
-@dataclass(frozen=True)
-class DenseMLP:
-    """What a method makes a layer's experts from."""
-
-    w_in_2MD: Tensor
-    """The gate's M rows over the up projection's."""
-    w_out_DM: Tensor
-    model: ModelSpec
-    moe: MoESpec
-    block: str
-    """Its layer, `blocks.{i}`."""
-    seed: int
-    """That of the upcycled run."""
-
-    def experts(self, change: Change) -> dict[str, Tensor]:
-        """Every expert as `change` makes it of a copy of the dense gate, up (M, D) and down (D, M) and of the expert's
-        own generator: what is drawn depends on seed, layer and expert alone, not on order, ranks or the number of
-        experts."""
-        w_ins, w_outs = [], []
-        for expert in range(self.moe.n_expert):
-            generator = generator_of(f"{self.block}.moe.upcycling.{expert}", self.seed)
-            gate_MD, up_MD = self.w_in_2MD.clone().chunk(2)
-            gate, up, down = change(gate_MD, up_MD, self.w_out_DM.clone(), generator)
-            w_ins.append(torch.cat([gate, up]))
-            w_outs.append(down)
-        return {"w_in": torch.stack(w_ins), "w_out": torch.stack(w_outs)}
-
-
-Change = Callable[[Tensor, Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor, Tensor]]
-"""One expert's gate, up and down, of the dense ones and a generator."""
-
-
-@dataclass(frozen=True)
-class Method:
-    """An upcycling method of the registry."""
-
-    make: Callable[..., dict[str, Tensor]]
-    """From a `DenseMLP` and the method's parameters to the layer's weights by their name below `blocks.{i}.moe`: `w_in`
-    (E, 2M, D), `w_out` (E, D, M), and `router.weight` unless it is fresh."""
-    exact: bool
-    """Whether every expert computes what the dense MLP does."""
-
-
-METHODS: dict[str, Method] = {}
-
-
-def method(*, exact: bool) -> Callable[[Callable[..., dict[str, Tensor]]], Callable[..., dict[str, Tensor]]]:
-    """Register an upcycling method under its function's name; `exact` if its experts compute what the dense MLP does.
-
-    The function's keyword-only arguments are the method's parameters, with their defaults: fields of `UpcyclingSpec`.
-    """
-
-    def register(function: Callable[..., dict[str, Tensor]]) -> Callable[..., dict[str, Tensor]]:
-        METHODS[function.__name__] = Method(function, exact)
-        return function
-
-    return register
-
-
-@method(exact=True)
-def copy(mlp: DenseMLP) -> dict[str, Tensor]:
-    """Every expert is the dense MLP (2.1)."""
-    return mlp.experts(lambda gate, up, down, _: (gate, up, down))
-
-
-@method(exact=False)
-def noise(mlp: DenseMLP, *, std: float = 0.1) -> dict[str, Tensor]:
-    """Gaussian noise is added to every weight of every expert (A.6); `std` is relative to that of the same matrix.
-
-    The default is ours: A.6 gives no size. Drop-Upcycling (arXiv 2502.19261, `noise_upcycling.py`) adds noise of
-    standard deviation 0.02 to half of the hidden units. OLMoE's `noise_injection` adds none: it redraws half of the
-    weights (`reinit`).
-    """
-
-    def change(gate: Tensor, up: Tensor, down: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        for matrix in (gate, up, down):
-            matrix += torch.empty_like(matrix).normal_(0.0, std * matrix.std().item(), generator=generator)
-        return gate, up, down
-
-    return mlp.experts(change)
-
-
-def find_method(name: str) -> Method:
-    """The upcycling method of that name; UserError with the nearest one if there is none."""
-    if name not in METHODS:
-        raise UserError(f"unknown upcycling method `{name}`; {nearest(name, METHODS)}")
-    return METHODS[name]
 
 
 @torch.no_grad()
@@ -203,14 +112,14 @@ def receipt(
         "gate": spec.gate,
         "router_std": [router.std().item() for router in routers],
         "logit_gap": gap,
-        "logit_gap_zero_in_theory": METHODS[method].exact and preserves_function(spec),
+        "logit_gap_zero_in_theory": find_method(method).exact and preserves_function(spec),
         "logit_gap_bound": ZERO_GAP * max(largest, 1.0),
         "largest_logit": largest,
         "router_gradient": {"step_0": before, "step_1": after, "zero_share": ZERO_SHARE, "lr": lr},
         "expert_distance": max(by_layer),
         "expert_distance_by_layer": by_layer,
         "tokens": tokens,
-        "statement": _statement(spec, METHODS[method].exact, gap, largest, before, after),
+        "statement": _statement(spec, find_method(method).exact, gap, largest, before, after),
     }
 
 

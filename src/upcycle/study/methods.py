@@ -1,7 +1,7 @@
 """The parameters of upcycling methods, as fields of a run's identity.
 
 Layer 0. A method's own parameters and their defaults are the keyword arguments of its function in
-`upcycle.model.upcycling`; this module has their types and ranges, and refuses those that a method would ignore.
+`upcycle.model.upcycling_methods`; this module has their types and ranges, and refuses those that a method would ignore.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pydantic import Field
 
 from upcycle.study.registry import method_parameters
 from upcycle.study.shape import Frozen
-from upcycle.study.values import Positive
+from upcycle.study.values import Positive, Share
 
 
 class UpcyclingSpec(Frozen):
@@ -21,6 +21,12 @@ class UpcyclingSpec(Frozen):
 
     std: Annotated[Positive, Field(le=10)] | None = None
     """Standard deviation of the noise that is added, as a share of that of the weights of the same matrix."""
+    share: Annotated[Share, Field(gt=0)] | None = None
+    """Share of the weights (`reinit`), matrices (`low_rank`) or hidden units (`drop`) of an expert that are changed."""
+    rank: Annotated[Share, Field(gt=0)] | None = None
+    """Rank of a replaced matrix, as a share of its full rank."""
+    shared_indices: bool | None = None
+    """Whether gate, up and down drop the same hidden units."""
 
 
 def full_upcycling(method: str, given: UpcyclingSpec) -> UpcyclingSpec:

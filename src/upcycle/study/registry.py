@@ -43,14 +43,14 @@ def decorated(module: str, decorator: str) -> dict[str, ast.FunctionDef]:
 
 @cache
 def method_parameters() -> dict[str, dict[str, Any]]:
-    """Upcycling methods of `upcycle.model.upcycling`: the defaults of each one's parameters, its keyword arguments."""
+    """Parameters of each upcycling method of `upcycle.model.upcycling_methods`, its keyword arguments, by default."""
     return {
         name: {
             argument.arg: ast.literal_eval(default)
             for argument, default in zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True)
             if default is not None
         }
-        for name, function in decorated("upcycle.model.upcycling", "method").items()
+        for name, function in decorated("upcycle.model.upcycling_methods", "method").items()
     }
 
 

@@ -1,0 +1,186 @@
+"""The registry of upcycling methods: each makes a layer's experts out of its dense MLP.
+
+To add one, decorate one function with `@method`.
+
+Shapes: D d_model, M width of the MLP, E experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from upcycle.errors import UserError, nearest
+from upcycle.model.transformer import generator_of
+from upcycle.study.shape import ModelSpec, MoESpec
+
+
+@dataclass(frozen=True)
+class DenseMLP:
+    """What a method makes a layer's experts from."""
+
+    w_in_2MD: Tensor
+    """The gate's M rows over the up projection's."""
+    w_out_DM: Tensor
+    model: ModelSpec
+    moe: MoESpec
+    block: str
+    """Its layer, `blocks.{i}`."""
+    seed: int
+    """That of the upcycled run."""
+
+    def experts(self, change: Change) -> dict[str, Tensor]:
+        """Every expert as `change` makes it of a copy of the dense gate, up (M, D) and down (D, M) and of the expert's
+        own generator: what is drawn depends on seed, layer and expert alone, not on order, ranks or the number of
+        experts."""
+        w_ins, w_outs = [], []
+        for expert in range(self.moe.n_expert):
+            generator = generator_of(f"{self.block}.moe.upcycling.{expert}", self.seed)
+            gate_MD, up_MD = self.w_in_2MD.clone().chunk(2)
+            gate, up, down = change(gate_MD, up_MD, self.w_out_DM.clone(), generator)
+            w_ins.append(torch.cat([gate, up]))
+            w_outs.append(down)
+        return {"w_in": torch.stack(w_ins), "w_out": torch.stack(w_outs)}
+
+
+Change = Callable[[Tensor, Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor, Tensor]]
+"""One expert's gate, up and down, of the dense ones and a generator."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """An upcycling method of the registry."""
+
+    make: Callable[..., dict[str, Tensor]]
+    """From a `DenseMLP` and the method's parameters to the layer's weights by their name below `blocks.{i}.moe`: `w_in`
+    (E, 2M, D), `w_out` (E, D, M), and `router.weight` unless it is fresh."""
+    exact: bool
+    """Whether every expert computes what the dense MLP does."""
+
+
+METHODS: dict[str, Method] = {}
+
+
+def method(*, exact: bool) -> Callable[[Callable[..., dict[str, Tensor]]], Callable[..., dict[str, Tensor]]]:
+    """Register an upcycling method under its function's name; `exact` if its experts compute what the dense MLP does.
+
+    The function's keyword-only arguments are the method's parameters, with their defaults: fields of `UpcyclingSpec`.
+    """
+
+    def register(function: Callable[..., dict[str, Tensor]]) -> Callable[..., dict[str, Tensor]]:
+        METHODS[function.__name__] = Method(function, exact)
+        return function
+
+    return register
+
+
+@method(exact=True)
+def copy(mlp: DenseMLP) -> dict[str, Tensor]:
+    """Every expert is the dense MLP (2.1)."""
+    return mlp.experts(lambda gate, up, down, _: (gate, up, down))
+
+
+@method(exact=False)
+def noise(mlp: DenseMLP, *, std: float = 0.1) -> dict[str, Tensor]:
+    """Gaussian noise is added to every weight of every expert (A.6); `std` is relative to that of the same matrix.
+
+    The default is ours: A.6 gives no size. Drop-Upcycling (arXiv 2502.19261, `noise_upcycling.py`) adds noise of
+    standard deviation 0.02 to half of the hidden units. OLMoE's `noise_injection` adds none: it redraws half of the
+    weights (`reinit`).
+    """
+
+    def change(gate: Tensor, up: Tensor, down: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        for matrix in (gate, up, down):
+            matrix += torch.empty_like(matrix).normal_(0.0, std * matrix.std().item(), generator=generator)
+        return gate, up, down
+
+    return mlp.experts(change)
+
+
+@method(exact=False)
+def reinit(mlp: DenseMLP, *, share: float = 0.5) -> dict[str, Tensor]:
+    """Each weight of each expert is redrawn with probability `share`, as a MoE from scratch draws it (A.6: partial
+    re-initialisation).
+
+    Inferred: A.6 gives neither share nor distribution. These are those of OLMoE's `noise_injection`
+    (`sparsify_ckpt_unsharded.py`), which redraws half of the weights with its initial standard deviation.
+    """
+
+    def change(gate: Tensor, up: Tensor, down: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        for matrix, std in ((gate, mlp.model.weight_std), (up, mlp.model.weight_std), (down, mlp.model.output_std)):
+            drawn = torch.empty_like(matrix).uniform_(generator=generator) < share
+            fresh = torch.empty_like(matrix).normal_(0.0, std, generator=generator)
+            matrix.copy_(torch.where(drawn, fresh, matrix))
+        return gate, up, down
+
+    return mlp.experts(change)
+
+
+@method(exact=False)
+def low_rank(mlp: DenseMLP, *, share: float = 0.5, rank: float = 0.5) -> dict[str, Tensor]:
+    """Each matrix of each expert is replaced with probability `share` by its best approximation of lower rank, `rank`
+    of the full one (A.6: low-rank replacements at random).
+
+    Inferred, numbers too: A.6 gives no more than those words. The approximation is the truncated SVD, in float64.
+    """
+    reduced = [_truncated(matrix, rank) for matrix in (*mlp.w_in_2MD.chunk(2), mlp.w_out_DM)]
+
+    def change(gate: Tensor, up: Tensor, down: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        replaced = (torch.rand(3, generator=generator) < share).tolist()
+        gate, up, down = (
+            low if is_low else whole for whole, low, is_low in zip((gate, up, down), reduced, replaced, strict=True)
+        )
+        return gate, up, down
+
+    return mlp.experts(change)
+
+
+def _truncated(matrix: Tensor, rank: float) -> Tensor:
+    """The nearest matrix (L2) of `rank` of the full rank, at least 1."""
+    u, s, vh = torch.linalg.svd(matrix.double(), full_matrices=False)
+    kept = max(round(rank * len(s)), 1)
+    return (u[:, :kept] * s[:kept] @ vh[:kept]).to(matrix.dtype)
+
+
+@method(exact=False)
+def drop(mlp: DenseMLP, *, share: float = 0.5, shared_indices: bool = True) -> dict[str, Tensor]:
+    """A share r of each expert's hidden units is redrawn, normal with mean and standard deviation of what was dropped
+    of gate, up and down each (Drop-Upcycling, arXiv 2502.19261).
+
+    `shared_indices`: the three matrices drop the same units, as in the paper. Its code (`drop_upcycling.py`) draws
+    units for each matrix, so that 1 - (1 - r)^3 of the units lose something. It also permutes the units of each expert,
+    which changes no function.
+    """
+
+    def change(gate: Tensor, up: Tensor, down: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        units = [torch.randperm(len(gate), generator=generator)[: int(share * len(gate))] for _ in range(3)]
+        for matrix, dropped in zip((gate, up, down.T), [units[0]] * 3 if shared_indices else units, strict=True):
+            old = matrix[dropped]
+            if old.numel() > 1:
+                mean, std = old.mean().item(), old.std().item()
+                matrix[dropped] = torch.empty_like(old).normal_(mean, std, generator=generator)
+        return gate, up, down
+
+    return mlp.experts(change)
+
+
+@method(exact=True)
+def permuted(mlp: DenseMLP) -> dict[str, Tensor]:
+    """The hidden units of each expert are in a random order of their own (ours): the function of `copy` up to rounding,
+    and weights that lie apart."""
+
+    def change(gate: Tensor, up: Tensor, down: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        order = torch.randperm(len(gate), generator=generator)
+        return gate[order], up[order], down[:, order]
+
+    return mlp.experts(change)
+
+
+def find_method(name: str) -> Method:
+    """The upcycling method of that name; UserError with the nearest one if there is none."""
+    if name not in METHODS:
+        raise UserError(f"unknown upcycling method `{name}`; {nearest(name, METHODS)}")
+    return METHODS[name]
