@@ -66,7 +66,7 @@ MUTATIONS = [
         ("round(self.amount / recipe.tokens_per_step)", "int(self.amount / recipe.tokens_per_step)"),
         ('"seed": data["seed"] + seed}', '"seed": data["seed"]}'),
         ('"lr": entry.lr_moe if moe else entry.lr', '"lr": entry.lr'),
-        ("dense.run.tokens}", "dense.run.end_step}"),
+        ("dense.run.all_tokens}", "dense.run.end_step}"),
         ("points.setdefault(run.id,", "points.setdefault(object(),"),
         ("count * entry.batch * study.context", "count * entry.batch"),
     ),
