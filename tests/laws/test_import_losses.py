@@ -27,7 +27,8 @@ moe,14.7456,8,2,,1e9,2.95
 cont,14.7456,,,2e9,5e8,3.05
 """
 MAPPING = "lineage=kind,N1=size*1e6,n_expert=experts,top_k=active,D1=parent,D=seen,loss=final"
-GIVEN = {"sweeps", "model", "moe", "lineage", "n_expert", "top_k", "N1", "N2", "N_total", "D", "D1", "D2", "loss"}
+SHAPE = {"n_expert", "top_k", "granularity", "shared_expert", "N1", "N2", "N_total"}
+GIVEN = SHAPE | {"sweeps", "model", "moe", "lineage", "D", "D1", "D2", "loss"}
 
 
 def imported(folder: Path, text: str = TABLE, columns: str = MAPPING, *, where: str = "", words: str = "a paper"):
@@ -60,6 +61,13 @@ def test_a_table_becomes_rows_that_name_their_source_and_leave_the_unknown_empty
             assert empty.all(), column.name
     write_losses(rows, tmp_path / "again.csv")
     assert (tmp_path / "again.csv").read_bytes() == out.read_bytes()
+
+
+def test_the_shape_of_experts_makes_their_size(tmp_path):
+    """32 quarter-width experts, 8 of them used, and 4 for every token: 9 MLPs, 3 used."""
+    text = "kind,size,experts,active,parent,seen,final\nup,14.7456,32,8,2e9,5e8,3.0\n"
+    up = imported(tmp_path, text, f"{MAPPING},granularity=4,shared_expert=4").iloc[0]
+    assert (up["moe"], up["N2"], up["N_total"]) == ("32x8g4s4", up["N1"] * 40 // 16, up["N1"] * 112 // 16)
 
 
 def test_our_own_losses_come_back_as_they_were(tmp_path):

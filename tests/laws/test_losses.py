@@ -89,6 +89,7 @@ def test_an_upcycled_runs_row_says_everything(tmp_path: Path) -> None:
     assert row == {
         "id": run.id, "sweeps": "a;b", "model": "tiny", "moe": "8x2", "lineage": "up", "role": "decay",
         "n_layer": 2, "d_model": 64, "n_head": 2, "n_expert": 8, "top_k": 2, "gate": "topk_softmax", "aux_coef": 1e-3,
+        "granularity": 1, "shared_expert": 0,
         "N1": 16 * 2 * 64**2, "N2": 28 * 2 * 64**2, "N_total": 100 * 2 * 64**2,
         "N_dense_exact": 16 * 2 * 64**2 + 5 * 64,
         "D": 200 * 16 * 256, "D1": 100 * 16 * 256, "D2": 200 * 16 * 256,

@@ -119,6 +119,22 @@ def test_logits_of_a_mixture_equal_those_of_hugging_faces_class(build, batch, mo
     assert_equal_logits(ours, theirs, batch(model, sequences=2)[0])
 
 
+@pytest.mark.parametrize(("name", "shared", "kind"), [("3x60", 0, "mixtral"), ("3x60", 2, "qwen2_moe")])
+def test_the_shape_of_experts_is_hugging_faces(build, batch, name: str, shared: int, kind: str) -> None:
+    """Experts of half width; Qwen2Moe's gate of the shared ones is 1/2 everywhere, so theirs is twice ours."""
+    model = MODELS[name]
+    moe = MoESpec(n_expert=8, top_k=4, granularity=2, shared_expert=shared)
+    assert hugging_face_config(model, moe)["model_type"] == kind
+    ours, theirs = stirred(build(model, moe)), theirs_of(model, moe)
+    theirs.load_state_dict(to_hugging_face(ours.state_dict(), model, moe))
+    assert_equal_logits(ours, theirs, batch(model, sequences=2)[0])
+
+
+def test_shared_experts_with_norms_of_heads_are_refused() -> None:
+    with pytest.raises(UserError, match="Qwen3Moe no shared expert"):
+        hugging_face_config(MODELS["qwen3"], MoESpec(n_expert=8, top_k=2, shared_expert=1))
+
+
 @every_shape
 def test_after_upcycling_the_logits_are_still_the_dense_models(batch, model: ModelSpec) -> None:
     """Eight experts, top-2: each a copy of the MLP, so the mixture computes what Hugging Face's dense model does."""

@@ -23,6 +23,7 @@ from upcycle.model.kernels import choose_kernels
 from upcycle.model.native import build, layers
 from upcycle.study.shape import ModelSpec, MoESpec
 
+FINE = MoESpec(n_expert=8, top_k=4, granularity=2, shared_expert=3, balance_group=1)
 GATES = [MoESpec(n_expert=6, top_k=3, gate=gate, balance_group=1) for gate in ("softmax_topk", "topk_softmax")]
 
 
@@ -30,6 +31,17 @@ GATES = [MoESpec(n_expert=6, top_k=3, gate=gate, balance_group=1) for gate in ("
 @pytest.mark.parametrize("shape", SHAPES)
 def test_loss_and_gradients_are_those_of_the_composed_model(shape: str, moe: MoESpec | None) -> None:
     assert_native_is_composed(shape, moe)
+
+
+@pytest.mark.parametrize("shape", ["whole vectors", "a hidden layer deeper than a product's block"])
+def test_narrow_and_shared_experts_are_those_of_the_composed_model(shape: str) -> None:
+    assert_native_is_composed(shape, FINE)
+
+
+def test_the_width_of_an_expert_decides_whether_the_c_kernels_can() -> None:
+    spec = ModelSpec(n_layer=1, **SHAPES["whole vectors"])
+    with pytest.raises(UserError, match="d_mlp / granularity 8 not a multiple of 16"):
+        choose_kernels(spec, {"layers": "native"}, moe=MoESpec(n_expert=32, top_k=32, granularity=32))
 
 
 def test_what_experts_keep_is_in_arrays_that_the_allocator_uses_again() -> None:

@@ -67,6 +67,8 @@ OTHERS: dict[str, Any] = {
     "model.qk_norm": True,
     "moe.n_expert": 16,
     "moe.top_k": 3,
+    "moe.granularity": 2,
+    "moe.shared_expert": 1,
     "moe.gate": "softmax_topk",
     "moe.aux_coef": 1e-2,
     "moe.balance_group": 4,

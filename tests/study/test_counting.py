@@ -29,6 +29,7 @@ TABLE_3 = {
     "1B": (30, 1504, 16, 1_085_859_424, 6_786_500_704),
 }
 EIGHT_TOP_2 = MoESpec(n_expert=8, top_k=2)
+FINE = MoESpec(n_expert=32, top_k=8, granularity=4, shared_expert=2)
 SHAPES = [
     ModelSpec(n_layer=n, d_model=d, n_head=h, vocab_size=32_000, context=1024) for n, d, h, *_ in TABLE_3.values()
 ]
@@ -48,14 +49,15 @@ def built_counts(model: ModelSpec, moe: MoESpec | None) -> ParameterCounts:
         return sum(sizes.pop(name) for name in list(sizes) if any(part in name for part in parts))
 
     router, norm, bias = group(".router.weight"), group("norm."), group(".bqkv")
+    shared = group(".moe.shared.")
     mlp = group(".mlp.", ".moe.")
     counts = ParameterCounts(
         embedding=group("embed."),
         head=group("head."),
         attention=group(".attn."),
         bias=bias,
-        mlp=mlp,
-        mlp_active=mlp * moe.top_k // moe.n_expert if moe else mlp,
+        mlp=mlp + shared,
+        mlp_active=mlp * moe.top_k // moe.n_expert + shared if moe else mlp,
         router=router,
         norm=norm,
     )
@@ -63,7 +65,7 @@ def built_counts(model: ModelSpec, moe: MoESpec | None) -> ParameterCounts:
     return counts
 
 
-@pytest.mark.parametrize("moe", [None, EIGHT_TOP_2, MoESpec(n_expert=4, top_k=1, gate="softmax_topk")])
+@pytest.mark.parametrize("moe", [None, EIGHT_TOP_2, FINE, MoESpec(n_expert=4, top_k=1, gate="softmax_topk")])
 @pytest.mark.parametrize("model", [*SHAPES, ODD, GROUPED], ids=[*TABLE_3, "odd", "grouped"])
 def test_formula_equals_built_module_in_every_group(model: ModelSpec, moe: MoESpec | None) -> None:
     assert count_parameters(model, moe) == built_counts(model, moe)
@@ -85,6 +87,15 @@ def test_sizes_of_the_laws_are_equations_4_to_6():
     assert n_total(model, moe) == (4 + 12 * 8) * 3 * 32**2
 
 
+def test_sizes_count_experts_in_units_of_the_dense_mlp():
+    """32 quarter-width experts of which a token uses 8 are 8 and 2; two shared ones are half a dense MLP more."""
+    model = ModelSpec(n_layer=3, d_model=32, n_head=2, vocab_size=100, context=64)
+    plain, fine = EIGHT_TOP_2, FINE.model_copy(update={"shared_expert": 0})
+    assert (n2(model, fine), n_total(model, fine)) == (n2(model, plain), n_total(model, plain))
+    assert n2(model, FINE) == (4 + 12 * 2.5) * 3 * 32**2
+    assert n_total(model, FINE) == (4 + 12 * 8.5) * 3 * 32**2
+
+
 def test_sizes_of_any_shape_are_the_matrices_of_attention_and_mlps() -> None:
     """Queries 48, keys and values 16 each, output 48, MLP 3 x 40; biases, norms, router and vocabulary are none."""
     moe = MoESpec(n_expert=8, top_k=2)
@@ -100,7 +111,7 @@ def test_flops_of_a_tied_head_and_of_shared_keys_are_done_like_others() -> None:
     assert flops_per_token(GROUPED) == 6 * (n1(GROUPED) + 24 * 50) + 3 * keys
 
 
-@pytest.mark.parametrize("moe", [None, EIGHT_TOP_2], ids=["dense", "moe"])
+@pytest.mark.parametrize("moe", [None, EIGHT_TOP_2, FINE], ids=["dense", "moe", "fine"])
 def test_flops_are_those_of_the_products_done(moe: MoESpec | None) -> None:
     """Counted by torch, forward and backward. Plain attention does scores of future keys too: twice the formula's."""
     model = Transformer(GROUPED, moe, choose_kernels(GROUPED, {"attention": "plain", "experts": "loop"}))

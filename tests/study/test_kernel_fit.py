@@ -10,7 +10,7 @@ from upcycle.errors import UserError
 from upcycle.study.execution import Execution
 from upcycle.study.kernel_fit import KERNELS, LIMITS, check_kernels, check_name, why_not
 from upcycle.study.plan import build_plan
-from upcycle.study.shape import ModelSpec
+from upcycle.study.shape import ModelSpec, MoESpec
 from upcycle.study.study import StudyConfig, load_study
 
 ROOT = Path(__file__).parents[2]
@@ -59,6 +59,14 @@ def test_every_attention_takes_every_head_of_the_paper(name: str, head_dim: int)
 def test_a_kernel_that_does_not_fit_says_why(op, name, shape, where, reason) -> None:
     device, dtype = where
     assert reason in why_not(op, name, shape, device=device, dtype=dtype)
+
+
+def test_granularity_narrows_the_experts() -> None:
+    where: dict[str, str] = {"device": "cuda", "dtype": "bfloat16"}
+    moe = MoESpec(n_expert=8, top_k=2, granularity=2)
+    assert why_not("experts", "grouped_mm", model(16, 1, d_mlp=32), moe=moe, **where) == ""
+    reason = why_not("experts", "grouped_mm", model(16, 1, d_mlp=24), moe=moe, **where)
+    assert reason == "d_mlp / granularity 12 not a multiple of 8"
 
 
 def test_tensor_parallelism_narrows_the_mlp() -> None:

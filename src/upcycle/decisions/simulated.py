@@ -150,8 +150,9 @@ class World:
     def losses(self, rows: pd.DataFrame) -> Array:
         """Loss of each row of a losses.csv without noise [N].
 
-        Ablations (schedule, learning rate, balance loss, repetition, data set) make no difference. Raises `UserError`
-        for a mixture, size and budget that none of the laws describes.
+        Ablations (schedule, learning rate, balance loss, repetition, data set) make no difference, nor do granularity
+        at equal cost and shared experts. Raises `UserError` for a mixture, size and budget that none of the laws
+        describes.
         """
         loss = np.full(len(rows), np.nan)
         # Trained on, a dense model is one of all of its tokens.
@@ -197,10 +198,12 @@ class World:
         """Laws with the rows that follow them, each row at most once."""
         column = {name: rows[name].to_numpy() for name in ("lineage", "n_expert", "top_k", "n_layer", "d_model")}
         tokens_N2 = rows[["D1", "D2"]].to_numpy(float)
+        fine = rows["granularity"].to_numpy()
+        experts, used = column["n_expert"] / fine, column["top_k"] / fine
         dense, moe, up, cont = (column["lineage"] == lineage for lineage in ("dense", "moe", "up", "cont"))
 
         def of(mixture: tuple[int, int]) -> NDArray[np.bool_]:
-            return (column["n_expert"] == mixture[0]) & (column["top_k"] == mixture[1])
+            return (experts == mixture[0]) & (used == mixture[1])
 
         cases: list[Case] = [(each.fit.law, each.fit.values, each.describes(rows)) for each in self.chosen]
         other = up & ~of(JOINT_MIXTURE)

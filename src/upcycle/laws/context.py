@@ -11,14 +11,19 @@ from upcycle.laws.grouped import group_json
 from upcycle.laws.result import FitResult
 from upcycle.study.columns import LINEAGES
 
+PLAIN = {"granularity": 1, "shared_expert": 0}
+"""Experts as wide as the dense MLP and none shared: the mixtures that `n_expert` and `top_k` describe."""
+
 
 def with_context(result: FitResult, rows: pd.DataFrame) -> FitResult:
     """The fit with `lineage`, `n_expert`, `top_k` and the range of N1, from the columns of `rows` that there are.
 
     `rows` are those fitted, in any order, with the column of a grouped fit's `by`. Where rows differ, or the table does
-    not tell, the field is None. Sizes N of Equation 3 are N1.
+    not tell, the field is None; so are both numbers of experts where their shape is another than the paper's. Sizes N
+    of Equation 3 are N1.
     """
-    n_expert, top_k = _only(rows, "n_expert"), _only(rows, "top_k")
+    plain = all(name not in rows or (rows[name] == value).all() for name, value in PLAIN.items())
+    n_expert, top_k = (_only(rows, name) if plain else None for name in ("n_expert", "top_k"))
     lineage = _only(rows, "lineage")
     box = dict(result.box)
     if "N1" in rows:

@@ -10,8 +10,11 @@ top-k renormalised) is Eq. 15's function. What differs is the order of query hea
 | dense, `qkv_bias`                           | Qwen2                                                      |
 | dense, `qk_norm`                            | Qwen3                                                      |
 | mixture whose gate weights of a token sum to 1 | Mixtral                                                 |
-| mixture, `qkv_bias`, or another gate        | Qwen2Moe, its shared expert of width 0                     |
-| mixture, `qk_norm`                          | Qwen3Moe, any gate                                         |
+| mixture, `qkv_bias`, another gate, or shared experts | Qwen2Moe; without shared experts one of width 0    |
+| mixture, `qk_norm`                          | Qwen3Moe, any gate; it has no shared expert                |
+
+Qwen2Moe multiplies its shared expert by a sigmoid of the token. With a gate of zeros that is 1/2, so the exported
+expert's `down_proj` is twice ours: exact, as doubling rounds nothing. Trained further, that gate would learn.
 
 Shapes: D d_model, M width of the MLP, C head dimension, G heads of keys and values, R queries for each of them.
 """
@@ -39,6 +42,7 @@ RENAMED = {
     "mlp_norm.weight": "post_attention_layernorm.weight",
     "mlp.w_out": "mlp.down_proj.weight",
     "moe.router.weight": "mlp.gate.weight",
+    "moe.shared.w_out": "mlp.shared_expert.down_proj.weight",
     "moe.w_in": "mlp.experts.gate_up_proj",
     "moe.w_out": "mlp.experts.down_proj",
 }
@@ -46,6 +50,7 @@ SPLIT = {
     "attn.wqkv": ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"),
     "attn.bqkv": ("self_attn.q_proj.bias", "self_attn.k_proj.bias", "self_attn.v_proj.bias"),
     "mlp.w_in": ("mlp.gate_proj.weight", "mlp.up_proj.weight"),
+    "moe.shared.w_in": ("mlp.shared_expert.gate_proj.weight", "mlp.shared_expert.up_proj.weight"),
 }
 """Ours stacks these along the first dimension, gate before up; the fused experts of Hugging Face have our layout."""
 
@@ -62,24 +67,27 @@ def to_hugging_face(state: Mapping[str, Tensor], model: ModelSpec, moe: MoESpec 
         if ours == "attn.wo":
             weight = _reordered(weight.mT, model, to_ours=False).mT
         targets = SPLIT.get(ours) or (RENAMED[ours],)
-        parts = list(weight.split(_rows(ours, model))) if ours in SPLIT else [weight]
+        if ours == "moe.shared.w_out":
+            weight = 2 * weight
+        parts = list(weight.split(_rows(ours, weight.shape[0], model))) if ours in SPLIT else [weight]
         if ours in ("attn.wqkv", "attn.bqkv"):
             parts[0] = _reordered(parts[0], model, to_ours=False)
         renamed |= {prefix + target: part.contiguous() for target, part in zip(targets, parts, strict=True)}
     if config["model_type"] == "qwen2_moe":
-        renamed |= _no_shared_experts(model)
+        renamed |= _shared_expert_zeros(model, with_expert=not (moe and moe.shared_expert))
     return renamed
 
 
-def _no_shared_experts(model: ModelSpec) -> dict[str, Tensor]:
-    """Qwen2Moe's expert for all tokens, of width 0, so that it adds nothing, and its gate."""
+def _shared_expert_zeros(model: ModelSpec, *, with_expert: bool) -> dict[str, Tensor]:
+    """The gate of Qwen2Moe's expert for all tokens; with the expert itself, of width 0, so that it adds nothing."""
     width = model.d_model
-    shapes = {
-        "shared_expert.gate_proj": (0, width),
-        "shared_expert.up_proj": (0, width),
-        "shared_expert.down_proj": (width, 0),
-        "shared_expert_gate": (1, width),
-    }
+    shapes = {"shared_expert_gate": (1, width)}
+    if with_expert:
+        shapes |= {
+            "shared_expert.gate_proj": (0, width),
+            "shared_expert.up_proj": (0, width),
+            "shared_expert.down_proj": (width, 0),
+        }
     layers = range(model.n_layer)
     return {
         f"model.layers.{layer}.mlp.{name}.weight": torch.zeros(shape)
@@ -99,7 +107,7 @@ def from_hugging_face(tensors: Mapping[str, Tensor], model: ModelSpec) -> dict[s
     for name, shape in shapes.items():
         prefix, ours = _prefix(name)
         wanted = [prefix + target for target in SPLIT.get(ours) or (RENAMED[ours],)]
-        rows = _rows(ours, model) if len(wanted) > 1 else [shape[0]]
+        rows = _rows(ours, shape[0], model) if len(wanted) > 1 else [shape[0]]
         parts = [_of_shape(tensors, target, (n, *shape[1:])) for target, n in zip(wanted, rows, strict=True)]
         if ours in ("attn.wqkv", "attn.bqkv"):
             parts[0] = _reordered(parts[0], model, to_ours=True)
@@ -125,10 +133,10 @@ def _prefix(name: str) -> tuple[str, str]:
     return f"model.layers.{layer}.", ours
 
 
-def _rows(ours: str, model: ModelSpec) -> list[int]:
-    """Rows of the parts of a stacked matrix."""
-    if ours == "mlp.w_in":
-        return [model.mlp_width] * 2
+def _rows(ours: str, whole: int, model: ModelSpec) -> list[int]:
+    """Rows of the parts of a stacked matrix of `whole` rows."""
+    if ours.endswith("w_in"):
+        return [whole // 2] * 2
     return [model.attention_width, model.kv_width, model.kv_width]
 
 
@@ -167,13 +175,19 @@ def hugging_face_config(model: ModelSpec, moe: MoESpec | None = None) -> dict[st
         return _of_class("Llama", config)
     renormalised = moe.gate != "softmax_topk" or moe.top_k == moe.n_expert
     experts = {"num_experts_per_tok": moe.top_k, "router_aux_loss_coef": moe.aux_coef, "sliding_window": None}
-    own = {"num_experts": moe.n_expert, "moe_intermediate_size": model.mlp_width, "norm_topk_prob": renormalised}
+    width, shared = moe.expert_width(model), moe.shared_width(model)
+    own = {"num_experts": moe.n_expert, "moe_intermediate_size": width, "norm_topk_prob": renormalised}
     if model.qk_norm:
+        if shared:
+            raise UserError(
+                "shared experts with qk_norm have no Hugging Face form: Qwen2Moe has no norms of queries and keys, "
+                "Qwen3Moe no shared expert"
+            )
         return _of_class("Qwen3Moe", config | experts | own)
-    if model.qkv_bias or not renormalised:
-        own |= {"qkv_bias": model.qkv_bias, "shared_expert_intermediate_size": 0}
+    if model.qkv_bias or shared or not renormalised:
+        own |= {"qkv_bias": model.qkv_bias, "shared_expert_intermediate_size": shared}
         return _of_class("Qwen2Moe", config | experts | own)
-    return _of_class("Mixtral", config | experts | {"num_local_experts": moe.n_expert})
+    return _of_class("Mixtral", config | experts | {"num_local_experts": moe.n_expert, "intermediate_size": width})
 
 
 def _of_class(kind: str, config: dict[str, Any]) -> dict[str, Any]:

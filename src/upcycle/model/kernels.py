@@ -32,7 +32,7 @@ from upcycle.model import cuda_kernels, te_kernels, torch_kernels
 from upcycle.model.cuda_kernels import LIBRARIES, Attention, MissingLibraryError
 from upcycle.model.native import build
 from upcycle.study.kernel_fit import KERNELS, alternatives, check_name, named_kernels, why_not, why_not_native
-from upcycle.study.shape import ModelSpec
+from upcycle.study.shape import ModelSpec, MoESpec
 
 log = logging.getLogger(__name__)
 
@@ -99,13 +99,15 @@ def choose_kernels(
     model: ModelSpec,
     names: Mapping[str, str] | None = None,
     *,
+    moe: MoESpec | None = None,
     device: str = "cpu",
     dtype: str = "float32",
     tensor_parallel: int = 1,
     compile: bool = False,
 ) -> Kernels:
     """The kernels named by op (as `Execution.kernels`), or for `auto` those that machine and shape allow; a log line
-    each says why. `tensor_parallel` processes share each MLP; with `compile` what cannot be traced is kept out.
+    each says why. `moe` gives the width of experts, d_mlp without it. `tensor_parallel` processes share each MLP; with
+    `compile` what cannot be traced is kept out.
 
     Raises UserError for an unknown name and for a named kernel that cannot run here or compute this shape.
     """
@@ -113,7 +115,7 @@ def choose_kernels(
     chosen: dict[str, Any] = {}
     described: dict[str, str] = {}
     versions = {"torch": str(torch.__version__)}
-    fit: dict[str, Any] = {"device": device, "dtype": dtype, "tensor_parallel": tensor_parallel}
+    fit: dict[str, Any] = {"device": device, "dtype": dtype, "moe": moe, "tensor_parallel": tensor_parallel}
     for op in KERNELS:
         check_name(op, wanted[op])
         name, reason, kernel, version = _choose(op, wanted[op], model, fit)
@@ -137,11 +139,18 @@ def choose_kernels(
     return Kernels(**chosen, native=native, names=described, versions=versions)
 
 
-def float32_kernels(model: ModelSpec, names: Mapping[str, str], *, device: str, tensor_parallel: int = 1) -> Kernels:
+def float32_kernels(
+    model: ModelSpec,
+    names: Mapping[str, str],
+    *,
+    device: str,
+    moe: MoESpec | None = None,
+    tensor_parallel: int = 1,
+) -> Kernels:
     """The kernels for what a bfloat16 run computes in float32, the receipt of its upcycling: those named that can, and
     `auto` for the others."""
     log.info("kernels in float32, for the receipt:")
-    fit: dict[str, Any] = {"device": device, "dtype": "float32", "tensor_parallel": tensor_parallel}
+    fit: dict[str, Any] = {"device": device, "dtype": "float32", "moe": moe, "tensor_parallel": tensor_parallel}
     able = {op: name for op, name in names.items() if op in KERNELS and not why_not(op, name, model, **fit)}
     return choose_kernels(model, able | {"layers": "composed"}, **fit)
 

@@ -1,6 +1,6 @@
 """The mixture of experts that replaces an MLP: router, gate, dropless dispatch, load-balancing loss (A.3).
 
-Shapes: B sequences, S positions, T = B S tokens, D d_model, M width of an expert, E experts, K = top_k,
+Shapes: B sequences, S positions, T = B S tokens, D d_model, M width of an expert, E routed experts, K = top_k,
 N = T K slots (one a chosen expert of a token), sorted by expert where the experts compute.
 """
 
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from upcycle.model.kernels import Kernels
+from upcycle.model.mlp import MLP
 from upcycle.model.native import layers as native
 from upcycle.model.stacks import own
 from upcycle.study.shape import Gate, ModelSpec, MoESpec
@@ -120,18 +121,23 @@ class Router(nn.Module):
 
 
 class MoE(nn.Module):
-    """E SwiGLU experts; each token goes to its K best by the router's float32 logits, and none is dropped."""
+    """E SwiGLU experts; each token goes to its K best by the router's float32 logits, and none is dropped.
+
+    With `shared_expert`, every token's output has that of one more MLP added, with weight 1.
+    """
 
     def __init__(self, model: ModelSpec, moe: MoESpec, kernels: Kernels) -> None:
         super().__init__()
         assert moe.gate is not None  # MoESpec resolves it
         self.moe, self.kernels, self.gate = moe, kernels, GATES[moe.gate]
         self.router = Router(model, moe)
-        self.w_in = nn.Parameter(torch.empty(moe.n_expert, 2 * model.mlp_width, model.d_model))
-        self.w_out = nn.Parameter(torch.empty(moe.n_expert, model.d_model, model.mlp_width))
+        width = moe.expert_width(model)
+        self.w_in = nn.Parameter(torch.empty(moe.n_expert, 2 * width, model.d_model))
+        self.w_out = nn.Parameter(torch.empty(moe.n_expert, model.d_model, width))
+        self.shared = MLP(model.d_model, moe.shared_width(model)) if moe.shared_expert else None
 
     def forward(self, x_BSD: Tensor) -> tuple[Tensor, Routing]:
-        """Gate-weighted sum of each token's experts, (B, S, D), and what the router did."""
+        """Gate-weighted sum of each token's experts, and the shared ones', (B, S, D), and what the router did."""
         B, S, _ = x_BSD.shape
         K = self.moe.top_k
         x_TD = x_BSD.flatten(0, 1)
@@ -150,7 +156,8 @@ class MoE(nn.Module):
         y_ND = self.kernels.experts(_autocast(x_ND), ends_E, _autocast(w_in), _autocast(w_out))
         y_TKD = _Collect.apply(y_ND, order_N, place_N).view(B * S, K, -1)
         y_TD = (y_TKD * gates_TK.unsqueeze(-1)).sum(1)  # in float32, as the gates are
-        return y_TD.view_as(x_BSD), routing
+        y_BSD = y_TD.view_as(x_BSD)
+        return y_BSD if self.shared is None else y_BSD + self.shared(x_BSD), routing
 
     def onto(self, residual_BSD: Tensor, x_BSD: Tensor) -> tuple[Tensor, Routing]:
         """`forward` of x added to the residual stream, by the C kernels, which dispatch and sum by themselves."""
@@ -159,6 +166,8 @@ class MoE(nn.Module):
         logits_TE = native.router_logits(x_TD, self.router.weight)
         ids_TK, gates_TK, probs_TE, log_probs_TE = native.route(logits_TE, self.moe.top_k, self.moe.gate)
         _, routing = self._report(len(x_BSD), ids_TK, probs_TE, log_probs_TE)
+        if self.shared is not None:
+            rows_TD = native.added_mlp(rows_TD, x_TD, self.shared.w_in, self.shared.w_out)
         y_TD = native.experts(rows_TD, x_TD, gates_TK, ids_TK, self.w_in, self.w_out)
         return y_TD.view_as(residual_BSD), routing
 

@@ -15,11 +15,10 @@ from torch.utils.checkpoint import checkpoint
 
 from upcycle.model.attention import Attention
 from upcycle.model.kernels import Kernels
+from upcycle.model.mlp import MLP
 from upcycle.model.moe import MoE, Routing
 from upcycle.model.native import layers as native
 from upcycle.model.norm import RMSNorm
-from upcycle.model.stacks import own
-from upcycle.model.torch_kernels import swiglu
 from upcycle.study.shape import ModelSpec, MoESpec, default_init_std
 
 
@@ -49,19 +48,6 @@ class Vocabulary(nn.Module):
         self.weight = nn.Parameter(torch.empty(model.vocab_size, model.d_model))
 
 
-class MLP(nn.Module):
-    """SwiGLU MLP without biases; `w_in` stacks the gate's rows over the up projection's."""
-
-    def __init__(self, model: ModelSpec) -> None:
-        super().__init__()
-        self.w_in = nn.Parameter(torch.empty(2 * model.mlp_width, model.d_model))
-        self.w_out = nn.Parameter(torch.empty(model.d_model, model.mlp_width))
-
-    def forward(self, x_BSD: Tensor) -> Tensor:
-        """(B, S, D) -> (B, S, D)."""
-        return F.linear(swiglu(F.linear(x_BSD, own(self.w_in).flatten(0, -2))), own(self.w_out))
-
-
 class Block(nn.Module):
     """Pre-norm residual block: attention, then the MLP or the mixture of experts."""
 
@@ -71,7 +57,7 @@ class Block(nn.Module):
         self.attn = Attention(model, kernels)
         self.mlp_norm = RMSNorm(model.d_model, model.norm_eps, kernels)
         if moe is None:
-            self.mlp = MLP(model)
+            self.mlp = MLP(model.d_model, model.mlp_width)
         else:
             self.moe = MoE(model, moe, kernels)
         self.model, self.kernels, self.sparse = model, kernels, moe is not None

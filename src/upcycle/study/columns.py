@@ -52,14 +52,17 @@ role | text | role | | `decay` (finished by cooling a trunk down), `full` (one s
 n_layer | int | model.n_layer | | layers
 d_model | int | model.d_model | | width
 n_head | int | model.n_head | | attention heads
-n_expert | int | moe.n_expert | | experts in each layer; 1 for dense models
-top_k | int | moe.top_k | | experts that a token uses; 1 for dense models
+n_expert | int | moe.n_expert | | routed experts in each layer; 1 for dense models
+top_k | int | moe.top_k | | routed experts that a token uses; 1 for dense models
+granularity | int | moe.granularity | | experts that are together as wide as the dense MLP; 1 for dense models
+shared_expert | int | moe.shared_expert | | experts that every token uses beside its top_k; 0 for dense models
 gate | text | moe.gate | | order of softmax and top-k; empty for dense models
 aux_coef | float | moe.aux_coef | | coefficient of the load-balancing loss (Table 6); empty for dense models
 N1 | int | | parameters | size of the dense shape: attention's and MLPs' matrices, 16 L d^2 of the paper's (Equation 4)
-N2 | int | | parameters | non-embedding parameters that a token uses, (4 + 12 K) L d^2 (Equation 5); N1 for dense
-    models
-N_total | int | | parameters | all non-embedding parameters, (4 + 12 E) L d^2 (Equation 6); N1 for dense models
+N2 | int | | parameters | non-embedding parameters that a token uses, (4 + 12 K) L d^2 (Equation 5; (K + s) / G for K
+    with granularity G and s shared experts); N1 for dense models
+N_total | int | | parameters | all non-embedding parameters, (4 + 12 E) L d^2 (Equation 6; (E + s) / G for E); N1 for
+    dense models
 N_dense_exact | int | | parameters | exact non-embedding count of the dense shape, norms included (Table 3)
 D | int | | tokens | tokens of this stage, from scratch or from the dense parent to the end of the decay; of an
     imported checkpoint those that its owner states
@@ -153,6 +156,8 @@ def described(run: RunSpec) -> dict[str, Any]:
         "lineage": run.lineage,
         "n_expert": run.moe.n_expert if run.moe else 1,
         "top_k": run.moe.top_k if run.moe else 1,
+        "granularity": run.moe.granularity if run.moe else 1,
+        "shared_expert": run.moe.shared_expert if run.moe else 0,
         "N1": size,
         "N2": n2(run.model, run.moe) if run.moe else size,
         "N_total": n_total(run.model, run.moe) if run.moe else size,

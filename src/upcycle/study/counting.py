@@ -14,7 +14,7 @@ from upcycle.study.spec import RunSpec
 
 @dataclass(frozen=True)
 class ParameterCounts:
-    """Parameters by group. `mlp` counts all experts; `mlp_active` those that one token uses."""
+    """Parameters by group. `mlp` counts all experts, shared ones too; `mlp_active` those that one token uses."""
 
     embedding: int
     head: int
@@ -47,19 +47,20 @@ def count_parameters(model: ModelSpec, moe: MoESpec | None = None) -> ParameterC
     """Exact counts, as in Table 3: 16 L d^2 + (2L+1) d dense; (4 + 12 E) L d^2 + (2L+1) d + E L d as MoE.
 
     Of any shape: 12 d^2 is 3 d d_mlp; 4 d^2 is d for each row of the projections of queries, keys and values, and for
-    each column of the output's.
+    each column of the output's. With granularity G and s shared experts, 12 E is 12 (E + s) / G, the router's E L d
+    as it is.
     """
     layers, width = model.n_layer, model.d_model
-    mlp = 3 * width * model.mlp_width * layers
     norms_of_heads = 2 * model.head_dim * layers if model.qk_norm else 0
-    n_expert, top_k = (moe.n_expert, moe.top_k) if moe else (1, 1)
+    expert = 3 * width * (moe.expert_width(model) if moe else model.mlp_width) * layers
+    n_expert, top_k, shared = (moe.n_expert, moe.top_k, moe.shared_expert) if moe else (1, 1, 0)
     return ParameterCounts(
         embedding=model.vocab_size * width,
         head=0 if model.tied else model.vocab_size * width,
         attention=width * (model.qkv_width + model.attention_width) * layers,
         bias=model.qkv_width * layers if model.qkv_bias else 0,
-        mlp=mlp * n_expert,
-        mlp_active=mlp * top_k,
+        mlp=expert * (n_expert + shared),
+        mlp_active=expert * (top_k + shared),
         router=moe.n_expert * width * layers if moe else 0,
         norm=(2 * layers + 1) * width + norms_of_heads,
     )
@@ -67,23 +68,26 @@ def count_parameters(model: ModelSpec, moe: MoESpec | None = None) -> ParameterC
 
 def n1(model: ModelSpec) -> int:
     """Equation 4. N1 = 16 L d^2: the dense model's size in the laws. Other shapes: attention's and MLPs' matrices."""
-    return _matrices(model, 1)
+    counts = count_parameters(model)
+    return counts.attention + counts.mlp
 
 
 def n2(model: ModelSpec, moe: MoESpec) -> int:
-    """Equation 5. N2 = (4 + 12 K) L d^2: the MoE's active size in the laws, for any shape as N1."""
-    return _matrices(model, moe.top_k)
+    """Equation 5. N2 = (4 + 12 K) L d^2: the MoE's active size in the laws, for any shape as N1.
+
+    With granularity G and s shared experts (the paper has neither), 12 (K + s) / G in place of 12 K.
+    """
+    counts = count_parameters(model, moe)
+    return counts.attention + counts.mlp_active
 
 
 def n_total(model: ModelSpec, moe: MoESpec) -> int:
-    """Equation 6. N_total = (4 + 12 E) L d^2: the MoE's whole size in the laws, for any shape as N1."""
-    return _matrices(model, moe.n_expert)
+    """Equation 6. N_total = (4 + 12 E) L d^2: the MoE's whole size in the laws, for any shape as N1.
 
-
-def _matrices(model: ModelSpec, n_mlp: int) -> int:
-    """Weights of the matrices of attention and of `n_mlp` MLPs a layer."""
-    counts = count_parameters(model)
-    return counts.attention + n_mlp * counts.mlp
+    With granularity G and s shared experts, 12 (E + s) / G in place of 12 E.
+    """
+    counts = count_parameters(model, moe)
+    return counts.attention + counts.mlp
 
 
 def flops_6nd(run: RunSpec) -> float:

@@ -133,6 +133,8 @@ class Execution(Frozen):
         model = run.model
         heads = "n_head" if model.n_kv_head is None else "n_kv_head"
         sizes = {heads: model.kv_heads, "d_mlp": model.mlp_width, "context": model.context}
+        if run.moe:
+            sizes["d_mlp (of an expert)"] = run.moe.expert_width(model)
         for name, size in sizes.items():
             if size % self.tensor_parallel:
                 raise UserError(

@@ -13,7 +13,7 @@ from typing import Any, get_args
 
 from upcycle.errors import UserError, nearest
 from upcycle.study.execution import Execution
-from upcycle.study.shape import ModelSpec
+from upcycle.study.shape import ModelSpec, MoESpec
 from upcycle.study.spec import RunSpec
 
 GROUPED_MM_MULTIPLE = 8
@@ -41,7 +41,7 @@ class Limits:
     max_head_dim: int | None = None
     """Of the padded head."""
     row_multiple: int = 1
-    """Divides d_model and the MLP's width (of one process, where tensor parallelism splits it)."""
+    """Divides d_model and an expert's width (of one process, where tensor parallelism splits it)."""
 
 
 LIMITS: dict[tuple[str, str], Limits] = {
@@ -55,14 +55,23 @@ LIMITS: dict[tuple[str, str], Limits] = {
 }
 
 
-def why_not(op: str, name: str, model: ModelSpec, *, device: str, dtype: str, tensor_parallel: int = 1) -> str:
+def why_not(
+    op: str,
+    name: str,
+    model: ModelSpec,
+    *,
+    device: str,
+    dtype: str,
+    moe: MoESpec | None = None,
+    tensor_parallel: int = 1,
+) -> str:
     """Why kernel `name` of `op` cannot compute this model on this device in this precision, or nothing.
 
-    `dtype` is the precision of the products (`RunSpec.dtype`).
+    `dtype` is the precision of the products (`RunSpec.dtype`); `moe` gives the experts' width, d_mlp without it.
     """
     limits = LIMITS.get((op, name), Limits())
     head_dim = -(-model.head_dim // HEAD_DIM_MULTIPLE) * HEAD_DIM_MULTIPLE
-    widths = {"d_model": model.d_model, "d_mlp": model.mlp_width // tensor_parallel}
+    widths = {"d_model": model.d_model, **_hidden_width(model, moe, tensor_parallel)}
     odd = [f"{key} {width}" for key, width in widths.items() if width % limits.row_multiple]
     if limits.cuda_only and device != "cuda":
         return f"it needs device cuda, and the device is {device}"
@@ -76,12 +85,20 @@ def why_not(op: str, name: str, model: ModelSpec, *, device: str, dtype: str, te
     return ""
 
 
+def _hidden_width(model: ModelSpec, moe: MoESpec | None, tensor_parallel: int = 1) -> dict[str, int]:
+    """Width of the MLP or of an expert in one process, by name."""
+    if moe is None or moe.granularity == 1:
+        return {"d_mlp": model.mlp_width // tensor_parallel}
+    return {"d_mlp / granularity": moe.expert_width(model) // tensor_parallel}
+
+
 def why_not_native(
     model: ModelSpec,
     named: Mapping[str, str],
     *,
     device: str,
     dtype: str,
+    moe: MoESpec | None = None,
     tensor_parallel: int = 1,
     compile: bool = False,
 ) -> str:
@@ -96,7 +113,7 @@ def why_not_native(
         return "torch.compile has nothing to compile in them"
     if lacking := [key for key in ("qkv_bias", "qk_norm") if getattr(model, key)]:
         return f"they have no {' and no '.join(lacking)}"
-    widths = {"d_model": model.d_model, "d_mlp": model.mlp_width}
+    widths = {"d_model": model.d_model, **_hidden_width(model, moe)}
     if model.kv_width != model.d_model:
         widths["n_kv_head x head dimension"] = model.kv_width
     odd = [f"{key} {width}" for key, width in widths.items() if width % NATIVE_MULTIPLE]
@@ -108,7 +125,12 @@ def why_not_native(
 
 def fitting(execution: Execution, run: RunSpec) -> dict[str, Any]:
     """What `why_not` and `why_not_native` ask of a run beside its model."""
-    return {"device": execution.device, "dtype": run.dtype, "tensor_parallel": execution.tensor_parallel}
+    return {
+        "device": execution.device,
+        "dtype": run.dtype,
+        "moe": run.moe,
+        "tensor_parallel": execution.tensor_parallel,
+    }
 
 
 def named_kernels(kernels: Mapping[str, str]) -> dict[str, str]:

@@ -24,7 +24,8 @@ With accumulation (a micro-batch smaller than the batch) whole gradients are the
 matrix's once more until it is added.
 
 What autograd keeps of a block, in numbers a token (D d_model, A all heads of queries, G heads of keys and values each
-times d_head; the paper's A and G are D; M d_mlp, H n_head, K top_k, E n_expert). Numbers have the products' precision,
+times d_head; the paper's A and G are D; M d_mlp, of experts d_mlp / granularity; W the width of the shared experts;
+H n_head, K top_k, E n_expert). Numbers have the products' precision,
 4 bytes in float32 and 2 in bfloat16, but those marked * are always float32:
 
 | op                     | composed of torch ops                                     | native C kernels (float32)      |
@@ -38,6 +39,7 @@ times d_head; the paper's A and G are D; M d_mlp, H n_head, K top_k, E n_expert)
 | MLP                    | hidden 2 M, SiLU of its gate M, their product M           | hidden 2 M                      |
 | router and gates       | input D*; 3 E + K*; 3 K int64                             | 3 E + K; 2 K int64              |
 | experts                | inputs, results 2 K D; hidden, SiLU, product 4 K M        | hidden 2 K M                    |
+| shared experts         | in bfloat16 their input D; hidden, SiLU, product 4 W      | hidden 2 W; weight 1, its place |
 
 `plain` attention keeps the softmax besides, H S* a token. With `activation_checkpointing: block` a block keeps its
 input D* alone, and one block at a time the table's. Autocast on one process keeps a bfloat16 copy of each matrix. The
@@ -157,6 +159,22 @@ class _Job:
         return not why_not_native(self.run.model, named, **fit, compile=execution.compile)
 
     @property
+    def routed_units(self) -> int:
+        """Hidden units of a token's experts, or of the dense MLP."""
+        model, moe = self.run.model, self.run.moe
+        return moe.top_k * moe.expert_width(model) if moe else model.mlp_width
+
+    @property
+    def shared_units(self) -> int:
+        """Hidden units of the shared experts."""
+        return self.run.moe.shared_width(self.run.model) if self.run.moe else 0
+
+    @property
+    def widest(self) -> int:
+        """Hidden units of a token that are computed together."""
+        return max(self.routed_units, self.shared_units)
+
+    @property
     def whole(self) -> bool:
         """Whether gathered weights and summed gradients stay whole through an update."""
         return self.execution.exchange == "update" and self.execution.devices > 1
@@ -237,11 +255,11 @@ def _copies(job: _Job, block: float) -> float:
 def _matrix_again(job: _Job) -> float:
     """Gradients held twice: by accumulation until added, or of experts computed singly until they are stacked."""
     model, moe, execution = job.run.model, job.run.moe, job.execution
-    experts = moe.n_expert if moe else 1
-    w_in = FLOAT * 2 * model.mlp_width * model.d_model * experts / execution.tensor_parallel
+    units = max(moe.n_expert * moe.expert_width(model), job.shared_units) if moe else model.mlp_width
+    w_in = FLOAT * 2 * units * model.d_model / execution.tensor_parallel
     if execution.devices == 1 and job.accumulates:
         return w_in
-    fits = not why_not("experts", "grouped_mm", model, device=execution.device, dtype=job.run.dtype)
+    fits = not why_not("experts", "grouped_mm", model, device=execution.device, dtype=job.run.dtype, moe=moe)
     singly = moe and not job.native and (execution.experts == "loop" or (execution.experts == "auto" and not fits))
     return w_in if singly else 0.0
 
@@ -271,12 +289,13 @@ def _kept(job: _Job) -> float:
     if job.native:
         return _native_kept(job)
     model, moe = job.run.model, job.run.moe
-    width, hidden = model.d_model, model.mlp_width
-    kept = 2 * _norm(job) + _attention_kept(job)
+    width, hidden = model.d_model, job.routed_units + job.shared_units
+    kept = 2 * _norm(job) + _attention_kept(job) + job.product * 4 * hidden * job.own_tokens
     if moe is None:
-        return kept + job.product * (width * job.tokens + 4 * hidden * job.own_tokens)
+        return kept + job.product * width * job.tokens
     kept += (FLOAT * (width + 3 * moe.n_expert + moe.top_k) + INT64 * 3 * moe.top_k) * job.tokens
-    return kept + job.product * moe.top_k * (2 * width * job.tokens + 4 * hidden * job.own_tokens)
+    inputs = 2 * moe.top_k + (job.mixed and moe.shared_expert > 0)
+    return kept + job.product * inputs * width * job.tokens
 
 
 def _attention_kept(job: _Job) -> float:
@@ -304,7 +323,8 @@ def _native_kept(job: _Job) -> float:
     numbers: float = 2 * model.d_model + model.qkv_width + model.attention_width + model.n_head + 2
     if moe is None:
         return FLOAT * (numbers + 2 * model.mlp_width) * job.tokens
-    numbers += model.d_model + 3 * moe.n_expert + moe.top_k + 2 * moe.top_k * model.mlp_width
+    numbers += model.d_model + 3 * moe.n_expert + moe.top_k + 2 * (job.routed_units + job.shared_units)
+    numbers += 2 * (moe.shared_expert > 0)
     return (FLOAT * numbers + INT64 * 2 * moe.top_k) * job.tokens
 
 
@@ -345,17 +365,16 @@ def _loss_buffers(job: _Job) -> float:
 def _backward_buffers(job: _Job) -> float:
     """A block's backward pass at its widest, beside what it kept: gradients of SiLU and of the up projection (the
     gradient of the product takes the product's place), and of the residual stream and the layer's result."""
-    model, moe = job.run.model, job.run.moe
     if job.native:
         return 3 * _input(job)
-    return 2 * job.product * model.mlp_width * job.own_tokens * (moe.top_k if moe else 1) + 2 * _input(job)
+    return 2 * job.product * job.widest * job.own_tokens + 2 * _input(job)
 
 
 def _evaluation_buffers(job: _Job) -> float:
     """A forward pass without gradients: logits and log-probabilities, or a layer's hidden units."""
-    model, moe, execution = job.run.model, job.run.moe, job.execution
+    model, execution = job.run.model, job.execution
     tokens = execution.eval_batch * model.context
-    layer = 4 * model.mlp_width * (moe.top_k if moe else 1) / execution.tensor_parallel
+    layer = 4 * job.widest / execution.tensor_parallel
     return max(_logits(job, tokens), job.product * layer * tokens) + 3 * FLOAT * model.d_model * tokens
 
 
@@ -369,7 +388,8 @@ def _scratch(job: _Job) -> float:
     packed = max(head, model.qkv_width * width) + max(head, model.attention_width * width)
     whole = model.vocab_size * job.tokens
     logits = min(whole, max(LOGITS if head > LOGITS / 4 else LOGITS / 4, CHUNK_ROWS * model.vocab_size))
-    streamed = STREAM if model.mlp_width * width > UNIT_WEIGHTS else 0
+    hidden = max(job.run.moe.expert_width(model), job.shared_units) if job.run.moe else model.mlp_width
+    streamed = STREAM if hidden * width > UNIT_WEIGHTS else 0
     rows = min(width * job.tokens, max(streamed, CHUNK_ROWS * width))  # norm, result, its gradient, strips, panels
     projected = model.qkv_width * max(ATTENTION_ROWS, model.context)  # gradients of q, k, v, and their panels
     return float(FLOAT * (packed + max(logits, projected) + 4 * rows + max(rows, projected)))

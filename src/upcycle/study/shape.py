@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from upcycle.study.values import Depth, Deviation, Epsilon, Number, Positive, Sequences, Vocabulary, Width
+from upcycle.study.values import Depth, Deviation, Epsilon, Number, Positive, Sequences, Vocabulary, Whole, Width
 
 Gate = Literal["topk_softmax", "softmax_topk", "softmax_topk_renormalised"]
 
@@ -171,9 +171,16 @@ class MoESpec(Frozen):
     """The mixture of experts that replaces every MLP (A.3)."""
 
     n_expert: Width
-    """Number of experts E."""
+    """Number of routed experts E, each d_mlp / granularity wide."""
     top_k: Width
-    """Experts K that each token uses."""
+    """Routed experts K that each token uses."""
+    granularity: Width = 1
+    """Experts that are together as wide as the dense MLP (fine-grained experts; Krajewski et al., arXiv 2402.07871).
+    `n_expert` and `top_k` count the experts as they are: with granularity 4, 32 and 8 have the parameters and the cost
+    of 8 and 2 without."""
+    shared_expert: Annotated[Whole, Field(le=2**20)] = 0
+    """Experts that every token uses beside its top_k, each as wide as a routed one. They are one MLP of their joint
+    width, whose output is added with weight 1 (DeepSeekMoE, arXiv 2401.06066)."""
     gate: Gate | None = None
     """Order of softmax and top-k. None means Eq. 15's `topk_softmax`; top_k = 1 must name one."""
     aux_coef: Annotated[Number, Field(ge=0, le=1e6)] = 1e-3
@@ -197,6 +204,27 @@ class MoESpec(Frozen):
             object.__setattr__(self, "gate", "topk_softmax")
         return self
 
+    @property
+    def slug(self) -> str:
+        """For ids and names: `e8k2`, with granularity 4 and one shared expert `e32k8g4s1`."""
+        fine = f"g{self.granularity}" if self.granularity > 1 else ""
+        return f"e{self.n_expert}k{self.top_k}{fine}" + (f"s{self.shared_expert}" if self.shared_expert else "")
+
+    def check_width(self, model: ModelSpec) -> None:
+        """Raise ValueError where `granularity` does not divide the MLP's width."""
+        if model.mlp_width % self.granularity:
+            raise ValueError(
+                f"moe.granularity {self.granularity} does not divide the width of the MLP, d_mlp {model.mlp_width}"
+            )
+
+    def expert_width(self, model: ModelSpec) -> int:
+        """Width of an expert's hidden layer."""
+        return model.mlp_width // self.granularity
+
+    def shared_width(self, model: ModelSpec) -> int:
+        """Width of the shared experts' hidden layer, all together."""
+        return self.shared_expert * self.expert_width(model)
+
 
 def check_expansion(parent: MoESpec, child: MoESpec) -> None:
     """Raise ValueError for a mixture whose experts cannot be m >= 2 copies of each of the parent's."""
@@ -205,3 +233,5 @@ def check_expansion(parent: MoESpec, child: MoESpec) -> None:
             f"n_expert {child.n_expert} is not two or more times the parent's {parent.n_expert}: `expand` makes as "
             "many copies of each expert"
         )
+    if (child.granularity, child.shared_expert) != (parent.granularity, parent.shared_expert):
+        raise ValueError("granularity and shared_expert are not the parent's: `expand` copies experts as they are")

@@ -186,6 +186,8 @@ class Recipe(Frozen):
             raise ValueError(
                 f"optim.batch {self.optim.batch} is not a whole number of moe.balance_group {self.moe.balance_group}"
             )
+        if self.moe is not None:
+            self.moe.check_width(self.model)
         if self.data.vocab_size > self.model.vocab_size:
             raise ValueError(f"data.vocab_size {self.data.vocab_size} exceeds model.vocab_size {self.model.vocab_size}")
         upcycled = self.origin.startswith("upcycle:")
@@ -317,7 +319,7 @@ class RunSpec(Recipe):
     @cached_property
     def id(self) -> str:
         """Readable slug and ten hexadecimal digits of the identity's SHA-256."""
-        moe = f"-e{self.moe.n_expert}k{self.moe.top_k}" if self.moe else ""
+        moe = f"-{self.moe.slug}" if self.moe else ""
         d1 = f"-d1_{short_count(self.dense_tokens)}" if self.dense_parent else ""
         digest = hashlib.sha256(canonical_json(self.identity()).encode()).hexdigest()[:10]
         branch = {"decay": "decay-", "imported": "import-"}.get(self.role, "")

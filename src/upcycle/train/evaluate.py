@@ -52,7 +52,7 @@ def evaluate_run(
             "tokenise that set with the tokenizer of the run's own tokens"
         )
     device = use_device(execution)
-    kernels = choose_kernels(run.model, execution.kernels, device=execution.device, dtype=run.dtype)
+    kernels = choose_kernels(run.model, execution.kernels, moe=run.moe, device=execution.device, dtype=run.dtype)
     model = Transformer(run.model, run.moe, kernels)
     model.load_state_dict(read_tensors(weights_dir, WEIGHTS))
     sequences = heldout(tokens, run)

@@ -153,7 +153,7 @@ def benchmark_run(
     if tokens.manifest["tokenizer"]["sha256"] != manifest["tokenizer_sha256"]:
         raise UserError(f"{tokens_dir}: not the tokenizer that {run.id} was trained with; restore that token set")
     device = use_device(execution)
-    kernels = choose_kernels(run.model, execution.kernels, device=execution.device, dtype=run.dtype)
+    kernels = choose_kernels(run.model, execution.kernels, moe=run.moe, device=execution.device, dtype=run.dtype)
     model = Transformer(run.model, run.moe, kernels)
     model.load_state_dict(read_tensors(run_dir, WEIGHTS))
     lm = NativeLM(model.to(device), run, tokens.tokenizer(), execution.eval_batch * run.model.context)

@@ -70,7 +70,11 @@ def _kernels(trainee: Trainee) -> Kernels:
     if run.dtype == "float32":
         return trainee.model.kernels
     return float32_kernels(
-        run.model, execution.kernels, device=execution.device, tensor_parallel=execution.tensor_parallel
+        run.model,
+        execution.kernels,
+        device=execution.device,
+        moe=run.moe,
+        tensor_parallel=execution.tensor_parallel,
     )
 
 

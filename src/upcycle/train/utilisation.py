@@ -37,14 +37,15 @@ def job_rate(run: RunSpec, execution: Execution) -> float:
 def gemm_rate(run: RunSpec, execution: Execution) -> float:
     """FLOPs a second of one bare matrix product on this process's device, measured at the first call.
 
-    The shape is the largest product of a block: (tokens, d_model) x (d_model, 2 d_mlp), the MLP's or an
-    expert's first, with the tokens of one forward pass, but no more rows than make `GEMM_FLOPS` (at least
+    The shape is the largest product of a block: (tokens, d_model) x (d_model, 2 d_mlp), the MLP's or the
+    widest expert's first, with the tokens of one forward pass, but no more rows than make `GEMM_FLOPS` (at least
     `LEAST_ROWS`); operands in the run's dtype. Best of `REPETITIONS`, after a first one to warm up. 10 to
     20 ms on a CPU up to d_model 256. The CUDA branch has not been run by us.
     """
     data_ranks = execution.devices // execution.tensor_parallel
     tokens = (execution.micro_batch or max(run.optim.batch // data_ranks, 1)) * run.model.context
-    width, hidden = run.model.d_model, 2 * run.model.mlp_width
+    moe, width = run.moe, run.model.d_model
+    hidden = 2 * (max(moe.expert_width(run.model), moe.shared_width(run.model)) if moe else run.model.mlp_width)
     most = max(LEAST_ROWS, int(GEMM_FLOPS[execution.device] / (2 * width * hidden)))
     return _measure(min(tokens, most), width, hidden, run.dtype, execution.device)
 

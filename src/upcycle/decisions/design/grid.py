@@ -136,6 +136,11 @@ def from_study(study: StudyConfig, plan: Plan, name: str) -> PlannedSweep:
     mixtures: dict[tuple[int, int], list[RunSpec]] = {}
     for run in runs:
         assert run.moe is not None
+        if run.moe.granularity > 1 or run.moe.shared_expert:
+            raise UserError(
+                f"--sweep: `{name}` has the mixture {run.moe.slug}: the laws are of experts as wide as the dense MLP, "
+                "none of them shared; name a sweep of such mixtures"
+            )
         mixtures.setdefault((run.moe.n_expert, run.moe.top_k), []).append(run)
     grids = {tuple(sorted((run.dense_tokens, run.tokens, n1(run.model)) for run in part)) for part in mixtures.values()}
     if len(grids) > 1:

@@ -145,24 +145,30 @@ def _completed(known: dict[str, Any], where: str) -> dict[str, Any]:
     lineage = _checked_lineage(known, where)
     dense = lineage not in MIXTURES
     experts, top_k = (1, 1) if dense else (known["n_expert"], known["top_k"])
+    shape = known.get("granularity") or 1, known.get("shared_expert") or 0
     if not top_k <= experts:
         raise UserError(f"{where}: `top_k` is {top_k}, more than its `n_expert` {experts}")
-    if dense and (known.get("n_expert", 1), known.get("top_k", 1)) != (1, 1):
-        raise UserError(f"{where}: a dense model has one expert, and `n_expert` or `top_k` states another number")
+    if dense and (known.get("n_expert", 1), known.get("top_k", 1), *shape) != (1, 1, 1, 0):
+        raise UserError(
+            f"{where}: a dense model has one expert, and `n_expert`, `top_k`, `granularity` or `shared_expert` states "
+            "another number"
+        )
     tokens = {"D1": known["D1"] if lineage in LATER else 0, "D2": known["D"] if lineage in LATER else 0}
     if contrary := [name for name, value in tokens.items() if known.get(name, value) != value]:
         name = contrary[0]
         raise UserError(
             f"{where}: `{name}` is {known[name]:,}, and {tokens[name]:,} by its lineage {lineage} and D {known['D']:,}"
         )
-    follows = {
+    follows: dict[str, Any] = {
         "sweeps": SWEEPS[lineage],
         "model": short_count(known["N1"]),
-        "moe": "" if dense else f"{experts}x{top_k}",
+        "moe": "" if dense else f"{experts}x{top_k}" + ("" if shape == (1, 0) else f"g{shape[0]}s{shape[1]}"),
         "n_expert": experts,
         "top_k": top_k,
-        "N2": known["N1"] if dense else round(known["N1"] * (4 + 12 * top_k) / 16),
-        "N_total": known["N1"] if dense else round(known["N1"] * (4 + 12 * experts) / 16),
+        "granularity": shape[0],
+        "shared_expert": shape[1],
+        "N2": known["N1"] if dense else _size(known["N1"], top_k, *shape),
+        "N_total": known["N1"] if dense else _size(known["N1"], experts, *shape),
         **tokens,
         "simulated": 0,
     }
@@ -173,6 +179,11 @@ def _completed(known: dict[str, Any], where: str) -> dict[str, Any]:
                 f"{where}: {name!r} names a model, mixture or sweep: letters, digits, `_`, `.` and `-` alone"
             )
     return row
+
+
+def _size(n1: int, experts: int, granularity: int, shared: int) -> int:
+    """N2 (of top_k experts) or N_total (of n_expert): Equations 5 and 6."""
+    return round(n1 * (4 + 12 * (experts + shared) / granularity) / 16)
 
 
 def taken_losses(paths: Iterable[Path]) -> pd.DataFrame:

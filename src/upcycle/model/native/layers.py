@@ -280,6 +280,12 @@ def experts(x_TD: Tensor, xn_TD: Tensor, gates_TK: Tensor, ids_TK: Tensor, w_in:
     return _Experts.apply(x_TD, xn_TD, gates_TK, ids_TK, w_in.flatten(1, -2), w_out)
 
 
+def added_mlp(x_TD: Tensor, xn_TD: Tensor, w_in: Tensor, w_out: Tensor) -> Tensor:
+    """x + SwiGLU MLP of xn, (T, D): one expert for every token, with weight 1."""
+    gates_T1, ids_T1 = x_TD.new_ones(len(x_TD), 1), torch.zeros(len(x_TD), 1, dtype=torch.int64)
+    return experts(x_TD, xn_TD, gates_T1, ids_T1, w_in[None], w_out[None])
+
+
 def loss(x_BSD: Tensor, norm_D: Tensor, head_VD: Tensor, targets_BS: Tensor, model: ModelSpec) -> Tensor:
     """Mean cross-entropy in nats of the last residual stream, a scalar."""
     if not torch.is_grad_enabled():
