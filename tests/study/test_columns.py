@@ -103,6 +103,7 @@ OTHERS: dict[str, Any] = {
     "upcycling.share": 0.25,
     "upcycling.rank": 0.25,
     "upcycling.shared_indices": False,
+    "upcycling.router_noise": 0.5,
     "dense_parent": "decay-dense-b",
     "dense_tokens": 8192,
     "parent_moe": {"n_expert": 2, "top_k": 1, "gate": "softmax_topk"},
@@ -178,7 +179,8 @@ def test_the_parameters_of_a_method_are_listed_at_their_defaults_too():
 def test_the_mixture_that_was_expanded_is_listed_with_the_settings():
     """D1 and the parent have columns of their own; N1 is of the dense shape."""
     row = described(RunSpec.model_validate(DENSE | EXPANDED))
-    assert row["settings"] == "parent_moe.gate=topk_softmax;parent_moe.n_expert=4;parent_moe.top_k=2"
+    mixture = "parent_moe.gate=topk_softmax;parent_moe.n_expert=4;parent_moe.top_k=2"
+    assert row["settings"] == f"{mixture};upcycling.router_noise=0.01"
     assert (row["method"], row["lineage"], row["n_expert"], row["D1"]) == ("expand", "up", 8, 4096)
     assert row["dense_parent"] == "decay-moe-a"
     assert row["N1"] == described(RunSpec.model_validate(DENSE))["N1"]

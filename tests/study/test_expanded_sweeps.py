@@ -79,7 +79,8 @@ def test_the_mixture_that_was_expanded_is_told_in_id_and_row(tmp_path):
     assert a.dense_tokens == b.dense_tokens
     assert a.id != b.id
     rows = [described(run) for run in (a, b)]
-    assert rows[0]["settings"] == "parent_moe.gate=softmax_topk;parent_moe.n_expert=2;parent_moe.top_k=1"
+    mixture = "parent_moe.gate=softmax_topk;parent_moe.n_expert=2;parent_moe.top_k=1"
+    assert rows[0]["settings"] == f"{mixture};upcycling.router_noise=0.01"
     assert {row["method"] for row in rows} == {"expand"}
     assert "-up-l2d64-e8k2-d1_" in a.id
     labels = run_labels(plan)

@@ -284,9 +284,7 @@ def test_an_upcycled_run_reads_other_text_in_its_parents_pieces_alone(tokens_dir
         (tmp_path / str(pieces)).mkdir()
         tokens = write_tokens(tmp_path / str(pieces), seed=1, pieces=pieces)
         if b"others" in pieces:
-            with pytest.raises(
-                UserError, match=rf"its tokens are of tokenizer .*, those of its dense parent {dense.id}"
-            ):
+            with pytest.raises(UserError, match=rf"its tokens are of tokenizer .*, those of its parent {dense.id}"):
                 train_in(tmp_path, tokens, child)
         else:
             train_in(tmp_path, tokens, child)

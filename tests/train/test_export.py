@@ -166,7 +166,7 @@ def test_the_verb_takes_an_id_or_a_folder(mixture, results, tmp_path, monkeypatc
     metrics = json.loads((mixture / "metrics.json").read_text())
     loss = f"{metrics['loss']:.4f} ± {metrics['loss_se']:.4f}"
     assert all(words in card for words in (loss, f"{run.tokens:,}", f"{run.dense_tokens:,}", "license: unknown"))
-    assert "| its dense parent | words | not evaluated |" in card
+    assert "| its parent | words | not evaluated |" in card
     assert str(results) not in card
     model = transformers.AutoModelForCausalLM.from_pretrained(byid)
     tokenizer = transformers.AutoTokenizer.from_pretrained(byid)

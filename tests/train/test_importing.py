@@ -104,7 +104,7 @@ def test_a_continued_run_of_our_own_dense_model(tmp_path):
     assert rows[0]["step"] == 0
     assert rows[0]["heldout"] == rows_of(parent)[-1]["heldout"]
     other = write_tokens(tmp_path / "other", pieces=b"another tokenizer")
-    with pytest.raises(UserError, match=r"its tokens are of tokenizer .* those of its dense parent"):
+    with pytest.raises(UserError, match=r"its tokens are of tokenizer .* those of its parent"):
         train_in(tmp_path, other, small_run(**start, data={"dataset": "other", "vocab_size": VOCABULARY}))
 
 

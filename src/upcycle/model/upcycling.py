@@ -15,7 +15,7 @@ from torch import Tensor
 
 from upcycle.errors import UserError
 from upcycle.model.transformer import Transformer, router_weight
-from upcycle.model.upcycling_methods import DenseMLP, find_method
+from upcycle.model.upcycling_methods import DenseMLP, ParentMixture, find_method
 from upcycle.study.methods import UpcyclingSpec, full_upcycling
 from upcycle.study.shape import ModelSpec, MoESpec
 
@@ -28,45 +28,55 @@ ZERO_GAP = 1e-5
 @torch.no_grad()
 def upcycle(
     name: str,
-    dense_state: Mapping[str, Tensor],
+    parent_state: Mapping[str, Tensor],
     model: ModelSpec,
     moe: MoESpec,
     seed: int,
     parameters: UpcyclingSpec | None = None,
+    parent_moe: MoESpec | None = None,
 ) -> dict[str, Tensor]:
     """The state of the MoE made from a dense one: experts by the method, a fresh router, all else copied.
 
-    The router is N(0, 2 / (5 d_model)) (A.6) and depends on the seed alone, as in a MoE from scratch.
-    Raises UserError for an unknown method and for a dense state that is not of `model`'s shape.
+    The router is N(0, 2 / (5 d_model)) (A.6) and depends on the seed alone, as in a MoE from scratch. With `parent_moe`
+    the parent's state is of that mixture, and the method `expand`.
+    Raises UserError for an unknown method and for a state that is not of `model`'s shape.
     """
     make = find_method(name).make
     given = full_upcycling(name, parameters or UpcyclingSpec()).model_dump(exclude_none=True)
-    _check_state(dense_state, model)
+    _check_state(parent_state, model, parent_moe)
     # Identical experts compute the dense MLP only if the gate weights of a token sum to 1 (`preserves_function`). They
     # are not scaled here for other gates: that would be another method. The router is fresh, as a dense model has
     # nothing to copy it from, and random, as equal rows would send every token to the same experts.
     state: dict[str, Tensor] = {}
-    for key, weight in dense_state.items():
-        if key.endswith(".mlp.w_in"):
+    for key, weight in parent_state.items():
+        if key.endswith(".moe.w_in"):
+            assert parent_moe is not None
+            block = key.removesuffix(".moe.w_in")
+            at = f"{block}.moe."
+            parts = {each.removeprefix(at): part for each, part in parent_state.items() if each.startswith(at)}
+            made = make(ParentMixture(parts, moe.n_expert // parent_moe.n_expert, block, seed), **given)
+            state |= {f"{at}{part}": tensor for part, tensor in made.items()}
+        elif key.endswith(".mlp.w_in"):
             block = key.removesuffix(".mlp.w_in")
-            made = make(DenseMLP(weight, dense_state[f"{block}.mlp.w_out"], model, moe, block, seed), **given)
+            made = make(DenseMLP(weight, parent_state[f"{block}.mlp.w_out"], model, moe, block, seed), **given)
             router = router_weight(model, moe, f"{block}.moe.router", seed).to(weight)
             state |= {f"{block}.moe.{part}": tensor for part, tensor in ({"router.weight": router} | made).items()}
-        elif not key.endswith(".mlp.w_out"):
+        elif ".moe." not in key and not key.endswith(".mlp.w_out"):
             state[key] = weight.clone()
     return state
 
 
-def _check_state(state: Mapping[str, Tensor], model: ModelSpec) -> None:
-    """UserError naming the first weight that is missing, of another shape, or not of the dense model."""
+def _check_state(state: Mapping[str, Tensor], model: ModelSpec, moe: MoESpec | None) -> None:
+    """UserError naming the first weight that is missing, of another shape, or not of the parent's model."""
+    kind = "mixture's" if moe else "dense"
     with torch.device("meta"):
-        wanted = {name: tuple(weight.shape) for name, weight in Transformer(model).state_dict().items()}
+        wanted = {name: tuple(weight.shape) for name, weight in Transformer(model, moe).state_dict().items()}
     for name in wanted | dict.fromkeys(state):
         found = tuple(state[name].shape) if name in state else None
         if found != wanted.get(name):
             raise UserError(
-                f"dense weights do not fit the model: {name} is {found or 'missing'}, wanted "
-                f"{wanted.get(name, 'absent')}; give the weights of a dense run of the same model"
+                f"{kind} weights do not fit the model: {name} is {found or 'missing'}, wanted "
+                f"{wanted.get(name, 'absent')}; give the weights of a run of the parent's model"
             )
 
 
@@ -76,6 +86,23 @@ def _check_state(state: Mapping[str, Tensor], model: ModelSpec) -> None:
 def preserves_function(moe: MoESpec) -> bool:
     """Whether identical experts compute the dense function, in theory: the gate's weights of a token sum to 1."""
     return moe.gate != "softmax_topk" or moe.top_k == moe.n_expert
+
+
+def preserves_mixture(parent: MoESpec, moe: MoESpec) -> bool:
+    """Whether m copies of each expert, chosen by m copies of its logit, compute the parent's function, in theory.
+
+    They do where a token's experts are copies of those that the parent chose, in equal numbers, and the weights of an
+    expert's copies add up to its own: (1) K' = m K, by one gate, or by gates that are one function; (2) K = 1 and
+    K' <= m, where both gates' weights sum to 1. Otherwise a token uses other experts: with K' = K = m = 2 both copies
+    of its best one.
+    """
+    copies = moe.n_expert // parent.n_expert
+    sums_to_1 = preserves_function(parent) and preserves_function(moe)
+    if parent.top_k == 1 and moe.top_k <= copies and sums_to_1:
+        return True
+    # Gates of softmaxes whose weights sum to 1 are one function: a softmax over the chosen logits.
+    before, after = ("softmax" if preserves_function(each) else each.gate for each in (parent, moe))
+    return moe.top_k == copies * parent.top_k and before == after
 
 
 def starves_router(moe: MoESpec) -> bool:
@@ -90,6 +117,7 @@ def receipt(
     *,
     method: str,
     parameters: Mapping[str, Any],
+    parent_moe: MoESpec | None,
     lr: float,
     tokens: int,
     gap: float,
@@ -102,6 +130,9 @@ def receipt(
     experts come; `gap` and `largest` are of logits; `router_gradients` are `router_share` before and after one update.
     """
     before, after = router_gradients
+    kept = find_method(method).exact and preserves_function(spec)
+    if parent_moe is not None:
+        kept = preserves_mixture(parent_moe, spec) and parameters["router_noise"] == 0
     routers, w_ins, w_outs = zip(*mixtures, strict=True)
     by_layer = [expert_distance(w_in, w_out) for w_in, w_out in zip(w_ins, w_outs, strict=True)]
     return {
@@ -112,14 +143,14 @@ def receipt(
         "gate": spec.gate,
         "router_std": [router.std().item() for router in routers],
         "logit_gap": gap,
-        "logit_gap_zero_in_theory": find_method(method).exact and preserves_function(spec),
+        "logit_gap_zero_in_theory": kept,
         "logit_gap_bound": ZERO_GAP * max(largest, 1.0),
         "largest_logit": largest,
         "router_gradient": {"step_0": before, "step_1": after, "zero_share": ZERO_SHARE, "lr": lr},
         "expert_distance": max(by_layer),
         "expert_distance_by_layer": by_layer,
         "tokens": tokens,
-        "statement": _statement(spec, find_method(method).exact, gap, largest, before, after),
+        "statement": _statement(spec, parent_moe, find_method(method).exact, gap, largest, before, after),
     }
 
 
@@ -149,15 +180,29 @@ def expert_distance(w_in_E2MD: Tensor, w_out_EDM: Tensor) -> float:
 
 
 def _statement(
-    spec: MoESpec, exact: bool, gap: float, largest: float, before: dict[str, Any], after: dict[str, Any]
+    spec: MoESpec,
+    parent: MoESpec | None,
+    exact: bool,
+    gap: float,
+    largest: float,
+    before: dict[str, Any],
+    after: dict[str, Any],
 ) -> str:
     """What the numbers mean, for a reader of the report."""
     kept = "is" if gap <= ZERO_GAP * max(largest, 1.0) else "is not"
-    function = f"The dense function {kept} preserved: the largest logit gap is {gap:.2g}."
+    whose = "parent's" if parent else "dense"
+    function = f"The {whose} function {kept} preserved: the largest logit gap is {gap:.2g}."
     if starves_router(spec):
         cost = (
             f"Top-1 under {spec.gate} starves the router: a token's one gate weight is always 1, so the "
             "cross-entropy never tells the router anything, and only the balance loss trains it."
+        )
+    elif parent is not None:
+        copies = spec.n_expert // parent.n_expert
+        cost = (
+            f"Each of the {parent.n_expert} experts, of which a token used {parent.top_k}, has {copies} copies, whose "
+            f"logits differ by the noise on the router alone: so at first a token's {spec.top_k} experts are copies of "
+            f"its best {-(-spec.top_k // copies)}."
         )
     elif not preserves_function(spec):
         cost = (

@@ -1,4 +1,4 @@
-"""The registry of upcycling methods: each makes a layer's experts out of its dense MLP.
+"""The registry of upcycling methods: each makes a layer's experts out of its dense MLP, `expand` out of a mixture.
 
 To add one, decorate one function with `@method`.
 
@@ -7,7 +7,7 @@ Shapes: D d_model, M width of the MLP, E experts.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -51,12 +51,26 @@ Change = Callable[[Tensor, Tensor, Tensor, torch.Generator], tuple[Tensor, Tenso
 
 
 @dataclass(frozen=True)
+class ParentMixture:
+    """What `expand` makes a layer's experts from."""
+
+    weights: Mapping[str, Tensor]
+    """The layer's weights by their name below `blocks.{i}.moe`."""
+    copies: int
+    """Experts of the child for each of the parent's."""
+    block: str
+    """Its layer, `blocks.{i}`."""
+    seed: int
+    """That of the upcycled run."""
+
+
+@dataclass(frozen=True)
 class Method:
     """An upcycling method of the registry."""
 
     make: Callable[..., dict[str, Tensor]]
-    """From a `DenseMLP` and the method's parameters to the layer's weights by their name below `blocks.{i}.moe`: `w_in`
-    (E, 2M, D), `w_out` (E, D, M), and `router.weight` unless it is fresh."""
+    """From a `DenseMLP` (of `expand` a `ParentMixture`) and the method's parameters to the layer's weights by their
+    name below `blocks.{i}.moe`: `w_in` (E, 2M, D), `w_out` (E, D, M), and `router.weight` unless it is fresh."""
     exact: bool
     """Whether every expert computes what the dense MLP does."""
 
@@ -177,6 +191,23 @@ def permuted(mlp: DenseMLP) -> dict[str, Tensor]:
         return gate[order], up[order], down[:, order]
 
     return mlp.experts(change)
+
+
+@method(exact=True)
+def expand(mixture: ParentMixture, *, router_noise: float = 0.01) -> dict[str, Tensor]:
+    """Expert i is a copy of the parent's expert i mod E, and so is its row of the router, with noise on the rows of all
+    but the first copy (Expert Upcycling, arXiv 2604.19835: its `copy` of experts, its `copy_noise` of routers).
+
+    `router_noise`: standard deviation relative to that of the router's weights. Without noise, copies that a token
+    always chooses together have equal gradients and never differ.
+    """
+    made = {name: weight.repeat(mixture.copies, *[1] * (weight.ndim - 1)) for name, weight in mixture.weights.items()}
+    rows_ED = made["router.weight"]
+    std = router_noise * mixture.weights["router.weight"].std().item()
+    for expert in range(len(mixture.weights["router.weight"]), len(rows_ED)):
+        generator = generator_of(f"{mixture.block}.moe.upcycling.{expert}", mixture.seed)
+        rows_ED[expert] += torch.empty_like(rows_ED[expert]).normal_(0.0, std, generator=generator)
+    return made
 
 
 def find_method(name: str) -> Method:

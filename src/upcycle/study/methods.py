@@ -12,7 +12,7 @@ from pydantic import Field
 
 from upcycle.study.registry import method_parameters
 from upcycle.study.shape import Frozen
-from upcycle.study.values import Positive, Share
+from upcycle.study.values import Number, Positive, Share
 
 
 class UpcyclingSpec(Frozen):
@@ -27,6 +27,8 @@ class UpcyclingSpec(Frozen):
     """Rank of a replaced matrix, as a share of its full rank."""
     shared_indices: bool | None = None
     """Whether gate, up and down drop the same hidden units."""
+    router_noise: Annotated[Number, Field(ge=0, le=10)] | None = None
+    """Standard deviation of the noise on the router's rows of copied experts, as a share of that of its weights."""
 
 
 def full_upcycling(method: str, given: UpcyclingSpec) -> UpcyclingSpec:

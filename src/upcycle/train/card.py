@@ -21,7 +21,7 @@ apply. State yours here, and `license:` at the top, before you share this model.
 def model_card(run_dir: Path, run: RunSpec, tokens: dict[str, Any], compared: str) -> str:
     """The card of a finished run, in Markdown with the metadata of Hugging Face's hub.
 
-    `tokens`: manifest of its token set. Losses are in nats with their standard error. The dense parent's is there if
+    `tokens`: manifest of its token set. Losses are in nats with their standard error. The parent's is there if
     its folder is beside the run's.
     """
     return "\n".join(
@@ -61,7 +61,7 @@ def _sentence(run: RunSpec) -> str:
     if run.dense_parent is None:
         return f"{what} trained from scratch."
     how = f"upcycled by the method `{run.method}` from" if moe else "trained further from"
-    return f"{what} {how} the dense model `{run.dense_parent}`."
+    return f"{what} {how} the {'mixture' if run.parent_moe else 'dense model'} `{run.dense_parent}`."
 
 
 def _specification(run: RunSpec, tokens: dict[str, Any]) -> list[tuple[str, str]]:
@@ -72,9 +72,9 @@ def _specification(run: RunSpec, tokens: dict[str, Any]) -> list[tuple[str, str]
     if run.checkpoint:
         rows.append(("base checkpoint, SHA-256", f"`{run.checkpoint}`"))
     if run.dense_parent or run.checkpoint:
-        rows.append(("D1, tokens of the dense model", f"{run.dense_tokens:,}"))
+        rows.append(("D1, tokens of the model that it began with", f"{run.dense_tokens:,}"))
     if run.origin != "checkpoint":
-        name = "D2, tokens after the dense model" if run.dense_parent else "tokens"
+        name = "D2, tokens after it" if run.dense_parent else "tokens"
         rows.append((name, f"{run.tokens:,}"))
         rows.append(("context, batch", f"{run.model.context} tokens, {run.optim.batch} sequences"))
         rows.append(("learning rate, schedule", f"{run.optim.lr:g}, {run.schedule.kind}"))
@@ -86,13 +86,13 @@ def _specification(run: RunSpec, tokens: dict[str, Any]) -> list[tuple[str, str]
 
 
 def _losses(run_dir: Path, run: RunSpec) -> list[tuple[str, str, str, str]]:
-    """Rows of losses: of the run on its own held-out text and on others, and of its dense parent."""
+    """Rows of losses: of the run on its own held-out text and on others, and of its parent."""
     rows = [_row("this model", run.data.dataset, read_manifest(run_dir)["metrics"])]
     for path in sorted((run_dir / "evaluations").glob("*.json")):
         rows.append(_row("this model", path.stem, read_record(path)))
     parent = run_dir.parent / str(run.dense_parent)
     if run.dense_parent and (parent / MANIFEST).exists():
-        rows.append(_row("its dense parent", read_spec(parent).data.dataset, read_manifest(parent)["metrics"]))
+        rows.append(_row("its parent", read_spec(parent).data.dataset, read_manifest(parent)["metrics"]))
     return rows
 
 

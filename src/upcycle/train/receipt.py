@@ -20,27 +20,27 @@ from upcycle.train.trainee import Trainee, build_model, run_batch
 
 
 def measure_upcycling(
-    trainee: Trainee, dense_state: Mapping[str, Tensor] | None, moe_state: Mapping[str, Tensor] | None
+    trainee: Trainee, parent_state: Mapping[str, Tensor] | None, moe_state: Mapping[str, Tensor] | None
 ) -> dict[str, Any] | None:
     """What upcycling did, on the run's first batch: the content of `receipt.json`, for the first process to write.
 
     The first process has read the states and holds them whole; the others pass None and get None. Measured are the
-    largest logit gap to the dense parent, and the router's cross-entropy gradient before and after one AdamW step of
+    largest logit gap to the parent, and the router's cross-entropy gradient before and after one AdamW step of
     the run's learning rate on cross-entropy and balance loss. This is done on models of their own in float32, held and
     fed as in training: micro-batch by micro-batch, and by several processes in parts. Blocks are recomputed, and the
     step is taken without moments, so a receipt needs no more memory than an update, in bfloat16 too.
     """
     run, group, kernels = trainee.run, trainee.group, _kernels(trainee)
     models = {}
-    for name, moe, state in (("dense", None, dense_state), ("moe", run.moe, moe_state)):
+    for name, moe, state in (("parent", run.parent_moe, parent_state), ("moe", run.moe, moe_state)):
         models[name] = build_model(run, moe, kernels, trainee.device, group, mixed=False)
         give(dict(models[name].named_parameters()), group.whole_of_first(state, trainee.device))
     # The probe's clock is its own: the receipt counts as start-up, its batches are no time of the training.
     float32 = run.model_copy(update={"dtype": "float32"})
     execution = trainee.execution.model_copy(update={"exchange": "micro_batch"})
     probe = replace(trainee, run=float32, execution=execution, model=models["moe"], clock=Clock())
-    gap, largest = _logit_gap(probe, models["dense"])
-    del models["dense"]
+    gap, largest = _logit_gap(probe, models["parent"])
+    del models["parent"]
     probe.model.recompute = True
     before = _router_gradient(probe)
     probe.model.zero_grad()
@@ -56,6 +56,7 @@ def measure_upcycling(
         [(moe_state[f"{at}.router.weight"], moe_state[f"{at}.w_in"], moe_state[f"{at}.w_out"]) for at in blocks],
         method=run.method,
         parameters=run.upcycling.model_dump(exclude_none=True),
+        parent_moe=run.parent_moe,
         lr=run.optim.lr,
         tokens=run.tokens_per_step,
         gap=gap,
@@ -90,8 +91,8 @@ def _first_step(probe: Trainee) -> None:
 
 
 @torch.no_grad()
-def _logit_gap(probe: Trainee, dense: Transformer) -> tuple[float, float]:
-    """Over the first batch: the largest difference of a logit between the mixture and its dense parent, and the
+def _logit_gap(probe: Trainee, parent: Transformer) -> tuple[float, float]:
+    """Over the first batch: the largest difference of a logit between the mixture and its parent, and the
     parent's largest logit."""
     group, ids = probe.group, run_batch(probe.run, probe.tokens, step=0)
     batch_BS = torch.from_numpy(ids[group.share(len(ids))]).to(probe.device)
@@ -99,10 +100,10 @@ def _logit_gap(probe: Trainee, dense: Transformer) -> tuple[float, float]:
     # One sequence at a time: two models' logits are more than an update holds with `cross_entropy: chunked`.
     for ids_BS in batch_BS.split(1):
         own_BS = group.positions(ids_BS[:, :-1])
-        logits_BSV, dense_BSV = probe.model.eval().logits(own_BS), dense.logits(own_BS)
-        gap = logits_BSV.sub_(dense_BSV).abs_().max()
-        found = torch.maximum(found, torch.stack([gap, dense_BSV.abs_().max()]))
-        del logits_BSV, dense_BSV
+        logits_BSV, parent_BSV = probe.model.eval().logits(own_BS), parent.logits(own_BS)
+        gap = logits_BSV.sub_(parent_BSV).abs_().max()
+        found = torch.maximum(found, torch.stack([gap, parent_BSV.abs_().max()]))
+        del logits_BSV, parent_BSV
     probe.model.train()
     if group.size > 1:
         from upcycle.model.parallel import reshard

@@ -116,7 +116,7 @@ def _spikes(run: RunSpec, notes: dict[str, Any] | None) -> Spikes:
 
 
 def _start(trainee: Trainee, parent_dir: Path | None, files: Mapping[str, str] | None) -> None:
-    """Begin as `run.init` says: from scratch, where the parent stopped, or with a dense parent's or a checkpoint's
+    """Begin as `run.init` says: from scratch, where the parent stopped, or with a parent's or a checkpoint's
     weights."""
     run, model = trainee.run, trainee.model
     if run.init == "scratch":
@@ -184,8 +184,8 @@ def _import(trainee: Trainee, folder: Path | None, files: Mapping[str, str] | No
     give(dict(trainee.model.named_parameters()), group.whole_of_first(weights, trainee.device))
 
 
-def _dense_weights(trainee: Trainee, parent_dir: Path | None) -> dict[str, Tensor]:
-    """Weights of the finished dense parent, for the first process. UserError if its tokenizer is another."""
+def _parent_weights(trainee: Trainee, parent_dir: Path | None) -> dict[str, Tensor]:
+    """Weights of the finished parent, for the first process. UserError if its tokenizer is another."""
     run = trainee.run
     folder, manifest = _parent(trainee, parent_dir)
     parent = checkpoint.read_spec(folder)
@@ -194,7 +194,7 @@ def _dense_weights(trainee: Trainee, parent_dir: Path | None) -> dict[str, Tenso
     own, its = trainee.tokens.manifest["tokenizer"]["sha256"], manifest["tokenizer_sha256"]
     if own != its:
         raise UserError(
-            f"{run.id}: its tokens are of tokenizer {own[:16]}..., those of its dense parent {parent.id} of "
+            f"{run.id}: its tokens are of tokenizer {own[:16]}..., those of its parent {parent.id} of "
             f"{its[:16]}...: the embedding would mean nothing; give both the path of one tokenizer.json as "
             "data.tokenizer"
         )
@@ -206,21 +206,21 @@ def _train_on(trainee: Trainee, parent_dir: Path | None) -> None:
     group, weights = trainee.group, None
     with group.together():
         if group.is_first:
-            weights = _dense_weights(trainee, parent_dir)
+            weights = _parent_weights(trainee, parent_dir)
     give(dict(trainee.model.named_parameters()), group.whole_of_first(weights, trainee.device))
 
 
 def _upcycle(trainee: Trainee, parent_dir: Path | None) -> None:
-    """Make the dense parent's weights those of this MoE: fresh optimizer, step 0; `receipt.json` records the effect."""
+    """Make the parent's weights those of this MoE: fresh optimizer, step 0; `receipt.json` records the effect."""
     run, group = trainee.run, trainee.group
     assert run.moe is not None
-    dense = weights = None
+    parent = weights = None
     with group.together():
         if group.is_first:
-            dense = _dense_weights(trainee, parent_dir)
-            weights = upcycling.upcycle(run.method, dense, run.model, run.moe, run.seed, run.upcycling)
+            parent = _parent_weights(trainee, parent_dir)
+            weights = upcycling.upcycle(run.method, parent, run.model, run.moe, run.seed, run.upcycling, run.parent_moe)
     give(dict(trainee.model.named_parameters()), group.whole_of_first(weights, trainee.device))
-    receipt = measure_upcycling(trainee, dense, weights)
+    receipt = measure_upcycling(trainee, parent, weights)
     with group.together():
         if group.is_first:
             checkpoint.write_json(trainee.run_dir / checkpoint.RECEIPT, receipt)
