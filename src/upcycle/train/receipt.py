@@ -100,7 +100,7 @@ def _logit_gap(probe: Trainee, parent: Transformer) -> tuple[float, float]:
     # One sequence at a time: two models' logits are more than an update holds with `cross_entropy: chunked`.
     for ids_BS in batch_BS.split(1):
         own_BS = group.positions(ids_BS[:, :-1])
-        logits_BSV, parent_BSV = probe.model.eval().logits(own_BS), parent.logits(own_BS)
+        logits_BSV, parent_BSV = probe.model.eval().logits(own_BS), parent.eval().logits(own_BS)
         gap = logits_BSV.sub_(parent_BSV).abs_().max()
         found = torch.maximum(found, torch.stack([gap, parent_BSV.abs_().max()]))
         del logits_BSV, parent_BSV
