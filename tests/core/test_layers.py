@@ -65,7 +65,7 @@ LIBRARIES = {
     "model": {"safetensors", "torch"},
     "laws": {"numpy", "pandas", "pydantic", "scipy"},
     "decisions": {"numpy", "pandas", "scipy"},
-    "train": {"datasets", "lm_eval", "numpy", "safetensors", "tokenizers", "torch", "transformers"},
+    "train": {"datasets", "jinja2", "lm_eval", "numpy", "safetensors", "tokenizers", "torch", "transformers"},
     "audit": {"numpy", "pandas", "scipy"},
     "paper": {"matplotlib", "numpy", "pandas", "pydantic", "scipy"},
     "report": {"jinja2", "markupsafe", "pandas"},

@@ -1,7 +1,6 @@
-"""Benchmarks of a study: planned without the library that asks them, named by what is asked, gathered, drawn."""
+"""Benchmarks of a study: named by what is asked, gathered, drawn."""
 
 import json
-from importlib.util import find_spec
 from pathlib import Path
 
 import pandas as pd
@@ -17,10 +16,8 @@ from upcycle.paper.tables_benchmarks import table_7
 from upcycle.study.benchmark import asked_sha256, task_configs
 from upcycle.study.check import check_names
 from upcycle.study.plan import build_plan
-from upcycle.workflow import needs
 from upcycle.workflow.dag import Workflow
 from upcycle.workflow.make import make_benchmarks
-from upcycle.workflow.needs import check_scored
 from upcycle.workflow.paths import metrics_path
 from upcycle.workflow.pruning import Retention
 from upcycle.workflow.texts import tokens_to_make
@@ -45,7 +42,7 @@ def write_results(workflow: Workflow, weights: str = "w") -> None:
         result = {"id": run_id, "task": task, "split": about.split, "of_documents": about.documents}
         result |= {"seed": 3, "documents": 50, "accuracy": 0.5, "accuracy_se": 0.07, "truncated": 2}
         result |= {"bits_per_byte": 1.5 + number, "bits_per_byte_se": 0.1, **by_bytes}
-        result |= {"weights_sha256": weights, "asked_sha256": asked_sha256(task), "harness": "lm_eval 0"}
+        result |= {"weights_sha256": weights, "asked_sha256": asked_sha256(task)}
         write_atomic(Path(path), json.dumps(result))
 
 
@@ -92,18 +89,6 @@ def test_other_prompts_make_scores_stale(planned, monkeypatch):
     monkeypatch.setitem(task_configs(), "piqa", {"doc_to_text": "another"})
     stale = Workflow(planned.study, planned.plan, planned.out).stale_benchmarks
     assert {Path(path).name for path in stale} == {"piqa-50-3.json"}
-
-
-def test_without_the_harness_what_is_to_be_scored_stops_the_plan(planned, monkeypatch):
-    run_id = planned.benchmarks["table7"][0][0]
-    monkeypatch.setattr(needs, "find_spec", lambda name: None)
-    with pytest.raises(
-        UserError, match=r"benchmarks\.table7: the LM Evaluation Harness is not installed; `pip install"
-    ):
-        check_scored(planned, run_id, "table7")
-    monkeypatch.setattr(needs, "find_spec", find_spec)
-    monkeypatch.setattr(needs, "HARNESS", "json")
-    check_scored(planned, run_id, "table7")
 
 
 def test_scores_are_gathered_and_table_7_names_the_splits(planned):

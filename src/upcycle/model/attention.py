@@ -6,6 +6,8 @@ H = R G heads of queries.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,7 +16,17 @@ from upcycle.model.kernels import Kernels
 from upcycle.model.norm import RMSNorm
 from upcycle.model.rope import rope_tables, rotate
 from upcycle.model.stacks import own
+from upcycle.model.torch_kernels import tree_attention
 from upcycle.study.shape import ModelSpec
+
+
+class Tree(NamedTuple):
+    """Sequences with a common beginning, in one row: the beginning once, then the rest of each."""
+
+    position_BS: Tensor
+    """Position of each token in its own sequence."""
+    seen_BSS: Tensor
+    """Whether token s (second index) sees token t (third index): those before it in its own sequence, and itself."""
 
 
 class Attention(nn.Module):
@@ -31,14 +43,16 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(model.head_dim, model.norm_eps, kernels) if model.qk_norm else None
         self.wo = nn.Parameter(torch.empty(model.d_model, model.attention_width))
 
-    def forward(self, x_BSD: Tensor) -> Tensor:
-        """Mix positions: (B, S, D) -> (B, S, D), position s sees positions up to s."""
+    def forward(self, x_BSD: Tensor, tree: Tree | None = None) -> Tensor:
+        """Mix positions: (B, S, D) -> (B, S, D), position s sees positions up to s, or those of `tree`."""
         B, S, _ = x_BSD.shape
         R = self.sharing
         bias = None if self.bqkv is None else own(self.bqkv).flatten()
         qkv = F.linear(x_BSD, own(self.wqkv).flatten(0, -2), bias).view(B, S, -1, self.head_dim)
         G = qkv.shape[2] // (R + 2)  # heads of this process: all, unless tensor parallel
         tables = rope_tables(S, self.head_dim, self.rope_base, x_BSD.device, self.rope_scaling)
+        if tree is not None:
+            tables = tables[0][tree.position_BS], tables[1][tree.position_BS]
         if R == 1 and self.q_norm is None:
             qk, v = qkv.split([2 * G, G], dim=2)  # q and k are turned together: fewer passes over memory
             q, k = rotate(qk, *tables).chunk(2, dim=2)
@@ -47,7 +61,8 @@ class Attention(nn.Module):
             if self.q_norm is not None and self.k_norm is not None:
                 q, k = self.q_norm(q.float()).type_as(v), self.k_norm(k.float()).type_as(v)
             q, k = rotate(_swapped(q, R, G), *tables), rotate(k, *tables)
-        y_BHSC = self.kernels.attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        y_BHSC = self.kernels.attention(q, k, v) if tree is None else tree_attention(q, k, v, tree.seen_BSS)
         return F.linear(_swapped(y_BHSC.transpose(1, 2), G, R).flatten(2), own(self.wo).flatten(1))
 
 

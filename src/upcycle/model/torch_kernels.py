@@ -51,6 +51,12 @@ def plain_attention(q_BHSC: Tensor, k_BGSC: Tensor, v_BGSC: Tensor) -> Tensor:
     return (scores_BHSS.masked_fill(future_SS, -torch.inf).softmax(-1) @ v_BHSC.float()).type_as(q_BHSC)
 
 
+def tree_attention(q_BHSC: Tensor, k_BGSC: Tensor, v_BGSC: Tensor, seen_BSS: Tensor) -> Tensor:
+    """Softmax attention in which query s sees the keys t with `seen_BSS[b, s, t]`, in place of all up to itself."""
+    k_BHSC, v_BHSC = _for_each_query(k_BGSC, q_BHSC), _for_each_query(v_BGSC, q_BHSC)
+    return F.scaled_dot_product_attention(q_BHSC, k_BHSC, v_BHSC, attn_mask=seen_BSS.unsqueeze(1))
+
+
 def _for_each_query(x_BGSC: Tensor, q_BHSC: Tensor) -> Tensor:
     """Heads of keys or values, each as often as queries share it."""
     sharing = q_BHSC.shape[1] // x_BGSC.shape[1]

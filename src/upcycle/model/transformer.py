@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from upcycle.model.attention import Attention
+from upcycle.model.attention import Attention, Tree
 from upcycle.model.kernels import Kernels
 from upcycle.model.mlp import MLP
 from upcycle.model.moe import MoE, Routing
@@ -62,20 +62,23 @@ class Block(nn.Module):
             self.moe = MoE(model, moe, kernels)
         self.model, self.kernels, self.sparse = model, kernels, moe is not None
 
-    def forward(self, x_BSD: Tensor) -> tuple[Tensor, Routing | None]:
+    def forward(self, x_BSD: Tensor, tree: Tree | None = None) -> tuple[Tensor, Routing | None]:
         """The residual stream after this block, and the router's report if there is one."""
         if self.kernels.native:
-            return self._whole_layers(x_BSD)
-        x_BSD = x_BSD + self.attn(self.attn_norm(x_BSD))
+            return self._whole_layers(x_BSD, tree)
+        x_BSD = x_BSD + self.attn(self.attn_norm(x_BSD), tree)
         if self.sparse:
             y_BSD, routing = self.moe(self.mlp_norm(x_BSD))
             return x_BSD + y_BSD, routing
         return x_BSD + self.mlp(self.mlp_norm(x_BSD)), None
 
-    def _whole_layers(self, x_BSD: Tensor) -> tuple[Tensor, Routing | None]:
-        """The same by the C kernels, which compute norm, layer and residual sum in one."""
+    def _whole_layers(self, x_BSD: Tensor, tree: Tree | None) -> tuple[Tensor, Routing | None]:
+        """The same by the C kernels, which compute norm, layer and residual sum in one, and know no tree."""
         attn, norm = self.attn, self.mlp_norm.weight
-        x_BSD = native.attention_layer(x_BSD, self.attn_norm.weight, attn.wqkv, attn.wo, self.model)
+        if tree is None:
+            x_BSD = native.attention_layer(x_BSD, self.attn_norm.weight, attn.wqkv, attn.wo, self.model)
+        else:
+            x_BSD = x_BSD + attn(self.attn_norm(x_BSD), tree)
         if self.sparse:
             return self.moe.onto(x_BSD, native.norm(x_BSD, norm, self.model.norm_eps))
         return native.mlp_layer(x_BSD, norm, self.mlp.w_in, self.mlp.w_out, self.model), None
@@ -126,19 +129,19 @@ class Transformer(nn.Module):
         balance, load_LE, entropy_L = (torch.stack(column) for column in zip(*layers, strict=True))
         return Output(logits_BSV, loss, balance.sum(), RouterStats(load_LE, entropy_L))
 
-    def _stream(self, ids_BS: Tensor) -> tuple[Tensor, list[Routing]]:
+    def _stream(self, ids_BS: Tensor, tree: Tree | None = None) -> tuple[Tensor, list[Routing]]:
         """The residual stream after the last block, and the routers' reports."""
         x_BSD = F.embedding(ids_BS, self.embed.weight)
         layers: list[Routing] = []
         for block in self.blocks:
-            x_BSD, routing = checkpoint(block, x_BSD, use_reentrant=False) if self.recompute else block(x_BSD)
+            x_BSD, routing = checkpoint(block, x_BSD, use_reentrant=False) if self.recompute else block(x_BSD, tree)
             if routing is not None:
                 layers.append(routing)
         return x_BSD, layers
 
-    def logits_at(self, ids_BS: Tensor, chosen_BS: Tensor) -> Tensor:
-        """Next-token logits of the chosen positions (a mask), (N, V), in the order of rows and positions."""
-        x_BSD, _ = self._stream(ids_BS)
+    def logits_at(self, ids_BS: Tensor, chosen_BS: Tensor, tree: Tree | None = None) -> Tensor:
+        """Next-token logits of the chosen places (a mask), (N, V), in the order of rows and places."""
+        x_BSD, _ = self._stream(ids_BS, tree)
         return F.linear(self.norm(x_BSD[chosen_BS]), self.head_weight)
 
     def logits(self, ids_BS: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from upcycle.study.values import Count, Names, Whole
 
 
 class BenchmarkConfig(Frozen):
-    """Scores of finished models on benchmarks (Table 7), by the LM Evaluation Harness."""
+    """Scores of finished models on benchmarks (Table 7), with the prompts and metrics of the LM Evaluation Harness."""
 
     tasks: Names
     """Names of `upcycle.data.benchmarks`: arc_challenge, arc_easy, lambada, logiqa, piqa, sciq, winogrande."""
@@ -29,7 +29,7 @@ class BenchmarkConfig(Frozen):
 
 @cache
 def task_configs() -> dict[str, Any]:
-    """The harness's config of each task, by name: prompts and metrics."""
+    """Each task in the form of the LM Evaluation Harness, by name: prompts and metrics."""
     configs: dict[str, Any] = read_yaml(PACKAGE_ROOT / "train" / "benchmark_tasks.yaml")
     return configs
 

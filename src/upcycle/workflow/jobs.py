@@ -191,7 +191,7 @@ def benchmark_job(workflow: Workflow, run_id: str, name: str, task: str) -> None
         raise UserError(f"benchmarks.{name}.tasks does not name `{task}`; {nearest(task, benchmarks[name].tasks)}")
     run = _planned(workflow, run_id)
     check_scored(workflow, run_id, name)
-    from upcycle.train.harness import benchmark_run
+    from upcycle.train.questions import benchmark_run
 
     benchmark = benchmarks[name]
     with showing("batches"):

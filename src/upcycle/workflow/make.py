@@ -108,7 +108,7 @@ BENCHMARK_COLUMNS = (
     "task", "split", "documents", "of_documents", "seed", "accuracy", "accuracy_se", "accuracy_bytes",
     "accuracy_bytes_se", "bits_per_byte", "bits_per_byte_se", "truncated",
 )  # fmt: skip
-"""Of benchmarks.csv, after the run's id and the benchmark's name; as `train.harness.benchmark_run` states them."""
+"""Of benchmarks.csv, after the run's id and the benchmark's name; as `train.questions.benchmark_run` states them."""
 
 
 def make_benchmarks(workflow: Workflow, out: Path) -> None:

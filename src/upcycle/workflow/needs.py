@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import partial
-from importlib.util import find_spec
 
 from upcycle.data.local import check_files, hold_tokens
 from upcycle.data.versions import full_version, recipe_version
@@ -24,9 +23,6 @@ from upcycle.workflow.dag import TokenRecipe, Workflow
 from upcycle.workflow.paths import REHEARSAL, RESULTS, metrics_path, on_disk
 from upcycle.workflow.pruning import check_kept_for, check_start
 from upcycle.workflow.texts import all_files, local_files, tokens_to_make
-
-HARNESS = "lm_eval"
-"""Library of the LM Evaluation Harness, an optional one."""
 
 
 def check_needs(workflow: Workflow) -> None:
@@ -144,9 +140,5 @@ def check_evaluated(workflow: Workflow, run_id: str, name: str) -> None:
 
 
 def check_scored(workflow: Workflow, run_id: str, name: str) -> None:
-    """Raise `UserError` if a benchmark's weights were removed, or the library that asks its questions is missing."""
+    """Raise `UserError` if the weights that a benchmark is to read were removed."""
     check_kept_for(workflow.plan, f"benchmark `{name}`", run_id, WEIGHTS)
-    if find_spec(HARNESS) is None:
-        raise UserError(
-            f"benchmarks.{name}: the LM Evaluation Harness is not installed; `pip install upcycle[benchmarks]`"
-        )
