@@ -242,7 +242,14 @@ def _decisions(verb: AddVerb) -> None:
     audit = verb("audit", "Recompute every number of the paper that can be; say which hold.", of_study=False)
     audit.add_argument("--json", action="store_true", help="as data")
     audit.add_argument("--all", action="store_true", help="every number, not only those that do not simply hold")
-    audit.add_argument("--out", type=Path, help="folder for audit.csv and audit.md (default: print only)")
+    audit.add_argument(
+        "--losses", type=Path, metavar="FILE", help="also from the paper's losses of section 4.2, in losses.csv's form"
+    )
+    audit.add_argument(
+        "--out",
+        type=Path,
+        help="folder for audit.csv and audit.md, with --losses also audit-losses.md (default: print only)",
+    )
 
     rehearse = verb(
         "rehearse",

@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from upcycle.audit.items import allocation, cost, laws, models, tables, thresholds, training
+from upcycle.audit.items import allocation, cost, laws, models, sparsity, tables, thresholds, training
 from upcycle.audit.verdict import VERDICTS, AuditItem, Evidence
 from upcycle.files import plain, write_atomic
 
@@ -32,15 +32,23 @@ TOPICS = {
 
 PAGE = Path(__file__).with_name("page.md")
 """The page's head, with a place for the counts."""
+LOSSES = Path(__file__).with_name("losses.md")
+"""The head of the page on the paper's losses."""
 
 
-def collect_items(evidence: Evidence | None = None) -> dict[str, list[AuditItem]]:
-    """All items by topic.
+OF_LOSSES = "The paper's losses of section 4.2"
+"""The topic that needs a table of them."""
 
-    Raises `UserError` where there is no config/paper.yaml.
+
+def collect_items(evidence: Evidence | None = None, losses: Path | None = None) -> dict[str, list[AuditItem]]:
+    """All items by topic; with a table of the paper's losses (`sparsity.read_sparsity`) also those of `OF_LOSSES`.
+
+    Raises `UserError` where there is no config/paper.yaml, and for another table.
     """
+    rows = None if losses is None else sparsity.read_sparsity(losses)
     evidence = evidence or Evidence.read()
-    return {topic: list(items(evidence)) for topic, items in TOPICS.items()}
+    topics = {topic: list(items(evidence)) for topic, items in TOPICS.items()}
+    return topics if rows is None else topics | {OF_LOSSES: list(sparsity.sparsity_items(evidence, rows))}
 
 
 def all_items(topics: dict[str, list[AuditItem]]) -> list[AuditItem]:
@@ -58,7 +66,7 @@ def verdict_counts(items: Sequence[AuditItem]) -> str:
     """One line: how many items there are of each verdict."""
     *printed, (_, following) = counts(items).items()
     slips = ("slip", "slips")
-    parts = [f"{count} {slips[count != 1] if verdict == 'slip' else verdict}" for verdict, count in printed]
+    parts = [f"{count} {slips[count != 1] if verdict == 'slip' else verdict}" for verdict, count in printed if count]
     cells = sum(item.count for item in items if item.verdict != VERDICTS[-1])
     return (
         f"{sum(count for _, count in printed)} items, {cells} printed numbers and statements: {', '.join(parts)}. "
@@ -105,7 +113,7 @@ def run_audit(args: argparse.Namespace) -> None:
     """
     if args.out is not None:
         args.out.mkdir(parents=True, exist_ok=True)
-    topics = collect_items()
+    topics = collect_items(losses=args.losses)
     items = all_items(topics)
     if args.out is not None:
         write(topics, args.out, everything=args.all)
@@ -120,7 +128,11 @@ def run_audit(args: argparse.Namespace) -> None:
 
 
 def write(topics: dict[str, list[AuditItem]], folder: Path, *, everything: bool = True) -> None:
-    """audit.csv (every item) and audit.md (every one, or those that do not simply hold)."""
+    """audit.csv (every item), audit.md (every one, or those that do not simply hold), audit-losses.md (`OF_LOSSES`)."""
+    topics = dict(topics)
+    if (of_losses := topics.pop(OF_LOSSES, None)) is not None:
+        page_of_losses = LOSSES.read_text(encoding="utf-8") + _markdown(items_table(of_losses))
+        write_atomic(folder / "audit-losses.md", page_of_losses)
     table = items_table(all_items(topics))
     table.insert(0, "topic", [topic for topic, items in topics.items() for _ in items])
     write_atomic(folder / "audit.csv", table.to_csv(lineterminator="\n"))

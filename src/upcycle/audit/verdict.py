@@ -27,10 +27,16 @@ from upcycle.study.strict_yaml import read_yaml
 from upcycle.study.study import StudyConfig, load_study
 
 Verdict = Literal[
-    "reproduced", "within rounding", "slip", "cannot be recomputed without the losses", "not printed, follows"
+    "reproduced",
+    "within rounding",
+    "slip",
+    "recomputed from a part of the losses",
+    "cannot be recomputed without the losses",
+    "not printed, follows",
 ]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
-"""The last is of numbers that the paper does not print but that follow from those that it does."""
+"""A part of the losses neither confirms nor refutes what was printed of all. The last is of numbers that the paper does
+not print but that follow from those that it does, or from its losses."""
 
 STUDY = Path(__file__).resolve().parents[3] / "config" / "paper.yaml"
 """The paper's settings as a study: the shapes, budgets and constants that numbers are recomputed from."""
@@ -166,6 +172,14 @@ class Texts:
         found, count = listed(values), len(values)
         return AuditItem(
             text["where"], "", text["from"], found, "not printed, follows", text["remark"], values, count=count
+        )
+
+    def partly(self, key: str, values: Mapping[str, float], count: int = 1, **words: Any) -> AuditItem:
+        """Printed numbers beside those that a part of the measured losses gives."""
+        text, values = self._filled(key, words), _floats(values)
+        verdict: Verdict = "recomputed from a part of the losses"
+        return AuditItem(
+            text["where"], text["printed"], text["from"], listed(values), verdict, text["remark"], values, count=count
         )
 
     def lost(self, key: str, count: int = 1, **words: Any) -> AuditItem:
