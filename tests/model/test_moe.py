@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from upcycle.model import moe as moe_module
 from upcycle.model.kernels import Kernels, choose_kernels
-from upcycle.model.moe import GATES, MoE, balance_loss
+from upcycle.model.moe import GATES, MoE, balance_loss, z_loss
 from upcycle.model.torch_kernels import grouped_mm, loop
 from upcycle.study.shape import ModelSpec, MoESpec
 
@@ -44,7 +44,18 @@ def test_renormalised_gate_is_equation_15s_function(top_k: int) -> None:
     torch.testing.assert_close(renormalised, gate_weights("topk_softmax", logits, top_k))
 
 
-@pytest.mark.parametrize(("order", "sums_to_one"), [("topk_softmax", True), ("softmax_topk", False)])
+def test_the_sigmoid_gate_divides_the_largest_sigmoids_by_their_sum() -> None:
+    """Against the definition; and where every sigmoid underflows to 0, weights are still finite."""
+    logits = torch.tensor([[1.0, 3.0, 2.0, -1.0], [-200.0, -300.0, -200.0, -300.0]])
+    chosen = logits[0, [1, 2]].sigmoid()
+    expected = torch.stack([chosen / chosen.sum(), torch.full((2,), 0.5)])
+    torch.testing.assert_close(gate_weights("sigmoid_topk_renormalised", logits, 2), expected)
+
+
+SUMS = {gate: gate != "softmax_topk" for gate in GATES}
+
+
+@pytest.mark.parametrize(("order", "sums_to_one"), SUMS.items())
 def test_weights_of_a_token_sum_to_one_unless_softmax_comes_first(order: str, sums_to_one: bool) -> None:
     sums = gate_weights(order, random(50, 8), 2).sum(-1)
     assert torch.allclose(sums, torch.ones(50)) == sums_to_one
@@ -172,11 +183,86 @@ def test_moe_is_the_gate_weighted_sum_of_each_tokens_experts(experts: str, top_k
     )
     for one, other in pairs:
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
-    assert routing.load_E.sum().item() == pytest.approx(1)
+    assert routing.slots_E.sum().item() == 2 * 8 * top_k
+
+
+def small_layer(**changes: object) -> MoE:
+    """A mixture of 4 experts on tokens of width 16, its router drawn, its biases 0."""
+    model = ModelSpec(n_layer=1, d_model=16, n_head=1, vocab_size=8, context=8)
+    fields = {"n_expert": 4, "top_k": 2, "balance_group": 2} | changes
+    layer = MoE(model, MoESpec.model_validate(fields), Kernels(experts=loop))
+    for seed, weight in enumerate(layer.parameters()):
+        weight.data = random(*weight.shape, seed=seed) / 4
+    for bias in layer.buffers():
+        bias.zero_()
+    return layer
+
+
+def test_biases_choose_experts_and_weigh_nothing() -> None:
+    """A bias above any score sends every token to its expert, with the weight that its own logits give; equal biases
+    change nothing; and no gradient reaches one."""
+    plain, biased = small_layer(), small_layer(bias_rate=1e-3)
+    x = random(2, 8, 16, seed=9)
+    biased.router.bias.fill_(7.0)
+    assert torch.equal(plain(x)[0], biased(x)[0])
+    biased.router.bias[2] = 9.0
+    y, routing = biased(x)
+    assert routing.slots_E[2] == 16
+    logits = biased.router(x.flatten(0, 1))
+    ids, gates, probs, _ = biased._route(logits)
+    torch.testing.assert_close(gates, GATES["topk_softmax"](logits, ids))
+    torch.testing.assert_close(probs, logits.softmax(-1))
+    y.sum().backward()
+    assert biased.router.bias.grad is None
+    assert not biased.router.bias.requires_grad
+    assert "router.bias" in biased.state_dict()
+    assert "router.bias" not in dict(biased.named_parameters())
+
+
+@pytest.mark.parametrize("gate", ["softmax_topk", "sigmoid_topk_renormalised"])
+def test_biases_that_follow_the_load_balance_it(gate: str) -> None:
+    """With weights held still, 300 moves by the sign of the load's error halve the largest load's excess at least."""
+    layer, x = small_layer(gate=gate, top_k=1, bias_rate=1e-2), random(8, 32, 16, seed=9) + 0.5
+    largest = []
+    with torch.no_grad():
+        for _ in range(300):
+            slots_E = layer(x)[1].slots_E
+            largest.append(slots_E.max().item() / 256)
+            layer.router.move_bias(slots_E, layer.moe.bias_rate)
+    assert largest[0] > 0.35
+    assert max(largest[-20:]) - 0.25 < (largest[0] - 0.25) / 2
+
+
+def test_a_bias_moves_by_the_sign_of_the_loads_error() -> None:
+    """Below the mean of 10 up, at it not at all, above it down: by the rate, however far."""
+    router = small_layer(bias_rate=0.5).router
+    router.move_bias(torch.tensor([0, 9, 10, 21]), 0.5)
+    assert router.bias.tolist() == [0.5, 0.5, 0.0, -0.5]
+
+
+def test_z_loss_of_equal_logits_is_the_square_of_their_level_and_ln_e() -> None:
+    """(c + ln E)^2 for logits that are all c; its gradient on each is 2 (c + ln E) / E over the tokens."""
+    logits = torch.full((5, 8), 1.5, requires_grad=True)
+    loss = z_loss(logits)
+    assert loss.item() == pytest.approx((1.5 + math.log(8)) ** 2)
+    loss.backward()
+    torch.testing.assert_close(logits.grad, torch.full((5, 8), 2 * (1.5 + math.log(8)) / 8 / 5))
+    assert small_layer()(random(2, 8, 16))[1].z.item() == 0
+    layer = small_layer(z_coef=1e-3)
+    x = random(2, 8, 16)
+    assert layer(x)[1].z.item() == pytest.approx(z_loss(layer.router(x.flatten(0, 1))).item())
+
+
+def test_the_sigmoid_gates_balance_loss_is_over_sigmoids_divided_by_their_sum() -> None:
+    layer, x = small_layer(gate="sigmoid_topk_renormalised"), random(2, 8, 16, seed=9)
+    scores = layer.router(x).sigmoid()
+    _, routing = layer(x)
+    P_E, Q_E = (scores / scores.sum(-1, keepdim=True)).sum((0, 1)), routing.slots_E
+    assert routing.balance.item() == pytest.approx((4 / (2 * 16**2) * (P_E * Q_E).sum()).item())
 
 
 def test_load_counts_the_slots_each_expert_computes() -> None:
-    """The share of slots reported equals the rows that the kernel was given, expert by expert."""
+    """The slots reported equal the rows that the kernel was given, expert by expert."""
     model = ModelSpec(n_layer=1, d_model=16, n_head=1, vocab_size=8, context=8)
     rows: list[torch.Tensor] = []
 
@@ -189,7 +275,7 @@ def test_load_counts_the_slots_each_expert_computes() -> None:
         weight.data = random(*weight.shape, seed=seed)
     _, routing = layer(random(4, 8, 16))
     assert rows[0].sum() == 4 * 8 * 2
-    torch.testing.assert_close(routing.load_E, rows[0] / 64)
+    assert routing.slots_E.tolist() == rows[0].tolist()
 
 
 def test_the_routers_entropy_is_that_of_its_probabilities_in_nats() -> None:

@@ -25,9 +25,14 @@ from upcycle.study.shape import ModelSpec, MoESpec
 
 FINE = MoESpec(n_expert=8, top_k=4, granularity=2, shared_expert=3, balance_group=1)
 GATES = [MoESpec(n_expert=6, top_k=3, gate=gate, balance_group=1) for gate in ("softmax_topk", "topk_softmax")]
+BEYOND = [
+    MoESpec(n_expert=6, top_k=3, gate="sigmoid_topk_renormalised", balance_group=1),
+    MoESpec(n_expert=6, top_k=1, gate="softmax_topk", balance_group=1, bias_rate=1e-3, z_coef=1e-3),
+]
+IDS = ["dense", "moe", "softmax_topk", "three of six", "sigmoid", "biases, z-loss"]
 
 
-@pytest.mark.parametrize("moe", [None, MOE, *GATES], ids=["dense", "moe", "softmax_topk", "three of six"])
+@pytest.mark.parametrize("moe", [None, MOE, *GATES, *BEYOND], ids=IDS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_loss_and_gradients_are_those_of_the_composed_model(shape: str, moe: MoESpec | None) -> None:
     assert_native_is_composed(shape, moe)
@@ -212,6 +217,13 @@ def test_auto_takes_the_c_kernels_in_float32_on_a_cpu_and_says_otherwise_why_not
     assert "attention: plain is asked for" in caplog.text
     assert not choose_kernels(spec, tensor_parallel=2).native
     assert not choose_kernels(spec, compile=True).native
+
+
+@pytest.mark.parametrize(("moe", "router"), [(MOE, "native"), *((moe, "torch") for moe in BEYOND)], ids=IDS[-3:])
+def test_who_routes_is_recorded(moe: MoESpec, router: str) -> None:
+    """The C kernels compute the experts; biases and the sigmoid gate are torch's, and the record says so."""
+    described = choose_kernels(ModelSpec(n_layer=1, **SHAPES["whole vectors"]), moe=moe).describe()
+    assert (described["layers"], described["experts"], described["router"]) == ("native", "native", router)
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,8 @@ OTHERS: dict[str, Any] = {
     "moe.shared_expert": 1,
     "moe.gate": "softmax_topk",
     "moe.aux_coef": 1e-2,
+    "moe.z_coef": 1e-3,
+    "moe.bias_rate": 1e-3,
     "moe.balance_group": 4,
     "moe.router_std": 0.1,
     "data.dataset": "code",

@@ -98,6 +98,11 @@ def test_gate_of_top_1_must_be_named():
     assert MoESpec(n_expert=8, top_k=2).gate == "topk_softmax"
 
 
+def test_biases_that_could_choose_nothing_are_refused():
+    with pytest.raises(ValidationError, match="with top_k 4 a token uses every expert"):
+        MoESpec(n_expert=4, top_k=4, bias_rate=1e-3)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -70,6 +70,8 @@ def pair(shape: str, moe: MoESpec | None, n_layer: int = 2) -> tuple[Transformer
     for name in ("native", "composed"):
         model = Transformer(spec, moe, choose_kernels(spec, {"layers": name}))
         init_weights(model, seed=1)
+        for mixture in model.mixtures if moe and moe.bias_rate else []:
+            mixture.router.bias += torch.linspace(-0.1, 0.1, moe.n_expert)
         for index, parameter in enumerate(model.parameters()):
             if parameter.ndim == 1:
                 parameter.data.uniform_(0.5, 1.5, generator=torch.Generator().manual_seed(index))
@@ -84,10 +86,10 @@ def batch(model: Transformer, sequences: int = 3) -> tuple[Tensor, Tensor]:
 
 
 def gradients(model: Transformer, scale: float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss and every gradient of `scale` x (loss + balance loss)."""
+    """Loss and every gradient of `scale` x (loss + router losses)."""
     model.zero_grad()
     out = model(*batch(model))
-    ((out.loss + 0.01 * out.balance) * scale).backward()
+    ((out.loss + 0.01 * out.balance + 0.01 * out.z) * scale).backward()
     return out.loss.detach(), {name: weight.grad.clone() for name, weight in model.named_parameters()}
 
 

@@ -68,7 +68,7 @@ OTHER = {
 """Shared keys, a tied head, biases, norms of heads, stretched frequencies, heads wider than the model."""
 RUNS = {
     "dense": DENSE,
-    "moe": small_run(optim=OPTIM, end_step=N_STEPS, moe=MOE),
+    "moe": small_run(optim=OPTIM, end_step=N_STEPS, moe=MOE | {"bias_rate": 1e-2, "z_coef": 1e-2}),
     "three": small_run(optim=OPTIM, end_step=N_STEPS, moe=MOE | {"n_expert": 3}),
     "rough": small_run(optim=OPTIM, dtype="bfloat16"),
     "rough_moe": small_run(optim=OPTIM, dtype="bfloat16", moe=MOE),
@@ -247,6 +247,12 @@ def test_losses_are_the_single_processs(size: int, name: str, results: Path) -> 
         json.loads((results / "1" / run.id / "metrics.json").read_text())["loss"], rel=LOSS_BOUND
     )
     assert metrics["execution"]["devices"] == size
+    one, here = (load_file(folder / "weights.safetensors") for folder in (results / "1" / run.id, several))
+    biases = [parameter for parameter in one if parameter.endswith("router.bias")]
+    assert len(biases) == (2 if name == "moe" else 0)
+    for parameter in biases:
+        assert torch.equal(here[parameter], one[parameter]), "moved by the load of the whole batch, whoever counted it"
+        assert one[parameter].any()
     if name.endswith("up"):
         receipt, wanted = (
             json.loads((folder / "receipt.json").read_text()) for folder in (several, results / "1" / run.id)
@@ -277,7 +283,7 @@ def test_an_update_exchanges_what_it_must_and_the_host_waits_once(name: str, exc
     passes = 2 if exchange == "micro_batch" else 1
     each = passes  # gathers of a block in a pass: for its forward pass, and given up in between for its backward pass
     n_tensor = sum(1 for _ in Transformer(run.model, run.moe).parameters())
-    message = 8 * (2 + 2 + n_tensor + (2 * 4 + 2 if run.moe else 0))
+    message = 8 * (3 + 2 + n_tensor + (2 * 4 + 2 if run.moe else 0))
     wanted = {
         "_allgather_base_": [(2 * each + 1) * passes, (each * blocks + vocabulary) * passes],
         "_reduce_scatter_base_": [3 * passes, (blocks + vocabulary) * passes],

@@ -12,12 +12,15 @@ from safetensors.torch import load_file
 from small_runs import EXECUTION, MOE, rows_of, small_run, tensors_sha256, train_in, upcycled_run
 
 from upcycle.study.spec import RunSpec
+from upcycle.train.evaluate import evaluate_run
 from upcycle.train.record import Clock
 from upcycle.train.start import prepare_trainee
 from upcycle.train.step import accumulate
 from upcycle.train.trainee import run_batch
 
 N_STEPS = 24
+BEYOND = {"gate": "sigmoid_topk_renormalised", "bias_rate": 1e-2, "z_coef": 1e-3}
+"""Routing beyond the paper: experts have biases, which a state must hold."""
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +32,7 @@ def family(tokens_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     runs = {
         "trunk": trunk,
         "decay": decay,
-        "moe": small_run(end_step=N_STEPS, moe=MOE),
+        "moe": small_run(end_step=N_STEPS, moe=MOE | BEYOND),
         "upcycled": upcycled_run(decay, end_step=N_STEPS),
         "cosine": small_run(role="full", schedule={"kind": "cosine", "warmup_steps": 4}, end_step=N_STEPS),
     }
@@ -74,6 +77,28 @@ def test_a_chain_of_segments_equals_one_run(
     assert segment.id == whole.id, "a trunk point is the same run whatever chain led to it"
     assert tensors_sha256(tmp_path / whole.id) == tensors_sha256(undisturbed / whole.id)
     assert [row for row in rows if "loss" in row] == [row for row in rows_of(undisturbed / whole.id) if "loss" in row]
+
+
+def test_a_branch_takes_the_trunks_biases_over_and_evaluation_leaves_them(
+    family: tuple[Path, dict[str, RunSpec]], tokens_dir: Path, tmp_path: Path
+) -> None:
+    """A decay of one step moves each bias of its trunk by the rate or not at all; evaluating a run moves none."""
+    undisturbed, runs = family
+    trunk = runs["moe"]
+    (tmp_path / trunk.id).symlink_to(undisturbed / trunk.id)
+    decay = trunk.model_copy(
+        update={"role": "decay", "start_step": N_STEPS, "end_step": N_STEPS + 1, "parent": trunk.id}
+    )
+    train_in(tmp_path, tokens_dir, decay)
+    before, after = (load_file(tmp_path / run.id / "weights.safetensors") for run in (trunk, decay))
+    for name in ("blocks.0.moe.router.bias", "blocks.1.moe.router.bias"):
+        assert before[name].abs().max() > BEYOND["bias_rate"]
+        steps = (after[name] - before[name]) / BEYOND["bias_rate"]
+        assert torch.equal(steps.round().abs().clamp(max=1), steps.round().abs())
+        assert torch.allclose(steps, steps.round(), atol=1e-4)
+        assert steps.round().any()
+    found = evaluate_run(tmp_path / decay.id, tokens_dir, EXECUTION)
+    assert found["loss"] == json.loads((tmp_path / decay.id / "metrics.json").read_text())["loss"]
 
 
 @pytest.mark.parametrize("experts", ["loop", "grouped_mm"])

@@ -32,12 +32,12 @@ def first_gradients(run: RunSpec, folder: Path, tokens_dir: Path, **execution: A
     return {name: gradient for name, gradient in gradients.items() if gradient is not None}
 
 
-def test_an_update_descends_on_the_loss_and_the_balance_loss_by_its_coefficient(
+def test_an_update_descends_on_the_loss_and_the_routers_losses_by_their_coefficients(
     tokens_dir: Path, tmp_path: Path
 ) -> None:
-    """Gradients of loss + aux_coef x balance over the whole batch, by autograd; in micro-batches to rounding, and what
-    they add up to."""
-    run = small_run(moe=MOE | {"aux_coef": 0.3})
+    """Gradients of loss + aux_coef x balance + z_coef x z over the whole batch, by autograd; in micro-batches to
+    rounding, and what they add up to."""
+    run = small_run(moe=MOE | {"aux_coef": 0.3, "z_coef": 0.2})
     (tmp_path / "one").mkdir()
     trainee = prepare_trainee(
         run,
@@ -51,7 +51,7 @@ def test_an_update_descends_on_the_loss_and_the_balance_loss_by_its_coefficient(
     ids = torch.from_numpy(batch)
     output = trainee.model(ids[:, :-1], ids[:, 1:])
     parameters = dict(trainee.model.named_parameters())
-    wanted = torch.autograd.grad(output.loss + 0.3 * output.balance, list(parameters.values()))
+    wanted = torch.autograd.grad(output.loss + 0.3 * output.balance + 0.2 * output.z, list(parameters.values()))
     for micro_batch in (None, 2):
         trainee.execution = trainee.execution.model_copy(update={"micro_batch": micro_batch})
         trainee.optimizer.zero_grad()
@@ -63,6 +63,7 @@ def test_an_update_descends_on_the_loss_and_the_balance_loss_by_its_coefficient(
             )
         assert sums.loss.item() == pytest.approx(output.loss.item(), rel=1e-6)
         assert sums.balance.item() == pytest.approx(output.balance.item(), rel=1e-6)
+        assert sums.z.item() == pytest.approx(output.z.item(), rel=1e-6)
         assert sums.stats is not None
         assert torch.allclose(sums.stats.load_LE, output.stats.load_LE)
         assert torch.allclose(sums.stats.entropy_L, output.stats.entropy_L)
@@ -109,7 +110,7 @@ def test_nothing_changes_where_the_loss_or_the_gradient_is_not_finite(
         small_run(), run_dir=tmp_path, tokens_dir=tokens_dir, parent_dir=None, execution=EXECUTION, clock=Clock()
     )
     before = {name: weight.clone() for name, weight in trainee.model.state_dict().items()}
-    sums = Sums(torch.tensor(loss), torch.tensor(0.0), None)
+    sums = Sums(torch.tensor(loss), torch.tensor(0.0), torch.tensor(0.0), None)
     monkeypatch.setattr("upcycle.train.step.accumulate", lambda *_: sums)
     monkeypatch.setattr("upcycle.train.step.gradient_norms", lambda *_: torch.ones(1))
     monkeypatch.setattr("upcycle.train.step.global_norm", lambda *_: norm)

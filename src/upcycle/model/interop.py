@@ -173,6 +173,9 @@ def hugging_face_config(model: ModelSpec, moe: MoESpec | None = None) -> dict[st
         if model.d_model % model.n_head:  # Llama refuses it
             return _of_class("Mistral", config | {"sliding_window": None})
         return _of_class("Llama", config)
+    if moe.gate == "sigmoid_topk_renormalised" or moe.bias_rate:
+        what = "bias_rate" if moe.bias_rate else f"gate {moe.gate}"
+        raise UserError(f"moe.{what} has no Hugging Face form: Mixtral, Qwen2Moe and Qwen3Moe have softmax gates alone")
     renormalised = moe.gate != "softmax_topk" or moe.top_k == moe.n_expert
     experts = {"num_experts_per_tok": moe.top_k, "router_aux_loss_coef": moe.aux_coef, "sliding_window": None}
     width, shared = moe.expert_width(model), moe.shared_width(model)

@@ -11,7 +11,7 @@ and says why; a kernel asked for by name that cannot run is an error, never repl
 | experts | grouped_mm, te, loop | grouped_mm where the shape allows, else loop |
 | rms_norm | torch, te | torch |
 | cross_entropy | plain, chunked | plain |
-| router | torch: `moe.Router` and the gates, in float32 | the only one |
+| router | native (softmax gates without biases), torch (`moe.Router` and the gates, in float32) | follows the layers |
 
 flash2 and te were not run by us: docs/cluster.md. Layout and dtypes of arguments are ours:
 `torch_kernels.py` (no library), `cuda_kernels.py` (flash-attn), `te_kernels.py` (Transformer Engine).
@@ -31,7 +31,15 @@ from upcycle.errors import UserError
 from upcycle.model import cuda_kernels, te_kernels, torch_kernels
 from upcycle.model.cuda_kernels import LIBRARIES, Attention, MissingLibraryError
 from upcycle.model.native import build
-from upcycle.study.kernel_fit import KERNELS, alternatives, check_name, named_kernels, why_not, why_not_native
+from upcycle.study.kernel_fit import (
+    KERNELS,
+    alternatives,
+    check_name,
+    named_kernels,
+    torch_routes,
+    why_not,
+    why_not_native,
+)
 from upcycle.study.shape import ModelSpec, MoESpec
 
 log = logging.getLogger(__name__)
@@ -106,8 +114,8 @@ def choose_kernels(
     compile: bool = False,
 ) -> Kernels:
     """The kernels named by op (as `Execution.kernels`), or for `auto` those that machine and shape allow; a log line
-    each says why. `moe` gives the width of experts, d_mlp without it. `tensor_parallel` processes share each MLP; with
-    `compile` what cannot be traced is kept out.
+    each says why. `moe` gives the width of experts (d_mlp without it) and who routes. `tensor_parallel` processes share
+    each MLP; with `compile` what cannot be traced is kept out.
 
     Raises UserError for an unknown name and for a named kernel that cannot run here or compute this shape.
     """
@@ -136,6 +144,9 @@ def choose_kernels(
     if native:  # whole layers compute every op of a training step
         described = dict.fromkeys(described, "native")
         versions["native"] = build.key()
+        if moe is not None and torch_routes(moe):
+            described["router"] = "torch"
+            log.info("router=torch: the C kernels have no biases of experts and no sigmoid gate")
     return Kernels(**chosen, native=native, names=described, versions=versions)
 
 

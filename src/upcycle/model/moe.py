@@ -17,6 +17,7 @@ from upcycle.model.kernels import Kernels
 from upcycle.model.mlp import MLP
 from upcycle.model.native import layers as native
 from upcycle.model.stacks import own
+from upcycle.study.kernel_fit import torch_routes
 from upcycle.study.shape import Gate, ModelSpec, MoESpec
 
 # --- gates: logits (T, E) and the ids (T, K) of each token's K largest -> weights (T, K), in float32
@@ -41,10 +42,19 @@ def softmax_topk_renormalised(logits_TE: Tensor, ids_TK: Tensor) -> Tensor:
     return probs_TK / probs_TK.sum(-1, keepdim=True)
 
 
+def sigmoid_topk_renormalised(logits_TE: Tensor, ids_TK: Tensor) -> Tensor:
+    """Sigmoid of each logit, the K largest divided by their sum (DeepSeek-V3, arXiv 2412.19437, Equations 13 to 15).
+
+    Divided in the logarithm, where a sigmoid of 0 is finite. For K = 1 the constant 1, as under Eq. 15.
+    """
+    return F.logsigmoid(logits_TE).gather(-1, ids_TK).softmax(-1)
+
+
 GATES: dict[Gate, Callable[[Tensor, Tensor], Tensor]] = {
     "topk_softmax": topk_softmax,
     "softmax_topk": softmax_topk,
     "softmax_topk_renormalised": softmax_topk_renormalised,
+    "sigmoid_topk_renormalised": sigmoid_topk_renormalised,
 }
 
 
@@ -52,8 +62,9 @@ def balance_loss(*, probs_BSE: Tensor, load_BE: Tensor, top_k: int, group: int) 
     """Load-balancing loss of one layer, Switch form, without its coefficient: 1 at perfect balance.
 
     E / (K T^2) * sum_i (sum_j P_ji) * Q_i over the T tokens of each `group` of sequences, averaged over groups.
-    probs_BSE: float32 softmax over ALL experts, which carries the gradient; load_BE: slots of each sequence
-    sent to each expert, a count. A last group may be smaller (evaluation); training has whole groups only.
+    probs_BSE: float32 scores over ALL experts that sum to 1, which carry the gradient: the softmax, or under a sigmoid
+    gate the sigmoids divided by their sum (DeepSeek-V3, Equation 19); load_BE: slots of each sequence sent to each
+    expert, a count. A last group may be smaller (evaluation); training has whole groups only.
     """
     _, positions, n_expert = probs_BSE.shape
     losses = []
@@ -61,6 +72,14 @@ def balance_loss(*, probs_BSE: Tensor, load_BE: Tensor, top_k: int, group: int) 
         tokens = len(P_GE) * positions
         losses.append((P_GE.sum(0) * Q_GE.sum(0)).sum() * (n_expert / (top_k * tokens**2)))
     return torch.stack(losses).mean()
+
+
+def z_loss(logits_TE: Tensor) -> Tensor:
+    """Router z-loss of one layer, without its coefficient: the mean over tokens of (log sum_i e^logit_i)^2.
+
+    ST-MoE (arXiv 2202.08906), Equation 5. A mean over tokens, so groups and micro-batches make no difference.
+    """
+    return logits_TE.logsumexp(-1).square().mean()
 
 
 # --- permutation of slots; both directions are gathers, so sums are in a fixed order (no atomic additions)
@@ -96,10 +115,12 @@ class _Collect(torch.autograd.Function):
 
 
 class Routing(NamedTuple):
-    """What a router did: balance loss (scalar), share of slots by expert (E), mean entropy in nats (scalar)."""
+    """What a router did: balance loss and z-loss (scalars; 0 where z_coef is), slots by expert (a count, E), mean
+    entropy in nats (scalar)."""
 
     balance: Tensor
-    load_E: Tensor
+    z: Tensor
+    slots_E: Tensor
     entropy: Tensor
 
 
@@ -110,14 +131,28 @@ class Router(nn.Module):
     that FSDP can leave its weight in float32.
     """
 
+    bias: Tensor
+    """With `bias_rate`: what is added to each expert's score where experts are chosen (E). A buffer: it is saved with
+    the weights, and no gradient and no optimizer moves it."""
+
     def __init__(self, model: ModelSpec, moe: MoESpec) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(moe.n_expert, model.d_model))
+        if moe.bias_rate:
+            self.register_buffer("bias", torch.empty(moe.n_expert))
 
     def forward(self, x_TD: Tensor) -> Tensor:
         """(T, D) -> (T, E)."""
         with torch.autocast(x_TD.device.type, enabled=False):
             return F.linear(x_TD.float(), self.weight.float())
+
+    @torch.no_grad()
+    def move_bias(self, slots_E: Tensor, rate: float) -> None:
+        """Loss-free balancing (arXiv 2408.15664, Algorithm 1): b_i += rate x sign(mean load - load_i).
+
+        slots_E: the loads of the update's whole batch, counts: so the sign is exact however many processes counted.
+        """
+        self.bias += rate * (slots_E.sum() - len(slots_E) * slots_E).sign().float()
 
 
 class MoE(nn.Module):
@@ -142,10 +177,8 @@ class MoE(nn.Module):
         K = self.moe.top_k
         x_TD = x_BSD.flatten(0, 1)
         logits_TE = self.router(x_TD)
-        ids_TK = logits_TE.topk(K, dim=-1).indices  # a choice has no gradient: gates and balance loss carry it
-        gates_TK = self.gate(logits_TE, ids_TK)
-        log_probs_TE = logits_TE.log_softmax(-1)
-        load_BE, routing = self._report(B, ids_TK, log_probs_TE.exp(), log_probs_TE)
+        ids_TK, gates_TK, probs_TE, log_probs_TE = self._route(logits_TE)
+        load_BE, routing = self._report(B, logits_TE, ids_TK, probs_TE, log_probs_TE)
         # Slots sorted by expert, tokens of an expert in their order: a stable sort gives the same bits at every run.
         # `order` maps sorted slot to slot, `place` is its inverse; having both makes each direction a gather.
         order_N = ids_TK.flatten().argsort(stable=True)
@@ -162,16 +195,33 @@ class MoE(nn.Module):
     def onto(self, residual_BSD: Tensor, x_BSD: Tensor) -> tuple[Tensor, Routing]:
         """`forward` of x added to the residual stream, by the C kernels, which dispatch and sum by themselves."""
         rows_TD, x_TD = residual_BSD.flatten(0, 1), x_BSD.flatten(0, 1)
-        assert self.moe.gate is not None
         logits_TE = native.router_logits(x_TD, self.router.weight)
-        ids_TK, gates_TK, probs_TE, log_probs_TE = native.route(logits_TE, self.moe.top_k, self.moe.gate)
-        _, routing = self._report(len(x_BSD), ids_TK, probs_TE, log_probs_TE)
+        if torch_routes(self.moe):
+            route = self._route(logits_TE)
+        else:
+            assert self.moe.gate is not None
+            route = native.route(logits_TE, self.moe.top_k, self.moe.gate)
+        ids_TK, gates_TK, probs_TE, log_probs_TE = route
+        _, routing = self._report(len(x_BSD), logits_TE, ids_TK, probs_TE, log_probs_TE)
         if self.shared is not None:
             rows_TD = native.added_mlp(rows_TD, x_TD, self.shared.w_in, self.shared.w_out)
         y_TD = native.experts(rows_TD, x_TD, gates_TK, ids_TK, self.w_in, self.w_out)
         return y_TD.view_as(residual_BSD), routing
 
-    def _report(self, sequences: int, ids_TK: Tensor, probs_TE: Tensor, log_probs_TE: Tensor) -> tuple[Tensor, Routing]:
+    def _route(self, logits_TE: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Ids and gates of each token's experts (T, K); scores over all experts that sum to 1 and their logarithms."""
+        sigmoid = self.moe.gate == "sigmoid_topk_renormalised"
+        log_probs_TE = (F.logsigmoid(logits_TE) if sigmoid else logits_TE).log_softmax(-1)
+        probs_TE = log_probs_TE.exp()
+        chosen_by_TE = logits_TE
+        if self.moe.bias_rate:
+            chosen_by_TE = (logits_TE.sigmoid() if sigmoid else probs_TE).detach() + self.router.bias
+        ids_TK = chosen_by_TE.topk(self.moe.top_k, dim=-1).indices  # no gradient: gates and balance loss carry it
+        return ids_TK, self.gate(logits_TE, ids_TK), probs_TE, log_probs_TE
+
+    def _report(
+        self, sequences: int, logits_TE: Tensor, ids_TK: Tensor, probs_TE: Tensor, log_probs_TE: Tensor
+    ) -> tuple[Tensor, Routing]:
         """Slots of each sequence by expert (B, E), and what the router did."""
         group, E = self.moe.balance_group, self.moe.n_expert
         if self.training and sequences % group:
@@ -180,10 +230,10 @@ class MoE(nn.Module):
         load_BE = (ids_TK.view(sequences, -1, 1) == torch.arange(E, device=ids_TK.device)).sum(1)
         probs_BSE = probs_TE.view(sequences, -1, E)
         balance = balance_loss(probs_BSE=probs_BSE, load_BE=load_BE, top_k=self.moe.top_k, group=group)
+        z = z_loss(logits_TE) if self.moe.z_coef else torch.zeros_like(balance)
         with torch.no_grad():
             entropy = -(probs_TE * log_probs_TE).sum(-1).mean()
-            load_E = load_BE.sum(0) / load_BE.sum()
-        return load_BE, Routing(balance, load_E, entropy)
+        return load_BE, Routing(balance, z, load_BE.sum(0), entropy)
 
 
 def _autocast(x: Tensor) -> Tensor:

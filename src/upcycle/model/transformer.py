@@ -23,10 +23,15 @@ from upcycle.study.shape import ModelSpec, MoESpec, default_init_std
 
 
 class RouterStats(NamedTuple):
-    """Routing by layer, without gradient: share of the slots by expert (L, E), mean router entropy in nats (L)."""
+    """Routing by layer, without gradient: slots by expert (a count, L, E), mean router entropy in nats (L)."""
 
-    load_LE: Tensor
+    slots_LE: Tensor
     entropy_L: Tensor
+
+    @property
+    def load_LE(self) -> Tensor:
+        """Share of each layer's slots by expert."""
+        return self.slots_LE / self.slots_LE.sum(-1, keepdim=True)
 
 
 class Output(NamedTuple):
@@ -37,6 +42,8 @@ class Output(NamedTuple):
     """Mean cross-entropy in nats, float32; with `per_token` of every token, (B, S)."""
     balance: Tensor
     """Sum over layers of the unscaled balance loss; 0 if dense."""
+    z: Tensor
+    """Sum over layers of the unscaled router z-loss; 0 where `z_coef` is."""
     stats: RouterStats | None
 
 
@@ -125,9 +132,10 @@ class Transformer(nn.Module):
             kernel = self.kernels.token_cross_entropy if per_token else self.kernels.cross_entropy
             loss = kernel(self.norm(x_BSD), self.head_weight, targets_BS)
         if not layers:
-            return Output(logits_BSV, loss, x_BSD.new_zeros((), dtype=torch.float32), None)
-        balance, load_LE, entropy_L = (torch.stack(column) for column in zip(*layers, strict=True))
-        return Output(logits_BSV, loss, balance.sum(), RouterStats(load_LE, entropy_L))
+            none = x_BSD.new_zeros((), dtype=torch.float32)
+            return Output(logits_BSV, loss, none, none, None)
+        balance, z, slots_LE, entropy_L = (torch.stack(column) for column in zip(*layers, strict=True))
+        return Output(logits_BSV, loss, balance.sum(), z.sum(), RouterStats(slots_LE, entropy_L))
 
     def _stream(self, ids_BS: Tensor, tree: Tree | None = None) -> tuple[Tensor, list[Routing]]:
         """The residual stream after the last block, and the routers' reports."""
@@ -156,9 +164,9 @@ class Transformer(nn.Module):
 
 @torch.no_grad()
 def init_weights(model: Transformer, seed: int) -> None:
-    """Set every parameter to its `initial_weight`."""
-    for name, parameter in model.named_parameters():
-        parameter.copy_(initial_weight(name, parameter.shape, model.model, model.moe, seed))
+    """Set every parameter, and every bias of a router, to its `initial_weight`."""
+    for name, weight in model.state_dict().items():
+        weight.copy_(initial_weight(name, weight.shape, model.model, model.moe, seed))
 
 
 def initial_weight(name: str, shape: torch.Size, spec: ModelSpec, moe: MoESpec | None, seed: int) -> Tensor:
@@ -170,7 +178,7 @@ def initial_weight(name: str, shape: torch.Size, spec: ModelSpec, moe: MoESpec |
     | wo, w_out                     | normal, std `ModelSpec.output_std` (inferred: over sqrt(2 n_layer) more)  |
     | router                        | normal, std `MoESpec.router_std` (A.6: sqrt(2 / (5 d_model)))             |
     | norms                         | 1                                                                         |
-    | bqkv                          | 0                                                                         |
+    | bqkv, router bias             | 0                                                                         |
 
     Expert 0 is drawn as the dense model's MLP of the same seed, the others each by their own name.
     """
@@ -190,7 +198,7 @@ def initial_weight(name: str, shape: torch.Size, spec: ModelSpec, moe: MoESpec |
             return normal(shape, spec.weight_std, name, seed)
         case ["attn_norm" | "mlp_norm" | "norm" | "q_norm" | "k_norm", "weight"]:
             return torch.ones(shape, device="cpu")
-        case [_, "bqkv"]:
+        case [_, "bqkv"] | ["router", "bias"]:
             return torch.zeros(shape, device="cpu")
         case _:
             raise ValueError(f"the init table has no row for {name}")

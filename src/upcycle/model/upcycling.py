@@ -63,6 +63,12 @@ def upcycle(
             state |= {f"{block}.moe.{part}": tensor for part, tensor in ({"router.weight": router} | made).items()}
         elif ".moe." not in key and not key.endswith(".mlp.w_out"):
             state[key] = weight.clone()
+    for layer in range(model.n_layer):  # `expand` has copied those of a parent that has biases
+        name = f"blocks.{layer}.moe.router.bias"
+        if moe.bias_rate:
+            state.setdefault(name, torch.zeros(moe.n_expert))
+        else:
+            state.pop(name, None)
     return state
 
 
@@ -195,7 +201,7 @@ def _statement(
     if starves_router(spec):
         cost = (
             f"Top-1 under {spec.gate} starves the router: a token's one gate weight is always 1, so the "
-            "cross-entropy never tells the router anything, and only the balance loss trains it."
+            "cross-entropy never tells the router anything, and only the balance loss (and the z-loss) trains it."
         )
     elif parent is not None:
         copies = spec.n_expert // parent.n_expert

@@ -123,6 +123,13 @@ def why_not_native(
     return f"whole layers take no kernels of ops, and {asked} is asked for" if asked else ""
 
 
+def torch_routes(moe: MoESpec) -> bool:
+    """Whether torch chooses and weighs the experts on the C kernels' way too: those know softmax gates, and no biases.
+
+    Experts and everything else are then theirs all the same."""
+    return moe.gate == "sigmoid_topk_renormalised" or moe.bias_rate > 0
+
+
 def fitting(execution: Execution, run: RunSpec) -> dict[str, Any]:
     """What `why_not` and `why_not_native` ask of a run beside its model."""
     return {

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from upcycle.study.values import Depth, Deviation, Epsilon, Number, Positive, Sequences, Vocabulary, Whole, Width
 
-Gate = Literal["topk_softmax", "softmax_topk", "softmax_topk_renormalised"]
+Gate = Literal["topk_softmax", "softmax_topk", "softmax_topk_renormalised", "sigmoid_topk_renormalised"]
 
 
 class Frozen(BaseModel):
@@ -182,9 +182,16 @@ class MoESpec(Frozen):
     """Experts that every token uses beside its top_k, each as wide as a routed one. They are one MLP of their joint
     width, whose output is added with weight 1 (DeepSeekMoE, arXiv 2401.06066)."""
     gate: Gate | None = None
-    """Order of softmax and top-k. None means Eq. 15's `topk_softmax`; top_k = 1 must name one."""
+    """Order of softmax (or sigmoid) and top-k. None means Eq. 15's `topk_softmax`; top_k = 1 must name one."""
     aux_coef: Annotated[Number, Field(ge=0, le=1e6)] = 1e-3
     """Coefficient of the load-balancing loss (Table 6)."""
+    z_coef: Annotated[Number, Field(ge=0, le=1e6)] = 0.0
+    """Coefficient of the router z-loss, which keeps router logits small (ST-MoE, arXiv 2202.08906: 1e-3). An addition.
+    """
+    bias_rate: Annotated[Number, Field(ge=0, le=1)] = 0.0
+    """Balancing without a loss (arXiv 2408.15664, DeepSeek-V3: 1e-3): each update moves a bias of each expert by this
+    much, up where its load was below the mean and down where above; biases are added to the router's probabilities
+    (sigmoid gate: its sigmoids) where experts are chosen, nowhere else. 0: no biases. An addition."""
     balance_group: Sequences = 8
     """Sequences over which the balance loss is taken, averaged over groups. Inferred (Megatron: a micro-batch)."""
     router_std: Deviation | None = None
@@ -194,10 +201,14 @@ class MoESpec(Frozen):
     def _check_gate(self) -> MoESpec:
         if self.top_k > self.n_expert:
             raise ValueError(f"top_k {self.top_k} is more than n_expert {self.n_expert}")
+        if self.bias_rate and self.top_k == self.n_expert:
+            raise ValueError(
+                f"bias_rate balances nothing: with top_k {self.top_k} a token uses every expert; leave it out"
+            )
         if self.gate is None:
             if self.top_k == 1:
                 raise ValueError(
-                    "top_k = 1 must name its gate: `topk_softmax` (Eq. 15) and `softmax_topk_renormalised` keep "
+                    "top_k = 1 must name its gate: `topk_softmax` (Eq. 15) and the renormalised ones keep "
                     "the function, but the router gets no cross-entropy gradient; with `softmax_topk` the router "
                     "learns, but a copy does not preserve the function"
                 )

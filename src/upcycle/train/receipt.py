@@ -26,7 +26,7 @@ def measure_upcycling(
 
     The first process has read the states and holds them whole; the others pass None and get None. Measured are the
     largest logit gap to the parent, and the router's cross-entropy gradient before and after one AdamW step of
-    the run's learning rate on cross-entropy and balance loss. This is done on models of their own in float32, held and
+    the run's learning rate on cross-entropy and router losses. This is done on models of their own in float32, held and
     fed as in training: micro-batch by micro-batch, and by several processes in parts. Blocks are recomputed, and the
     step is taken without moments, so a receipt needs no more memory than an update, in bfloat16 too.
     """
@@ -34,7 +34,7 @@ def measure_upcycling(
     models = {}
     for name, moe, state in (("parent", run.parent_moe, parent_state), ("moe", run.moe, moe_state)):
         models[name] = build_model(run, moe, kernels, trainee.device, group, mixed=False)
-        give(dict(models[name].named_parameters()), group.whole_of_first(state, trainee.device))
+        give(models[name].state_dict(), group.whole_of_first(state, trainee.device))
     # The probe's clock is its own: the receipt counts as start-up, its batches are no time of the training.
     float32 = run.model_copy(update={"dtype": "float32"})
     execution = trainee.execution.model_copy(update={"exchange": "micro_batch"})
@@ -116,7 +116,7 @@ def _logit_gap(probe: Trainee, parent: Transformer) -> tuple[float, float]:
 def _router_gradient(probe: Trainee) -> dict[str, Any]:
     """Norms of the cross-entropy's gradient over the first batch."""
     probe.model.zero_grad()
-    accumulate(probe, run_batch(probe.run, probe.tokens, step=0), aux_coef=0.0)
+    accumulate(probe, run_batch(probe.run, probe.tokens, step=0), router_losses=False)
     squares = []
     for parameter in probe.model.parameters():
         assert parameter.grad is not None

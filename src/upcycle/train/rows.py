@@ -19,13 +19,15 @@ from upcycle.train.utilisation import job_rate, utilisation
 
 @dataclass(frozen=True)
 class Update:
-    """One update: loss, balance and routing over its global batch, and the gradient norm before clipping."""
+    """One update: loss, router losses and routing over its global batch, and the gradient norm before clipping."""
 
     lr: float
     loss: float
     """Mean cross-entropy over all tokens of the batch, nats."""
     balance: float
     """Unscaled balance loss: 1 a layer at perfect balance, 0 if dense."""
+    z: float
+    """Unscaled router z-loss, summed over layers; 0 where `z_coef` is."""
     grad_norm: float
     stats: RouterStats | None
     skipped: bool = False
@@ -81,6 +83,8 @@ def update_row(trainee: Trainee, update: Update, pace: Pace) -> dict[str, Any]:
             "dead": int((load_LE == 0).sum()),
             "entropy": [round(nats, 6) for nats in update.stats.entropy_L.tolist()],
         }
+        if run.moe and run.moe.z_coef:
+            row["z"] = update.z
     return row
 
 

@@ -95,7 +95,7 @@ def _resume(trainee: Trainee) -> bool:
     state = group.from_first(state)
     if state is None:
         return False
-    weights = {f"model.{name}": value.detach() for name, value in trainee.model.named_parameters()}
+    weights = {f"model.{name}": value for name, value in trainee.model.state_dict().items()}
     moments = empty_moments(trainee.model)
     with group.together():
         state.fill(weights | moments)
@@ -120,8 +120,7 @@ def _start(trainee: Trainee, parent_dir: Path | None, files: Mapping[str, str] |
     weights."""
     run, model = trainee.run, trainee.model
     if run.init == "scratch":
-        weights = dict(model.named_parameters())
-        give(weights, lambda name, shape: initial_weight(name, shape, run.model, run.moe, run.seed))
+        give(model.state_dict(), lambda name, shape: initial_weight(name, shape, run.model, run.moe, run.seed))
     elif run.init == "continue":
         _continue(trainee, parent_dir)
     elif run.init == "checkpoint":
@@ -156,7 +155,7 @@ def _continue(trainee: Trainee, parent_dir: Path | None) -> None:
                 raise UserError(f"{folder} ended at step {manifest['step']}, but {run.id} starts at {run.start_step}")
             weights = checkpoint.read_tensors(folder, WEIGHTS)
             state = checkpoint.read_tensors(folder, STATE)
-    give(dict(trainee.model.named_parameters()), group.whole_of_first(weights, trainee.device))
+    give(trainee.model.state_dict(), group.whole_of_first(weights, trainee.device))
     moments = empty_moments(trainee.model)
     give(moments, group.whole_of_first(state, trainee.device))
     trainee.step = run.start_step
@@ -181,7 +180,7 @@ def _import(trainee: Trainee, folder: Path | None, files: Mapping[str, str] | No
                     "the embedding would mean nothing; give that file as data.tokenizer, and another data.version"
                 )
             weights = read_checkpoint(folder, run.model, files)
-    give(dict(trainee.model.named_parameters()), group.whole_of_first(weights, trainee.device))
+    give(trainee.model.state_dict(), group.whole_of_first(weights, trainee.device))
 
 
 def _parent_weights(trainee: Trainee, parent_dir: Path | None) -> dict[str, Tensor]:
@@ -207,7 +206,7 @@ def _train_on(trainee: Trainee, parent_dir: Path | None) -> None:
     with group.together():
         if group.is_first:
             weights = _parent_weights(trainee, parent_dir)
-    give(dict(trainee.model.named_parameters()), group.whole_of_first(weights, trainee.device))
+    give(trainee.model.state_dict(), group.whole_of_first(weights, trainee.device))
 
 
 def _upcycle(trainee: Trainee, parent_dir: Path | None) -> None:
@@ -219,7 +218,7 @@ def _upcycle(trainee: Trainee, parent_dir: Path | None) -> None:
         if group.is_first:
             parent = _parent_weights(trainee, parent_dir)
             weights = upcycling.upcycle(run.method, parent, run.model, run.moe, run.seed, run.upcycling, run.parent_moe)
-    give(dict(trainee.model.named_parameters()), group.whole_of_first(weights, trainee.device))
+    give(trainee.model.state_dict(), group.whole_of_first(weights, trainee.device))
     receipt = measure_upcycling(trainee, parent, weights)
     with group.together():
         if group.is_first:

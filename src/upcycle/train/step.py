@@ -3,8 +3,8 @@
 A process computes the gradients of its share of the batch in micro-batches. Every micro-batch holds whole balance
 groups, and its loss and balance loss weigh by its share of the GLOBAL batch's tokens (all sequences are equally long),
 so sums over micro-batches and over processes are the means of the recipe: how the work is divided changes rounding
-only. What several processes must agree on travels in ONE message a step: loss, balance, routing, gradient norms, and
-whether anyone was asked to stop or to save.
+only. What several processes must agree on travels in ONE message a step: loss, router losses, routing, gradient norms,
+and whether anyone was asked to stop or to save.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ class Sums:
 
     loss: Tensor
     balance: Tensor
+    z: Tensor
     stats: RouterStats | None
 
 
@@ -59,10 +60,11 @@ def update(trainee: Trainee, wishes: Wishes) -> tuple[Update, Wishes]:
     sums = accumulate(trainee, ids)
     parameters, stats = list(trainee.model.parameters()), sums.stats
     if trainee.group.size == 1:  # the host waits for the device here, and nowhere else in an update
-        loss, balance, *norms = torch.cat([torch.stack([sums.loss, sums.balance]), gradient_norms(parameters)]).tolist()
+        whole = torch.cat([torch.stack([sums.loss, sums.balance, sums.z]), gradient_norms(parameters)])
+        loss, balance, z, *norms = whole.tolist()
         grad_norm = global_norm(norm * norm for norm in norms)
     else:
-        loss, balance, grad_norm, stats, wishes = _agree(trainee, sums, wishes)
+        (loss, balance, z), grad_norm, stats, wishes = _agree(trainee, sums, wishes)
     scale_gradients(parameters, grad_norm, run.optim.clip)
     skipped = trainee.spikes.skip(loss, grad_norm)
     finite = math.isfinite(loss) and math.isfinite(grad_norm)
@@ -76,22 +78,24 @@ def update(trainee: Trainee, wishes: Wishes) -> tuple[Update, Wishes]:
         )
     if not skipped:
         trainee.optimizer.step()
-    return Update(lr, loss, balance, grad_norm, stats, skipped), wishes
+        if run.moe and run.moe.bias_rate:
+            assert stats is not None
+            for mixture, slots_E in zip(trainee.model.mixtures, stats.slots_LE, strict=True):
+                mixture.router.move_bias(slots_E, run.moe.bias_rate)
+    return Update(lr, loss, balance, z, grad_norm, stats, skipped), wishes
 
 
-def accumulate(trainee: Trainee, ids: np.ndarray, *, aux_coef: float | None = None) -> Sums:
+def accumulate(trainee: Trainee, ids: np.ndarray, *, router_losses: bool = True) -> Sums:
     """Gradients of this process's share of the global batch (batch, context + 1), summed over processes.
 
-    Returns this process's part of loss, balance and routing: whole ones for one process.
-    `aux_coef` replaces the recipe's coefficient of the balance loss.
+    Returns this process's part of loss, balance, z-loss and routing: whole ones for one process.
+    Without `router_losses` the gradients are of the cross-entropy alone.
     """
     model, run, group = trainee.model, trainee.run, trainee.group
     if group.size > 1:
         from upcycle.model.parallel import exchange_after, sum_replicated
-    if aux_coef is None:
-        aux_coef = run.moe.aux_coef if run.moe else 0.0
-    loss = torch.zeros((), device=trainee.device)
-    balance = torch.zeros((), device=trainee.device)
+    aux_coef, z_coef = (run.moe.aux_coef, run.moe.z_coef) if run.moe and router_losses else (0.0, 0.0)
+    loss, balance, z = torch.zeros(3, device=trainee.device)
     parts: list[tuple[float, RouterStats]] = []
     with trainee.clock.phase("data"):
         batch_BS = torch.from_numpy(ids[group.share(len(ids))]).to(trainee.device)
@@ -104,37 +108,39 @@ def accumulate(trainee: Trainee, ids: np.ndarray, *, aux_coef: float | None = No
         share = len(ids_BS) / len(ids) / group.tensor_size
         with precision(run, trainee.device):
             output = model(group.positions(ids_BS[:, :-1]), group.positions(ids_BS[:, 1:]))
-        torch.autograd.backward((output.loss + aux_coef * output.balance) * share)
+        torch.autograd.backward((output.loss + aux_coef * output.balance + z_coef * output.z) * share)
         loss += output.loss.detach() * share
         balance += output.balance.detach() * share
+        z += output.z.detach() * share
         if output.stats is not None:
             parts.append((share, output.stats))
     if group.size > 1:
         sum_replicated(model, group.sum)
-    return Sums(loss, balance, _weighted_sum(parts))
+    return Sums(loss, balance, z, _weighted_sum(parts))
 
 
 def _weighted_sum(parts: list[tuple[float, RouterStats]]) -> RouterStats | None:
     """Routing over a batch, from the routing of its micro-batches and their shares of it."""
     if not parts:
         return None
-    load_LE = torch.stack([share * stats.load_LE for share, stats in parts]).sum(0)
+    slots_LE = torch.stack([stats.slots_LE for _, stats in parts]).sum(0)
     entropy_L = torch.stack([share * stats.entropy_L for share, stats in parts]).sum(0)
-    return RouterStats(load_LE, entropy_L)
+    return RouterStats(slots_LE, entropy_L)
 
 
-def _agree(trainee: Trainee, sums: Sums, wishes: Wishes) -> tuple[float, float, float, RouterStats | None, Wishes]:
-    """Loss, balance, global gradient norm, routing and wishes of all processes, in one float64 message, read once."""
+def _agree(trainee: Trainee, sums: Sums, wishes: Wishes) -> tuple[list[float], float, RouterStats | None, Wishes]:
+    """Loss, balance and z-loss, global gradient norm, routing and wishes of all processes, in one float64 message, read
+    once. Slots are counts, so their sum is exact (times the tensor ranks, each of which counts the same)."""
     stats = sums.stats
     pieces = [
-        torch.stack([sums.loss, sums.balance]),
+        torch.stack([sums.loss, sums.balance, sums.z]),
         torch.tensor([wishes.stop, wishes.save], device=trainee.device),
         local_square_sums(trainee.model.parameters(), first=trainee.group.is_first),
-        *([] if stats is None else [stats.load_LE.flatten(), stats.entropy_L]),
+        *([] if stats is None else [stats.slots_LE.flatten(), stats.entropy_L]),
     ]
     message = trainee.group.sum(torch.cat([piece.double() for piece in pieces]))
     routing = message.split([len(piece) for piece in pieces])[3:]
-    loss, balance, stop, save, *squares = message[: len(message) - sum(map(len, routing))].tolist()
+    loss, balance, z, stop, save, *squares = message[: len(message) - sum(map(len, routing))].tolist()
     if stats is not None:
-        stats = RouterStats(routing[0].view_as(stats.load_LE).float(), routing[1].float())
-    return loss, balance, global_norm(squares), stats, Wishes(stop > 0, save > 0)
+        stats = RouterStats(routing[0].view_as(stats.slots_LE).long(), routing[1].float())
+    return [loss, balance, z], global_norm(squares), stats, Wishes(stop > 0, save > 0)
