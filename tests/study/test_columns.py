@@ -106,6 +106,7 @@ OTHERS: dict[str, Any] = {
     "upcycling.rank": 0.25,
     "upcycling.shared_indices": False,
     "upcycling.router_noise": 0.5,
+    "upcycling.optimizer": "copied",
     "dense_parent": "decay-dense-b",
     "dense_tokens": 8192,
     "parent_moe": {"n_expert": 2, "top_k": 1, "gate": "softmax_topk"},

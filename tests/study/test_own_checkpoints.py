@@ -19,7 +19,7 @@ from upcycle.study.frozen import FrozenPlan, freeze, thaw
 from upcycle.study.keep import KeepConfig
 from upcycle.study.makespan import PRIORITIES
 from upcycle.study.plan import Plan, build_plan
-from upcycle.study.retention import children_of, files_let_go, files_read
+from upcycle.study.retention import children_of, files_let_go
 from upcycle.study.schema import schema_text
 from upcycle.study.study import StudyConfig, load_study
 from upcycle.study.varying import run_labels, varying
@@ -255,7 +255,7 @@ def test_an_imported_run_keeps_its_weights_until_its_children_are_done(here):
     assert files_let_go(KeepConfig(state="none", weights="finished"), plan).keys().isdisjoint({parent})
     assert files_let_go(KeepConfig(weights="none"), plan)[parent] == {WEIGHTS: "keep.weights: none"}
     starts = [run for run in plan.runs.values() if run.kind == "cont"]
-    assert [files_read(run) for run in starts] == [(WEIGHTS,), (WEIGHTS, STATE)]
+    assert [list(plan.reads(run).values()) for run in starts] == [[(WEIGHTS,)], [(WEIGHTS, STATE)]]
 
 
 @pytest.mark.parametrize(

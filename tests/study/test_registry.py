@@ -5,7 +5,7 @@ import pytest
 from upcycle.laws.forms import LAWS
 from upcycle.model.upcycling_methods import METHODS
 from upcycle.study.methods import UpcyclingSpec
-from upcycle.study.registry import law_names, method_parameters
+from upcycle.study.registry import law_names, method_parameters, moving_methods
 
 
 def test_every_law_is_found():
@@ -25,4 +25,6 @@ def test_methods_and_the_defaults_of_their_parameters_are_found():
     assert set(method_parameters()) == set(METHODS)
     for name, method in METHODS.items():
         assert method_parameters()[name] == (method.make.__kwdefaults__ or {})
-    assert {field for fields in method_parameters().values() for field in fields} == set(UpcyclingSpec.model_fields)
+    own = {field for fields in method_parameters().values() for field in fields}
+    assert own | {"optimizer"} == set(UpcyclingSpec.model_fields)
+    assert set(moving_methods()) == {name for name, method in METHODS.items() if method.moves}

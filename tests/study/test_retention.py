@@ -6,7 +6,7 @@ from small_studies import small_study
 from upcycle.manifest import STATE, WEIGHTS
 from upcycle.study.keep import KeepConfig
 from upcycle.study.plan import Plan, build_plan
-from upcycle.study.retention import children_of, files_let_go, files_read
+from upcycle.study.retention import children_of, files_let_go
 
 SWEEPS = {
     "dense": {"kind": "dense", "model": "tiny", "steps": [40, 80]},
@@ -56,5 +56,20 @@ def test_children_and_what_they_read(plan):
         for child in ids:
             run = plan.runs[child]
             assert run.parent == run_id
-            assert files_read(run) == ((WEIGHTS, STATE) if run.start_step else (WEIGHTS,))
+            assert plan.reads(run) == {run_id: (WEIGHTS, STATE) if run.start_step else (WEIGHTS,)}
     assert sum(map(len, children.values())) == len(plan.runs) - 1
+
+
+def test_copied_moments_are_read_of_the_trunk_point_off_which_the_parents_decay_branched(tmp_path):
+    """Only by the segment that starts with them: the trunk point is needed, and stays until then."""
+    copied = {"s": SWEEPS["upcycled"] | {"set": {"upcycling.optimizer": "copied"}}}
+    plan = build_plan(small_study(copied), tmp_path)
+    starts = [run for run in plan.runs.values() if run.lineage == "up" and not run.start_step]
+    later = [run for run in plan.runs.values() if run.lineage == "up" and run.start_step]
+    (trunk,) = [run for run in plan.runs.values() if run.lineage == "dense" and run.role == "trunk"]
+    assert len(starts) == 1
+    for run in starts:
+        assert plan.reads(run) == {run.parent: (WEIGHTS,), trunk.id: (STATE,)}
+        assert plan.needs(run.id) == [run.parent, trunk.id]
+        assert run.id in children_of(plan)[trunk.id]
+    assert all(plan.reads(run) == {run.parent: (WEIGHTS, STATE)} for run in later)

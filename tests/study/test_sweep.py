@@ -250,8 +250,17 @@ def test_a_methods_parameters_are_axes_and_a_default_written_out_is_the_same_run
         (NOISE | {"dense_set": {"upcycling.std": 0.2}}, r"dense_set: `upcycling\.std` would have no effect: only"),
         (NOISE | {"set": {"upcycling.sdt": 0.2}}, r"unknown setting `upcycling\.sdt`; did you mean `upcycling\.std`"),
         (NOISE | {"set": {"upcycling.std": 0}}, r"sweeps\.s\.set: `upcycling\.std`: Input should be greater"),
+        (
+            NOISE | {"set": {"upcycling.optimizer": "copied"}},
+            "upcycling.optimizer copied: method `noise` makes weights .* can have it: copy, permuted, expand",
+        ),
+        (
+            NOISE
+            | {"method": "copy", "set": {"upcycling.optimizer": "copied"}, "dense_set": {"schedule.kind": "cosine"}},
+            "`upcycling.optimizer: copied` takes AdamW's moments .* a parent of schedule cosine has none; give `fresh`",
+        ),
     ],
-    ids=["ignored", "scratch", "parent", "unknown", "range"],
+    ids=["ignored", "scratch", "parent", "unknown", "range", "redrawn", "one schedule"],
 )
 def test_a_parameter_that_a_method_would_ignore_is_refused(sweep, message):
     with pytest.raises(UserError, match=message):

@@ -34,6 +34,7 @@ def family(tokens_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
         "decay": decay,
         "moe": small_run(end_step=N_STEPS, moe=MOE | BEYOND),
         "upcycled": upcycled_run(decay, end_step=N_STEPS),
+        "permuted": upcycled_run(decay, end_step=N_STEPS, origin="upcycle:permuted", upcycling={"optimizer": "copied"}),
         "cosine": small_run(role="full", schedule={"kind": "cosine", "warmup_steps": 4}, end_step=N_STEPS),
     }
     for run in runs.values():
@@ -42,14 +43,14 @@ def family(tokens_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
 
 
 @pytest.mark.parametrize("stop_after", [1, 3, 8, 16, 23])
-@pytest.mark.parametrize("kind", ["trunk", "decay", "moe", "upcycled", "cosine"])
+@pytest.mark.parametrize("kind", ["trunk", "decay", "moe", "permuted", "cosine"])
 def test_stopped_and_resumed_equals_undisturbed(
     kind: str, stop_after: int, family: tuple[Path, dict[str, RunSpec]], tokens_dir: Path, tmp_path: Path
 ) -> None:
     """N steps = k steps, SIGTERM, the same command again: the bits of weights and optimizer state, and every row."""
     undisturbed, runs = family
     run = runs[kind]
-    for name in filter(None, [run.parent]):
+    for name in filter(None, [run.parent, run.copies_moments and runs["trunk"].id]):
         (tmp_path / name).symlink_to(undisturbed / name)
     preempt_at(run.start_step + stop_after, tmp_path, tokens_dir, run)
     assert not (tmp_path / run.id / "metrics.json").exists()
@@ -59,7 +60,7 @@ def test_stopped_and_resumed_equals_undisturbed(
     assert json.loads((tmp_path / run.id / "metrics.json").read_text())["resumed"] == 1
 
 
-@pytest.mark.parametrize("kind", ["trunk", "moe", "upcycled"])
+@pytest.mark.parametrize("kind", ["trunk", "moe", "permuted"])
 def test_a_chain_of_segments_equals_one_run(
     kind: str, family: tuple[Path, dict[str, RunSpec]], tokens_dir: Path, tmp_path: Path
 ) -> None:
@@ -126,6 +127,42 @@ def test_first_loss_of_a_copy_is_the_dense_loss(family: tuple[Path, dict[str, Ru
     assert copied["step"] == 0
     assert copied["heldout"] == pytest.approx(parent["heldout"], abs=1e-5)
     assert (root / runs["upcycled"].id / "receipt.json").exists()
+
+
+def test_copied_moments_are_those_of_the_parents_trunk_moved_as_its_weights_are(
+    family: tuple[Path, dict[str, RunSpec]], tokens_dir: Path, tmp_path: Path
+) -> None:
+    """Divided by Adam's bias after the trunk's 24 updates; the routers' are zero and count from the first update."""
+    root, runs = family
+    run = runs["permuted"]
+    trainee = prepare_trainee(
+        run,
+        run_dir=tmp_path,
+        tokens_dir=tokens_dir,
+        parent_dir=root / str(run.parent),
+        execution=EXECUTION,
+        clock=Clock(),
+    )
+    trunk, weights = load_file(root / runs["trunk"].id / "state.safetensors"), dict(trainee.model.named_parameters())
+    dense = load_file(root / runs["decay"].id / "weights.safetensors")
+    for moment, beta in (("exp_avg", 0.9), ("exp_avg_sq", 0.95)):
+        for name, weight in weights.items():
+            state = trainee.optimizer.state[weight]
+            if name.endswith("router.weight"):
+                assert not state[moment].any()
+                assert state["step"] == 0
+                continue
+            if ".moe." not in name:
+                assert torch.equal(state[moment], trunk[f"{moment}.{name}"] / (1 - beta**N_STEPS))
+                continue
+            own = name.replace(".moe.", ".mlp.")
+            expected = trunk[f"{moment}.{own}"] / (1 - beta**N_STEPS)
+            units = -1 if own.endswith("w_out") else -2
+            for moved, found in zip(weight, state[moment], strict=True):
+                rows = dense[own].transpose(units, 0).tolist()
+                order = [rows.index(unit) for unit in moved.transpose(units, 0).tolist()]
+                assert order != sorted(order)
+                assert torch.equal(found, expected.index_select(units, torch.tensor(order)))
 
 
 @pytest.mark.parametrize("moe", [None, MOE])

@@ -42,7 +42,7 @@ def upcycle(
     Raises UserError for an unknown method and for a state that is not of `model`'s shape.
     """
     make = find_method(name).make
-    given = full_upcycling(name, parameters or UpcyclingSpec()).model_dump(exclude_none=True)
+    given = full_upcycling(name, parameters or UpcyclingSpec()).model_dump(exclude_none=True, exclude={"optimizer"})
     _check_state(parent_state, model, parent_moe)
     # Identical experts compute the dense MLP only if the gate weights of a token sum to 1 (`preserves_function`). They
     # are not scaled here for other gates: that would be another method. The router is fresh, as a dense model has

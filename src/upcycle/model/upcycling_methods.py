@@ -73,25 +73,29 @@ class Method:
     name below `blocks.{i}.moe`: `w_in` (E, 2M, D), `w_out` (E, D, M), and `router.weight` unless it is fresh."""
     exact: bool
     """Whether every expert computes what the dense MLP does."""
+    moves: bool
+    """Whether each weight of an expert is one of the parent's, unscaled, so that AdamW's moments can follow it."""
 
 
 METHODS: dict[str, Method] = {}
 
 
-def method(*, exact: bool) -> Callable[[Callable[..., dict[str, Tensor]]], Callable[..., dict[str, Tensor]]]:
-    """Register an upcycling method under its function's name; `exact` if its experts compute what the dense MLP does.
+def method(
+    *, exact: bool, moves: bool = False
+) -> Callable[[Callable[..., dict[str, Tensor]]], Callable[..., dict[str, Tensor]]]:
+    """Register an upcycling method under its function's name; `exact` and `moves` as in `Method`.
 
     The function's keyword-only arguments are the method's parameters, with their defaults: fields of `UpcyclingSpec`.
     """
 
     def register(function: Callable[..., dict[str, Tensor]]) -> Callable[..., dict[str, Tensor]]:
-        METHODS[function.__name__] = Method(function, exact)
+        METHODS[function.__name__] = Method(function, exact, moves)
         return function
 
     return register
 
 
-@method(exact=True)
+@method(exact=True, moves=True)
 def copy(mlp: DenseMLP) -> dict[str, Tensor]:
     """Every expert is the dense MLP (2.1)."""
     return mlp.experts(lambda gate, up, down, _: (gate, up, down))
@@ -181,7 +185,7 @@ def drop(mlp: DenseMLP, *, share: float = 0.5, shared_indices: bool = True) -> d
     return mlp.experts(change)
 
 
-@method(exact=True)
+@method(exact=True, moves=True)
 def permuted(mlp: DenseMLP) -> dict[str, Tensor]:
     """The hidden units of each expert are in a random order of their own (ours): the function of `copy` up to rounding,
     and weights that lie apart."""
@@ -193,7 +197,7 @@ def permuted(mlp: DenseMLP) -> dict[str, Tensor]:
     return mlp.experts(change)
 
 
-@method(exact=True)
+@method(exact=True, moves=True)
 def expand(mixture: ParentMixture, *, router_noise: float = 0.01) -> dict[str, Tensor]:
     """Expert i is a copy of the parent's expert i mod E, and so is its row of the router, with noise on the rows of all
     but the first copy (Expert Upcycling, arXiv 2604.19835: its `copy` of experts, its `copy_noise` of routers).

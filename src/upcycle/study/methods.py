@@ -6,11 +6,11 @@ Layer 0. A method's own parameters and their defaults are the keyword arguments 
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from upcycle.study.registry import method_parameters
+from upcycle.study.registry import method_parameters, moving_methods
 from upcycle.study.shape import Frozen
 from upcycle.study.values import Number, Positive, Share
 
@@ -29,6 +29,10 @@ class UpcyclingSpec(Frozen):
     """Whether gate, up and down drop the same hidden units."""
     router_noise: Annotated[Number, Field(ge=0, le=10)] | None = None
     """Standard deviation of the noise on the router's rows of copied experts, as a share of that of its weights."""
+    optimizer: Literal["fresh", "copied"] = "fresh"
+    """AdamW's moments: zero, or those of the parent for every expert and for all that is copied (the router's are
+    zero). Copied are those of the trunk point off which the parent's decay branched; a finished decay keeps none. The
+    learning rate warms up in both cases."""
 
 
 def full_upcycling(method: str, given: UpcyclingSpec) -> UpcyclingSpec:
@@ -39,7 +43,12 @@ def full_upcycling(method: str, given: UpcyclingSpec) -> UpcyclingSpec:
     known = method_parameters()
     if method not in known:
         return given
-    for name, value in given.model_dump(exclude_defaults=True).items():
+    if given.optimizer == "copied" and method not in moving_methods():
+        raise ValueError(
+            f"upcycling.optimizer copied: method `{method}` makes weights for which its parent has no moments; methods "
+            f"that only move weights can have it: {', '.join(moving_methods())}"
+        )
+    for name, value in given.model_dump(exclude_defaults=True, exclude={"optimizer"}).items():
         if name not in known[method]:
             own = ", ".join(f"upcycling.{parameter}" for parameter in known[method]) or "none"
             raise ValueError(

@@ -18,6 +18,7 @@ from typing import Any
 from upcycle.data.verified import NotedHashes
 from upcycle.errors import UserError
 from upcycle.files import given_path
+from upcycle.manifest import STATE, WEIGHTS
 from upcycle.study.execution import Execution
 from upcycle.study.kernel_fit import check_kernels
 from upcycle.study.parent import Checkpoint, identify, noted_hashes
@@ -60,9 +61,20 @@ class Plan:
         return [run_id for run_id in self.runs if run_id in wanted]
 
     def needs(self, run_id: str) -> list[str]:
-        """The run whose checkpoint this one starts from, if any."""
-        parent = self.runs[run_id].parent
-        return [parent] if parent else []
+        """The runs of which this one reads files when it starts."""
+        return list(self.reads(self.runs[run_id]))
+
+    def reads(self, run: RunSpec) -> dict[str, tuple[str, ...]]:
+        """The files that a run reads when it starts, by run: of its parent, and of the trunk point whose moments it
+        copies, off which the parent's decay branched."""
+        if run.parent is None:
+            return {}
+        found: dict[str, tuple[str, ...]] = {run.parent: (WEIGHTS, STATE) if run.init == "continue" else (WEIGHTS,)}
+        if run.copies_moments and run.init != "continue" and run.parent in self.runs:
+            trunk = self.runs[run.parent].parent
+            assert trunk is not None  # a decay: `sweep.expand_sweep` refuses other parents
+            found[trunk] = (STATE,)
+        return found
 
     @property
     def finished_models(self) -> list[str]:

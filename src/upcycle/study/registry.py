@@ -55,6 +55,17 @@ def method_parameters() -> dict[str, dict[str, Any]]:
 
 
 @cache
+def moving_methods() -> tuple[str, ...]:
+    """Upcycling methods that only move weights, under `@method(..., moves=True)`: AdamW's moments can follow."""
+    return tuple(
+        name
+        for name, function in decorated("upcycle.model.upcycling_methods", "method").items()
+        for mark in function.decorator_list
+        if any(each.arg == "moves" and ast.literal_eval(each.value) for each in getattr(mark, "keywords", ()))
+    )
+
+
+@cache
 def law_names() -> dict[str, LawNames]:
     """Laws of `upcycle.laws.forms`, a folder of modules, by name."""
     folder = module_path("upcycle.laws.forms")

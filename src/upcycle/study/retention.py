@@ -31,17 +31,12 @@ def files_let_go(keep: KeepConfig, plan: Plan) -> dict[str, dict[str, str]]:
     return let_go
 
 
-def files_read(child: RunSpec) -> tuple[str, ...]:
-    """What a run reads of its parent when it starts."""
-    return (WEIGHTS, STATE) if child.init == "continue" else (WEIGHTS,)
-
-
 def children_of(plan: Plan) -> dict[str, list[str]]:
-    """The planned runs that start from each run."""
+    """The planned runs that read files of each run when they start."""
     children: dict[str, list[str]] = defaultdict(list)
-    for run_id, run in plan.runs.items():
-        if run.parent is not None:
-            children[run.parent].append(run_id)
+    for run_id in plan.runs:
+        for parent in plan.needs(run_id):
+            children[parent].append(run_id)
     return children
 
 

@@ -208,6 +208,11 @@ class Recipe(Frozen):
         return self
 
     @property
+    def copies_moments(self) -> bool:
+        """Whether its optimizer began with AdamW's moments of the parent."""
+        return self.upcycling.optimizer == "copied"
+
+    @property
     def method(self) -> str:
         """The upcycling method; empty for a run that is not upcycled."""
         return self.origin.partition(":")[2]

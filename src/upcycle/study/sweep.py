@@ -343,6 +343,12 @@ def _check_parent(recipe: Recipe, dense: RunSpec, overrides: dict[str, Any], whe
                 f"{where}.set: `model.{field}` would have no effect: the weights are the parent's; give it in "
                 f"{of_parent} alone"
             )
+    if recipe.copies_moments and dense.role != "decay":
+        what = "an imported checkpoint" if dense.checkpoint else f"a parent of schedule {dense.schedule.kind}"
+        raise UserError(
+            f"{where}.set: `upcycling.optimizer: copied` takes AdamW's moments from the trunk point off which the "
+            f"parent's decay branched, and {what} has none; give `fresh`"
+        )
     own_data, parents_data = recipe.data, dense.data
     same = own_data.tokenizer == parents_data.tokenizer and own_data.vocab_size == parents_data.vocab_size
     if not same or (own_data.tokenizer == "bpe" and own_data.tokens_id != parents_data.tokens_id):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -98,10 +98,27 @@ def empty_moments(module: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def restore_optimizer(module: nn.Module, optimizer: torch.optim.AdamW, tensors: dict[str, Tensor], step: int) -> None:
-    """Put moments written by `optimizer_tensors` back, and the update count that Adam's bias correction uses."""
+SETTLED = 2**24
+"""An update count at which Adam's bias correction is 1, in float32 and float64, and which an update more leaves."""
+
+
+def restore_optimizer(
+    module: nn.Module, optimizer: torch.optim.AdamW, tensors: dict[str, Tensor], step: int, *, copied: bool = False
+) -> None:
+    """Put moments written by `optimizer_tensors` back, and the update count that Adam's bias correction uses.
+
+    `copied`: but for the routers' they began as a parent's averages, `unbiased`, which no count corrects.
+    """
     for name, parameter in module.named_parameters():
         moments = {moment: tensors[f"{moment}.{name}"].to(parameter.device) for moment in MOMENTS}
         # The fused kernel keeps the count as a float32 tensor beside the parameter; another dtype or device is refused.
-        count = torch.tensor(float(step), dtype=torch.float32, device=parameter.device)
+        known = SETTLED if copied and not name.endswith("router.weight") else step
+        count = torch.tensor(float(known), dtype=torch.float32, device=parameter.device)
         optimizer.state[parameter] = {"step": count, **moments}
+
+
+def unbiased(tensors: Mapping[str, Tensor], optim: OptimSpec, updates: int) -> dict[str, Tensor]:
+    """Moments written by `optimizer_tensors` after so many updates, divided by Adam's bias: the averages that they
+    estimate."""
+    bias = {"exp_avg": 1 - optim.beta1**updates, "exp_avg_sq": 1 - optim.beta2**updates}
+    return {name: moments / bias[name.partition(".")[0]] for name, moments in tensors.items()}

@@ -55,7 +55,7 @@ def measure_upcycling(
         run.moe,
         [(moe_state[f"{at}.router.weight"], moe_state[f"{at}.w_in"], moe_state[f"{at}.w_out"]) for at in blocks],
         method=run.method,
-        parameters=run.upcycling.model_dump(exclude_none=True),
+        parameters=run.upcycling.model_dump(exclude_defaults=True),
         parent_moe=run.parent_moe,
         lr=run.optim.lr,
         tokens=run.tokens_per_step,

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from upcycle.data.batches import check_budget
@@ -26,7 +27,7 @@ from upcycle.study.recorded import check_trained
 from upcycle.study.spec import RunSpec
 from upcycle.train.device import use_device
 from upcycle.train.evaluate import check_fingerprint, heldout
-from upcycle.train.optim import build_optimizer, empty_moments, restore_optimizer
+from upcycle.train.optim import MOMENTS, build_optimizer, empty_moments, restore_optimizer, unbiased
 from upcycle.train.processes.distributed import Group
 from upcycle.train.receipt import measure_upcycling
 from upcycle.train.record import Clock, MetricsLog
@@ -101,7 +102,7 @@ def _resume(trainee: Trainee) -> bool:
         state.fill(weights | moments)
     trainee.step = trainee.saver.step = state.step
     trainee.spikes = _spikes(run, state.notes)
-    restore_optimizer(trainee.model, trainee.optimizer, moments, trainee.updates)
+    _restore_moments(trainee, moments)
     trainee.clock.continue_from(Clock(**state.notes["clock"]))
     log.info("%s: resumed at step %d", run.id, state.step)
     return True
@@ -160,7 +161,12 @@ def _continue(trainee: Trainee, parent_dir: Path | None) -> None:
     give(moments, group.whole_of_first(state, trainee.device))
     trainee.step = run.start_step
     trainee.spikes = _spikes(run, group.from_first(manifest))
-    restore_optimizer(trainee.model, trainee.optimizer, moments, trainee.updates)
+    _restore_moments(trainee, moments)
+
+
+def _restore_moments(trainee: Trainee, moments: dict[str, Tensor]) -> None:
+    copied = trainee.run.copies_moments
+    restore_optimizer(trainee.model, trainee.optimizer, moments, trainee.updates, copied=copied)
 
 
 def _import(trainee: Trainee, folder: Path | None, files: Mapping[str, str] | None) -> None:
@@ -210,7 +216,8 @@ def _train_on(trainee: Trainee, parent_dir: Path | None) -> None:
 
 
 def _upcycle(trainee: Trainee, parent_dir: Path | None) -> None:
-    """Make the parent's weights those of this MoE: fresh optimizer, step 0; `receipt.json` records the effect."""
+    """Make the parent's weights those of this MoE: step 0, and an optimizer that is fresh or has the parent's
+    moments; `receipt.json` records the effect."""
     run, group = trainee.run, trainee.group
     assert run.moe is not None
     parent = weights = None
@@ -219,7 +226,37 @@ def _upcycle(trainee: Trainee, parent_dir: Path | None) -> None:
             parent = _parent_weights(trainee, parent_dir)
             weights = upcycling.upcycle(run.method, parent, run.model, run.moe, run.seed, run.upcycling, run.parent_moe)
     give(trainee.model.state_dict(), group.whole_of_first(weights, trainee.device))
+    if run.copies_moments:
+        _copy_moments(trainee, parent_dir)
     receipt = measure_upcycling(trainee, parent, weights)
     with group.together():
         if group.is_first:
             checkpoint.write_json(trainee.run_dir / checkpoint.RECEIPT, receipt)
+
+
+def _copy_moments(trainee: Trainee, parent_dir: Path | None) -> None:
+    """Begin with AdamW's moments of the trunk point off which the parent's decay branched, moved as its weights
+    are; the routers' are zero."""
+    run, group = trainee.run, trainee.group
+    assert run.moe is not None
+    moments = None
+    with group.together():
+        if group.is_first:
+            assert parent_dir is not None
+            trunk_dir = parent_dir.with_name(str(checkpoint.read_spec(parent_dir).parent))
+            trunk, manifest = checkpoint.read_spec(trunk_dir), read_manifest(trunk_dir)
+            updates = manifest["step"] - manifest.get("spikes", {}).get("skipped", 0)
+            averages = unbiased(checkpoint.read_tensors(trunk_dir, STATE), trunk.optim, updates)
+            moments = {}
+            for moment in MOMENTS:
+                named = {
+                    name.partition(".")[2]: each for name, each in averages.items() if name.startswith(f"{moment}.")
+                }
+                moved = upcycling.upcycle(
+                    run.method, named, run.model, run.moe, run.seed, run.upcycling, run.parent_moe
+                )
+                for name, each in moved.items():
+                    moments[f"{moment}.{name}"] = torch.zeros_like(each) if name.endswith("router.weight") else each
+    room = empty_moments(trainee.model)
+    give(room, group.whole_of_first(moments, trainee.device))
+    _restore_moments(trainee, room)

@@ -135,9 +135,9 @@ def disk_use(workflow: Workflow, schedule: Schedule, retention: Retention) -> di
     let_go = retention.let_go
     ends = dict.fromkeys(plan.runs, 0.0) | schedule.ends
     last_read = dict(ends)
-    for run_id, run in plan.runs.items():
-        if run.parent in last_read:
-            last_read[run.parent] = max(last_read[run.parent], ends[run_id])
+    for run_id in plan.runs:
+        for parent in plan.needs(run_id):
+            last_read[parent] = max(last_read.get(parent, 0.0), ends[run_id])
     for run_id, run in plan.runs.items():
         sizes = file_bytes(run)
         if run_id in schedule.ends:

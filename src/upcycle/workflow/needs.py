@@ -16,7 +16,6 @@ from upcycle.errors import UserError
 from upcycle.files import given_path
 from upcycle.manifest import WEIGHTS, read_manifest
 from upcycle.study.recorded import check_trained, has_begun
-from upcycle.study.retention import files_read
 from upcycle.study.spec import DataConfig
 from upcycle.study.study import LocalDataset
 from upcycle.workflow.dag import TokenRecipe, Workflow
@@ -114,17 +113,24 @@ def check_parent(workflow: Workflow, run_id: str) -> None:
     if REHEARSAL or run.parent is None or not on_disk(metrics_path(run.parent)) or has_begun(RESULTS / "runs" / run_id):
         return
     check_start(workflow.plan, run)
-    parent = RESULTS / "runs" / run.parent
-    check_trained(parent)
-    files = read_manifest(parent)["files"]
-    for name in files_read(run):
-        path = parent / name
+    for parent, names in workflow.plan.reads(run).items():
+        if parent == run.parent or on_disk(metrics_path(parent)):
+            _check_files(run_id, parent, names)
+
+
+def _check_files(run_id: str, parent: str, names: tuple[str, ...]) -> None:
+    """Raise `UserError` naming the file if a finished run has not the files from which another starts."""
+    folder = RESULTS / "runs" / parent
+    check_trained(folder)
+    files = read_manifest(folder)["files"]
+    for name in names:
+        path = folder / name
         found = path.stat().st_size if path.exists() else None
         if name not in files or found != files[name]["bytes"]:
             how = "is missing" if found is None else f"has {found:,} bytes, which is not what was written"
             raise UserError(
                 f"{path} {how}, and {run_id} starts from it; restore it from a copy, or train that run again: "
-                f"`upcycle train {run.parent} --fresh`"
+                f"`upcycle train {parent} --fresh`"
             )
 
 

@@ -19,7 +19,7 @@ from upcycle.study.check import find_study, find_study_file, list_studies
 from upcycle.study.parent import AbsentError
 from upcycle.study.plan import Plan, build_plan
 from upcycle.study.recorded import is_finished, is_removed, recorded_spec
-from upcycle.study.retention import children_of, files_let_go, files_read
+from upcycle.study.retention import children_of, files_let_go
 from upcycle.study.spec import RunSpec
 from upcycle.train.states.lease import lease
 from upcycle.workflow.dag import Workflow
@@ -85,8 +85,8 @@ class Retention:
                 )
                 return None
             for run_id, run in other.runs.items():
-                if run.parent is not None and not is_finished(RESULTS / "runs" / run_id):
-                    needed[run.parent] = name
+                if not is_finished(RESULTS / "runs" / run_id):
+                    needed |= dict.fromkeys(other.reads(run), name)
         return needed
 
     @cached_property
@@ -175,8 +175,8 @@ def trained_again(plan: Plan, run_id: str, *names: str) -> list[RunSpec]:
     if not is_removed(RESULTS / "runs" / run_id, *names):
         return []
     run = restarted(recorded_spec(RESULTS / "runs" / run_id) or plan.runs[run_id])
-    before = trained_again(plan, run.parent, *files_read(run)) if run.parent else []
-    return [*before, run]
+    before = {each.id: each for parent, read in plan.reads(run).items() for each in trained_again(plan, parent, *read)}
+    return [*before.values(), run]
 
 
 def check_kept_for(plan: Plan, what: str, run_id: str, *names: str) -> None:
@@ -196,5 +196,5 @@ def check_kept_for(plan: Plan, what: str, run_id: str, *names: str) -> None:
 
 def check_start(plan: Plan, run: RunSpec) -> None:
     """`check_kept_for` what a run starts from."""
-    if run.parent is not None:
-        check_kept_for(plan, run.id, run.parent, *files_read(run))
+    for parent, names in plan.reads(run).items():
+        check_kept_for(plan, run.id, parent, *names)
