@@ -95,6 +95,8 @@ def test_set_reaches_what_contributing_promises():
         "moe.aux_coef": 0,
         "moe.balance_group": 4,
         "moe.router_std": 0.01,
+        "moe.granularity": 2,
+        "moe.shared_expert": 1,
         "data.dataset": "other",
         "data.version": "2",
         "data.tokenizer": "a folder/tokenizer.json",
