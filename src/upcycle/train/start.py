@@ -252,6 +252,9 @@ def _copy_moments(trainee: Trainee, parent_dir: Path | None) -> None:
                 named = {
                     name.partition(".")[2]: each for name, each in averages.items() if name.startswith(f"{moment}.")
                 }
+                if run.parent_moe is not None and run.parent_moe.bias_rate:  # biases are not trained by AdamW
+                    biases = [f"blocks.{layer}.moe.router.bias" for layer in range(run.model.n_layer)]
+                    named |= dict.fromkeys(biases, torch.zeros(run.parent_moe.n_expert))
                 moved = upcycling.upcycle(
                     run.method, named, run.model, run.moe, run.seed, run.upcycling, run.parent_moe
                 )
