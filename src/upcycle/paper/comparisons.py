@@ -13,6 +13,18 @@ from scipy.stats import t as student_t
 from upcycle.laws.certificate.validate import SeedNoise
 from upcycle.paper.inputs import Grid, Inputs
 
+Verdict = Literal["clear", "part", "open", "against"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One sentence, and the numbers behind it."""
+
+    sentence: str
+    detail: str
+    verdict: Verdict = "clear"
+    """Whether the losses settle it: `clear`, in `part` (at some points), `open`, or `against` what the paper found."""
+
 
 @dataclass(frozen=True)
 class Lead:

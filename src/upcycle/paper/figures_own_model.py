@@ -18,8 +18,6 @@ from upcycle.paper.inputs import Inputs
 
 MIXTURES = (style.FIT, style.SCRATCH, "#009E73", "#CC79A7")
 """Colours of mixtures, in order; the dense model is black."""
-LINE = 0.06
-"""Height of a line of text as a share of a panel's."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,7 @@ def continued(inputs: Inputs, sweep: str | None = None) -> Figure:
     right.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.1e}".replace("e+", "e")))
     labels = [(line.label, float(_curve(line)[1][-1]), line.colour) for line in lines]
     labels += [] if parent is None else [("dense, as it is", parent, style.GREY)]
-    _name_ends(right, labels)
+    style.name_ends(right, labels)
     return figure
 
 
@@ -99,12 +97,3 @@ def _draw(axes: Axes, line: _Line, *, costs: bool) -> None:
     axes.plot(tokens * unit, losses, color=line.colour)
     rows = line.arm.rows
     style.points(axes, rows["D"] * unit, rows["loss"], line.colour, line.marker)
-
-
-def _name_ends(axes: Axes, labels: Sequence[tuple[str, float, style.Colour]]) -> None:
-    """Names beside the panel, at the losses where the lines end, at least a line of text apart."""
-    log_low, log_high = np.log(axes.get_ylim())
-    above = -LINE
-    for name, loss, colour in sorted(labels, key=lambda label: label[1]):
-        above = max((np.log(loss) - log_low) / (log_high - log_low), above + LINE)
-        axes.text(1.03, above, name, transform=axes.transAxes, color=colour, va="center", fontsize=7)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -148,15 +149,16 @@ class Inputs:
         return chosen
 
     def grids(self, sweep: str | None = None) -> list[Grid]:
-        """The (D1, D2) grids of an upcycled sweep (None: the first there is), one a model, mixture and arm.
+        """The (D1, D2) grids of an upcycled sweep (None: the largest there is), one a model, mixture and arm.
 
         An arm is what an ablation sets: the axes of the sweep's `set`. Raises `UserError` for a sweep without upcycled
         models, or with several at one point of a grid, as axes of the dense parent's settings give.
         """
         if sweep is None:
-            sweep = next((name for name in self.sweep_names() if (self.in_sweep(name)["lineage"] == "up").all()), None)
-            if sweep is None:
+            upcycled = [name for name in self.sweep_names() if (self.in_sweep(name)["lineage"] == "up").all()]
+            if not upcycled:
                 raise UserError("losses.csv has no finished upcycled sweep: train one, e.g. `snakemake sweep_upcycled`")
+            sweep = max(upcycled, key=lambda name: len(self.in_sweep(name)))
         rows = self.in_sweep(sweep)
         rows = rows[rows["lineage"] == "up"]
         if rows.empty:
@@ -193,13 +195,14 @@ class Inputs:
     def baseline(self, grid: Grid, lineage: str) -> pd.DataFrame:
         """Models trained from scratch beside a grid: its dense model's (`dense`) or its mixture's (`moe`), by D.
 
-        The first sweep, in the study's order, that has any of the same model, mixture and schedule; may be empty.
+        The first sweep, in the study's order, that has any of the same model, mixture, text and schedule; may be empty.
         """
         like = grid.rows.iloc[0]
         for sweep in self.sweep_names():
             rows = self.in_sweep(sweep)
             rows = rows[(rows["lineage"] == lineage) & (rows["model"] == grid.model)]
-            rows = rows[(rows["schedule"] == like["schedule"]) & (rows["role"] != "imported")]
+            rows = rows[(rows["schedule"] == like["schedule"]) & (rows["dataset"] == like["dataset"])]
+            rows = rows[rows["role"] != "imported"]
             if lineage == "moe":
                 rows = rows[(rows["moe"] == grid.moe) & (rows["gate"] == like["gate"])]
             # Two runs of one D and seed are an ablation's arms: none of them is the baseline.
@@ -296,7 +299,24 @@ class Inputs:
         """
         chain = [run_id]
         while True:
-            spec = self.record(chain[-1], "spec")
-            if not spec["start_step"]:
+            spec = self.spec(chain[-1])
+            if not spec.start_step or spec.parent is None:
                 return chain[::-1]
-            chain.append(spec["parent"])
+            chain.append(spec.parent)
+
+    def curve(self, run_id: str) -> list[dict[str, Any]]:
+        """Rows of metrics.jsonl along the runs of `chain`: those of updates, and those with a held-out loss.
+
+        Raises `UserError` naming the file when it is missing or damaged.
+        """
+        rows: list[dict[str, Any]] = []
+        for run in self.chain(run_id):
+            path = self.runs / run / "metrics.jsonl"
+            check_listed(path)
+            try:
+                rows += [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            except OSError as error:
+                raise UserError(f"{path}: {error.strerror}; it has the run's curve, train the run again") from None
+            except ValueError as error:
+                raise UserError(f"{path} is damaged: {error}; train the run again") from None
+        return rows

@@ -167,6 +167,18 @@ def sequence_legend(axes: Axes, D1: Sequence[int], title: str = "$D_1$") -> None
     axes.legend(handles=handles, title=title, loc="upper right", ncols=1 + (len(handles) > 6))
 
 
+def name_ends(axes: Axes, labels: Sequence[tuple[str, float, Colour]], title: str = "") -> None:
+    """Names beside a panel, at the heights where its lines end, at least a line of text apart; `title` above them."""
+    scale = np.log if axes.get_yscale() == "log" else np.asarray
+    low, high = scale(axes.get_ylim())
+    line = 7 * 1.25 / 72 / (axes.get_window_extent().height / axes.figure.dpi)
+    above = -np.inf
+    for name, value, colour in sorted(labels, key=lambda label: label[1]):
+        above = max((scale(value) - low) / (high - low), above + line)
+        axes.text(1.03, above, name, transform=axes.transAxes, color=colour, va="center", fontsize=7)
+    axes.text(1.03, above + line, title, transform=axes.transAxes, va="center", fontsize=7)
+
+
 def legend_below(figure: Figure, handles: Sequence[Artist], title: str | None = None, columns: int = 5) -> None:
     """One legend for all panels, under them, of at most this many columns."""
     ncols = min(len(handles), columns)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,8 @@ class Background:
     title: str = ""
     command: str = "make sweep"
     """What reproduces the study."""
-    figures: tuple[str, ...] = ()
-    """Names of the figures to show, in order."""
+    figures: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """The figures to show, in order, each with its options."""
     tables: tuple[str, ...] = ()
     total_runs: int | None = None
     """Runs that the study plans, trunk points included; None: unknown."""

@@ -5,33 +5,20 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
 
 from upcycle.decisions.advice.measured import MeasuredAdvice, advise_measured
 from upcycle.decisions.advice.measured_words import at_same_tokens, recommendation
 from upcycle.laws.certificate.validate import SeedNoise
 from upcycle.laws.compare import ErrorRatio
 from upcycle.laws.result import FitResult
-from upcycle.paper.comparisons import Lead, Standing, clear_difference, leads, standing, tally
+from upcycle.paper.comparisons import Finding, Lead, Standing, Verdict, clear_difference, leads, standing, tally
 from upcycle.paper.inputs import Grid, Inputs
 from upcycle.paper.render import number, plural, signed
 from upcycle.paper.tables_data import LAWS, law_errors
 from upcycle.study.spec import short_count
 
-Verdict = Literal["clear", "part", "open", "against"]
 REJECTED = 0.05
 """A law whose lack of fit is less probable than this is rejected."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One sentence, and the numbers behind it."""
-
-    sentence: str
-    detail: str
-    verdict: Verdict = "clear"
-    """Whether the losses settle it: `clear`, in `part` (at some points), `open`, or `against` what the paper found."""
 
 
 def headline(inputs: Inputs, sweep: str | None = None) -> str:

@@ -12,19 +12,22 @@ from markupsafe import Markup, escape
 
 from upcycle.errors import UserError
 from upcycle.files import write_atomic
+from upcycle.paper.ablations import Observation
+from upcycle.paper.comparisons import Verdict
 from upcycle.paper.inputs import Inputs
+from upcycle.paper.observations import observe
 from upcycle.paper.render import number, plural, to_html
 from upcycle.report import laws, losses, sections
 from upcycle.report.background import Background, read_csv
 from upcycle.report.decisions import decisions
-from upcycle.report.findings import Verdict, findings, headline
+from upcycle.report.findings import findings, headline
 from upcycle.report.limits import limits
 from upcycle.report.trained_on import trained_on
 from upcycle.study import catalogue
 from upcycle.study.spec import short_count
 from upcycle.study.values import duration
 
-__all__ = ["Background", "headline", "write_report"]
+__all__ = ["Background", "summary", "write_report"]
 
 
 LONG = 60
@@ -45,6 +48,17 @@ def write_report(inputs: Inputs, background: Background, path: Path) -> None:
     Raises `UserError` naming a figure, table or record that is missing.
     """
     write_atomic(path, render(inputs, background))
+
+
+def summary(inputs: Inputs, background: Background) -> str:
+    """What was found as plain text: the headline, then a line for each ablation."""
+    seen = observe(inputs, background.figures)
+    lines = [f"{_name(catalogue.find_item(name))}: {each.finding.sentence}" for name, each in seen.items()]
+    return "\n".join([headline(inputs), *lines]) + "\n"
+
+
+def _name(item: catalogue.CatalogueItem) -> str:
+    return item.label or item.title.rstrip(".")
 
 
 def environment() -> jinja2.Environment:
@@ -79,7 +93,7 @@ def words(sentence: str) -> Markup:
 
 def render(inputs: Inputs, background: Background) -> str:
     """The page's HTML; the same inputs give the same text."""
-    grid = inputs.grid()
+    grid, seen = inputs.grid(), observe(inputs, background.figures)
     texts: list[dict[str, Any]] = []
     if not inputs.mark:  # else we tokenised nothing
         fingerprints = {inputs.record(run_id, "metrics")["tokens_fingerprint"] for run_id in inputs.losses["id"]}
@@ -100,7 +114,8 @@ def render(inputs: Inputs, background: Background) -> str:
             models=inputs.losses.sort_values(["model", "lineage", "D1", "D", "seed"]).to_dict("records"),
             kinds=sections.KINDS,
             evaluations=losses.evaluations(inputs, background),
-            figures=[_figure(name, background) for name in background.figures],
+            figures=[_figure(name, background, seen.get(name)) for name in background.figures],
+            ablations=[(name, _name(catalogue.find_item(name)), each) for name, each in seen.items()],
             tables=[_table(name, background) for name in background.tables],
             laws=laws.cards(inputs),
             rivals=trained_on(inputs, grid),
@@ -114,8 +129,8 @@ def render(inputs: Inputs, background: Background) -> str:
     )
 
 
-def _figure(name: str, background: Background) -> dict[str, Any]:
-    """A figure of the study: its SVG as a data address, title, caption."""
+def _figure(name: str, background: Background, seen: Observation | None) -> dict[str, Any]:
+    """A figure of the study: its SVG as a data address, title, caption, and what it shows."""
     item = catalogue.find_item(name, "figure")
     path = background.out / "figures" / f"{name}.svg"
     try:
@@ -124,7 +139,7 @@ def _figure(name: str, background: Background) -> dict[str, Any]:
         raise UserError(f"{path}: {error.strerror}; `snakemake {path}` makes it") from None
     # As an image, not inline: ids inside of two SVGs on one page would clash.
     source = "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
-    return {"name": name, "item": item, "source": source}
+    return {"name": name, "item": item, "source": source, "seen": str(seen or "")}
 
 
 def _table(name: str, background: Background) -> dict[str, Any]:

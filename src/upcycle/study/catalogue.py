@@ -47,6 +47,8 @@ class CatalogueItem:
     caption: str
     parameters: Mapping[str, str]
     """Options that config may give it, such as `sweep`, and the annotation of each."""
+    defaults: Mapping[str, Any]
+    """Values of the options that a study leaves out."""
     of_study: bool
     """Whether it reads the study's losses and fits; else it is the same for every study."""
     path: Path
@@ -111,6 +113,8 @@ def _item(path: Path, node: ast.FunctionDef, kind: ItemKind, document: str) -> C
     head = " ".join(head.split())
     match = _LABEL.match(head)
     arguments = [*node.args.args, *node.args.kwonlyargs]
+    given = [*node.args.defaults, *(each for each in node.args.kw_defaults if each is not None)]
+    without = len(arguments) - len(given)  # options have defaults, and nothing else has
     annotations = {each.arg: ast.unparse(each.annotation) if each.annotation else "" for each in arguments}
     return CatalogueItem(
         name=re.sub(r"^(figure|table)_(?=\d)", r"\1", node.name),
@@ -121,6 +125,7 @@ def _item(path: Path, node: ast.FunctionDef, kind: ItemKind, document: str) -> C
         title=head[match.end() :] if match else head,
         caption=" ".join(rest[0].split()) if rest else "",
         parameters={name: annotation for name, annotation in annotations.items() if annotation != "Inputs"},
+        defaults={each.arg: ast.literal_eval(value) for each, value in zip(arguments[without:], given, strict=True)},
         of_study="Inputs" in annotations.values(),
         path=path,
     )

@@ -30,7 +30,7 @@ RESERVED = ("evaluations", "figures", "fits", "logs", "reference", "runs", "simu
 
 OF_BENCHMARKS = ("table7",)
 """Figures and tables that read benchmarks.csv."""
-OF_RUNS = ("figure3", "table3", "table4", "table5", "table6")
+OF_RUNS = ("figure3", "figure7", "figure8", "figure9", "figure10", "table3", "table4", "table5", "table6")
 """Figures and tables that read more of a run than its row of losses.csv: its curve, or its specification."""
 
 
@@ -168,12 +168,12 @@ def _check_items(study: StudyConfig, names: StudyNames) -> None:
                 raise UserError(f"{section}.{name}: it shows scores of `benchmarks`, and the study has none; add them")
             if "sweep" in known[name].parameters and not grids:
                 raise UserError(f"{section}.{name}: it shows an upcycled sweep and the study has none; leave it out")
-            for option, value in known[name].read(options).items():
-                for each in value if isinstance(value, list) else [value]:
+            for option, value in {**known[name].defaults, **known[name].read(options)}.items():
+                for each in value if isinstance(value, (list, tuple)) else [value]:
                     if option in named and each is not None and each not in named[option]:
                         what = "upcycled sweep" if option == "sweep" else option.removesuffix("s")
-                        where, fix = f"{section}.{name}.{option}", nearest(each, named[option])
-                        raise UserError(f"{where}: the study has no {what} `{each}`; {fix}")
+                        where = f"{section}.{name}.{option}" + ("" if option in options else " (as by default)")
+                        raise UserError(f"{where}: the study has no {what} `{each}`; {nearest(each, named[option])}")
 
 
 def check_fit(key: str, fit: FitConfig) -> None:

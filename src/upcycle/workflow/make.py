@@ -164,7 +164,7 @@ def paper_inputs(workflow: Workflow) -> Any:
 
 def make_report(workflow: Workflow, out: Path) -> None:
     """report.html and summary.txt, after this invocation's time is on the books (timing.json)."""
-    from upcycle.report.page import Background, headline, write_report
+    from upcycle.report.page import Background, summary, write_report
 
     if REHEARSAL:
         command = REHEARSAL.command
@@ -178,12 +178,12 @@ def make_report(workflow: Workflow, out: Path) -> None:
         tokens=RESULTS / "tokens",
         title=workflow.study.title,
         command=command,
-        figures=tuple(workflow.study.figures),
+        figures=workflow.study.figures,
         tables=tuple(workflow.study.tables),
         total_runs=len(workflow.plan.runs),
     )
     write_report(inputs, background, out)
-    write_atomic(out.with_name("summary.txt"), headline(inputs) + "\n")
+    write_atomic(out.with_name("summary.txt"), summary(inputs, background))
 
 
 def write_timing(workflow: Workflow) -> None:
