@@ -19,7 +19,7 @@ from upcycle.train.schedule import learning_rate
 STEPS = {"dense_tokens": BUDGETS[1], "tokens": BUDGETS[1]}
 SEEDS = [0, 1, 2]
 UPCYCLED = {"kind": "upcycled", "model": "tiny", "moe": "8x2"}
-GRID = {**UPCYCLED, "dense_tokens": BUDGETS[:4], "tokens": BUDGETS[:4], "seed": [0, 1]}
+GRID = {**UPCYCLED, "dense_tokens": BUDGETS[:3], "tokens": BUDGETS[:3], "seed": [0, 1]}
 HALF = {"data.stop": 0.5}
 JAPANESE, CODE = {"data.dataset": "japanese-man"}, {"data.dataset": "python-stdlib"}
 SWEEPS: dict[str, dict[str, Any]] = {

@@ -104,7 +104,7 @@ def test_what_reads_folders_of_runs_is_refused(folder, name):
 
 def test_what_reads_folders_of_runs_is_known_from_the_source():
     """`OF_RUNS` names the figures and tables whose code asks for a run's files or specification, and no other."""
-    asks = re.compile(r"inputs\.(record|spec|chain)\(")
+    asks = re.compile(r"inputs\.(record|spec|chain|curve)\(")
     found = []
     for name, item in catalogue().items():
         functions = {

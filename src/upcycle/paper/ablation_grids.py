@@ -26,8 +26,13 @@ def text_of(grid: Grid) -> str:
 
 
 def see_texts(inputs: Inputs, sweeps: Sequence[str], model: str | None = None) -> Observation:
-    """Figure 11 in words."""
+    """Figure 11 in words.
+
+    Raises `UserError` without a fit of Equation 8 to each.
+    """
     grids = [inputs.grid(name, model) for name in sweeps]
+    for grid in grids:
+        inputs.fit(grid, "multiplicative")
     errors = {text_of(grid): law_errors(inputs, grid) for grid in grids}
     verdicts = [_best_is_multiplicative(inputs, grid) for grid in grids]
     compared = [text for text, found in errors.items() if len(found) > 1]

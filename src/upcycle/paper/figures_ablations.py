@@ -28,7 +28,7 @@ from upcycle.paper.ablations import (
     usual_coefficient,
 )
 from upcycle.paper.inputs import Inputs
-from upcycle.paper.paired import Ablation, Difference, Point
+from upcycle.paper.paired import Ablation, Difference, GridPoint
 from upcycle.study.spec import short_count
 from upcycle.train.schedule import learning_rate
 
@@ -193,7 +193,7 @@ def _differences(axes: Axes, entries: Sequence[tuple[str, Difference, style.Colo
 
 
 def _curves(
-    axes: Axes, inputs: Inputs, found: Ablation, point: Point, arm: str, colour: style.Colour, **more: Any
+    axes: Axes, inputs: Inputs, found: Ablation, point: GridPoint, arm: str, colour: style.Colour, **more: Any
 ) -> list[list[tuple[float, float]]]:
     """Held-out losses during training, a line a seed; returns (tokens, loss) of each."""
     drawn = []
@@ -206,14 +206,14 @@ def _curves(
     return drawn
 
 
-def _runs(found: Ablation, point: Point, arm: str) -> list[str]:
+def _runs(found: Ablation, point: GridPoint, arm: str) -> list[str]:
     rows = found.rows[found.rows["arm"] == arm]
-    for name, value in zip(Point._fields, point, strict=True):
+    for name, value in zip(GridPoint._fields, point, strict=True):
         rows = rows[rows[name] == value]
     return list(rows["id"])
 
 
-def _mean_balance(inputs: Inputs, found: Ablation, point: Point, arm: str) -> tuple[np.ndarray, np.ndarray]:
+def _mean_balance(inputs: Inputs, found: Ablation, point: GridPoint, arm: str) -> tuple[np.ndarray, np.ndarray]:
     """Tokens and balance loss of a layer, means over seeds and over stretches of tokens, each a factor longer."""
     curves = [np.array(balance_curve(inputs, run_id)) for run_id in _runs(found, point, arm)]
     tokens, balance = np.concatenate(curves).T
@@ -242,7 +242,7 @@ def _decades(low: float, high: float) -> Iterable[float]:
         high /= 4
 
 
-def _tokens_label(point: Point) -> str:
+def _tokens_label(point: GridPoint) -> str:
     return "tokens, $D$" if point.lineage in ("dense", "moe") else "tokens of upcycled training, $D_2$"
 
 

@@ -20,7 +20,7 @@ from upcycle.errors import UserError
 from upcycle.paper.render import plural, signed
 
 
-class Point(NamedTuple):
+class GridPoint(NamedTuple):
     """Where arms are compared: a kind of training, a size, a mixture and its budgets in tokens."""
 
     lineage: str
@@ -71,7 +71,7 @@ class Ablation:
     """Losses of the arms of an ablation: at each point a table [seeds, arms], arms in their order."""
 
     arms: tuple[str, ...]
-    tables: Mapping[Point, pd.DataFrame]
+    tables: Mapping[GridPoint, pd.DataFrame]
     rows: pd.DataFrame
     """The rows of losses.csv, with a column `arm`."""
 
@@ -85,19 +85,19 @@ class Ablation:
         arms = tuple(dict.fromkeys(name for name in order if name in set(names)))
         if len(arms) < 2:
             raise UserError(f"{where}: all runs are of one kind ({arms[0]}), there is nothing to compare")
-        place = list(Point._fields)
+        place = list(GridPoint._fields)
         if (twice := rows.duplicated([*place, "arm", "seed"], keep=False)).any():
             first, second = rows.loc[twice, "id"][:2]
             raise UserError(f"{where}: {first} and {second} differ in more than what is compared; name other sweeps")
         tables = {}
         for _, group in rows.groupby(place):
             first = group.iloc[0]
-            point = Point(first["lineage"], first["model"], first["moe"], int(first["D1"]), int(first["D"]))
+            point = GridPoint(first["lineage"], first["model"], first["moe"], int(first["D1"]), int(first["D"]))
             tables[point] = group.pivot_table(index="seed", columns="arm", values="loss").reindex(columns=list(arms))
         return cls(arms, tables, rows)
 
     @property
-    def longest(self) -> Point:
+    def longest(self) -> GridPoint:
         """The point with the most tokens, and of these with the most dense tokens."""
         return max(self.tables, key=lambda point: (point.D, point.D1))
 
@@ -115,7 +115,7 @@ class Ablation:
         return max(len(table.dropna()) for table in self.tables.values())
 
     def difference(
-        self, arm: str, reference: str, points: Iterable[Point] | None = None, *, among: int = 1
+        self, arm: str, reference: str, points: Iterable[GridPoint] | None = None, *, among: int = 1
     ) -> Difference | None:
         """The loss of `arm` minus that of `reference`, over these points (all); None where no point has both."""
         chosen = self.tables if points is None else {point: self.tables[point] for point in points}

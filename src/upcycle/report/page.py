@@ -27,7 +27,7 @@ from upcycle.study import catalogue
 from upcycle.study.spec import short_count
 from upcycle.study.values import duration
 
-__all__ = ["Background", "summary", "write_report"]
+__all__ = ["Background", "summary_text", "write_report"]
 
 
 LONG = 60
@@ -50,7 +50,7 @@ def write_report(inputs: Inputs, background: Background, path: Path) -> None:
     write_atomic(path, render(inputs, background))
 
 
-def summary(inputs: Inputs, background: Background) -> str:
+def summary_text(inputs: Inputs, background: Background) -> str:
     """What was found as plain text: the headline, then a line for each ablation."""
     seen = observe(inputs, background.figures)
     lines = [f"{_name(catalogue.find_item(name))}: {each.finding.sentence}" for name, each in seen.items()]

@@ -164,7 +164,7 @@ def paper_inputs(workflow: Workflow) -> Any:
 
 def make_report(workflow: Workflow, out: Path) -> None:
     """report.html and summary.txt, after this invocation's time is on the books (timing.json)."""
-    from upcycle.report.page import Background, summary, write_report
+    from upcycle.report.page import Background, summary_text, write_report
 
     if REHEARSAL:
         command = REHEARSAL.command
@@ -183,7 +183,7 @@ def make_report(workflow: Workflow, out: Path) -> None:
         total_runs=len(workflow.plan.runs),
     )
     write_report(inputs, background, out)
-    write_atomic(out.with_name("summary.txt"), summary(inputs, background))
+    write_atomic(out.with_name("summary.txt"), summary_text(inputs, background))
 
 
 def write_timing(workflow: Workflow) -> None:
