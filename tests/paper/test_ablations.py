@@ -96,7 +96,7 @@ def test_several_comparisons_need_more_for_each_to_be_clear():
         ("figure10", (0.0, {}), "clear", "within noise"),
         ("figure10", (0.3, {"sweeps": "repetition_same"}), "against", "changes the loss by +0."),
         ("learning_rates", (0.0, {}), "open", "within noise"),
-        ("learning_rates", (-0.1, {"sweeps": "lr_moe", "lr": 2e-3}), "clear", "mixtures: 2e-3 for tiny (at the edge of"),
+        ("learning_rates", (-0.1, {"sweeps": "lr_moe", "lr": 2e-3}), "clear", "mixtures: 2e-3 for tiny (at the edge"),
         ("learning_rates", (-0.1, {"sweeps": "lr_dense", "lr": 8e-3}), "open", "of dense models: 8e-3 for tiny;"),
     ],
 )  # fmt: skip

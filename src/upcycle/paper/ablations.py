@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from upcycle.errors import UserError
+from upcycle.laws.tables.mixed_kernels import check_one_set_of_kernels
 from upcycle.paper.comparisons import Finding, Verdict
 from upcycle.paper.inputs import Inputs
 from upcycle.paper.paired import Ablation, Difference
@@ -39,9 +40,11 @@ class Observation:
 def rows_of(inputs: Inputs, sweeps: Sequence[str]) -> pd.DataFrame:
     """Finished models of any of these sweeps, each once.
 
-    Raises `UserError` naming a sweep without any.
+    Raises `UserError` naming a sweep without any, and for runs of different kernels.
     """
-    return pd.concat([inputs.in_sweep(name) for name in sweeps]).drop_duplicates("id").sort_values("lr", kind="stable")
+    rows = pd.concat([inputs.in_sweep(name) for name in sweeps]).drop_duplicates("id").sort_values("lr", kind="stable")
+    check_one_set_of_kernels(rows, named(sweeps))
+    return rows
 
 
 def usual(inputs: Inputs, rows: pd.DataFrame, column: str) -> Any:
