@@ -17,7 +17,7 @@ from upcycle.study.methods import UpcyclingSpec
 from upcycle.study.shape import MoESpec
 
 Build = Callable[..., Transformer]
-GATES = ["topk_softmax", "softmax_topk", "softmax_topk_renormalised"]
+GATES = ["topk_softmax", "softmax_topk", "softmax_topk_renormalised", "sigmoid_topk_renormalised"]
 SIZES = [  # experts and top-k of the parent and of the child
     ((1, 1), (4, 1)),
     ((2, 1), (4, 2)),
@@ -72,6 +72,25 @@ def test_theory_names_the_cases() -> None:
     for gate, k in product(GATES, (1, 2, 8)):
         child = MoESpec(n_expert=8, top_k=k, gate=gate)
         assert preserves_mixture(dense, child) == preserves_function(child)
+
+
+@pytest.mark.parametrize("gate", ["topk_softmax", "sigmoid_topk_renormalised"])
+def test_copies_have_their_experts_bias_which_keeps_choices_beside_sigmoids_alone(build: Build, batch, gate) -> None:
+    """A child without biases drops them, one of a parent without begins at 0."""
+    fields = {"gate": gate, "bias_rate": 1e-3}
+    parent = build(moe=MoESpec(n_expert=4, top_k=2, **fields))
+    for mixture in parent.mixtures:
+        mixture.router.bias.copy_(torch.tensor([0.3, -0.3, 0.1, 0.0]))
+    child = expanded(parent, MoESpec(n_expert=8, top_k=4, **fields))
+    assert torch.equal(child.mixtures[0].router.bias, parent.mixtures[0].router.bias.repeat(2))
+    kept = preserves_mixture(parent.moe, child.moe)
+    assert kept == (gate == "sigmoid_topk_renormalised")
+    assert (gap(parent, child, batch()[0]) <= 1) == kept
+    plain = MoESpec(n_expert=8, top_k=4, gate=gate)
+    assert not preserves_mixture(parent.moe, plain)
+    assert not any("bias" in name for name in expanded(parent, plain).state_dict())
+    begun = expanded(build(moe=MoESpec(n_expert=4, top_k=2, gate=gate)), child.moe)
+    assert not begun.mixtures[1].router.bias.any()
 
 
 def test_experts_and_rows_of_the_router_are_copies_and_all_else_is_untouched(build: Build) -> None:

@@ -100,15 +100,24 @@ def preserves_mixture(parent: MoESpec, moe: MoESpec) -> bool:
     They do where a token's experts are copies of those that the parent chose, in equal numbers, and the weights of an
     expert's copies add up to its own: (1) K' = m K, by one gate, or by gates that are one function; (2) K = 1 and
     K' <= m, where both gates' weights sum to 1. Otherwise a token uses other experts: with K' = K = m = 2 both copies
-    of its best one.
+    of its best one. Biases choose the same experts for both only beside sigmoids: a softmax over m copies is m times
+    smaller, and a bias is not.
     """
     copies = moe.n_expert // parent.n_expert
+    before, after = (_gate_function(each) for each in (parent, moe))
+    if parent.bias_rate and not (moe.bias_rate and before == after == "sigmoid"):
+        return False
     sums_to_1 = preserves_function(parent) and preserves_function(moe)
     if parent.top_k == 1 and moe.top_k <= copies and sums_to_1:
         return True
-    # Gates of softmaxes whose weights sum to 1 are one function: a softmax over the chosen logits.
-    before, after = ("softmax" if preserves_function(each) else each.gate for each in (parent, moe))
     return moe.top_k == copies * parent.top_k and before == after
+
+
+def _gate_function(moe: MoESpec) -> str | None:
+    """Which function a gate is: those of softmaxes whose weights sum to 1 are one, a softmax over the chosen logits."""
+    if moe.gate == "sigmoid_topk_renormalised":
+        return "sigmoid"
+    return "softmax" if preserves_function(moe) else moe.gate
 
 
 def starves_router(moe: MoESpec) -> bool:
