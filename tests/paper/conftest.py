@@ -6,6 +6,7 @@ from pathlib import Path
 import own_model_sweep
 import pytest
 import simulated_ablations
+import simulated_methods
 import simulated_sweep
 from built_once import built_once
 
@@ -26,6 +27,12 @@ def own_model(tmp_path_factory):
 def ablations(tmp_path_factory):
     """A study of every ablation, all of whose arms have the same losses but for noise."""
     return simulated_ablations.read_inputs(built_once(tmp_path_factory, "ablations", simulated_ablations.write_results))
+
+
+@pytest.fixture(scope="session")
+def methods_inputs(tmp_path_factory):
+    """A study of upcycling methods whose losses differ by known amounts."""
+    return simulated_methods.read_inputs(built_once(tmp_path_factory, "methods", simulated_methods.write_results))
 
 
 @pytest.fixture

@@ -14,12 +14,13 @@ def test_the_paper_s_items_and_ours_are_found_with_label_title_and_caption():
     assert set(catalogue.catalogue("figure")) == of_the_paper | {
         "continued",
         "learning_rates",
+        "methods",
         "overview",
         "residuals",
         "thresholds",
     }
     numbered = {f"table{n}" for n in range(1, 9)}
-    assert set(catalogue.catalogue("table")) == numbered | {"laws", "audit"}
+    assert set(catalogue.catalogue("table")) == numbered | {"laws", "audit", "methods_compared", "methods_law"}
     item = catalogue.find_item("figure4")
     assert (item.label, item.function, list(item.parameters)) == ("Figure 4", "figure_4", ["sweep", "model"])
     assert item.title.startswith("Loss against D2")

@@ -8,6 +8,7 @@ from typing import Any
 from upcycle.paper.ablation_grids import see_texts, see_tuning
 from upcycle.paper.ablations import Observation, see_coefficients, see_rates, see_repetition, see_schedules
 from upcycle.paper.inputs import Inputs
+from upcycle.paper.method_findings import see_methods
 from upcycle.study.catalogue import find_item
 
 OBSERVATIONS: Mapping[str, Callable[..., Observation]] = {
@@ -17,6 +18,7 @@ OBSERVATIONS: Mapping[str, Callable[..., Observation]] = {
     "figure10": see_repetition,
     "figure11": see_texts,
     "learning_rates": see_tuning,
+    "methods": see_methods,
 }
 """By the figure's name; each takes the options of its figure."""
 

@@ -15,6 +15,7 @@ from upcycle.files import write_atomic
 from upcycle.paper.ablations import Observation
 from upcycle.paper.comparisons import Verdict
 from upcycle.paper.inputs import Inputs
+from upcycle.paper.method_findings import method_findings
 from upcycle.paper.observations import observe
 from upcycle.paper.render import number, plural, to_html
 from upcycle.report import laws, losses, sections
@@ -30,6 +31,8 @@ from upcycle.study.values import duration
 __all__ = ["Background", "summary_text", "write_report"]
 
 
+METHODS = "methods"
+"""The figure that has a section of its own."""
 LONG = 60
 """Characters of a cell from which a table is one of words: folded, its cells wrapped."""
 
@@ -115,7 +118,10 @@ def render(inputs: Inputs, background: Background) -> str:
             kinds=sections.KINDS,
             evaluations=losses.evaluations(inputs, background),
             figures=[_figure(name, background, seen.get(name)) for name in background.figures],
-            ablations=[(name, _name(catalogue.find_item(name)), each) for name, each in seen.items()],
+            ablations=[
+                (name, _name(catalogue.find_item(name)), each) for name, each in seen.items() if name != "methods"
+            ],
+            methods=method_findings(inputs, **background.figures["methods"]) if "methods" in background.figures else [],
             tables=[_table(name, background) for name in background.tables],
             laws=laws.cards(inputs),
             rivals=trained_on(inputs, grid),

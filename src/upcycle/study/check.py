@@ -18,6 +18,7 @@ from upcycle.study.columns import KINDS
 from upcycle.study.execution import Execution
 from upcycle.study.expressions import check_condition, parse
 from upcycle.study.imported import StudyNames, study_names
+from upcycle.study.kernel_fit import named_kernels
 from upcycle.study.registry import law_names, method_parameters
 from upcycle.study.study import EvaluationConfig, FitConfig, ImportedStudy, StudyConfig, describe_error, load_study
 from upcycle.study.values import NAME_LENGTH, is_name
@@ -30,6 +31,8 @@ RESERVED = ("evaluations", "figures", "fits", "logs", "reference", "runs", "simu
 
 OF_BENCHMARKS = ("table7",)
 """Figures and tables that read benchmarks.csv."""
+OF_ONE_SET_OF_KERNELS = ("methods", "methods_compared")
+"""Figures and tables of differences so small that other kernels would make them: the study must fix its kernels."""
 OF_RUNS = ("figure3", "figure7", "figure8", "figure9", "figure10", "table3", "table4", "table5", "table6")
 """Figures and tables that read more of a run than its row of losses.csv: its curve, or its specification."""
 
@@ -166,6 +169,8 @@ def _check_items(study: StudyConfig, names: StudyNames) -> None:
                 )
             if name in OF_BENCHMARKS and not study.benchmarks:
                 raise UserError(f"{section}.{name}: it shows scores of `benchmarks`, and the study has none; add them")
+            if name in OF_ONE_SET_OF_KERNELS and not isinstance(study, ImportedStudy):
+                _check_fixed_kernels(f"{section}.{name}", study.execution)
             if "sweep" in known[name].parameters and not grids:
                 raise UserError(f"{section}.{name}: it shows an upcycled sweep and the study has none; leave it out")
             for option, value in {**known[name].defaults, **known[name].read(options)}.items():
@@ -174,6 +179,19 @@ def _check_items(study: StudyConfig, names: StudyNames) -> None:
                         what = "upcycled sweep" if option == "sweep" else option.removesuffix("s")
                         where = f"{section}.{name}.{option}" + ("" if option in options else " (as by default)")
                         raise UserError(f"{where}: the study has no {what} `{each}`; {nearest(each, named[option])}")
+
+
+def _check_fixed_kernels(where: str, execution: Execution) -> None:
+    """Raise `UserError` where `auto` may choose other kernels for one run than for another."""
+    if execution.layers == "native":
+        return
+    if execution.layers == "composed" and {"attention", "experts"} <= named_kernels(execution.kernels).keys():
+        return
+    raise UserError(
+        f"{where}: it compares runs that must be computed by the same kernels, and `auto` may choose others for some; "
+        "name execution.layers: native (device cpu, float32), or composed with execution.attention and "
+        "execution.experts by name"
+    )
 
 
 def check_fit(key: str, fit: FitConfig) -> None:
