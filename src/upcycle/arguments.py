@@ -109,6 +109,8 @@ def _runs(verb: AddVerb) -> None:
     status.add_argument("--watch", action="store_true", help="renewed in place until all runs are finished, or Ctrl-C")
     status.add_argument("--json", action="store_true", help="as data")
     status.add_argument("--all", action="store_true", help="finished runs and those not started too")
+    fetch = verb("fetch", "Download the files of a data set of the Hugging Face hub, once, for all jobs.")
+    fetch.add_argument("name", help="a name under `datasets` with the key `hub`")
     tokenize = verb("tokenize", "Turn text into a token set, results/tokens/NAME.")
     tokenize.add_argument("name", help="a token set of the plan, e.g. english-1-bpe1024")
     tokenize.add_argument("--step", metavar="STEP", help="of a large corpus one step only, as Snakemake's jobs do")

@@ -165,6 +165,10 @@ def run_verb(args: argparse.Namespace) -> None:
         from upcycle.views.status import show_status
 
         print(show_status(workflow, as_json=args.json, every_run=args.all))
+    elif args.verb == "fetch":
+        from upcycle.workflow.hub_notes import fetch_job
+
+        fetch_job(workflow.study, args.name)
     elif args.verb == "adopt":
         from upcycle.workflow.adopt import adopt
 

@@ -61,7 +61,7 @@ LIBRARIES = {
     "bars": {"rich"},
     "manifest": set(),
     "study": {"pydantic", "yaml"},
-    "data": {"numpy", "pyarrow", "tokenizers", "zstandard"},
+    "data": {"huggingface_hub", "numpy", "pyarrow", "tokenizers", "zstandard"},
     "model": {"safetensors", "torch"},
     "laws": {"numpy", "pandas", "pydantic", "scipy"},
     "decisions": {"numpy", "pandas", "scipy"},

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from upcycle.errors import UserError
-from upcycle.workflow.texts import local_files
+from upcycle.study.study import LocalDataset
+from upcycle.workflow.texts import files_of
 
 
 def test_patterns_name_files_sorted_in_the_home_folder_and_below(
@@ -16,10 +17,8 @@ def test_patterns_name_files_sorted_in_the_home_folder_and_below(
     (tmp_path / "texts" / "more").mkdir(parents=True)
     for name in ("b.txt", "a.txt", "more/c.txt"):
         (tmp_path / "texts" / name).touch()
-    assert local_files(["~/texts/*.txt"], "datasets.mine.files") == [
-        tmp_path / "texts" / "a.txt",
-        tmp_path / "texts" / "b.txt",
-    ]
-    assert local_files(["texts/**/c.txt"], "datasets.mine.files") == [Path("texts/more/c.txt")]
+    both = LocalDataset(files=["~/texts/*.txt"], heldout_files=["texts/**/c.txt"])
+    assert files_of(both, "mine", "files") == [tmp_path / "texts" / "a.txt", tmp_path / "texts" / "b.txt"]
+    assert files_of(both, "mine", "heldout_files") == [Path("texts/more/c.txt")]
     with pytest.raises(UserError, match=r"datasets\.mine\.files: nothing matches `~/none\*`"):
-        local_files(["~/none*"], "datasets.mine.files")
+        files_of(LocalDataset(files=["~/none*"]), "mine", "files")

@@ -377,7 +377,7 @@ def test_a_file_that_is_no_study_is_refused_in_one_line(refusal, name):
         ("sweeps", "{}", "`sweeps`: .* at least 1 item"),
         ("fits/mult/sweep", "[]", "`fits.mult.sweep`: .* at least 1 item"),
         ("evaluations/web", "{dataset: english, sweep: []}", "`evaluations.web.sweep`: .* at least 1 item"),
-        ("datasets/mine/files", "[]", "`datasets.mine.files`: .* at least 1 item"),
+        ("datasets/mine/files", "[]", "`datasets.mine`: no `files`: name the text"),
         # Names that become files and words of a command
         ("data/version", '"$(touch X)"', "`data.version`: String should match pattern"),
         ("data/version", "a b", "`data.version`: String should match pattern"),

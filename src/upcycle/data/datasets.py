@@ -309,30 +309,31 @@ def local_dataset(
     *,
     heldout_files: Sequence[Path | str] = (),
     version: str = "1",
+    origin: str = "Local files",
 ) -> Dataset:
     """A user's own files as a data set.
 
     Documents of `heldout_files` are the held-out part; without such files, a hundredth of the documents is.
-    Raises UserError for a missing file or an unknown ending.
+    `origin` describes them in the manifest. Raises UserError for a missing file or an unknown ending.
     """
     # Held-out files come first: of a document on both sides, the training copy is the repetition that goes.
-    sources = [_local_source("heldout_files", heldout_files, heldout=True)] if heldout_files else []
+    sources = [_local_source("heldout_files", heldout_files, origin, heldout=True)] if heldout_files else []
     return Dataset(
         name=name,
         version=version,
-        description="Local files",
-        sources=(*sources, _local_source("files", files, heldout=False)),
+        description=origin,
+        sources=(*sources, _local_source("files", files, origin, heldout=False)),
         layout="verbatim",
         heldout_fraction=0.0 if heldout_files else HELDOUT_FRACTION,
     )
 
 
-def _local_source(name: str, files: Sequence[Path | str], *, heldout: bool) -> TextSource:
+def _local_source(name: str, files: Sequence[Path | str], origin: str, *, heldout: bool) -> TextSource:
     paths = tuple(Path(file) for file in files)
     return TextSource(
         name=name,
-        description="Local files",
-        licence="not stated: local files",
+        description=origin,
+        licence="not stated",
         parse=read_local,
         files=tuple(map(SourceFile, check_files(paths))),
         heldout=heldout,

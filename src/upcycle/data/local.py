@@ -60,6 +60,11 @@ def check_files(paths: Sequence[Path]) -> Sequence[Path]:
     return paths
 
 
+def has_reader(name: str) -> bool:
+    """Whether a file of this name can be read as text."""
+    return name.endswith(tuple(READERS))
+
+
 def hold_tokens(paths: Sequence[Path]) -> bool:
     """Whether the files are tokens of Megatron-LM, not text."""
     return any(path.suffix == TOKENS_ENDING for path in paths)

@@ -84,11 +84,12 @@ class Making:
         decontaminate: bool = True,
         version: str = "1",
         part_bytes: int = PART_BYTES,
+        origin: str = "Local files",
     ) -> None:
         if files is None:
             self.dataset = find_dataset(name)
         else:
-            self.dataset = local_dataset(name, files, heldout_files=heldout_files, version=version)
+            self.dataset = local_dataset(name, files, heldout_files=heldout_files, version=version, origin=origin)
         self.out_dir, self.work, self.cache_dir = out_dir, out_dir / WORK, cache_dir
         self.vocab_size, self.text_key, self.max_bad = vocab_size, text_key, max_bad
         self.where = dict(where or {})

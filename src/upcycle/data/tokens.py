@@ -37,7 +37,7 @@ def tokenize_corpus(name: str, out_dir: Path, **options: Any) -> dict[str, Any]:
     text, `version` that of the text.
     `heldout_fraction`: another than the data set's own.
     `decontaminate`: remove from the training part what it shares with the held-out part (default).
-    `cache_dir`: where packages are kept. `part_bytes`: what a step reads.
+    `cache_dir`: where packages are kept. `part_bytes`: what a step reads. `origin`: where the files are from.
     UserError for bad input.
     """
     making = Making(name, out_dir, **options)

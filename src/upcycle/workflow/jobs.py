@@ -20,7 +20,7 @@ from upcycle.workflow.dag import Workflow
 from upcycle.workflow.needs import check_scored, check_source, check_version
 from upcycle.workflow.paths import RESULTS, benchmark_path, evaluation_path
 from upcycle.workflow.pruning import Retention, check_start, restarted
-from upcycle.workflow.texts import local_files
+from upcycle.workflow.texts import files_of
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,9 @@ def tokenize_job(workflow: Workflow, name: str, step: str | None) -> None:
         options = {"text_key": local.text, "where": local.where, "max_bad": local.max_bad, "version": data.version}
         options["part_bytes"] = local.part_bytes
         for kind in ("files", "heldout_files"):
-            options[kind] = local_files(getattr(local, kind), f"datasets.{data.dataset}.{kind}")
+            options[kind] = files_of(local, data.dataset, kind)
+        if local.hub is not None:
+            options["origin"] = f"{local.hub.id} of the Hugging Face hub, commit {local.hub.revision}"
     options |= {"vocab_size": data.vocab_size, "tokenizer": data.tokenizer, "decontaminate": data.decontaminate}
     options["tokenizer_from"] = RESULTS / "tokens" / lender if lender else None
     if step is not None:

@@ -21,7 +21,7 @@ from upcycle.study.study import LocalDataset
 from upcycle.workflow.dag import TokenRecipe, Workflow
 from upcycle.workflow.paths import REHEARSAL, RESULTS, metrics_path, on_disk
 from upcycle.workflow.pruning import check_kept_for, check_start
-from upcycle.workflow.texts import all_files, local_files, tokens_to_make
+from upcycle.workflow.texts import all_files, files_of, tokens_to_make
 
 
 def check_needs(workflow: Workflow) -> None:
@@ -63,13 +63,14 @@ def check_source(workflow: Workflow, recipe: TokenRecipe) -> None:
     local = workflow.study.datasets.get(data.dataset)
     if local is None:
         check_version(data)
-    for kind in ("files", "heldout_files") if local else ():
-        key = f"datasets.{data.dataset}.{kind}"
-        for path in check_files(local_files(getattr(local, kind), key)):
-            if not os.access(path, os.R_OK):
-                raise UserError(f"{key}: {path} cannot be read; allow it, or name another file")
-    if local is not None and hold_tokens(all_files(local, data.dataset)):
-        _check_tokens(recipe, local)
+    else:
+        for key in ("files", "heldout_files"):
+            for path in check_files(files_of(local, data.dataset, key)):
+                if not os.access(path, os.R_OK):
+                    where = f"datasets.{data.dataset}.{key}"
+                    raise UserError(f"{where}: {path} cannot be read; allow it, or name another file")
+        if hold_tokens(all_files(local, data.dataset)):
+            _check_tokens(recipe, local)
     if recipe.borrowed_from is not None:
         return
     if data.tokenizer == "bpe":

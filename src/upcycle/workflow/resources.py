@@ -36,7 +36,7 @@ from upcycle.study.spec import RunSpec
 from upcycle.workflow.dag import Workflow
 from upcycle.workflow.nodes import START_UP_HOURS, TIME_SAFETY, Node
 from upcycle.workflow.paths import REHEARSAL, RESULTS
-from upcycle.workflow.texts import local_files, stages_of
+from upcycle.workflow.texts import files_of, stages_of
 
 HOST_GB = 4.0
 """10^9 bytes of a process beside arrays: the interpreter, torch, the CUDA context's and NCCL's host memory."""
@@ -137,10 +137,9 @@ class Cluster:
     def _heldout_bytes(self, name: str) -> float:
         data = self.workflow.token_sets[name].data
         local = self.workflow.study.datasets[data.dataset]
-        key = f"datasets.{data.dataset}"
-        if local.heldout_files:
-            return sum(path.stat().st_size for path in local_files(local.heldout_files, f"{key}.heldout_files"))
-        return HELDOUT_FRACTION * sum(path.stat().st_size for path in local_files(local.files, f"{key}.files"))
+        if heldout := files_of(local, data.dataset, "heldout_files"):
+            return sum(path.stat().st_size for path in heldout)
+        return HELDOUT_FRACTION * sum(path.stat().st_size for path in files_of(local, data.dataset, "files"))
 
     def small(self) -> JobRequest:
         """Of fits, figures, tables and the report."""

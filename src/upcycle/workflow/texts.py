@@ -12,19 +12,23 @@ from upcycle.errors import UserError
 from upcycle.files import given_path
 from upcycle.study.study import LocalDataset
 from upcycle.workflow.dag import Workflow
+from upcycle.workflow.hub_notes import fetched_files, noted_files
 from upcycle.workflow.paths import REHEARSAL, RESULTS, evaluation_tokens_id, metrics_path, on_disk, tokens_path
 
 
-def local_files(patterns: list[str], key: str) -> list[Path]:
-    """Files that the glob patterns under a key of the study name, sorted.
+def files_of(local: LocalDataset, name: str, key: str) -> list[Path]:
+    """Files of a user's data set by their key, `files` or `heldout_files`, sorted within each pattern.
 
-    Raises `UserError` for a pattern that matches nothing.
+    Raises `UserError` for a pattern that matches nothing, and for a hub's data set that was not fetched.
     """
+    if local.hub is not None:
+        return fetched_files(local, name)[key]
     found: list[Path] = []
-    for pattern in patterns:
+    for pattern in getattr(local, key):
         matches = _matches(pattern)
         if not matches:
-            raise UserError(f"{key}: nothing matches `{pattern}` in {Path.cwd()}; put the files there, or name theirs")
+            where = f"datasets.{name}.{key}: nothing matches `{pattern}` in {Path.cwd()}"
+            raise UserError(f"{where}; put the files there, or name theirs")
         found += matches
     return found
 
@@ -64,9 +68,10 @@ def _stages(workflow: Workflow, name: str) -> list[list[str]]:
     local = workflow.study.datasets.get(dataset)
     if REHEARSAL or local is None or name not in tokens_to_make(workflow):
         return []
-    if not all(map(_matches, (*local.heldout_files, *local.files))):
+    try:
+        files = all_files(local, dataset)
+    except UserError:
         return []  # the plan is shown all the same: `needs` names what is missing
-    files = all_files(local, dataset)
     if hold_tokens(files):
         return []
     stages = making_steps(files, local.part_bytes)
@@ -74,9 +79,8 @@ def _stages(workflow: Workflow, name: str) -> list[list[str]]:
 
 
 def all_files(local: LocalDataset, name: str) -> list[Path]:
-    """Files of a user's data set in the order of its steps. Raises `UserError` for a pattern that matches nothing."""
-    patterns = {"heldout_files": local.heldout_files, "files": local.files}
-    return [path for kind, each in patterns.items() for path in local_files(each, f"datasets.{name}.{kind}")]
+    """Files of a user's data set in the order of its steps. Raises `UserError` as `files_of`."""
+    return [path for key in ("heldout_files", "files") for path in files_of(local, name, key)]
 
 
 def check_texts(workflow: Workflow) -> None:
@@ -90,10 +94,13 @@ def check_texts(workflow: Workflow) -> None:
         if local is None or not (folder / MANIFEST).exists():
             continue
         lent = recipe.borrowed_from is not None or recipe.data.tokenizer == "bpe"
-        patterns = {
-            "files": local.files,
-            "heldout_files": local.heldout_files,
-            "tokenizer": [] if lent else [glob.escape(recipe.data.tokenizer)],
-        }
-        now = {kind: [path for pattern in each for path in _matches(pattern)] for kind, each in patterns.items()}
+        now = {key: _present(local, recipe.data.dataset, key) for key in ("files", "heldout_files")}
+        now["tokenizer"] = [] if lent else _matches(glob.escape(recipe.data.tokenizer))
         check_unchanged(folder, now, text_key=local.text, where=local.where)
+
+
+def _present(local: LocalDataset, name: str, key: str) -> list[Path]:
+    """Those of the files of a key that are there."""
+    if local.hub is None:
+        return [path for pattern in getattr(local, key) for path in _matches(pattern)]
+    return [path for path in noted_files(local, name).get(key, []) if path.exists()]
