@@ -45,8 +45,8 @@ def upcycle(
     given = full_upcycling(name, parameters or UpcyclingSpec()).model_dump(exclude_none=True, exclude={"optimizer"})
     _check_state(parent_state, model, parent_moe)
     # Identical experts compute the dense MLP only if the gate weights of a token sum to 1 (`preserves_function`). They
-    # are not scaled here for other gates: that would be another method. The router is fresh, as a dense model has
-    # nothing to copy it from, and random, as equal rows would send every token to the same experts.
+    # are scaled for other gates by those methods alone that scale them anyway. The router is fresh, as a dense model
+    # has nothing to copy it from, and random, as equal rows would send every token to the same experts.
     state: dict[str, Tensor] = {}
     for key, weight in parent_state.items():
         if key.endswith(".moe.w_in"):
@@ -155,6 +155,8 @@ def receipt(
         "parameters": dict(parameters),
         "n_expert": spec.n_expert,
         "top_k": spec.top_k,
+        "granularity": spec.granularity,
+        "shared_expert": spec.shared_expert,
         "gate": spec.gate,
         "router_std": [router.std().item() for router in routers],
         "logit_gap": gap,
@@ -207,6 +209,7 @@ def _statement(
     kept = "is" if gap <= ZERO_GAP * max(largest, 1.0) else "is not"
     whose = "parent's" if parent else "dense"
     function = f"The {whose} function {kept} preserved: the largest logit gap is {gap:.2g}."
+    scaled = spec.granularity > 1 or spec.shared_expert > 0
     if starves_router(spec):
         cost = (
             f"Top-1 under {spec.gate} starves the router: a token's one gate weight is always 1, so the "
@@ -219,6 +222,11 @@ def _statement(
             f"logits differ by the noise on the router alone: so at first a token's {spec.top_k} experts are copies of "
             f"its best {-(-spec.top_k // copies)}."
         )
+    elif not preserves_function(spec) and scaled:
+        cost = (
+            f"Under {spec.gate} the gate weights of a token do not sum to 1; the experts are scaled for a router that "
+            "prefers none. In return the router learns from the cross-entropy at once."
+        )
     elif not preserves_function(spec):
         cost = (
             f"Under {spec.gate} the {spec.top_k} of {spec.n_expert} gate weights of a token sum to less than 1, so "
@@ -227,6 +235,8 @@ def _statement(
         )
     elif not exact:
         cost = "The experts differ from the dense MLP and from each other, so the router learns at once."
+    elif spec.granularity > 1:
+        cost = "The experts of a group are different parts of the dense MLP, so the router learns at once."
     else:
         cost = (
             "Experts that compute the same give the router no cross-entropy gradient at first; it begins when the "

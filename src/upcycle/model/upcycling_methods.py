@@ -7,6 +7,7 @@ Shapes: D d_model, M width of the MLP, E experts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from upcycle.errors import UserError, nearest
-from upcycle.model.transformer import generator_of
+from upcycle.model.transformer import generator_of, router_weight
 from upcycle.study.shape import ModelSpec, MoESpec
 
 
@@ -70,9 +71,10 @@ class Method:
 
     make: Callable[..., dict[str, Tensor]]
     """From a `DenseMLP` (of `expand` a `ParentMixture`) and the method's parameters to the layer's weights by their
-    name below `blocks.{i}.moe`: `w_in` (E, 2M, D), `w_out` (E, D, M), and `router.weight` unless it is fresh."""
+    name below `blocks.{i}.moe`: `w_in` (E, 2M, D), `w_out` (E, D, M), `router.weight` unless it is fresh, and
+    `shared.w_in` and `shared.w_out` of shared experts."""
     exact: bool
-    """Whether every expert computes what the dense MLP does."""
+    """Whether a token's experts together compute what the dense MLP does, if their gate weights sum to 1."""
     moves: bool
     """Whether each weight of an expert is one of the parent's, unscaled, so that AdamW's moments can follow it."""
 
@@ -205,13 +207,76 @@ def expand(mixture: ParentMixture, *, router_noise: float = 0.01) -> dict[str, T
     `router_noise`: standard deviation relative to that of the router's weights. Without noise, copies that a token
     always chooses together have equal gradients and never differ.
     """
-    made = {name: weight.repeat(mixture.copies, *[1] * (weight.ndim - 1)) for name, weight in mixture.weights.items()}
+    made = {
+        name: weight.clone() if name.startswith("shared.") else weight.repeat(mixture.copies, *[1] * (weight.ndim - 1))
+        for name, weight in mixture.weights.items()
+    }
     rows_ED = made["router.weight"]
     std = router_noise * mixture.weights["router.weight"].std().item()
     for expert in range(len(mixture.weights["router.weight"]), len(rows_ED)):
         generator = generator_of(f"{mixture.block}.moe.upcycling.{expert}", mixture.seed)
         rows_ED[expert] += torch.empty_like(rows_ED[expert]).normal_(0.0, std, generator=generator)
     return made
+
+
+@method(exact=True)
+def fine_grained(mlp: DenseMLP) -> dict[str, Tensor]:
+    """Experts are slices of the dense MLP's hidden units, G = granularity of them, each E / G times (Nemotron, arXiv
+    2410.07524; Megatron's `upcycling_utils.py`).
+
+    Experts jG to jG + G - 1 are a virtual group, one copy of every slice, and have equal rows of the router. So each of
+    a token's K / G best groups is chosen whole, and its slices have equal gate weights. Where all these sum to 1, the
+    slices scaled by G add up to the dense MLP, exactly. Under `softmax_topk` they are scaled by E G / K (E counts the
+    slices; E G^2 / topk in Nemotron's, which counts groups): right for a router that prefers none.
+
+    The factor c is put as sqrt(c) on the up projection and on the output, in which SwiGLU is linear. Megatron has its
+    cube root on gate, up and output: exact for a squared ReLU, which is homogeneous of degree 2, not for SwiGLU.
+    """
+    granularity = mlp.moe.granularity
+    scales_G = torch.full((granularity,), float(granularity) * _lacking(mlp.moe))
+    return _grouped_slices(mlp, scales_G)
+
+
+@method(exact=True)
+def shared_expert(mlp: DenseMLP) -> dict[str, Tensor]:
+    """The s shared experts are the first s slices of the dense MLP (all of it, if s = granularity); the routed experts
+    are those of `fine_grained`, at granularity 1 copies.
+
+    A slice that is also shared gives half of its output from there and half from the routed copies, so the function is
+    preserved. The halves are ours. OLMoE's `share` (`sparsify_ckpt_unsharded.py`) copies the MLP to both places
+    unscaled, which doubles its output; mergekit's `residual_scale` leaves the scale to the user.
+    """
+    moe, model = mlp.moe, mlp.model
+    scales_G = torch.full((moe.granularity,), float(moe.granularity) * _lacking(moe))
+    scales_G[: moe.shared_expert] /= 2
+    width, root = moe.shared_width(model), math.sqrt(1 / 2)
+    gate_MD, up_MD = mlp.w_in_2MD.chunk(2)
+    return _grouped_slices(mlp, scales_G) | {
+        "shared.w_in": torch.cat([gate_MD[:width], root * up_MD[:width]]),
+        "shared.w_out": root * mlp.w_out_DM[:, :width],
+    }
+
+
+def _grouped_slices(mlp: DenseMLP, scales_G: Tensor) -> dict[str, Tensor]:
+    """Virtual groups of all slices of the dense MLP, the output of slice g times scales_G[g], and their router."""
+    moe, granularity = mlp.moe, mlp.moe.granularity
+    groups = moe.n_expert // granularity
+    roots_G11 = scales_G.sqrt().view(-1, 1, 1).to(mlp.w_in_2MD)
+    gate_GMD, up_GMD = (matrix.unflatten(0, (granularity, -1)) for matrix in mlp.w_in_2MD.chunk(2))
+    w_in_G2MD = torch.cat([gate_GMD, roots_G11 * up_GMD], dim=1)
+    w_out_GDM = roots_G11 * mlp.w_out_DM.unflatten(1, (granularity, -1)).transpose(0, 1)
+    one_a_group = moe.model_copy(update={"n_expert": groups})
+    router = router_weight(mlp.model, one_a_group, f"{mlp.block}.moe.router", mlp.seed).to(mlp.w_in_2MD)
+    return {
+        "w_in": w_in_G2MD.repeat(groups, 1, 1),
+        "w_out": w_out_GDM.repeat(groups, 1, 1),
+        "router.weight": router.repeat_interleave(granularity, 0),
+    }
+
+
+def _lacking(moe: MoESpec) -> float:
+    """What a token's gate weights must be multiplied by to sum to 1, under `softmax_topk` for equal router logits."""
+    return moe.n_expert / moe.top_k if moe.gate == "softmax_topk" else 1.0
 
 
 def find_method(name: str) -> Method:

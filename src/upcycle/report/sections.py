@@ -108,6 +108,9 @@ def receipts(inputs: Inputs) -> dict[str, Any] | None:
     kinds: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for receipt in found:
         parameters = receipt.get("parameters", {})  # receipts of before methods had any lack them
+        shape = {name: receipt[name] for name in ("granularity", "shared_expert") if name in receipt}
+        if shape != {"granularity": 1, "shared_expert": 0}:
+            parameters = shape | parameters
         own = ", ".join(f"{name} {value}" for name, value in parameters.items())
         kind = (own, *(receipt[name] for name in ("method", "n_expert", "top_k", "gate")))
         kinds.setdefault(kind, []).append(receipt)

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from upcycle.study.registry import method_parameters, moving_methods
-from upcycle.study.shape import Frozen
+from upcycle.study.shape import Frozen, MoESpec
 from upcycle.study.values import Number, Positive, Share
 
 
@@ -56,3 +56,32 @@ def full_upcycling(method: str, given: UpcyclingSpec) -> UpcyclingSpec:
                 f"(its own: {own})"
             )
     return UpcyclingSpec(**known[method] | given.model_dump(exclude_defaults=True))
+
+
+def check_experts(method: str, moe: MoESpec) -> None:
+    """Raise ValueError for a shape of experts that the method does not make."""
+    granularity, shared = moe.granularity, moe.shared_expert
+    if method not in ("fine_grained", "shared_expert"):
+        if granularity > 1 or shared:
+            raise ValueError(
+                f"method `{method}` makes experts as wide as the dense MLP, and none that all tokens share; with "
+                f"moe.granularity {granularity} and moe.shared_expert {shared} name `fine_grained` or `shared_expert`"
+            )
+        return
+    if method == "fine_grained" and (granularity == 1 or shared):
+        raise ValueError(
+            f"method `fine_grained` cuts the dense MLP into moe.granularity slices, all of them routed: with "
+            f"granularity {granularity} and moe.shared_expert {shared} name "
+            f"`{'shared_expert' if shared else 'copy'}`"
+        )
+    if method == "shared_expert" and not 1 <= shared <= granularity:
+        raise ValueError(
+            f"method `shared_expert` fills the shared experts with slices of the dense MLP: moe.shared_expert {shared} "
+            f"is not from 1 to moe.granularity {granularity}"
+        )
+    for name, number in (("n_expert", moe.n_expert), ("top_k", moe.top_k)):
+        if number % granularity:
+            raise ValueError(
+                f"method `{method}`: moe.{name} {number} is no multiple of moe.granularity {granularity}, and a token "
+                "begins with whole copies of the dense MLP"
+            )

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from upcycle.study.methods import UpcyclingSpec, full_upcycling
+from upcycle.study.methods import UpcyclingSpec, check_experts, full_upcycling
 from upcycle.study.shape import Frozen, ModelSpec, MoESpec, check_expansion
 from upcycle.study.values import (
     Beta,
@@ -199,6 +199,8 @@ class Recipe(Frozen):
             raise ValueError("a run of origin `checkpoint` has the fingerprint of one, and no other has")
         if upcycled:
             object.__setattr__(self, "upcycling", full_upcycling(self.method, self.upcycling))
+            if self.moe is not None and self.method != EXPAND:
+                check_experts(self.method, self.moe)
         elif self.upcycling != UpcyclingSpec():
             raise ValueError(f"`upcycling` has the parameters of an upcycling method: origin {self.origin} has none")
         if (self.origin == f"upcycle:{EXPAND}") != (self.parent_moe is not None):
