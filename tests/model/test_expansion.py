@@ -105,6 +105,13 @@ def test_experts_and_rows_of_the_router_are_copies_and_all_else_is_untouched(bui
         assert torch.equal(parent.state_dict()[name], before[name])
 
 
+def test_experts_of_any_shape_are_copied_and_shared_ones_stay_as_they_are(build: Build, batch) -> None:
+    parent = build(moe=MoESpec(n_expert=4, top_k=2, granularity=2, shared_expert=1))
+    child = expanded(parent, MoESpec(n_expert=8, top_k=4, granularity=2, shared_expert=1))
+    assert torch.equal(child.mixtures[1].shared.w_in, parent.mixtures[1].shared.w_in)
+    assert gap(parent, child, batch()[0]) <= 1
+
+
 def test_noise_is_on_the_rows_of_the_copies_alone_and_relative_to_the_routers_weights(build: Build) -> None:
     parent = build(moe=MoESpec(n_expert=4, top_k=2))
     name, rows = "blocks.1.moe.router.weight", parent.state_dict()["blocks.1.moe.router.weight"]
