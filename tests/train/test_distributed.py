@@ -69,6 +69,7 @@ OTHER = {
 RUNS = {
     "dense": DENSE,
     "moe": small_run(optim=OPTIM, end_step=N_STEPS, moe=MOE | {"bias_rate": 1e-2, "z_coef": 1e-2}),
+    "fine": small_run(optim=OPTIM, moe=MOE | {"granularity": 2, "shared_expert": 1}),
     "three": small_run(optim=OPTIM, end_step=N_STEPS, moe=MOE | {"n_expert": 3}),
     "rough": small_run(optim=OPTIM, dtype="bfloat16"),
     "rough_moe": small_run(optim=OPTIM, dtype="bfloat16", moe=MOE),
@@ -82,6 +83,8 @@ GRADIENTS: dict[int, dict[str, tuple[str, dict[str, Any]]]] = {
         "dense_tensor": ("dense", {"tensor_parallel": 2}),
         "moe_accumulated": ("moe", {"micro_batch": 2}),
         "moe_tensor": ("moe", {"tensor_parallel": 2, "micro_batch": 2}),
+        "fine": ("fine", {"micro_batch": 2, "exchange": "update"}),
+        "fine_tensor": ("fine", {"tensor_parallel": 2, "micro_batch": 2}),
         "three_recomputed": ("three", {"activation_checkpointing": "block"}),
         "rough": ("rough", {}),
         "rough_moe": ("rough_moe", {}),
@@ -144,7 +147,7 @@ def results(tokens_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder.mkdir()
     for name in ("dense", "moe", "up", "other", "other_up"):
         train_in(one, tokens_dir, RUNS[name], COMPOSED)
-    for name in ("dense", "moe", "three", "rough", "rough_moe", "other"):
+    for name in ("dense", "moe", "fine", "three", "rough", "rough_moe", "other"):
         gradients(job_of("gradients", RUNS[name], one / f"gradients-{name}", tokens_dir, {}), Group())
     jobs: dict[int, list[Job]] = {}
     for size, cases in GRADIENTS.items():

@@ -28,6 +28,8 @@ from upcycle.train.optim import build_optimizer, global_norm, gradient_norms, sc
 from upcycle.workflow.invocation import ALLOCATOR
 
 MOE = {"n_expert": 4, "top_k": 2, "balance_group": 1}
+FINE = {"n_expert": 8, "top_k": 2, "granularity": 2, "shared_expert": 3, "balance_group": 1}
+"""Narrow experts, and shared ones that are together wider than those of a token."""
 
 
 def run_of(shape: dict[str, Any], *, sequences: int, context: int, moe: dict | None, dtype: str = "float32") -> RunSpec:
@@ -119,6 +121,23 @@ def test_live_tensors_at_the_peak_are_those_of_the_formula(
     settings = Execution(device="cpu", layers="composed", eval_batch=1).model_copy(update=execution)
     ratio = live_peak(run, settings) / peak_memory(run, settings).tensors
     assert ratio == pytest.approx(1, abs=0.06 if execution or dtype != "float32" else 0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("shape", "dtype", "execution"),
+    [
+        (ACTIVATIONS, "float32", {}),
+        (ACTIVATIONS, "float32", {"experts": "loop"}),
+        (ACTIVATIONS, "bfloat16", {}),
+        (WEIGHTS, "float32", {"micro_batch": 1}),
+    ],
+    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else value,
+)
+def test_live_tensors_of_narrow_and_shared_experts_are_those_of_the_formula(
+    shape: dict[str, Any], dtype: str, execution: dict[str, Any]
+) -> None:
+    test_live_tensors_at_the_peak_are_those_of_the_formula(shape, dtype, execution, FINE)
 
 
 # --- fresh processes

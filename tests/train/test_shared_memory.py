@@ -83,7 +83,7 @@ def reporting(resize: Callable[[Tensor], None], live: Live) -> Callable[[Tensor]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moe", [None, MOE], ids=["dense", "moe"])
+@pytest.mark.parametrize("moe", [None, MOE, MOE | {"granularity": 2, "shared_expert": 2}], ids=["dense", "moe", "fine"])
 @pytest.mark.parametrize("exchange", ["micro_batch", "update"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_formula_bounds_what_a_process_holds(shape: str, exchange: str, moe: dict[str, int] | None) -> None:
