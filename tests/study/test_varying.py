@@ -102,3 +102,15 @@ def test_labels_tell_runs_apart_by_what_differs(tmp_path):
         "upcycled tiny D1=5.12k D2=5.12k seed=1",
     }
     assert labels[built.runs[built.sweeps["sizes"][1]].parent] == "dense wide trunk to 4.61k"
+
+
+def test_labels_name_the_method_and_the_parameters_that_it_has(tmp_path):
+    base = STUDY["sweeps"]["seeds"] | {"seed": 0}
+    sweeps = {
+        "plain": base | {"method": ["copy", "noise"]},
+        "ratio": base | {"method": "drop", "set": {"upcycling.share": [0.25, 0.5]}},
+    }
+    built = build_plan(StudyConfig.model_validate(STUDY | {"sweeps": sweeps}), tmp_path)
+    labels = {run_labels(built)[run_id] for ids in built.sweeps.values() for run_id in ids}
+    name = "upcycled D1=5.12k D2=5.12k method="
+    assert labels == {f"{name}{each}" for each in ("copy", "noise", "drop share=0.25", "drop share=0.5")}

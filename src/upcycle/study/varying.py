@@ -116,8 +116,11 @@ def _told_apart(plan: Plan, ids: list[str]) -> dict[str, list[str]]:
         if kinds(best) == now:
             return {run_id: [*words, run_id[-10:]] for run_id, words in shown.items()}
         for run_id in ids:
-            value = value_text(settings[run_id].get(best))
+            value = settings[run_id].get(best)
+            if value is None and best.startswith("upcycling."):
+                continue  # its method has no such parameter
             whose = next((word for prefix, word in OF_PARENT.items() if best.startswith(prefix)), "")
             whose = "parent_" if best.startswith("parent_moe.") else whose
-            shown[run_id].append(f"{whose}{best.rpartition('.')[2]}={value}")
+            word = f"{best.rpartition('.')[2]}={value_text(value)}".replace("origin=upcycle:", "method=")
+            shown[run_id].append(whose + word)
     return shown
