@@ -190,8 +190,10 @@ def drop(mlp: DenseMLP, *, share: float = 0.5, shared_indices: bool = True) -> d
 @method(exact=True, moves=True)
 def permuted(mlp: DenseMLP) -> dict[str, Tensor]:
     """The hidden units of each expert are in a random order of their own (ours): the function of `copy` up to rounding,
-    and weights that lie apart. A control: training commutes with the order, so losses are those of `copy` up to rounding
-    too."""
+    and weights that lie apart.
+
+    A control: training commutes with the order of units, so its losses are those of `copy` up to rounding too.
+    """
 
     def change(gate: Tensor, up: Tensor, down: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         order = torch.randperm(len(gate), generator=generator)
