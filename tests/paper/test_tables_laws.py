@@ -42,5 +42,5 @@ def test_fits_to_other_losses_are_left_out(inputs):
     fewer = dataclasses.replace(inputs.fits["additive"], ids=inputs.fits["additive"].ids[:-1])
     others = dataclasses.replace(inputs, fits={**inputs.fits, "additive": fewer})
     assert "additive" not in laws(others).index
-    with pytest.raises(UserError, match="no law is fitted to all runs of sweep `upcycled`"):
+    with pytest.raises(UserError, match="no law is fitted to all runs of any upcycled sweep"):
         laws(dataclasses.replace(inputs, fits={"additive": fewer}))

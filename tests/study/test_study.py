@@ -133,6 +133,14 @@ def test_unknown_names_of_other_layers_are_found_when_planning(tmp_path, path, v
         check_names(study)
 
 
+def test_the_table_of_laws_needs_a_law_before_anything_is_trained(tmp_path):
+    study = changed("tables", {"laws": {}})
+    check_names(load_study(write(tmp_path, study)))
+    study["fits"] = {"rows": {"law": "power", "sweep": "upcycled", "by": "D1"}}
+    with pytest.raises(UserError, match=r"tables.laws: .* `fits` has none of `sweep: upcycled`; add one"):
+        check_names(load_study(write(tmp_path, study)))
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [

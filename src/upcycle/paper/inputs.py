@@ -148,6 +148,11 @@ class Inputs:
             raise UserError(f"losses.csv has no finished run of sweep `{sweep}`; sweeps in it: {known}")
         return chosen
 
+    def upcycled_sweeps(self) -> list[str]:
+        """Sweeps of upcycled models alone, the largest first; of equals, in the study's order."""
+        upcycled = [name for name in self.sweep_names() if (self.in_sweep(name)["lineage"] == "up").all()]
+        return sorted(upcycled, key=lambda name: -len(self.in_sweep(name)))
+
     def grids(self, sweep: str | None = None) -> list[Grid]:
         """The (D1, D2) grids of an upcycled sweep (None: the largest there is), one a model, mixture and arm.
 
@@ -155,10 +160,10 @@ class Inputs:
         models, or with several at one point of a grid, as axes of the dense parent's settings give.
         """
         if sweep is None:
-            upcycled = [name for name in self.sweep_names() if (self.in_sweep(name)["lineage"] == "up").all()]
+            upcycled = self.upcycled_sweeps()
             if not upcycled:
                 raise UserError("losses.csv has no finished upcycled sweep: train one, e.g. `snakemake sweep_upcycled`")
-            sweep = max(upcycled, key=lambda name: len(self.in_sweep(name)))
+            sweep = upcycled[0]
         rows = self.in_sweep(sweep)
         rows = rows[rows["lineage"] == "up"]
         if rows.empty:

@@ -23,17 +23,14 @@ def laws(inputs: Inputs, sweep: str | None = None) -> pd.DataFrame:
     rejects the law. p of no interaction: probability of an interaction as large if there were none (bootstrap).
     `warning`, where there is one, names what limits trust in a row; the report's section on laws has it in full.
 
-    Raises `UserError` when no law is fitted to the sweep.
+    Without `sweep` of the largest one that laws are fitted to. Raises `UserError` when no law is fitted to the sweep.
     """
-    grid = inputs.grid(sweep)
-    runs = set(grid.rows["id"])
-    found = {
-        name.replace("_", " "): fit
-        for name, fit in inputs.fits.items()
-        if fit.by is None and set(fit.ids) == runs and fit.response == "loss"
-    }
+    found = next(
+        filter(None, (_fitted_to(inputs, name) for name in ([sweep] if sweep else inputs.upcycled_sweeps()))), {}
+    )
     if not found:
-        raise UserError(f"no law is fitted to all runs of sweep `{grid.sweep}`: add one under `fits` in the study")
+        which = f"sweep `{sweep}`" if sweep else "any upcycled sweep"
+        raise UserError(f"no law is fitted to all runs of {which}: add one under `fits` in the study")
     # The paper's law is the reference; without its error, the best law is.
     reference = next(
         (name for name, fit in found.items() if fit.law == "multiplicative" and fit.loo_residuals_log is not None),
@@ -47,6 +44,16 @@ def laws(inputs: Inputs, sweep: str | None = None) -> pd.DataFrame:
     if any(fit.warnings for fit in found.values()):
         frame["warning"] = [", ".join(found[name].warnings) for name in frame.index]
     return frame
+
+
+def _fitted_to(inputs: Inputs, sweep: str) -> dict[str, FitResult]:
+    """The fits to all runs of a sweep's largest grid, by name."""
+    runs = set(inputs.grid(sweep).rows["id"])
+    return {
+        name.replace("_", " "): fit
+        for name, fit in inputs.fits.items()
+        if fit.by is None and set(fit.ids) == runs and fit.response == "loss"
+    }
 
 
 def _against(inputs: Inputs, fit: FitResult, reference: FitResult, name: str) -> dict[str, Any]:

@@ -179,6 +179,8 @@ def _check_items(study: StudyConfig, names: StudyNames) -> None:
                         what = "upcycled sweep" if option == "sweep" else option.removesuffix("s")
                         where = f"{section}.{name}.{option}" + ("" if option in options else " (as by default)")
                         raise UserError(f"{where}: the study has no {what} `{each}`; {nearest(each, named[option])}")
+            if name == "laws":
+                _check_compared(study, [options["sweep"]] if options.get("sweep") else sorted(grids))
 
 
 def _check_fixed_kernels(where: str, execution: Execution) -> None:
@@ -192,6 +194,15 @@ def _check_fixed_kernels(where: str, execution: Execution) -> None:
         "name execution.layers: native (device cpu, float32), or composed with execution.attention and "
         "execution.experts by name"
     )
+
+
+def _check_compared(study: StudyConfig, sweeps: Collection[str]) -> None:
+    """Table `laws` compares fits to the runs of one sweep: before it is trained, there must be such a fit."""
+    if not any(fit.by is None and fit.sweep == [sweep] for fit in study.fits.values() for sweep in sweeps):
+        raise UserError(
+            f"tables.laws: it compares laws that are fitted to one upcycled sweep, and `fits` has none of "
+            f"{' or '.join(f'`sweep: {name}`' for name in sweeps)}; add one, or leave the table out"
+        )
 
 
 def check_fit(key: str, fit: FitConfig) -> None:
