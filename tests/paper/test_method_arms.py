@@ -69,12 +69,27 @@ def test_equal_methods_are_within_noise(methods_inputs, found):
 def test_noise_alone_makes_a_difference_clear_in_one_study_of_twenty():
     """Of 400 studies of ten equal methods with three seeds, at most 5 % (and chance) show any."""
     rng, arms = np.random.default_rng(3), [f"m{k}" for k in range(10)]
-    study = MethodArms(tuple(arms), pd.DataFrame(), pd.DataFrame())
+    rows = pd.DataFrame({"arm": arms, "dense_parent": "decay-dense-a"})
+    study = MethodArms(tuple(arms), rows, rows)
     shown = 0
     for _ in range(400):
         table = pd.DataFrame(rng.standard_normal((3, 1)) + 0.1 * rng.standard_normal((3, 10)), columns=arms)
         shown += any(difference.clear for difference in study.differences(table).values())
     assert shown < 0.09 * 400
+
+
+def test_a_method_with_parents_of_its_own_is_compared_by_its_own_spread():
+    """Its differences vary more: they neither widen the others' intervals nor borrow theirs."""
+    arms = ["copy", "drop", "noise", "expand"]
+    rows = pd.DataFrame({"arm": arms, "dense_parent": ["a", "a", "a", "b"]})
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(4 + 0.001 * rng.standard_normal((3, 4)), columns=arms)
+    without = MethodArms(tuple(arms), rows, rows).differences(table)
+    table["expand"] += [0.1, 0.2, 0.3]
+    differences = MethodArms(tuple(arms), rows, rows).differences(table)
+    assert differences["drop"].bound == without["drop"].bound < 0.01
+    assert differences["expand"].bound == pytest.approx(4.303 * 0.1 / 3**0.5, rel=0.05)
+    assert not differences["expand"].clear
 
 
 def test_an_interaction_of_a_known_size_is_found(methods_inputs, found):

@@ -27,31 +27,40 @@ DASHES: tuple[Dash, ...] = ("-", "--")
 def methods(inputs: Inputs, sweeps: Sequence[str] | None = None) -> Figure:
     """Upcycling methods compared.
 
-    Top left: final loss of each method minus that of copying at the same budgets, paired by seed, for each D2 (light to
-    dark: growing); bars: 95 % intervals, so wide that noise alone puts all methods inside. Top right: the interaction,
-    which is the slope of the loss in ln D2 at the largest D1 minus that at the smallest, minus the interaction of
-    copying. Bottom, at the largest budgets, means over seeds: router entropy as a share of its maximum, experts that no
-    token of a batch was sent to, and the largest distance between two experts over an expert's norm.
+    Top: final loss of each method minus that of copying at the same budgets, paired by seed, at the smallest and the
+    largest D1 and for each D2 (light to dark: growing). Right: the interaction, which is the slope of the loss in ln D2
+    at the largest D1 minus that at the smallest, minus the interaction of copying. Bars: 95 % intervals, for all
+    methods with the parents of copying together. Bottom, at the largest budgets, means over seeds: router entropy as a
+    share of its maximum, experts that no token of a batch was sent to, and the largest distance between two experts
+    over an expert's norm.
 
     Raises `UserError` for a study of one method, and for runs of different kernels.
     """
     found = compare_methods(inputs, sweeps)
     curves = router_curves(inputs, found)
-    height = 1.0 + 0.21 * len(found.others)
+    height = 1.0 + 0.24 * len(found.others)
     figure = style.new_figure(style.PAGE, height + (2.6 if curves else 0.3), mark=inputs.mark)
+    ends = [found.D1[0], found.D1[-1]] if len(found.D1) > 1 else found.D1
     grid = figure.add_gridspec(2 if curves else 1, 6, height_ratios=[height, 2.0] if curves else None)
-    left = figure.add_subplot(grid[0, :3])
-    right = figure.add_subplot(grid[0, 3:], sharey=left)
-    right.tick_params(labelleft=False)
+    places = [slice(2 * k, 2 * k + 2) for k in range(3)]
+    top = [figure.add_subplot(grid[0, places[0]])]
+    top += [figure.add_subplot(grid[0, place], sharey=top[0]) for place in places[1 : len(ends) + 1]]
+    for axes in top[1:]:
+        axes.tick_params(labelleft=False)
     overall = found.differences(found.losses())
     order = sorted(found.others, key=lambda arm: -overall[arm].nats)
-    _losses(left, found, order)
-    _interactions(right, found, order)
+    for axes, D1 in zip(top, ends, strict=False):
+        _losses(axes, found, D1, order)
+    _interactions(top[-1], found, order)
+    looks = style.looks(found.D2)
+    if len(found.D2) > 1:
+        handles = style.look_handles(looks, short_count, linestyle="none", **style.RIM)
+        figure.legend(handles=handles, title="$D_2$", loc="outside upper center", ncols=len(handles))
     if curves:
-        looks = _looks(found)
-        _routers([figure.add_subplot(grid[1, 2 * k : 2 * k + 2]) for k in range(3)], curves, looks)
-        handles = [Line2D([], [], color=c, linestyle=dash, label=arm) for arm, (c, dash) in looks.items()]
-        style.legend_below(figure, handles, columns=6)
+        kinds = _looks(found)
+        _routers([figure.add_subplot(grid[1, place]) for place in places], curves, kinds)
+        lines = [Line2D([], [], color=c, linestyle=dash, label=arm) for arm, (c, dash) in kinds.items()]
+        style.legend_below(figure, lines, columns=5)
     else:
         figure.supxlabel("Not drawn: routers during training, which only trained runs have.", fontsize=7)
     return figure
@@ -64,18 +73,16 @@ def _looks(found: MethodArms) -> dict[str, tuple[str, Dash]]:
     return first | dict(zip(found.others, cycle(kinds), strict=False))
 
 
-def _losses(axes: Axes, found: MethodArms, order: Sequence[str]) -> None:
-    """Differences of final losses to the reference's, a row a method and in it a marker for each D2."""
+def _losses(axes: Axes, found: MethodArms, D1: int, order: Sequence[str]) -> None:
+    """Differences of final losses to the reference's at one D1, a row a method and in it a marker for each D2."""
     looks = style.looks(found.D2)
     steps = np.linspace(0.26, -0.26, len(found.D2)) if len(found.D2) > 1 else [0.0]
+    own = set(found.rows.loc[found.rows["D1"] == D1, "D2"])
     for (D2, (colour, marker)), step in zip(looks.items(), steps, strict=True):
-        _bars(axes, found.differences(found.losses(D2)), order, float(step), colour, marker)
-    _rows(axes, order, "final loss minus copying's (nats)")
-    if len(found.D2) > 1:
-        handles = style.look_handles(looks, short_count, linestyle="none", **style.RIM)
-        axes.legend(
-            handles=handles, title="$D_2$", loc="lower left", bbox_to_anchor=(0, 1), ncols=len(handles), borderaxespad=0
-        )
+        if D2 in own:
+            _bars(axes, found.differences(found.losses(D1, D2)), order, float(step), colour, marker)
+    _rows(axes, order, "loss minus copying's (nats)")
+    axes.set_title(f"$D_1$ = {short_count(D1)}", loc="left")
 
 
 def _interactions(axes: Axes, found: MethodArms, order: Sequence[str]) -> None:
@@ -84,7 +91,8 @@ def _interactions(axes: Axes, found: MethodArms, order: Sequence[str]) -> None:
         axes.text(0.5, 0.5, "needs two $D_1$ with\ntwo $D_2$ in common", transform=axes.transAxes, ha="center")
     else:
         _bars(axes, found.differences(table), order, 0.0, style.FIT, "D")
-    _rows(axes, order, "interaction minus copying's (nats)")
+    _rows(axes, order, "minus copying's (nats)")
+    axes.set_title("interaction", loc="left")
 
 
 def _bars(
@@ -109,7 +117,7 @@ def _rows(axes: Axes, order: Sequence[str], label: str) -> None:
     axes.set_yticks(range(len(order)), order)
     axes.set_ylim(-0.6, len(order) - 0.4)
     axes.grid(axis="y", visible=False)
-    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.set_xlabel(label)
 
 
@@ -130,7 +138,7 @@ def _routers(panels: Sequence[Axes], curves: Mapping[str, RouterCurves], looks: 
             distance.plot(*zip(*trained, strict=True), **shown)
     last = max(curve.tokens[-1] for curve in curves.values())
     for axes, label in (
-        (entropy, "router entropy, % of maximum"),
+        (entropy, "router entropy, % of max."),
         (dead, "unused experts, %"),
         (distance, "distance between experts"),
     ):

@@ -2,7 +2,9 @@
 
 Methods are compared with `copy`, at the budgets and seeds that all of them have. Runs of one seed share the order of
 data and, at one D1, the dense parent, so differences are paired by seed. Budgets are averaged within a seed first:
-models of one seed that differ in D2 decay from one trunk, so they are no independent runs.
+models of one seed that differ in D2 decay from one trunk, so they are no independent runs. The noise of the differences
+is pooled over methods that begin with the parents of `copy`. Others (`expand`) vary more, with their own parents, and
+are compared by their own spread over seeds.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -65,13 +68,24 @@ class MethodArms:
         return sorted(int(value) for value in self.rows["D2"].unique())
 
     @property
+    def corners(self) -> list[tuple[int, int]]:
+        """The smallest and the largest D1, each at the smallest and the largest D2 that is compared there."""
+        found: dict[tuple[int, int], None] = {}
+        for D1 in (self.D1[0], self.D1[-1]):
+            own = self.rows.loc[self.rows["D1"] == D1, "D2"]
+            found |= dict.fromkeys([(D1, int(own.min())), (D1, int(own.max()))])
+        return list(found)
+
+    @property
     def seeds(self) -> int:
         """Seeds of each method and budget."""
         return int(self.rows["seed"].nunique())
 
-    def losses(self, D2: int | None = None) -> pd.DataFrame:
-        """Mean losses over the budgets (of one D2, or all), [seeds, arms], nats."""
-        rows = self.rows if D2 is None else self.rows[self.rows["D2"] == D2]
+    def losses(self, D1: int | None = None, D2: int | None = None) -> pd.DataFrame:
+        """Mean losses over the budgets (all, or those of one D1, of one D2), [seeds, arms], nats."""
+        rows = self.rows
+        for name, value in (("D1", D1), ("D2", D2)):
+            rows = rows if value is None else rows[rows[name] == value]
         return rows.pivot_table(index="seed", columns="arm", values="loss")[list(self.arms)]
 
     def interactions(self) -> pd.DataFrame | None:
@@ -90,13 +104,27 @@ class MethodArms:
             slopes.append(pd.Series(np.polyfit(np.log(losses.index), losses.to_numpy(), 1)[0], losses.columns))
         return (slopes[0] - slopes[1]).unstack("arm")[list(self.arms)]
 
+    @cached_property
+    def paired(self) -> tuple[str, ...]:
+        """The other arms that begin with the reference's parents."""
+        parents = {arm: set(self.rows.loc[self.rows["arm"] == arm, "dense_parent"]) for arm in self.arms}
+        return tuple(arm for arm in self.others if parents[arm] == parents[self.reference])
+
     def differences(self, table: pd.DataFrame) -> dict[str, Difference]:
-        """Each other arm's values minus the reference's, of a table [seeds, arms]."""
-        noise = residual_noise([table])
-        return {
-            arm: mean_difference([(table[arm] - table[self.reference]).tolist()], noise, among=len(self.others))
-            for arm in self.others
-        }
+        """Each other arm's values minus the reference's, of a table [seeds, arms].
+
+        Noise alone makes any of the paired arms clear with a probability of 5 %, and any of the others with 5 %.
+        """
+        pooled = residual_noise([table[[self.reference, *self.paired]]])
+        found = {}
+        for arm in self.others:
+            values = (table[arm] - table[self.reference]).tolist()
+            if arm in self.paired:
+                found[arm] = mean_difference([values], pooled, among=len(self.paired))
+            else:
+                own = (float(np.std(values, ddof=1)) / math.sqrt(2), len(values) - 1) if len(values) > 1 else None
+                found[arm] = mean_difference([values], own, among=len(self.others) - len(self.paired))
+        return found
 
 
 def compare_methods(inputs: Inputs, sweeps: Sequence[str] | None = None) -> MethodArms:

@@ -59,8 +59,11 @@ def _losses(found: MethodArms) -> Finding:
         rest = "difference is" if len(within) == 1 else "differences are"
         parts += [f"the other {f'{len(within)} ' if len(within) > 1 else ''}{rest} within noise"] if within else []
         sentence = _capital("; ".join(parts) + ".")
-    budgets = [f"at D2 = {short_count(D2)} {_short(found.differences(found.losses(D2)))}" for D2 in found.D2]
-    details = [_capital("; ".join(budgets)) + "."] if len(found.D2) > 1 and found.seeds > 1 else []
+    places = [
+        f"at D1 = {short_count(D1)} and D2 = {short_count(D2)}: {_short(found.differences(found.losses(D1, D2)))}"
+        for D1, D2 in found.corners
+    ]
+    details = [f"Loss {'; '.join(places)}."] if len(places) > 1 and found.seeds > 1 else []
     return Finding(sentence, " ".join([*details, _how(found)]), _verdict(differences))
 
 
@@ -198,8 +201,8 @@ def _listed(differences: Mapping[str, Difference]) -> str:
 
 def _short(differences: Mapping[str, Difference]) -> str:
     groups = _groups(differences)
-    parts = [f"{how}: {', '.join(groups[how])}" for how in ("lower", "higher") if groups[how]]
-    return "; ".join(parts) if parts else "none is clear"
+    parts = [f"{how} with {joined(list(groups[how]))}" for how in ("lower", "higher") if groups[how]]
+    return ", ".join(parts) if parts else "no difference is clear"
 
 
 def _range(values: Mapping[str, float], unit: str) -> str:
@@ -211,10 +214,17 @@ def _how(found: MethodArms) -> str:
     budgets = f"{len(found.D1)} D1 and {len(found.D2)} D2"
     if found.seeds < 2:
         return f"Budgets compared: {budgets}."
-    several = f", for all {len(found.others)} differences together" if len(found.others) > 1 else ""
+    apart = [arm for arm in found.others if arm not in found.paired]
+    several = f", for all {len(found.paired)} differences together" if len(found.paired) > 1 else ""
+    own = (
+        f" {_capital(joined(apart))} begin{'s' if len(apart) == 1 else ''} with other parents, and the interval is of "
+        "the own spread over seeds."
+        if apart
+        else ""
+    )
     return (
         f"Budgets compared: {budgets}, {found.seeds} seeds, paired by seed; in brackets nats and half of the 95 % "
-        f"interval{several}."
+        f"interval{several}.{own}"
     )
 
 

@@ -21,19 +21,21 @@ def methods_compared(inputs: Inputs, sweeps: Sequence[str] | None = None) -> pd.
     """Upcycling methods compared.
 
     Mean final loss over the budgets and seeds that all methods have; by how much it differs from that of copying, over
-    all D2 and at the smallest and the largest; the interaction, which is the slope of the loss in ln D2 at the largest
+    all budgets and at the smallest and largest; the interaction, which is the slope of the loss in ln D2 at the largest
     D1 minus that at the smallest, and by how much it differs from that of copying. Differences are paired by seed and
-    in nats; brackets: 95 % intervals, of each difference so wide that noise alone puts all of a column inside. Then
-    routers and experts at the end of training, at the largest budgets: entropy as a share of its maximum, experts that
-    no token of a batch was sent to, and the largest distance between two experts over an expert's norm.
+    in nats; brackets: 95 % intervals, for all methods with the parents of copying together. Then routers and experts at
+    the end of training, at the largest budgets: entropy as a share of its maximum, experts that no token of a batch was
+    sent to, and the largest distance between two experts over an expert's norm.
 
     Raises `UserError` for a study of one method, and for runs of different kernels.
     """
     found = compare_methods(inputs, sweeps)
     losses, interactions = found.losses(), found.interactions()
     against = found.differences(losses)
-    ends = {f"at D2 = {short_count(D2)}": found.differences(found.losses(D2)) for D2 in (found.D2[0], found.D2[-1])}
-    ends = ends if len(found.D2) > 1 else {}
+    corners = {
+        f"at D1 {short_count(D1)}, D2 {short_count(D2)}": found.differences(found.losses(D1, D2))
+        for D1, D2 in (found.corners if len(found.corners) > 1 else ())
+    }
     of_interactions = {} if interactions is None else found.differences(interactions)
     routers = {arm: curves.last() for arm, curves in router_curves(inputs, found).items()}
     rows: dict[str, dict[str, Any]] = {}
@@ -41,7 +43,7 @@ def methods_compared(inputs: Inputs, sweeps: Sequence[str] | None = None) -> pd.
         row: dict[str, Any] = {"loss": float(losses[arm].mean())}
         row |= _difference("minus copy's", against.get(arm))
         row["against copying"] = standing_of(against[arm]) if arm in against else "–"
-        for name, differences in ends.items():
+        for name, differences in corners.items():
             row |= _difference(name, differences.get(arm))
         if interactions is not None:
             values = interactions[arm].tolist()
