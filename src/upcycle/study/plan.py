@@ -97,7 +97,7 @@ def find_checkpoints(study: StudyConfig, hashes: NotedHashes) -> dict[str, Check
 
     Raises `UserError` naming a file that is not as it must be, and for tokens of another tokenizer than its own.
     """
-    used = dict.fromkeys(model for sweep in study.sweeps.values() if sweep.has_parents for model in sweep.model)
+    used = dict.fromkeys(model for sweep in study.sweeps.values() if sweep.has_checkpoints for model in sweep.model)
     found, data = {}, study.data
     for name, folder in ((name, study.models[name].checkpoint) for name in used):
         if folder is None:

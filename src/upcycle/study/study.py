@@ -178,8 +178,9 @@ class ModelConfig(ModelShape):
 class SweepConfig(Frozen):
     """A named grid of finished models. Lists are axes; the grid is their product."""
 
-    kind: Literal["dense", "moe", "upcycled", "continued"]
-    """Dense models or mixtures from scratch; mixtures upcycled from dense models; dense models trained on."""
+    kind: Literal["dense", "moe", "upcycled", "continued", "imported"]
+    """Dense models or mixtures from scratch; mixtures upcycled from dense models; dense models trained on; checkpoints
+    as they are."""
     model: Names
     """Names under `models`."""
     moe: AnyNames = []
@@ -212,6 +213,8 @@ class SweepConfig(Frozen):
 
     @model_validator(mode="after")
     def _check_kind(self) -> SweepConfig:
+        if self.kind == "imported" and (ignored := sorted(self.model_fields_set - {"kind", "model"})):
+            raise ValueError(f"`{ignored[0]}`: kind imported trains nothing and has `model` alone; leave it out")
         if (self.kind in ("moe", "upcycled")) != bool(self.moe):
             raise ValueError("`moe` names the mixtures of kinds moe and upcycled, and only of those")
         if self.method and self.kind != "upcycled":
@@ -237,6 +240,11 @@ class SweepConfig(Frozen):
     def has_parents(self) -> bool:
         """Whether its models begin with finished models."""
         return self.kind in ("upcycled", "continued")
+
+    @property
+    def has_checkpoints(self) -> bool:
+        """Whether checkpoints that its models name are imported."""
+        return self.has_parents or self.kind == "imported"
 
 
 class EvaluationConfig(Frozen):

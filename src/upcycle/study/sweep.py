@@ -97,6 +97,8 @@ def expand_sweep(study: StudyConfig, name: str, checkpoints: Mapping[str, Checkp
     """
     sweep = study.sweeps[name]
     where = f"sweeps.{name}"
+    if sweep.kind == "imported":
+        return _as_they_are(study, sweep, checkpoints, where)
     _check_size(sweep, where)
     mixtures = _parents(study, name, checkpoints)
     points: dict[str, Point] = {}
@@ -148,6 +150,20 @@ def _imported(study: StudyConfig, model: str, checkpoint: Checkpoint, where: str
     except ValidationError as error:
         raise UserError(f"{where}, models.{model}: {describe_error(error)}") from None
     return Point(run=run, model=model, moe="")
+
+
+def _as_they_are(
+    study: StudyConfig, sweep: SweepConfig, checkpoints: Mapping[str, Checkpoint], where: str
+) -> list[Point]:
+    """The imported runs of a sweep's models. Raises `UserError` for a model that has no checkpoint."""
+    points = []
+    for model in sweep.model:
+        if model not in checkpoints:
+            raise UserError(f"{where}.model: models.{model} begins with no checkpoint; name one that has `checkpoint`")
+        point = _imported(study, model, checkpoints[model], where)
+        _check_context(point.run, checkpoints[model].parent, where)
+        points.append(point)
+    return points
 
 
 def _check_context(recipe: Recipe, parent: Parent, where: str) -> None:

@@ -124,6 +124,12 @@ def show_plan(
         return json.dumps(plan, indent=1)
     rows = [_cells(name, total) for name, total in (plan["sweeps"] | {ALL: plan["total"]}).items()]
     lines = [f"study {plan['study']}", "", *text_table(rows, left=["sweep"])]
+    if workflow.study.benchmarks:
+        lines.append("")
+    for name, asked in workflow.benchmarks.items():
+        models, tasks = len({run for run, _, _ in asked}), len(workflow.study.benchmarks[name].tasks)
+        left = sum(path in workflow.stale_benchmarks for _, _, path in asked)
+        lines.append(f"Benchmark {name}: {plural(models, 'model')} on {plural(tasks, 'task')}, {left} to score.")
     execution = workflow.study.execution
     total = plan["total"]
     tokens, flops = total["segment_tokens_to_train"], total["flops_to_train"]
@@ -132,7 +138,7 @@ def show_plan(
     lines += [
         "",
         f"FLOPs: all matrix products; the paper's count by 6ND is {total['flops_6nd']:.4g}.",
-        f"Job time: the sum over jobs, which run side by side, by {' and '.join(sorted(sources))}.",
+        f"Job time: the sum over jobs, which run side by side{', by ' * bool(sources)}{' and '.join(sorted(sources))}.",
         "Memory: the peak of one process of the largest run, by formula"
         + ("." if execution.device == "cpu" else "; untested on CUDA."),
         *memory_warning(plan["runs"], execution),

@@ -87,8 +87,11 @@ def open_workflow(config: dict[str, Any], root: Path, cores: int, *, dry: bool) 
     if outermost and REHEARSAL:
         from upcycle.workflow.rehearsal import write_draws
 
-        for name in FROM_CURVES & {*find_study(workflow.study.study, root).figures}:
+        study = find_study(workflow.study.study, root)
+        for name in FROM_CURVES & {*study.figures}:
             print(f"{name} is left out: curves along the training are not simulated", file=sys.stderr)
+        for name in sorted({*OF_BENCHMARKS} & {*study.tables}):
+            print(f"{name} is left out: no law gives scores on benchmarks", file=sys.stderr)
         if not dry:
             write_draws(workflow, REHEARSAL)
     if outermost and not dry:
