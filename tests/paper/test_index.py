@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 LABEL = re.compile(r"^(Equation \d+|Figure \d+|Table \d+|Requirement \d+|Section [A-F](?:\.\d+)?)\. ")
 ROW = re.compile(r"^\| (\S+ \S+) \| (.+?) \| (\S+) \| (.+?) \|$", re.MULTILINE)
 POINTER = re.compile(r"^`(upcycle[\w.]*)::(\w+)`$")
-SMALL_STUDIES = ["config.yaml", "config/ablations.yaml"]
+SMALL_STUDIES = ["config.yaml", "config/ablations.yaml", "config/chance.yaml"]
 """Studies of small models that are trained for real."""
 SECTIONS = {"A": 10, "C": 3, "D": 2, "E": 3, "F": 3}
 ITEMS = {

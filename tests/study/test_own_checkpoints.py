@@ -77,6 +77,20 @@ def test_one_import_and_no_dense_training(here):
     assert plan.names[parent] == ("mine", "")
 
 
+def test_a_checkpoint_as_it_is_is_a_sweep_of_one_run_that_trains_nothing(here):
+    plan = planned(here, sweeps={"as_it_is": {"kind": "imported", "model": "mine"}})
+    assert plan.sweeps["as_it_is"] == list(plan.runs) == imported(planned(here))
+    both = planned(here, sweeps={"as_it_is": {"kind": "imported", "model": "mine"}, "upcycled": UPCYCLED})
+    assert len(imported(both)) == 1
+    models = {"mine": {"n_layer": 1, "d_model": 16, "n_head": 2, **TUNED}}
+    with pytest.raises(UserError, match=r"sweeps\.as_it_is\.model: models\.mine begins with no checkpoint"):
+        planned(here, sweeps={"as_it_is": {"kind": "imported", "model": "mine"}}, models=models)
+    with pytest.raises(UserError, match=r"`steps`: kind imported trains nothing and has `model` alone"):
+        planned(here, sweeps={"as_it_is": {"kind": "imported", "model": "mine", "steps": [10]}})
+    with pytest.raises(UserError, match=r"sweeps\.as_it_is: a context of 4,096 tokens exceeds"):
+        planned(here, sweeps={"as_it_is": {"kind": "imported", "model": "mine"}}, context=4096)
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -12,6 +12,7 @@ from made_up_text import write_texts
 from small_runs import EXECUTION, small_run, train_in
 
 from upcycle.data.tokens import TokenSet, tokenize_corpus
+from upcycle.study.benchmark import BenchmarkConfig
 from upcycle.train import questions
 from upcycle.train.questions import Answer, BenchmarkQuestion, encode_request, question, subsample, summary
 from upcycle.train.scoring import Score
@@ -97,6 +98,8 @@ def test_a_finished_run_is_scored_with_what_the_scores_are_of(results: Path, mon
     documents = [made_up_document("piqa", number) for number in range(5)]
     monkeypatch.setattr(questions, "benchmark_documents", lambda task: documents)
     where = results / "runs" / RUN.id, results / "tokens" / RUN.data.tokens_id
-    found = questions.benchmark_run(*where, EXECUTION, task="piqa", limit=2, seed=0)
+    found = questions.benchmark_run(
+        *where, EXECUTION, task="piqa", asked=BenchmarkConfig(tasks="piqa", sweep="dense", limit=2)
+    )
     assert (found["id"], found["task"], found["split"]) == (RUN.id, "piqa", "validation")
     assert (found["documents"], found["of_documents"], found["truncated"]) == (2, 5, 0)

@@ -157,8 +157,9 @@ def small_study(name: str) -> dict:
             "upcycled": {"kind": "upcycled", "moe": "8x2", "dense_tokens": BUDGETS, **GRID},
         },
         "fits": {name: simulated_study.STUDY["fits"][name] for name in ("scratch", "joint")},
+        "benchmarks": {"table7": {"tasks": ["piqa"], "sweep": "dense"}},
         "figures": {"figure3": {"model": "15M"}, "figure14": {}},
-        "tables": {"table2": {}},
+        "tables": {"table2": {}, "table7": {}},
     }
 
 
@@ -178,6 +179,8 @@ def test_a_study_is_rehearsed_from_the_command_to_the_report(tmp_path):
     done = rehearse(checkout, "--noise", "0.0005")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "figure3 is left out: curves along the training are not simulated" in done.stderr
+    assert "table7 is left out: no law gives scores on benchmarks" in done.stderr
+    assert not (checkout.root / "results" / "simulated" / "small" / "tables" / "table7.md").exists()
     assert " intervals hold the law's constant." in done.stdout
 
     folder = checkout.root / "results" / "simulated" / "small"

@@ -1,10 +1,12 @@
 """Benchmarks of a study: named by what is asked, gathered, drawn."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from benchmark_documents import made_up_document
 from small_studies import small_study
 
 from upcycle.data.benchmarks import BENCHMARK_TASKS
@@ -13,11 +15,12 @@ from upcycle.files import write_atomic
 from upcycle.manifest import MANIFEST
 from upcycle.paper.inputs import Inputs
 from upcycle.paper.tables_benchmarks import table_7
-from upcycle.study.benchmark import asked_sha256, task_configs
-from upcycle.study.check import check_names
+from upcycle.study.benchmark import BenchmarkConfig, asked_sha256, task_configs
+from upcycle.study.check import check_names, find_study
 from upcycle.study.plan import build_plan
 from upcycle.workflow.dag import Workflow
 from upcycle.workflow.make import make_benchmarks
+from upcycle.workflow.needs import check_documents
 from upcycle.workflow.paths import metrics_path
 from upcycle.workflow.pruning import Retention
 from upcycle.workflow.texts import tokens_to_make
@@ -111,6 +114,97 @@ def test_scores_are_gathered_and_table_7_names_the_splits(planned):
     assert "benchmarks" in product.sources
 
 
+def test_table_7_has_means_and_the_printed_numbers_beside(planned):
+    write_results(planned)
+    out = Path("benchmarks.csv")
+    make_benchmarks(planned, out)
+    inputs = Inputs(pd.DataFrame(), {}, Path("runs"), scores=out)
+    table = table_7(inputs, printed=True)
+    first = planned.plan.finished_models[0]
+    assert table.loc[f"{first}: accuracy, %", "mean"] == (50 + 62.5) / 2
+    error = 100 * (0.07**2 + 0.05**2) ** 0.5 / 2
+    assert table.loc[f"{first}: accuracy, %", "mean low"] == pytest.approx(56.25 - 1.96 * error)
+    lambada, piqa = "LAMBADA (test, 50 of 5153)", "PIQA (validation, 50 of 1838)"
+    assert table.loc["Upcycled 8x1B, as printed: accuracy, %", [lambada, piqa]].tolist() == [49.72, 67.19]
+    assert table.loc["TinyLlama-1.1B, as printed: accuracy, %", [lambada, piqa]].isna().tolist() == [True, False]
+    assert table.loc["1B, as printed: accuracy, %"].isna()["mean"]  # the paper's mean is over seven tasks
+    assert len(table) == len(table_7(inputs)) + 4
+
+
+def test_the_paper_s_study_scores_its_1b_models():
+    study = find_study("paper", Path(__file__).parents[2])
+    plan = build_plan(study, Path("no-results"))
+    asked = Workflow(study, plan, Path("no-results")).benchmarks["table7"]
+    models = [plan.runs[run_id] for run_id in dict.fromkeys(run_id for run_id, _, _ in asked)]
+    assert [(run.lineage, run.model.n_layer, run.tokens, run.dense_tokens) for run in models] == [
+        ("dense", 30, 73_819_750_400, 0),
+        ("up", 30, 36_909_875_200, 73_819_750_400),
+    ]
+    assert len(asked) == 2 * len(BENCHMARK_TASKS)
+
+
 def test_table_7_without_scores_says_what_to_add():
     with pytest.raises(UserError, match="name `benchmarks` in the study"):
         table_7(Inputs(pd.DataFrame(), {}, Path("runs")))
+
+
+# Documents of one's own
+
+
+def lines(count: int, **changes: object) -> str:
+    documents = [made_up_document("piqa", number) | {"gold": number % 2} | changes for number in range(count)]
+    return "".join(json.dumps(document) + "\n" for document in documents)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, r"benchmarks\.table7\.documents\.piqa: own\.jsonl: no such file; put the documents of `piqa` there"),
+        ("", r"own\.jsonl: no documents"),
+        ("{]", r"own\.jsonl: line 1 is no JSON"),
+        ('{"goal": "a"}', r"line 1 has no `choices`; a document of `piqa` has goal, choices, gold"),
+        (lines(1, goal=3), r"line 1 has a field that is no text or empty"),
+        (lines(1, choices="ab"), r"line 1 has a field that is no text or empty; `choices` is a list"),
+        (lines(2, gold=4), r"line 1 has gold 4; give the number of the right one of its 4 choices, from 0"),
+    ],
+)
+def test_own_documents_are_checked_before_anything_starts(planned, text, message):
+    if text is not None:
+        Path("own.jsonl").write_text(text)
+    benchmark = BenchmarkConfig(tasks="piqa", sweep="dense", documents={"piqa": "own.jsonl"})
+    with pytest.raises(UserError, match=message):
+        check_documents("benchmarks.table7.documents.piqa", "piqa", benchmark)
+
+
+def test_own_documents_of_a_task_that_is_not_asked_are_refused():
+    with pytest.raises(ValueError, match=r"documents\.piqa: `tasks` does not name it"):
+        BenchmarkConfig(tasks="sciq", sweep="dense", documents={"piqa": "own.jsonl"})
+
+
+@pytest.mark.slow
+@pytest.mark.workflow
+def test_snakemake_scores_finished_models_and_draws_table_7(checkout):
+    """Rule `benchmark`, on documents of one's own: nothing is fetched, and no library of the harness is needed."""
+    own = checkout.root / "own, too.jsonl"
+    own.write_text(lines(5))
+    config = checkout.root / "config.yaml"
+    asked = "{tasks: piqa, sweep: dense, limit: 4, documents: {piqa: 'own, too.jsonl'}}"
+    text = config.read_text().replace("tables:\n", f"benchmarks:\n  mine: {asked}\ntables:\n  table7: {{}}\n")
+    config.write_text(text)
+    assert checkout.jobs() == {"benchmark": 3, "benchmarks": 1, "table": 1, "report": 1}
+    checkout.run()
+    rows = pd.read_csv(checkout.root / "results/benchmarks.csv")
+    assert rows["id"].nunique() == len(rows) == 3
+    assert set(rows["split"]) == {"own, too.jsonl"}
+    assert set(rows["documents"]) == {4}
+    assert (rows["bits_per_byte"] > 0).all()
+    table = (checkout.root / "results/tables/table7.md").read_text()
+    assert "PIQA (own, too.jsonl, 4 of 5)" in table
+    assert checkout.jobs() == {}
+    own.write_text(lines(6))
+    assert checkout.jobs("benchmarks") == {"benchmark": 3, "benchmarks": 1}
+    own.unlink()
+    assert checkout.jobs() == {}  # finished scores do not need their documents
+    shutil.rmtree(next((checkout.root / "results/runs").glob("decay-dense-*/benchmarks")))
+    stopped = checkout.run("-n", check=False)
+    assert "benchmarks.mine.documents.piqa: own, too.jsonl: no such file" in stopped.stdout + stopped.stderr

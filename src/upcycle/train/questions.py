@@ -16,13 +16,13 @@ import jinja2
 import numpy as np
 from tokenizers import Tokenizer
 
-from upcycle.data.benchmarks import BENCHMARK_TASKS, benchmark_documents
+from upcycle.data.benchmarks import BENCHMARK_TASKS, benchmark_documents, own_documents
 from upcycle.data.tokens import TokenSet
 from upcycle.errors import UserError
 from upcycle.manifest import WEIGHTS, read_manifest
 from upcycle.model.kernels import choose_kernels
 from upcycle.model.transformer import Transformer
-from upcycle.study.benchmark import asked_sha256, task_configs
+from upcycle.study.benchmark import BenchmarkConfig, asked_sha256, task_configs
 from upcycle.study.execution import Execution
 from upcycle.study.spec import RunSpec
 from upcycle.train.device import use_device
@@ -135,11 +135,12 @@ def summary(found: Sequence[Answer]) -> dict[str, Any]:
 
 
 def benchmark_run(
-    run_dir: Path, tokens_dir: Path, execution: Execution, *, task: str, limit: int | None, seed: int
+    run_dir: Path, tokens_dir: Path, execution: Execution, *, task: str, asked: BenchmarkConfig
 ) -> dict[str, Any]:
-    """Scores of a finished run on one task, with what they are of.
+    """Scores of a finished run on one task, with what they are of. The split of a user's documents is their file.
 
-    Raises DamagedError (a UserError) for weights that do not verify, UserError for tokens of another tokenizer.
+    Raises DamagedError (a UserError) for weights that do not verify, UserError for tokens of another tokenizer and for
+    a document that is none of the task.
     """
     run, manifest, tokens = read_spec(run_dir), read_manifest(run_dir), TokenSet(tokens_dir)
     if tokens.manifest["tokenizer"]["sha256"] != manifest["tokenizer_sha256"]:
@@ -148,16 +149,17 @@ def benchmark_run(
     kernels = choose_kernels(run.model, execution.kernels, moe=run.moe, device=execution.device, dtype=run.dtype)
     model = Transformer(run.model, run.moe, kernels)
     model.load_state_dict(read_tensors(run_dir, WEIGHTS))
-    documents = benchmark_documents(task)
-    questions = [question(task, documents[index]) for index in subsample(len(documents), limit, seed)]
+    own = asked.own(task)
+    documents = own_documents(task, own) if own else benchmark_documents(task)
+    questions = [question(task, documents[index]) for index in subsample(len(documents), asked.limit, asked.seed)]
     batch_tokens = execution.eval_batch * run.model.context
     return {
         "id": run.id,
         "task": task,
-        "split": BENCHMARK_TASKS[task].split,
+        "split": own.name if own else BENCHMARK_TASKS[task].split,
         "of_documents": len(documents),
-        "seed": seed,
+        "seed": asked.seed,
         **summary(answers(model.to(device), run, tokens.tokenizer(), questions, batch_tokens)),
         "weights_sha256": manifest["files"][WEIGHTS]["sha256"],
-        "asked_sha256": asked_sha256(task),
+        "asked_sha256": asked_sha256(task, own),
     }

@@ -124,12 +124,9 @@ def show_plan(
         return json.dumps(plan, indent=1)
     rows = [_cells(name, total) for name, total in (plan["sweeps"] | {ALL: plan["total"]}).items()]
     lines = [f"study {plan['study']}", "", *text_table(rows, left=["sweep"])]
-    if workflow.study.benchmarks:
-        lines.append("")
     for name, asked in workflow.benchmarks.items():
-        models, tasks = len({run for run, _, _ in asked}), len(workflow.study.benchmarks[name].tasks)
         left = sum(path in workflow.stale_benchmarks for _, _, path in asked)
-        lines.append(f"Benchmark {name}: {plural(models, 'model')} on {plural(tasks, 'task')}, {left} to score.")
+        lines += ["", f"Benchmark {name}: {left} of {len(asked)} scores left to make, one for each model and task."]
     execution = workflow.study.execution
     total = plan["total"]
     tokens, flops = total["segment_tokens_to_train"], total["flops_to_train"]

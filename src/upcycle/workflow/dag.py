@@ -158,17 +158,18 @@ class Workflow:
         """Result files that are missing, or are of other weights, documents or prompts than there are now."""
         return {
             path
-            for asked in self.benchmarks.values()
+            for name, asked in self.benchmarks.items()
             for run_id, task, path in asked
-            if not self._is_scored(run_id, task, path)
+            if not self._is_scored(run_id, task, path, self.study.benchmarks[name].own(task))
         }
 
-    def _is_scored(self, run_id: str, task: str, path: str) -> bool:
+    def _is_scored(self, run_id: str, task: str, path: str, own: Path | None) -> bool:
         result, weights = _json(Path(path)), _json(RESULTS / "runs" / run_id / MANIFEST)
+        gone = own is not None and not own.exists()  # the documents of finished scores may be
         return (
             result is not None
             and (weights is None or weights["files"]["weights.safetensors"]["sha256"] == result["weights_sha256"])
-            and result["asked_sha256"] == asked_sha256(task)
+            and (gone or result["asked_sha256"] == asked_sha256(task, own))
         )
 
     def _evaluated(self, evaluation: EvaluationConfig | BenchmarkConfig) -> list[str]:

@@ -202,8 +202,7 @@ def benchmark_job(workflow: Workflow, run_id: str, name: str, task: str) -> None
             RESULTS / "tokens" / run.data.tokens_id,
             workflow.study.execution,
             task=task,
-            limit=benchmark.limit,
-            seed=benchmark.seed,
+            asked=benchmark,
         )
     write_atomic(Path(benchmark_path(run_id, benchmark, task)), json.dumps(result, indent=1) + "\n")
     print(f"{run_id}: {task} accuracy {result['accuracy']:.3f}, {result['bits_per_byte']:.3f} bits per byte")

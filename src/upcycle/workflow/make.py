@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import csv
+import io
 import json
 import os
 import time
@@ -113,7 +115,9 @@ BENCHMARK_COLUMNS = (
 
 def make_benchmarks(workflow: Workflow, out: Path) -> None:
     """benchmarks.csv: one row a finished model and task."""
-    lines = [",".join(("id", "benchmark", *BENCHMARK_COLUMNS))]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")  # which quotes names of files that need it
+    writer.writerow(("id", "benchmark", *BENCHMARK_COLUMNS))
     for name, asked in workflow.benchmarks.items():
         for run_id, task, path in asked:
             if path in workflow.stale_benchmarks:
@@ -122,9 +126,8 @@ def make_benchmarks(workflow: Workflow, out: Path) -> None:
                     f"run `upcycle benchmark {run_id} {name} {task}`"
                 )
             row = read_record(Path(path))
-            values = ("" if row[column] is None else str(row[column]) for column in BENCHMARK_COLUMNS)
-            lines.append(",".join((run_id, name, *values)))
-    write_atomic(out, "\n".join(lines) + "\n")
+            writer.writerow((run_id, name, *(row[column] for column in BENCHMARK_COLUMNS)))
+    write_atomic(out, text.getvalue())
 
 
 def make_fit(workflow: Workflow, name: str, out: Path) -> None:

@@ -9,12 +9,14 @@ import os
 from collections.abc import Callable
 from functools import partial
 
+from upcycle.data.benchmarks import own_documents
 from upcycle.data.local import check_files, hold_tokens
 from upcycle.data.versions import full_version, recipe_version
 from upcycle.data.vocabulary import check_tokenizer, check_vocab_size
 from upcycle.errors import UserError
 from upcycle.files import given_path
 from upcycle.manifest import WEIGHTS, read_manifest
+from upcycle.study.benchmark import BenchmarkConfig
 from upcycle.study.recorded import check_trained, has_begun
 from upcycle.study.spec import DataConfig
 from upcycle.study.study import LocalDataset
@@ -43,6 +45,12 @@ def check_needs(workflow: Workflow) -> None:
         for name, asked in workflow.benchmarks.items()
         for run_id, _, path in asked
         if path in workflow.stale_benchmarks
+    ]
+    checks += [
+        partial(check_documents, f"benchmarks.{name}.documents.{task}", task, benchmark)
+        for name, benchmark in workflow.study.benchmarks.items()
+        for task in benchmark.documents
+        if any(path in workflow.stale_benchmarks for _, each, path in workflow.benchmarks[name] if each == task)
     ]
     problems: dict[str, None] = {}
     for check in checks:
@@ -149,3 +157,13 @@ def check_evaluated(workflow: Workflow, run_id: str, name: str) -> None:
 def check_scored(workflow: Workflow, run_id: str, name: str) -> None:
     """Raise `UserError` if the weights that a benchmark is to read were removed."""
     check_kept_for(workflow.plan, f"benchmark `{name}`", run_id, WEIGHTS)
+
+
+def check_documents(key: str, task: str, benchmark: BenchmarkConfig) -> None:
+    """Raise `UserError` unless the file of a task's own documents is there, and each is one of that task."""
+    own = benchmark.own(task)
+    assert own is not None
+    try:
+        own_documents(task, own)
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -45,8 +46,10 @@ def evaluation_path(run_id: str, evaluation: EvaluationConfig) -> str:
 
 
 def benchmark_path(run_id: str, benchmark: BenchmarkConfig, task: str) -> str:
-    """Scores of a run on a task, named by which of its documents are asked."""
+    """Scores of a run on a task, named by which of its documents are asked; a user's, by their path."""
     drawn = "all" if benchmark.limit is None else f"{benchmark.limit}-{benchmark.seed}"
+    if own := benchmark.documents.get(task):
+        drawn = f"{hashlib.sha256(own.encode()).hexdigest()[:8]}-{drawn}"
     return str(RESULTS / "runs" / run_id / "benchmarks" / f"{task}-{drawn}.json")
 
 
