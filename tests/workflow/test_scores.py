@@ -1,7 +1,6 @@
 """Benchmarks of a study: named by what is asked, gathered, drawn."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -20,7 +19,7 @@ from upcycle.study.check import check_names, find_study
 from upcycle.study.plan import build_plan
 from upcycle.workflow.dag import Workflow
 from upcycle.workflow.make import make_benchmarks
-from upcycle.workflow.needs import check_documents
+from upcycle.workflow.needs import check_scored
 from upcycle.workflow.paths import metrics_path
 from upcycle.workflow.pruning import Retention
 from upcycle.workflow.texts import tokens_to_make
@@ -171,9 +170,30 @@ def lines(count: int, **changes: object) -> str:
 def test_own_documents_are_checked_before_anything_starts(planned, text, message):
     if text is not None:
         Path("own.jsonl").write_text(text)
-    benchmark = BenchmarkConfig(tasks="piqa", sweep="dense", documents={"piqa": "own.jsonl"})
+    study = small_study(SWEEPS, benchmarks={"table7": ASKED["table7"] | {"documents": {"piqa": "own.jsonl"}}})
+    workflow = Workflow(study, planned.plan, planned.out)
     with pytest.raises(UserError, match=message):
-        check_documents("benchmarks.table7.documents.piqa", "piqa", benchmark)
+        check_scored(workflow, planned.plan.finished_models[0], "table7", "piqa")
+
+
+def test_own_documents_name_their_scores_which_are_stale_when_they_change(planned):
+    own = Path("own.jsonl")
+    own.write_text(lines(3))
+    study = small_study(SWEEPS, benchmarks={"table7": ASKED["table7"] | {"documents": {"piqa": "own.jsonl"}}})
+
+    def stale() -> set[str]:
+        return {Path(path).name for path in Workflow(study, planned.plan, planned.out).stale_benchmarks}
+
+    write_results(planned)
+    assert stale() == {"piqa-0bb94fc7-50-3.json"}
+    for _, task, path in Workflow(study, planned.plan, planned.out).benchmarks["table7"]:
+        if task == "piqa":
+            write_atomic(Path(path), json.dumps({"weights_sha256": "w", "asked_sha256": asked_sha256(task, own)}))
+    assert stale() == set()
+    own.write_text(lines(4))
+    assert stale() == {"piqa-0bb94fc7-50-3.json"}
+    own.unlink()
+    assert stale() == set()  # finished scores do not need their documents
 
 
 def test_own_documents_of_a_task_that_is_not_asked_are_refused():
@@ -187,24 +207,18 @@ def test_snakemake_scores_finished_models_and_draws_table_7(checkout):
     """Rule `benchmark`, on documents of one's own: nothing is fetched, and no library of the harness is needed."""
     own = checkout.root / "own, too.jsonl"
     own.write_text(lines(5))
-    config = checkout.root / "config.yaml"
     asked = "{tasks: piqa, sweep: dense, limit: 4, documents: {piqa: 'own, too.jsonl'}}"
-    text = config.read_text().replace("tables:\n", f"benchmarks:\n  mine: {asked}\ntables:\n  table7: {{}}\n")
-    config.write_text(text)
-    assert checkout.jobs() == {"benchmark": 3, "benchmarks": 1, "table": 1, "report": 1}
+    checkout.edit("config.yaml", "tables:\n", f"benchmarks:\n  mine: {asked}\ntables:\n  table7: {{}}\n")
     checkout.run()
     rows = pd.read_csv(checkout.root / "results/benchmarks.csv")
     assert rows["id"].nunique() == len(rows) == 3
     assert set(rows["split"]) == {"own, too.jsonl"}
     assert set(rows["documents"]) == {4}
     assert (rows["bits_per_byte"] > 0).all()
-    table = (checkout.root / "results/tables/table7.md").read_text()
-    assert "PIQA (own, too.jsonl, 4 of 5)" in table
+    assert "PIQA (own, too.jsonl, 4 of 5)" in (checkout.root / "results/tables/table7.md").read_text()
     assert checkout.jobs() == {}
     own.write_text(lines(6))
     assert checkout.jobs("benchmarks") == {"benchmark": 3, "benchmarks": 1}
-    own.unlink()
-    assert checkout.jobs() == {}  # finished scores do not need their documents
-    shutil.rmtree(next((checkout.root / "results/runs").glob("decay-dense-*/benchmarks")))
+    own.write_text(lines(6, gold=4))
     stopped = checkout.run("-n", check=False)
-    assert "benchmarks.mine.documents.piqa: own, too.jsonl: no such file" in stopped.stdout + stopped.stderr
+    assert "benchmarks.mine.documents.piqa: own, too.jsonl: line 1 has gold 4" in stopped.stdout + stopped.stderr

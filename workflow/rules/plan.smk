@@ -190,7 +190,7 @@ def benchmark_inputs(wildcards):
     name, task = benchmark_words(wildcards)
     output = benchmark_path(wildcards.run, W.study.benchmarks[name], task)
     if output in W.stale_benchmarks:
-        checked(check_scored, W, wildcards.run, name)
+        checked(check_scored, W, wildcards.run, name, task)
     new = [NEW.name] if DRY and output in W.stale_benchmarks else []
     return [
         source(metrics_path(wildcards.run), output),

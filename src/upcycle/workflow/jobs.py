@@ -192,7 +192,7 @@ def benchmark_job(workflow: Workflow, run_id: str, name: str, task: str) -> None
     if task not in benchmarks[name].tasks:
         raise UserError(f"benchmarks.{name}.tasks does not name `{task}`; {nearest(task, benchmarks[name].tasks)}")
     run = _planned(workflow, run_id)
-    check_scored(workflow, run_id, name)
+    check_scored(workflow, run_id, name, task)
     from upcycle.train.questions import benchmark_run
 
     benchmark = benchmarks[name]

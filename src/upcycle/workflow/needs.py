@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 
 from upcycle.data.benchmarks import own_documents
 from upcycle.data.local import check_files, hold_tokens
@@ -16,7 +17,6 @@ from upcycle.data.vocabulary import check_tokenizer, check_vocab_size
 from upcycle.errors import UserError
 from upcycle.files import given_path
 from upcycle.manifest import WEIGHTS, read_manifest
-from upcycle.study.benchmark import BenchmarkConfig
 from upcycle.study.recorded import check_trained, has_begun
 from upcycle.study.spec import DataConfig
 from upcycle.study.study import LocalDataset
@@ -41,16 +41,10 @@ def check_needs(workflow: Workflow) -> None:
         if path in workflow.stale_evaluations
     ]
     checks += [
-        partial(check_scored, workflow, run_id, name)
+        partial(check_scored, workflow, run_id, name, task)
         for name, asked in workflow.benchmarks.items()
-        for run_id, _, path in asked
+        for run_id, task, path in asked
         if path in workflow.stale_benchmarks
-    ]
-    checks += [
-        partial(check_documents, f"benchmarks.{name}.documents.{task}", task, benchmark)
-        for name, benchmark in workflow.study.benchmarks.items()
-        for task in benchmark.documents
-        if any(path in workflow.stale_benchmarks for _, each, path in workflow.benchmarks[name] if each == task)
     ]
     problems: dict[str, None] = {}
     for check in checks:
@@ -154,16 +148,17 @@ def check_evaluated(workflow: Workflow, run_id: str, name: str) -> None:
     check_kept_for(workflow.plan, f"evaluation `{name}`", run_id, WEIGHTS)
 
 
-def check_scored(workflow: Workflow, run_id: str, name: str) -> None:
-    """Raise `UserError` if the weights that a benchmark is to read were removed."""
+def check_scored(workflow: Workflow, run_id: str, name: str, task: str) -> None:
+    """Raise `UserError` if the weights that a benchmark is to read were removed, or a user's documents are wrong."""
     check_kept_for(workflow.plan, f"benchmark `{name}`", run_id, WEIGHTS)
+    if own := workflow.study.benchmarks[name].own(task):
+        _check_documents(f"benchmarks.{name}.documents.{task}", task, own)
 
 
-def check_documents(key: str, task: str, benchmark: BenchmarkConfig) -> None:
-    """Raise `UserError` unless the file of a task's own documents is there, and each is one of that task."""
-    own = benchmark.own(task)
-    assert own is not None
+@cache
+def _check_documents(key: str, task: str, path: Path) -> None:
+    """Once for all runs."""
     try:
-        own_documents(task, own)
+        own_documents(task, path)
     except UserError as error:
         raise UserError(f"{key}: {error}") from None
