@@ -48,9 +48,10 @@ def varying_by_run(plan: Plan) -> dict[str, dict[str, Any]]:
     for sweep, finished in plan.sweeps.items():
         paths = set(varying(plan, sweep))
         of_parents = {_own(path) for path in paths if _own(path) != path}
+        begins = {(plan.runs[run_id].lineage, plan.runs[run_id].dense_parent) for run_id in finished}
         for run_id in plan.members(sweep):
             run = plan.runs[run_id]
-            wanted = paths if run.lineage == plan.runs[finished[0]].lineage else of_parents
+            wanted = paths if (run.lineage, run.dense_parent) in begins else of_parents
             settings = _settings(plan, run)
             shown[run_id] |= {path: settings[path] for path in sorted(wanted & set(settings))}
     return shown
