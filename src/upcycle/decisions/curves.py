@@ -21,6 +21,7 @@ from upcycle.laws.forms import get_law
 from upcycle.laws.law import Box, Law
 from upcycle.laws.result import FitResult, read_fit
 from upcycle.laws.terms import Array
+from upcycle.study.spec import EXPAND
 
 Rows = NDArray[np.intp]
 """Numbers of rows: 0 is the central estimate, 1 + b is draw b."""
@@ -321,7 +322,10 @@ def _upcycled(fits: Mapping[str, FitResult], source: str) -> tuple[str, FitResul
     found = [
         (name, fit)
         for name, fit in fits.items()
-        if get_law(fit.law).decides == "upcycled" and fit.by is None and fit.lineage in (None, "up")
+        if get_law(fit.law).decides == "upcycled"
+        and fit.by is None
+        and fit.lineage in (None, "up")
+        and fit.method != EXPAND  # whose D1 is of a mixture: decisions are about dense models
     ]
     if not found:
         raise UserError(

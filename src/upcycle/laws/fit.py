@@ -16,7 +16,7 @@ import pandas as pd
 
 from upcycle.errors import UserError
 from upcycle.laws.certificate.validate import seed_noise
-from upcycle.laws.context import with_context
+from upcycle.laws.context import check_one_method, with_context
 from upcycle.laws.describe import BOOTSTRAP, Selection, describe, solve
 from upcycle.laws.forms import get_law
 from upcycle.laws.grouped import fit_by
@@ -102,6 +102,7 @@ def run_fit(
     losses = read_losses(losses_csv)
     select = select or {}
     rows, about = _selected(losses, losses_csv, select.get("sweep"), select.get("where", ""))
+    check_one_method(rows, by, form.inputs)
     data = law_columns(rows, [*form.inputs, form.response, *([by] if by else [])])
     used = [rows]
     if by is not None:

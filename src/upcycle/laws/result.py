@@ -58,6 +58,8 @@ class FitResult:
     simulated: bool
     lineage: str | None = None
     """`dense`, `moe` (both from scratch) or `up` (upcycled), where all losses are of one."""
+    method: str | None = None
+    """The upcycling method, where all losses are of upcycled models of one."""
     n_expert: int | None = None
     top_k: int | None = None
     """Experts and active experts, where all losses are of one mixture (1 and 1 for dense models)."""

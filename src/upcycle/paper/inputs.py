@@ -22,7 +22,7 @@ from upcycle.laws.result import FitResult, read_fit
 from upcycle.laws.tables.losses import read_losses
 from upcycle.manifest import check_listed, check_metrics
 from upcycle.study.columns import GRID_SETTINGS
-from upcycle.study.spec import RunSpec
+from upcycle.study.spec import EXPAND, RunSpec
 
 
 @dataclass(frozen=True)
@@ -149,12 +149,17 @@ class Inputs:
         return chosen
 
     def upcycled_sweeps(self) -> list[str]:
-        """Sweeps of upcycled models alone, the largest first; of equals, in the study's order."""
-        upcycled = [name for name in self.sweep_names() if (self.in_sweep(name)["lineage"] == "up").all()]
-        return sorted(upcycled, key=lambda name: -len(self.in_sweep(name)))
+        """Sweeps of upcycled models alone, the largest first; of equals, in the study's order. Those that begin with
+        mixtures come last."""
+
+        def rank(name: str) -> tuple[bool, int]:
+            rows = self.in_sweep(name)
+            return bool((rows["method"] == EXPAND).any()), -len(rows)
+
+        return sorted((name for name in self.sweep_names() if (self.in_sweep(name)["lineage"] == "up").all()), key=rank)
 
     def grids(self, sweep: str | None = None) -> list[Grid]:
-        """The (D1, D2) grids of an upcycled sweep (None: the largest there is), one a model, mixture and arm.
+        """The (D1, D2) grids of an upcycled sweep (None: the first of `upcycled_sweeps`), one a model, mixture and arm.
 
         An arm is what an ablation sets: the axes of the sweep's `set`. Raises `UserError` for a sweep without upcycled
         models, or with several at one point of a grid, as axes of the dense parent's settings give.

@@ -145,6 +145,13 @@ def check_names(study: StudyConfig) -> None:
     names = study_names(study)
     for name, fit in study.fits.items():
         check_fit(f"fits.{name}", fit)
+        chosen = [study.sweeps[each] for each in fit.sweep if each in study.sweeps]
+        methods = sorted({each for sweep in chosen if sweep.kind == "upcycled" for each in sweep.method or ["copy"]})
+        if len(methods) > 1 and "method" not in fit.where:
+            raise UserError(
+                f"fits.{name}: its sweeps have upcycled models of methods {', '.join(methods)}, and a law is fitted to "
+                f"one; choose with `where`, e.g. `where: method == '{methods[0]}'`"
+            )
         for wanted in (*fit.sweep, *fit.floor_from):
             if wanted not in names.sweeps:  # of rows from files; a study's own were checked when it was read
                 raise UserError(

@@ -33,6 +33,7 @@ from upcycle.files import plain
 from upcycle.laws.certificate.validate import SeedNoise, seed_noise
 from upcycle.laws.result import FitResult
 from upcycle.study.columns import GRID_SETTINGS
+from upcycle.study.spec import EXPAND
 
 Outcome = Literal["upcycle", "dense", "too close to call", "neither", "unknown"]
 """`neither`: both end above the dense model as it is. `unknown`: neither measured nor within reach of the laws."""
@@ -213,8 +214,10 @@ def find_rivals(losses: pd.DataFrame, fits: Mapping[str, FitResult]) -> list[Riv
     finished = finished.fillna({"tokenizer_vocab": 0})  # imported rows may lack it, and NaN is no key
     keys = ["model", "D1", *SAME_TEXT]
     continued = dict(iter(finished[finished["lineage"] == "cont"].groupby(keys)))
+    # What begins with a mixture is no rival of a dense model of as many tokens.
+    upcycled = finished[(finished["lineage"] == "up") & (finished["method"] != EXPAND)]
     found = []
-    for key, rows in finished[finished["lineage"] == "up"].groupby([*keys, "moe"], sort=False):
+    for key, rows in upcycled.groupby([*keys, "moe"], sort=False):
         if key[:-1] not in continued:
             continue
         arms = _with_laws(_best_arm(rows), _best_arm(continued[key[:-1]]), fits)

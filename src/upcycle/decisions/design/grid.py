@@ -16,7 +16,7 @@ from upcycle.errors import UserError, nearest
 from upcycle.laws.terms import Array
 from upcycle.study.counting import n1
 from upcycle.study.plan import Plan
-from upcycle.study.spec import RunSpec
+from upcycle.study.spec import EXPAND, RunSpec
 from upcycle.study.study import StudyConfig
 
 Runs = Mapping[str, Array]
@@ -132,6 +132,11 @@ def from_study(study: StudyConfig, plan: Plan, name: str) -> PlannedSweep:
         raise UserError(
             f"--sweep: `{name}` begins with a checkpoint, so it has one D1 for each, and no dense models of this text: "
             "no law of D1 can be planned with it; `upcycle plan` shows its runs"
+        )
+    if any(run.parent_moe for run in runs):
+        raise UserError(
+            f"--sweep: `{name}` begins with mixtures (method `{EXPAND}`), and a design is of D1 of dense models; name "
+            "a sweep of another method"
         )
     mixtures: dict[tuple[int, int], list[RunSpec]] = {}
     for run in runs:
