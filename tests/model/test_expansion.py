@@ -74,25 +74,6 @@ def test_theory_names_the_cases() -> None:
         assert preserves_mixture(dense, child) == preserves_function(child)
 
 
-@pytest.mark.parametrize("gate", ["topk_softmax", "sigmoid_topk_renormalised"])
-def test_copies_have_their_experts_bias_which_keeps_choices_beside_sigmoids_alone(build: Build, batch, gate) -> None:
-    """A child without biases drops them, one of a parent without begins at 0."""
-    fields = {"gate": gate, "bias_rate": 1e-3}
-    parent = build(moe=MoESpec(n_expert=4, top_k=2, **fields))
-    for mixture in parent.mixtures:
-        mixture.router.bias.copy_(torch.tensor([0.3, -0.3, 0.1, 0.0]))
-    child = expanded(parent, MoESpec(n_expert=8, top_k=4, **fields))
-    assert torch.equal(child.mixtures[0].router.bias, parent.mixtures[0].router.bias.repeat(2))
-    kept = preserves_mixture(parent.moe, child.moe)
-    assert kept == (gate == "sigmoid_topk_renormalised")
-    assert (gap(parent, child, batch()[0]) <= 1) == kept
-    plain = MoESpec(n_expert=8, top_k=4, gate=gate)
-    assert not preserves_mixture(parent.moe, plain)
-    assert not any("bias" in name for name in expanded(parent, plain).state_dict())
-    begun = expanded(build(moe=MoESpec(n_expert=4, top_k=2, gate=gate)), child.moe)
-    assert not begun.mixtures[1].router.bias.any()
-
-
 def test_experts_and_rows_of_the_router_are_copies_and_all_else_is_untouched(build: Build) -> None:
     parent = build(moe=MoESpec(n_expert=2, top_k=1, gate="softmax_topk"))
     before = {name: weight.clone() for name, weight in parent.state_dict().items()}
@@ -105,11 +86,28 @@ def test_experts_and_rows_of_the_router_are_copies_and_all_else_is_untouched(bui
         assert torch.equal(parent.state_dict()[name], before[name])
 
 
-def test_experts_of_any_shape_are_copied_and_shared_ones_stay_as_they_are(build: Build, batch) -> None:
-    parent = build(moe=MoESpec(n_expert=4, top_k=2, granularity=2, shared_expert=1))
-    child = expanded(parent, MoESpec(n_expert=8, top_k=4, granularity=2, shared_expert=1))
-    assert torch.equal(child.mixtures[1].shared.w_in, parent.mixtures[1].shared.w_in)
-    assert gap(parent, child, batch()[0]) <= 1
+@pytest.mark.parametrize("gate", ["topk_softmax", "sigmoid_topk_renormalised"])
+def test_shared_experts_stay_and_biases_choose_as_before(build: Build, batch, gate: str) -> None:
+    """Biases of 0.1 change what is chosen; those of copies choose alike, whichever score they are added to."""
+    own = {"gate": gate, "shared_expert": 1, "granularity": 2, "bias_rate": 1e-3, "aux_coef": 0}
+    parent = build(moe=MoESpec(n_expert=4, top_k=2, **own))
+    ids_BS, _ = batch()
+    before = parent.eval().logits(ids_BS).detach()
+    for mixture in parent.mixtures:
+        mixture.router.bias.copy_(torch.tensor([0.1, -0.1, 0.05, -0.05]))
+    assert (parent.logits(ids_BS) - before).abs().max() > 0.01
+    moe = MoESpec(n_expert=12, top_k=6, **own)
+    assert preserves_mixture(parent.moe, moe)
+    child = expanded(parent, moe)
+    assert gap(parent, child, ids_BS) <= 1
+    name = "blocks.0.moe.shared.w_in"
+    assert torch.equal(child.state_dict()[name], parent.state_dict()[name])
+    begun = expanded(build(moe=parent.moe.model_copy(update={"bias_rate": 0.0})), moe)
+    assert not begun.mixtures[1].router.bias.any()
+    without = MoESpec(n_expert=12, top_k=6, **own | {"bias_rate": 0})
+    assert not any("bias" in each for each in expanded(parent, without).state_dict())
+    assert not preserves_mixture(parent.moe, without)
+    assert gap(parent, expanded(parent, without), ids_BS) > 1
 
 
 def test_noise_is_on_the_rows_of_the_copies_alone_and_relative_to_the_routers_weights(build: Build) -> None:

@@ -50,11 +50,10 @@ def upcycle(
     state: dict[str, Tensor] = {}
     for key, weight in parent_state.items():
         if key.endswith(".moe.w_in"):
-            assert parent_moe is not None
             block = key.removesuffix(".moe.w_in")
             at = f"{block}.moe."
             parts = {each.removeprefix(at): part for each, part in parent_state.items() if each.startswith(at)}
-            made = make(ParentMixture(parts, moe.n_expert // parent_moe.n_expert, block, seed), **given)
+            made = make(ParentMixture(parts, moe, block, seed), **given)
             state |= {f"{at}{part}": tensor for part, tensor in made.items()}
         elif key.endswith(".mlp.w_in"):
             block = key.removesuffix(".mlp.w_in")
@@ -100,12 +99,11 @@ def preserves_mixture(parent: MoESpec, moe: MoESpec) -> bool:
     They do where a token's experts are copies of those that the parent chose, in equal numbers, and the weights of an
     expert's copies add up to its own: (1) K' = m K, by one gate, or by gates that are one function; (2) K = 1 and
     K' <= m, where both gates' weights sum to 1. Otherwise a token uses other experts: with K' = K = m = 2 both copies
-    of its best one. Biases choose the same experts for both only beside sigmoids: a softmax over m copies is m times
-    smaller, and a bias is not.
+    of its best one. Biases must choose as before: with one kind of scores, as `expand` divides them where those are.
     """
     copies = moe.n_expert // parent.n_expert
     before, after = (_gate_function(each) for each in (parent, moe))
-    if parent.bias_rate and not (moe.bias_rate and before == after == "sigmoid"):
+    if parent.bias_rate and not (moe.bias_rate and (before == "sigmoid") == (after == "sigmoid")):
         return False
     sums_to_1 = preserves_function(parent) and preserves_function(moe)
     if parent.top_k == 1 and moe.top_k <= copies and sums_to_1:

@@ -57,8 +57,8 @@ class ParentMixture:
 
     weights: Mapping[str, Tensor]
     """The layer's weights by their name below `blocks.{i}.moe`."""
-    copies: int
-    """Experts of the child for each of the parent's."""
+    moe: MoESpec
+    """The mixture that is made."""
     block: str
     """Its layer, `blocks.{i}`."""
     seed: int
@@ -208,15 +208,19 @@ def expand(mixture: ParentMixture, *, router_noise: float = 0.01) -> dict[str, T
     but the first copy (Expert Upcycling, arXiv 2604.19835: its `copy` of experts, its `copy_noise` of routers).
 
     `router_noise`: standard deviation relative to that of the router's weights. Without noise, copies that a token
-    always chooses together have equal gradients and never differ.
+    always chooses together have equal gradients and never differ. Shared experts stay as they are.
     """
+    n_expert = len(mixture.weights["router.weight"])
+    copies = mixture.moe.n_expert // n_expert
     made = {
-        name: weight.clone() if name.startswith("shared.") else weight.repeat(mixture.copies, *[1] * (weight.ndim - 1))
+        name: weight.clone() if name.startswith("shared.") else weight.repeat(copies, *[1] * (weight.ndim - 1))
         for name, weight in mixture.weights.items()
     }
+    if "router.bias" in made and mixture.moe.gate != "sigmoid_topk_renormalised":
+        made["router.bias"] /= copies  # as the probabilities to which biases are added where experts are chosen
     rows_ED = made["router.weight"]
-    std = router_noise * mixture.weights["router.weight"].std().item()
-    for expert in range(len(mixture.weights["router.weight"]), len(rows_ED)):
+    std = router_noise * rows_ED[:n_expert].std().item()
+    for expert in range(n_expert, len(rows_ED)):
         generator = generator_of(f"{mixture.block}.moe.upcycling.{expert}", mixture.seed)
         rows_ED[expert] += torch.empty_like(rows_ED[expert]).normal_(0.0, std, generator=generator)
     return made
