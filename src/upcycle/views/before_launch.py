@@ -29,7 +29,7 @@ ROLLING_STATES = 2
 WHEN = {
     "trunk": "once the trunk points and decays that continue from it are finished",
     "dense model": "once the runs that begin with it, and its evaluations, are finished",
-    "model": "once its evaluations are finished",
+    "model": "once the runs that begin with it, if any, and its evaluations are finished",
 }
 """When `keep` lets the files of a kind of run go."""
 
