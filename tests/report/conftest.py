@@ -43,7 +43,7 @@ def study(sweep, tmp_path_factory):
         out=results,
         tokens=results / "tokens",
         title="A test",
-        figures=("figure3",),
+        figures={"figure3": {}},
         tables=("table1", "laws"),
     )
     return simulated_sweep.read_inputs(results, sweep[1]), background

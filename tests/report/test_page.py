@@ -22,7 +22,7 @@ def page(study):
 @pytest.fixture
 def without_evaluations(study, tmp_path):
     """The study's background with neither evaluations nor products."""
-    return dataclasses.replace(study[1], out=tmp_path, figures=(), tables=())
+    return dataclasses.replace(study[1], out=tmp_path, figures={}, tables=())
 
 
 def with_losses(inputs, change):
@@ -80,7 +80,7 @@ def test_an_evaluation_of_an_unknown_run_stops_the_report(study):
 def test_a_missing_figure_stops_the_report_and_is_named(study, tmp_path):
     inputs, background = study
     with pytest.raises(UserError, match=r"figure4\.svg: No such file"):
-        write_report(inputs, dataclasses.replace(background, figures=("figure4",)), tmp_path / "report.html")
+        write_report(inputs, dataclasses.replace(background, figures={"figure4": {}}), tmp_path / "report.html")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -113,7 +113,7 @@ def test_nothing_is_told_of_a_text_that_simulated_losses_were_not_measured_on(st
 
     def words(**changes: int) -> str:
         marked = dataclasses.replace(inputs, losses=losses.assign(**changes))
-        page = render(marked, dataclasses.replace(background, out=tmp_path, figures=(), tables=())).lower()
+        page = render(marked, dataclasses.replace(background, out=tmp_path, figures={}, tables=())).lower()
         return page.replace("nothing on this page was measured", "")
 
     assert [each for each in told if each in words(simulated=1)] == []

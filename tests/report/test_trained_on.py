@@ -30,7 +30,7 @@ def page(request, tmp_path_factory):
     fits = options.pop("fits", own.FITS)
     results = tmp_path_factory.mktemp("own-model")
     inputs = own.read_inputs(results, own.write_results(results, plan=own.plan_of(**options), fits=fits))
-    figures = ("continued",) if inputs.rivals(inputs.grid()) else ()
+    figures = {"continued": {}} if inputs.rivals(inputs.grid()) else {}
     for name in figures:
         draw(name, inputs, results / "figures" / name)
     background = Background(study="mine", out=results, tokens=results / "tokens", figures=figures)
