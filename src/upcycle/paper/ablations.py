@@ -117,7 +117,7 @@ def rates(inputs: Inputs, sweeps: Sequence[str]) -> Rates:
 
     def name(schedule: str, lr: float) -> str:
         if schedule == "constant":
-            return f"a constant {short(lr)}"
+            return f"a constant rate ({short(lr)})"
         kinds = [word for word, holds in (("the mixture's", lr == of_mixture), ("the dense", lr in dense)) if holds]
         return f"{' and '.join(kinds)} rate ({short(lr)})" if kinds else f"a rate of {short(lr)}"
 

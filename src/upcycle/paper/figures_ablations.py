@@ -35,6 +35,11 @@ from upcycle.train.schedule import learning_rate
 KINDS = {"dense": "dense", "moe": "mixture", "up": "upcycled", "cont": "trained on"}
 COLOURS = (style.DENSE, style.SCRATCH, style.FIT, "#009E73", "#CC79A7")
 HEIGHT = 2.6
+MANY = 4
+"""Arms above which curves are means over seeds."""
+SHOWN = 20
+"""The part of training from scratch whose curve is shown: from this fraction of its tokens on. Before, losses fall so
+far that their differences later could not be seen."""
 
 
 def figure_7(inputs: Inputs, sweeps: Sequence[str] = ("schedule_dense", "schedule_moe")) -> Figure:
@@ -57,8 +62,8 @@ def figure_7(inputs: Inputs, sweeps: Sequence[str] = ("schedule_dense", "schedul
         for lineage, colour in colours.items():
             point = max((each for each in found.tables if each.lineage == lineage), key=lambda each: each.D)
             for arm, (_, dash) in looks.items():
-                curves = _curves(axes, inputs, found, point, arm, colour, linestyle=dash)
-            ends.append((KINDS[lineage], curves[0][-1][1], colour))
+                last = _curves(axes, inputs, found, point, arm, colour, linestyle=dash, linewidth=0.9)
+            ends.append((KINDS[lineage], last, colour))
             rows = found.rows[found.rows["lineage"] == lineage]
             style.points(axes, rows["D"], rows["loss"], colour, "o")
         _loss_curves(axes, found.longest.D, "tokens, $D$")
@@ -90,9 +95,10 @@ def figure_8(inputs: Inputs, sweeps: Sequence[str] = ("upcycling_lr_constant", "
 def figure_9(inputs: Inputs, sweeps: Sequence[str] = ("auxiliary",)) -> Figure:
     """Figure 9. Coefficients of the load-balancing loss.
 
-    Left: held-out cross-entropy during training. Middle: balance loss of a layer (1: all experts used alike), averaged
-    over stretches of training. Right: by how much the final cross-entropy differs from that with the study's own
-    coefficient. Small markers: single seeds; large markers and bars: mean and 95 % interval.
+    Left: held-out cross-entropy during training; of many coefficients the means over seeds. Middle: balance loss of a
+    layer (1: all experts used alike), averaged over seeds and stretches of training. Right: by how much the final
+    cross-entropy differs from that with the study's own coefficient. Small markers: single seeds; large markers and
+    bars: mean and 95 % interval.
 
     Raises `UserError` for a sweep without finished models, and where all runs have one coefficient.
     """
@@ -111,7 +117,7 @@ def figure_9(inputs: Inputs, sweeps: Sequence[str] = ("auxiliary",)) -> Figure:
             ends.append((arm, float(balance[-1]), colour))
         _loss_curves(left, point.D, _tokens_label(point))
         _token_ticks(middle, point.D, _tokens_label(point))
-        middle.set_ylabel("balance loss of a layer, $1$: even")
+        middle.set_ylabel("balance loss of a layer (1: even)")
         middle.set_yscale("log")
         style.number_ticks(middle)
         style.name_ends(middle, ends)
@@ -153,7 +159,7 @@ def _curves_and_differences(
         point = found.longest
         for arm in found.arms:
             colour = colours.get(arm, style.GREY)
-            _curves(panels[0], inputs, found, point, arm, colour)
+            _curves(panels[0], inputs, found, point, arm, colour, linewidth=0.9)
             rows = found.rows[(found.rows["arm"] == arm) & (found.rows["D"] == point.D)]
             style.points(panels[0], rows["D"], rows["loss"], colour, "o")
         _loss_curves(panels[0], point.D, _tokens_label(point))
@@ -194,16 +200,25 @@ def _differences(axes: Axes, entries: Sequence[tuple[str, Difference, style.Colo
 
 def _curves(
     axes: Axes, inputs: Inputs, found: Ablation, point: GridPoint, arm: str, colour: style.Colour, **more: Any
-) -> list[list[tuple[float, float]]]:
-    """Held-out losses during training, a line a seed; returns (tokens, loss) of each."""
-    drawn = []
-    for run_id in _runs(found, point, arm):
-        curve = {row["tokens"]: row["heldout"] for row in inputs.curve(run_id) if "heldout" in row}
-        drawn.append([(tokens, curve[tokens]) for tokens in sorted(curve)])
-        first = min(tokens for tokens in curve if tokens)
-        line = [(tokens or first / 2, loss) for tokens, loss in drawn[-1]]  # a logarithmic axis has no 0
-        axes.plot(*zip(*line, strict=True), color=colour, linewidth=0.9, **more)
-    return drawn
+) -> float:
+    """Held-out losses during training, a line a seed, of many arms the mean; returns the last loss.
+
+    Training from scratch is shown without its first steps.
+    """
+    since = 0 if point.lineage == "up" else point.D / SHOWN
+    curves = [
+        {row["tokens"]: row["heldout"] for row in inputs.curve(run_id) if row["tokens"] >= since and "heldout" in row}
+        for run_id in _runs(found, point, arm)
+    ]
+    if len(found.arms) > MANY:
+        shared = set.intersection(*(set(curve) for curve in curves))
+        curves = [{tokens: float(np.mean([curve[tokens] for curve in curves])) for tokens in shared}]
+    for curve in curves:
+        tokens = sorted(curve)
+        first = min(count for count in tokens if count)
+        # A logarithmic axis has no 0.
+        axes.plot([count or first / 2 for count in tokens], [curve[count] for count in tokens], color=colour, **more)
+    return float(curves[0][max(curves[0])])
 
 
 def _runs(found: Ablation, point: GridPoint, arm: str) -> list[str]:
@@ -231,15 +246,15 @@ def _loss_curves(axes: Axes, last: int, label: str) -> None:
 
 def _token_ticks(axes: Axes, last: int, label: str) -> None:
     starts = [float(np.min(line.get_xdata())) for line in axes.lines]
-    style.token_axis(axes, [*_decades(min(starts), last), last], label, apart=0.16)
+    style.token_axis(axes, list(_halvings(min(starts), last)), label, apart=0.22)
     axes.set_xlim(left=min(starts) / 1.2)
 
 
-def _decades(low: float, high: float) -> Iterable[float]:
-    """Counts by factors of four up to the largest."""
+def _halvings(low: float, high: float) -> Iterable[float]:
+    """The largest count, its half, its quarter and so on."""
     while high > low:
         yield high
-        high /= 4
+        high /= 2
 
 
 def _tokens_label(point: GridPoint) -> str:

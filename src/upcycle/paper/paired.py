@@ -129,14 +129,14 @@ class Ablation:
 
     def how(self) -> str:
         """How differences and their errors were taken, in a sentence."""
-        over = f"{plural(len(self.tables), 'point')}" if len(self.tables) > 1 else ""
-        if self.noise is None:
-            return f"Differences are means over {over}." if over else ""
-        seeds = f"{self.seeds} seeds"
-        return (
-            f"Differences are means over {' and '.join(filter(None, (over, seeds)))}, paired by seed; after ± their "
-            f"standard error ({plural(self.noise[1], 'degree')} of freedom)."
-        )
+        over = [f"{self.seeds} seeds"] if self.noise else []
+        over += ["budgets"] if len(self.tables) > len({(point.lineage, point.model) for point in self.tables}) else []
+        if not over:
+            return ""
+        error = ""
+        if self.noise:
+            error = f", paired by seed; after ± their standard error ({plural(self.noise[1], 'degree')} of freedom)"
+        return f"Differences are means over {' and '.join(over)}{error}."
 
 
 def residual_noise(tables: Iterable[pd.DataFrame]) -> tuple[float, int] | None:

@@ -11,14 +11,12 @@ from upcycle.decisions.advice.measured_words import at_same_tokens, recommendati
 from upcycle.laws.certificate.validate import SeedNoise
 from upcycle.laws.compare import ErrorRatio
 from upcycle.laws.result import FitResult
+from upcycle.paper.ablation_grids import REJECTED
 from upcycle.paper.comparisons import Finding, Lead, Standing, Verdict, clear_difference, leads, standing, tally
 from upcycle.paper.inputs import Grid, Inputs
 from upcycle.paper.render import number, plural, signed
 from upcycle.paper.tables_data import LAWS, law_errors
 from upcycle.study.spec import short_count
-
-REJECTED = 0.05
-"""A law whose lack of fit is less probable than this is rejected."""
 
 
 def headline(inputs: Inputs, sweep: str | None = None) -> str:
