@@ -154,7 +154,7 @@ def test_arms_of_one_method_are_told_apart():
         columns=["method", "moe", "settings"],
     )
     assert arm_names(rows) == [
-        "copy", "copy (optimizer state copied)", "drop (shared indices)", "drop (no shared indices)", "fine grained"
+        "copy", "copy (optimizer state copied)", "drop (shared indices)", "drop (separate indices)", "fine grained"
     ]  # fmt: skip
 
 

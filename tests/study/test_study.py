@@ -142,6 +142,26 @@ def test_the_table_of_laws_needs_a_law_before_anything_is_trained(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("kernels", "refused"),
+    [
+        ({}, True),
+        ({"layers": "native"}, False),
+        ({"layers": "composed"}, True),
+        ({"layers": "composed", "attention": "sdpa", "experts": "loop"}, False),
+    ],
+)
+def test_a_comparison_of_methods_fixes_its_kernels_before_anything_is_trained(tmp_path, kernels, refused):
+    study = changed("figures", {"methods": {}})
+    study["execution"] = study["execution"] | kernels
+    planned = load_study(write(tmp_path, study))
+    if refused:
+        with pytest.raises(UserError, match=r"figures.methods: .* name execution.layers: native"):
+            check_names(planned)
+    else:
+        check_names(planned)
+
+
+@pytest.mark.parametrize(
     ("keys", "message"),
     [
         ({"where": "D2 >"}, r"fits\.mult\.where: `D2 >` is no expression"),

@@ -172,9 +172,10 @@ def arm_names(rows: pd.DataFrame) -> list[str]:
 
 
 def _setting(path: str, value: str) -> str:
-    """`shared indices` for `upcycling.shared_indices=true`, `ratio 0.5` for `upcycling.ratio=0.5`."""
+    """`shared indices` for `upcycling.shared_indices=true` (false: `separate indices`), `share 0.5` for a number."""
     name = path.rpartition(".")[2].replace("_", " ")
-    return {"true": name, "false": f"no {name}"}.get(value, f"{name} {value}")
+    without = name.replace("shared", "separate") if "shared" in name else f"no {name}"
+    return {"true": name, "false": without}.get(value, f"{name} {value}")
 
 
 def _reference(rows: pd.DataFrame, where: str) -> str:
