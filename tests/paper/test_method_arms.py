@@ -12,6 +12,8 @@ from upcycle.paper.method_arms import MethodArms, arm_names, compare_methods, ro
 from upcycle.paper.method_findings import method_findings, see_methods
 from upcycle.paper.tables_methods import methods_compared, methods_law
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def found(methods_inputs):

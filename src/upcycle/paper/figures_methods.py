@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
@@ -28,8 +28,8 @@ def methods(inputs: Inputs, sweeps: Sequence[str] | None = None) -> Figure:
     """Upcycling methods compared.
 
     Top: final loss of each method minus that of copying at the same budgets, paired by seed, at the smallest and the
-    largest D1 and for each D2 (light to dark: growing). Right: the interaction, which is the slope of the loss in ln D2
-    at the largest D1 minus that at the smallest, minus the interaction of copying. Bars: 95 % intervals, for all
+    largest D1 and for each D2 (light to dark: growing). Top right: the interaction, which is the slope of the loss in
+    ln D2 at the largest D1 minus that at the smallest, minus the interaction of copying. Bars: 95 % intervals, for all
     methods with the parents of copying together. Bottom, at the largest budgets, means over seeds: router entropy as a
     share of its maximum, experts that no token of a batch was sent to, and the largest distance between two experts
     over an expert's norm.
@@ -38,32 +38,39 @@ def methods(inputs: Inputs, sweeps: Sequence[str] | None = None) -> Figure:
     """
     found = compare_methods(inputs, sweeps)
     curves = router_curves(inputs, found)
-    height = 1.0 + 0.24 * len(found.others)
-    figure = style.new_figure(style.PAGE, height + (2.6 if curves else 0.3), mark=inputs.mark)
+    height = 1.2 + 0.24 * len(found.others)
+    if not curves:
+        figure = style.new_figure(style.PAGE, height + 0.2, mark=inputs.mark)
+        _final(figure, found, "Not drawn: routers during training, which only trained runs have.")
+        return figure
+    figure = style.new_figure(style.PAGE, height + 2.5, mark=inputs.mark)
+    top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=[height, 2.5])[:, 0]
+    _final(top, found)
+    looks = _looks(found)
+    _routers(bottom.subplots(1, 3), curves, looks)
+    lines = [Line2D([], [], color=c, linestyle=dash, label=arm) for arm, (c, dash) in looks.items()]
+    style.legend_below(bottom, lines, columns=5)
+    return figure
+
+
+def _final(figure: FigureBase, found: MethodArms, note: str | None = None) -> None:
+    """How final losses differ at the smallest and the largest D1, and how interactions do."""
     ends = [found.D1[0], found.D1[-1]] if len(found.D1) > 1 else found.D1
-    grid = figure.add_gridspec(2 if curves else 1, 6, height_ratios=[height, 2.0] if curves else None)
-    places = [slice(2 * k, 2 * k + 2) for k in range(3)]
-    top = [figure.add_subplot(grid[0, places[0]])]
-    top += [figure.add_subplot(grid[0, place], sharey=top[0]) for place in places[1 : len(ends) + 1]]
-    for axes in top[1:]:
-        axes.tick_params(labelleft=False)
+    interactions = found.interactions()
+    panels = figure.subplots(1, len(ends) + (interactions is not None), sharey=True, squeeze=False)[0]
     overall = found.differences(found.losses())
     order = sorted(found.others, key=lambda arm: -overall[arm].nats)
-    for axes, D1 in zip(top, ends, strict=False):
+    for axes, D1 in zip(panels, ends, strict=False):
         _losses(axes, found, D1, order)
-    _interactions(top[-1], found, order)
-    looks = style.looks(found.D2)
-    if len(found.D2) > 1:
-        handles = style.look_handles(looks, short_count, linestyle="none", **style.RIM)
-        figure.legend(handles=handles, title="$D_2$", loc="outside upper center", ncols=len(handles))
-    if curves:
-        kinds = _looks(found)
-        _routers([figure.add_subplot(grid[1, place]) for place in places], curves, kinds)
-        lines = [Line2D([], [], color=c, linestyle=dash, label=arm) for arm, (c, dash) in kinds.items()]
-        style.legend_below(figure, lines, columns=5)
-    else:
-        figure.supxlabel("Not drawn: routers during training, which only trained runs have.", fontsize=7)
-    return figure
+    if interactions is not None:
+        _bars(panels[-1], found.differences(interactions), order, 0.0, style.FIT, "D")
+        _rows(panels[-1], order, "minus copying's (nats)")
+        panels[-1].set_title("interaction", loc="left")
+    style.legend_below(figure, style.look_handles(style.looks(found.D2), _budget, linestyle="none", **style.RIM), note)
+
+
+def _budget(D2: int) -> str:
+    return f"$D_2$ = {short_count(D2)}"
 
 
 def _looks(found: MethodArms) -> dict[str, tuple[str, Dash]]:
@@ -83,16 +90,6 @@ def _losses(axes: Axes, found: MethodArms, D1: int, order: Sequence[str]) -> Non
             _bars(axes, found.differences(found.losses(D1, D2)), order, float(step), colour, marker)
     _rows(axes, order, "loss minus copying's (nats)")
     axes.set_title(f"$D_1$ = {short_count(D1)}", loc="left")
-
-
-def _interactions(axes: Axes, found: MethodArms, order: Sequence[str]) -> None:
-    table = found.interactions()
-    if table is None:
-        axes.text(0.5, 0.5, "needs two $D_1$ with\ntwo $D_2$ in common", transform=axes.transAxes, ha="center")
-    else:
-        _bars(axes, found.differences(table), order, 0.0, style.FIT, "D")
-    _rows(axes, order, "minus copying's (nats)")
-    axes.set_title("interaction", loc="left")
 
 
 def _bars(
@@ -148,6 +145,7 @@ def _routers(panels: Sequence[Axes], curves: Mapping[str, RouterCurves], looks: 
         style.token_axis(axes, ticks, "upcycled tokens")
         axes.set_xlim(first / 1.2, last * 1.2)
         axes.set_ylabel(label)
+    dead.set_ylim(0, max(dead.get_ylim()[1], 1.0))
     if not distance.lines:
         distance.text(0.5, 0.5, "not measured by\nseveral processes", transform=distance.transAxes, ha="center")
 

@@ -63,7 +63,9 @@ def _losses(found: MethodArms) -> Finding:
         f"at D1 = {short_count(D1)} and D2 = {short_count(D2)}: {_short(found.differences(found.losses(D1, D2)))}"
         for D1, D2 in found.corners
     ]
-    details = [f"Loss {'; '.join(places)}."] if len(places) > 1 and found.seeds > 1 else []
+    details = (
+        [f"At single budgets, each taken alone: {'; '.join(places)}."] if len(places) > 1 and found.seeds > 1 else []
+    )
     return Finding(sentence, " ".join([*details, _how(found)]), _verdict(differences))
 
 

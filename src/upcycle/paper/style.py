@@ -16,7 +16,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
@@ -179,7 +179,7 @@ def name_ends(axes: Axes, labels: Sequence[tuple[str, float, Colour]], title: st
     axes.text(1.03, above + line, title, transform=axes.transAxes, va="center", fontsize=7)
 
 
-def legend_below(figure: Figure, handles: Sequence[Artist], title: str | None = None, columns: int = 5) -> None:
+def legend_below(figure: FigureBase, handles: Sequence[Artist], title: str | None = None, columns: int = 5) -> None:
     """One legend for all panels, under them, of at most this many columns."""
     ncols = min(len(handles), columns)
     figure.legend(handles=list(handles), title=title, loc="outside lower center", ncols=ncols, columnspacing=1)
