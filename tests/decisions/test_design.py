@@ -222,6 +222,17 @@ def test_grid_of_a_study():
         from_study(study, plan, "upcycle")
 
 
+def test_a_sweep_of_narrow_experts_is_refused(tmp_path):
+    """Its (E, K) would be taken for experts as wide as the dense MLP."""
+    text = (REPOSITORY / "tests/workflow/config.yaml").read_text()
+    path = tmp_path / "config.yaml"
+    fine = text.replace("top_k: 2", "top_k: 2, granularity: 2")
+    path.write_text(fine.replace("kind: upcycled", "kind: upcycled, method: fine_grained"))
+    study = load_study(path)
+    with pytest.raises(UserError, match="`upcycled` has the mixture e4k2g2: the laws are of experts as wide as the"):
+        from_study(study, build_plan(study, Path("no-results")), "upcycled")
+
+
 def test_grids_in_words():
     assert parse_numbers("0.577e9:9.232e9:5", "--d1") == pytest.approx(0.577e9 * 2.0 ** np.arange(5), rel=1e-9)
     assert parse_numbers("2B,1e9,1e9", "--d1").tolist() == [1e9, 2e9]

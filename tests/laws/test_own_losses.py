@@ -319,6 +319,8 @@ def test_what_the_rows_are_comes_from_the_table_or_from_columns(tmp_path, capsys
     assert (told.lineage, told.n_expert, told.top_k) == ("dense", 1, 1)
     assert told.box["N1"] == [SIZES[0], SIZES[-1]]
     assert "lineage not known" not in capsys.readouterr().out
+    narrow = own(tmp_path, DATA, "lineage='moe',n_expert=32,top_k=8,granularity=4,N1=N")
+    assert (narrow.lineage, narrow.n_expert, narrow.top_k) == ("moe", None, None)
     untold = own(tmp_path, DATA)
     assert (untold.lineage, untold.n_expert, untold.top_k) == (None, None, None)
     assert "lineage not known" in capsys.readouterr().out

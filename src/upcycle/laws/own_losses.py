@@ -14,7 +14,7 @@ import pandas as pd
 
 from upcycle.bars import showing
 from upcycle.errors import UserError
-from upcycle.laws.context import with_context
+from upcycle.laws.context import PLAIN, with_context
 from upcycle.laws.fit import DRAWS, fit
 from upcycle.laws.forms import LAWS, get_law
 from upcycle.laws.grouped import fit_by
@@ -28,7 +28,7 @@ from upcycle.laws.tables.table_files import Cells, Table
 from upcycle.study.columns import COLUMNS, LINEAGES
 from upcycle.study.expressions import of_columns
 
-CONTEXT = ("lineage", "n_expert", "top_k", "N1")
+CONTEXT = ("lineage", "n_expert", "top_k", *PLAIN, "N1")
 """Columns that say what a fit is of; taken where the table or --columns has them."""
 
 
