@@ -7,6 +7,7 @@ import own_model_sweep
 import pytest
 import simulated_ablations
 import simulated_methods
+import simulated_routing
 import simulated_sweep
 from built_once import built_once
 
@@ -33,6 +34,12 @@ def ablations(tmp_path_factory):
 def methods_inputs(tmp_path_factory):
     """A study of upcycling methods whose losses differ by known amounts."""
     return simulated_methods.read_inputs(built_once(tmp_path_factory, "methods", simulated_methods.write_results))
+
+
+@pytest.fixture(scope="session")
+def routed(tmp_path_factory):
+    """A study of gates, biases, z-loss and sigmoid, all of whose arms have the same losses but for noise."""
+    return simulated_routing.read_inputs(built_once(tmp_path_factory, "routing", simulated_routing.write_results))
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ def test_the_paper_s_items_and_ours_are_found_with_label_title_and_caption():
         "methods",
         "overview",
         "residuals",
+        "routing",
         "thresholds",
     }
     numbered = {f"table{n}" for n in range(1, 9)}

@@ -9,6 +9,7 @@ from upcycle.paper.ablation_grids import see_texts, see_tuning
 from upcycle.paper.ablations import Observation, see_coefficients, see_rates, see_repetition, see_schedules
 from upcycle.paper.inputs import Inputs
 from upcycle.paper.method_findings import see_methods
+from upcycle.paper.routes import see_routes
 from upcycle.study.catalogue import find_item
 
 OBSERVATIONS: Mapping[str, Callable[..., Observation]] = {
@@ -19,6 +20,7 @@ OBSERVATIONS: Mapping[str, Callable[..., Observation]] = {
     "figure11": see_texts,
     "learning_rates": see_tuning,
     "methods": see_methods,
+    "routing": see_routes,
 }
 """By the figure's name; each takes the options of its figure."""
 

@@ -33,7 +33,7 @@ OF_BENCHMARKS = ("table7",)
 """Figures and tables that read benchmarks.csv."""
 OF_ONE_SET_OF_KERNELS = ("methods", "methods_compared")
 """Figures and tables of differences so small that other kernels would make them: the study must fix its kernels."""
-OF_RUNS = ("figure3", "figure7", "figure8", "figure9", "figure10", "table3", "table4", "table5", "table6")
+OF_RUNS = ("figure3", "figure7", "figure8", "figure9", "figure10", "routing", "table3", "table4", "table5", "table6")
 """Figures and tables that read more of a run than its row of losses.csv: its curve, or its specification."""
 
 
