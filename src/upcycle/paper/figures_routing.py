@@ -13,7 +13,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from upcycle.paper import style
 from upcycle.paper.inputs import Inputs
-from upcycle.paper.routes import ZERO, Arm, RouterState, Routes, router_states, routes
+from upcycle.paper.routes import FEW, ZERO, Arm, RouterState, Routes, router_states, routes
 
 GATES = {
     "topk_softmax": (style.SCRATCH, "o"),
@@ -40,11 +40,11 @@ def routing(
 ) -> Figure:
     """Top-1 and more experts, by the order of softmax and top-k.
 
-    Top left: final held-out loss; dashed: from scratch. Top middle: loss before the first update. Top right: by how
-    much biases without a balance loss, the router z-loss and the sigmoid gate change the final loss. Bottom: share of
-    the routers in the cross-entropy's gradient after one update; experts without a token in a batch and entropy of the
-    routers, over the last quarter of training. Markers: means over seeds; bars: lowest to highest seed, at the top left
-    without what a seed adds to all arms alike.
+    Top left: by how much the final held-out loss differs from that with 4 experts, which the legend states; dashed:
+    trained from scratch. Top middle: loss before the first update. Top right: by how much biases without a balance
+    loss, the router z-loss and the sigmoid gate change the final loss. Bottom: share of the routers in the
+    cross-entropy's gradient after one update; experts without a token in a batch, and entropy of the routers, over the
+    last quarter of training. Markers: means over seeds; bars: lowest to highest seed.
 
     Raises `UserError` for sweeps without mixtures, or with mixtures of several sizes or budgets.
     """
@@ -89,7 +89,17 @@ def _handles(found: Routes) -> list[Line2D]:
     handles = []
     for arm in found.plain:
         colour, marker = _look(arm)
-        handles.append(Line2D([], [], color=colour, marker=marker, label=arm.name, **_dash(arm), **style.RIM))
+        handles.append(
+            Line2D(
+                [],
+                [],
+                color=colour,
+                marker=marker,
+                label=f"{arm.name} ({found.tables[arm][FEW].mean():.2f})",
+                **_dash(arm),
+                **style.RIM,
+            )
+        )
     return handles
 
 
@@ -98,22 +108,24 @@ def _expert_axis(axes: Axes, experts: Sequence[int]) -> None:
     axes.xaxis.set_major_locator(FixedLocator(sorted(experts)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.set_xlabel("experts")
+    axes.set_xlabel("experts, $E$")
 
 
 def _losses(axes: Axes, found: Routes) -> None:
-    """Mean final losses with a bar from the lowest to the highest seed; arms are a little apart."""
+    """Losses minus those with 4 experts, seed by seed: mean, lowest and highest; arms are a little apart."""
     plain = found.plain
     experts: set[int] = set()
     for place, arm in enumerate(plain):
-        table, (colour, marker) = found.without_seeds(arm), _look(arm)
+        losses, (colour, marker) = found.tables[arm], _look(arm)
+        table = losses.sub(losses[FEW], axis=0)
         apart = 2 ** (0.05 * (place - (len(plain) - 1) / 2))
         at = table.columns.to_numpy(float) * apart
         axes.vlines(at, table.min(), table.max(), color=colour, linewidth=0.9)
         style.points(axes, at, table.mean(), colour, marker, **_dash(arm))
         experts |= {int(n) for n in table.columns}
     _expert_axis(axes, sorted(experts))
-    axes.set_ylabel("held-out loss (nats per token)")
+    axes.axhline(0, color=style.GREY, linewidth=0.9)
+    axes.set_ylabel("loss minus that with\n4 experts (nats)")
 
 
 def _of_experts(

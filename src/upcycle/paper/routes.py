@@ -22,7 +22,7 @@ from upcycle.paper.ablations import Observation, joined, named
 from upcycle.paper.comparisons import Finding, Verdict
 from upcycle.paper.inputs import Inputs
 from upcycle.paper.paired import Difference, mean_difference, residual_noise
-from upcycle.paper.render import number, plural
+from upcycle.paper.render import number, plural, signed
 from upcycle.study.shape import MoESpec
 
 FEW, MANY = 4, (8, 16)
@@ -88,7 +88,7 @@ class RouterState:
 
 @dataclass(frozen=True)
 class Routes:
-    """Losses by arm: a table [seeds, experts]."""
+    """Losses by arm: a table [seeds, experts], 4 experts among them where an arm has several."""
 
     tables: Mapping[Arm, pd.DataFrame]
     ids: Mapping[Arm, pd.DataFrame]
@@ -97,18 +97,12 @@ class Routes:
     @property
     def plain(self) -> list[Arm]:
         """Arms over several numbers of experts that route as the paper may have."""
-        return [arm for arm, table in self.tables.items() if arm.plain and table.shape[1] > 1]
+        return [arm for arm, table in self.tables.items() if arm.plain and FEW in table and table.shape[1] > 1]
 
     @cached_property
     def noise(self) -> tuple[float, int] | None:
         """Standard deviation of a loss apart from what its arm, experts and seed explain; degrees of freedom."""
         return residual_noise(self.tables[arm] for arm in self.plain)
-
-    def without_seeds(self, arm: Arm) -> pd.DataFrame:
-        """An arm's losses without what each seed adds to all arms of its lineage: mostly a dense parent."""
-        tables = [self.tables[each] for each in self.plain if each.lineage == arm.lineage]
-        complete = pd.concat([table for table in tables if len(table) == max(map(len, tables))], axis=1)
-        return self.tables[arm].sub(complete.mean(axis=1) - complete.to_numpy().mean(), axis=0).dropna(how="all")
 
     def beyond(self) -> dict[Arm, list[float]]:
         """By arm beyond the paper: its losses minus those of the paper's arm, at equal experts and seed."""
@@ -235,6 +229,9 @@ def see_routes(inputs: Inputs, sweeps: Sequence[str] | None) -> Observation:
         f"Loss minus that with {FEW} experts: {'; '.join(changes)}.",
         f"Worse than with {FEW} experts, run by run: {', '.join(counts)}.",
     ]
+    beyond = [f"{arm.name} {_values(values)}" for arm, values in found.beyond().items()]
+    if beyond:
+        detail.append(f"Beyond the paper, loss minus that of the same arm without: {'; '.join(beyond)}.")
     if not inputs.mark:
         detail += _of_routers(inputs, found, up)
     if found.noise is not None:
@@ -308,6 +305,12 @@ def _count(found: Routes, arm: Arm) -> str:
     return f"{worse} of {of}"
 
 
+def _values(values: Sequence[float]) -> str:
+    """The mean of differences, and how far single runs are apart."""
+    apart = f", from {signed(min(values))} to {signed(max(values))}" if len(values) > 1 else ""
+    return f"{signed(float(np.mean(values)))} ({plural(len(values), 'run')}{apart})"
+
+
 def _of_routers(inputs: Inputs, found: Routes, arms: Sequence[Arm]) -> list[str]:
     """What the routers of top-1 arms did with the most experts."""
     parts = []
@@ -330,7 +333,8 @@ def short_share(share: float) -> str:
 
 
 def _where(inputs: Inputs, found: Routes) -> str:
-    spec = inputs.spec(str(next(iter(found.ids.values())).to_numpy().ravel()[0]))
+    run_ids = next(iter(found.ids.values())).to_numpy().ravel().tolist()
+    spec = inputs.spec(next(run_id for run_id in run_ids if isinstance(run_id, str)))
     return (
         f"These are models of width {spec.model.d_model} with D2 = {number(float(spec.tokens), 2)} tokens from one D1."
     )
