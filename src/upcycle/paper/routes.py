@@ -18,12 +18,13 @@ import pandas as pd
 
 from upcycle.errors import UserError
 from upcycle.laws.tables.mixed_kernels import check_one_set_of_kernels
-from upcycle.paper.ablations import Observation, joined, named
+from upcycle.paper.ablations import Observation, named
 from upcycle.paper.comparisons import Finding, Verdict
 from upcycle.paper.inputs import Inputs
 from upcycle.paper.paired import Difference, mean_difference, residual_noise
 from upcycle.paper.render import number, plural, signed
 from upcycle.study.shape import MoESpec
+from upcycle.study.spec import short_count
 
 FEW, MANY = 4, (8, 16)
 """Experts that are compared: of the paper's own losses, top-1 is worse with any of `MANY` than with `FEW`."""
@@ -212,33 +213,22 @@ def router_states(inputs: Inputs, found: Routes, arm: Arm) -> dict[int, RouterSt
 
 # --- in words
 
+STARVED, FED = Arm("up", 1, "topk_softmax"), Arm("up", 1, "softmax_topk")
+
 
 def see_routes(inputs: Inputs, sweeps: Sequence[str] | None) -> Observation:
     """Whether starvation explains why top-1 losses get worse with more experts, as these losses show it."""
     found = routes(inputs, sweeps)
-    up = [arm for arm in found.plain if arm.lineage == "up"]
-    trends = {arm: trend for arm in up if (trend := _trend(found, arm)) is not None}
-    verdict, answer = _answer(trends)
-    changes = [
-        f"{arm.name}: " + joined([f"{change} with {many}" for many, change in found.changes(arm).items()])
-        for arm in found.plain
-        if found.changes(arm)
-    ]
-    counts = [f"{arm.name} {_count(found, arm)}" for arm in trends]
-    detail = [
-        f"Loss minus that with {FEW} experts: {'; '.join(changes)}.",
-        f"Worse than with {FEW} experts, run by run: {', '.join(counts)}.",
-    ]
-    beyond = [f"{arm.name} {_values(values)}" for arm, values in found.beyond().items()]
-    if beyond:
-        detail.append(f"Beyond the paper, loss minus that of the same arm without: {'; '.join(beyond)}.")
+    verdict, answer = _answer(found)
+    changes = {arm: found.changes(arm) for arm in found.plain if found.changes(arm)}
+    parts = [f"{arm.name} {change[max(change)]}, worse in {_count(found, arm)} runs" for arm, change in changes.items()]
+    most = f"{max(MANY)} experts in place of {FEW}"
+    detail = [f"With {most}: {'; '.join(parts)} (of 8 and 16 experts)."] if parts else []
     if not inputs.mark:
-        detail += _of_routers(inputs, found, up)
+        detail += [_of_router(inputs, found, arm) for arm in (STARVED, FED) if arm in changes]
     if found.noise is not None:
-        detail.append(
-            f"Paired by seed; after ± the standard error by the noise of seeds ({plural(found.noise[1], 'degree')} of "
-            "freedom)."
-        )
+        freedom = plural(found.noise[1], "degree")
+        detail.append(f"Paired by seed; after ± the standard error by the noise of seeds ({freedom} of freedom).")
     detail.append(
         f"{_where(inputs, found)} They cannot show which gate the paper's top-1 runs had, nor what longer training or "
         "larger models do."
@@ -246,58 +236,61 @@ def see_routes(inputs: Inputs, sweeps: Sequence[str] | None) -> Observation:
     return Observation(
         f"top-1 losses are higher with 8 or 16 experts than with {FEW} in 22 of 22 comparisons, top-2 losses in 5 of "
         "21 (its own losses, as far as they are published).",
-        Finding(answer, " ".join(detail), verdict),
+        Finding(" ".join(filter(None, (answer, _without_balance_loss(found)))), " ".join(detail), verdict),
     )
 
 
-def _trend(found: Routes, arm: Arm) -> str | None:
-    """`worse`, `better` or `no clear change` from FEW to more experts; None where there is no comparison."""
-    changes = found.changes(arm).values()
-    if not changes:
-        return None
-    worse, better = (any(each.clear and sign * each.nats > 0 for each in changes) for sign in (1, -1))
-    return "mixed" if worse and better else "worse" if worse else "better" if better else "no clear change"
-
-
-def _answer(trends: Mapping[Arm, str]) -> tuple[Verdict, str]:
-    """The answer that the trends of the arms give, in a sentence."""
-    top1 = {arm: trend for arm, trend in trends.items() if arm.top_k == 1}
-    starved = {trend for arm, trend in top1.items() if arm.starved and trend != "no clear change"}
-    fed = {trend for arm, trend in top1.items() if not arm.starved}
-    if not fed or not any(arm.starved for arm in top1):
-        return (
-            "open",
-            "Only one kind of top-1 router was trained, so these losses cannot say whether starvation matters.",
-        )
-    hungry, healthy = "worse" in starved, "worse" in fed
-    if hungry and healthy:
-        return (
-            "part",
-            "Top-1 gets worse with more experts under either gate order, so starvation alone does not explain it.",
-        )
-    if hungry:
-        return (
-            "clear",
-            "Top-1 gets worse with more experts only where the router is starved (top-k first): in these losses "
-            "starvation explains it.",
-        )
-    if healthy:
-        top2 = [trend for arm, trend in trends.items() if arm.top_k > 1 and arm.gate == "softmax_topk"]
+def _answer(found: Routes) -> tuple[Verdict, str]:
+    """What the changes with more experts say of starvation, in a sentence."""
+    hungry, fed = (found.changes(arm) if arm in found.tables else {} for arm in (STARVED, FED))
+    if not hungry or not fed:
+        return "open", "Only one kind of top-1 router was trained: these losses cannot say whether starvation matters."
+    top2 = Arm("up", 2, FED.gate)
+    worse = {arm: _gets_worse(found.changes(arm)) for arm in (STARVED, FED, top2) if arm in found.tables}
+    both = (
+        f"where the router is starved (top-k first: {hungry[max(hungry)]} with {max(hungry)} experts in place of "
+        f"{FEW}), {{}} where it learns (softmax first: {fed[max(fed)]})"
+    )
+    if worse[STARVED] and worse[FED]:
+        where = both.format("and also")
+        return "part", f"Top-1 gets worse with more experts {where}: starvation alone does not explain it."
+    if worse[STARVED]:
+        much = "most of it" if fed[max(fed)].nats > 0 else "it"
+        where = both.format("not clearly")
+        return "clear", f"Top-1 gets clearly worse with more experts {where}: here starvation explains {much}."
+    if worse[FED]:
         also = (
-            " Top-2 with the softmax first gets worse too, so the gate order does it rather than top-1."
-            if "worse" in top2
-            else ""
+            " So does top-2 with the softmax first, so it is the gate order and not top-1." if worse.get(top2) else ""
         )
-        return (
-            "against",
-            "Starvation does not explain it here: top-1 with a starved router (top-k first) does not get worse with "
-            "more experts; top-1 with the softmax first does, whose router learns but whose copied experts begin "
-            f"scaled down.{also}",
+        return "against", (
+            f"Starvation does not explain it here: with more experts top-1 gets worse with the softmax first "
+            f"({fed[max(fed)]} with {max(fed)} in place of {FEW}), whose router learns, and not clearly with the "
+            f"starved router.{also}"
         )
-    return (
-        "open",
-        "No top-1 arm gets clearly worse with more experts here, so these losses cannot say what explains it.",
+    return "open", "No top-1 arm gets clearly worse with more experts here: these losses cannot say what explains it."
+
+
+def _gets_worse(changes: Mapping[int, Difference]) -> bool:
+    return any(each.clear and each.nats > 0 for each in changes.values())
+
+
+def _without_balance_loss(found: Routes) -> str:
+    """Whether a starved router that biases balance, so that no gradient reaches it, fares as badly."""
+    biased = next((arm for arm in found.tables if arm.base == STARVED and arm.bias_rate), None)
+    if biased is None or not {STARVED, FED} <= set(found.tables):
+        return ""
+    experts = max(found.tables[biased].columns)
+    losses = pd.concat([found.tables[arm][experts] for arm in (STARVED, biased, FED)], axis=1).dropna()
+    if losses.empty:
+        return ""
+    hungry, without, fed = losses.to_numpy(float).mean(axis=0)
+    words = (
+        f"With {experts} experts the starved router's loss is {signed(hungry - fed)} nats from that with the softmax "
+        f"first, and {signed(without - fed)} where biases replace the balance loss and no gradient reaches the router"
     )
+    if hungry - fed > 0 and without - fed < (hungry - fed) / 2:
+        return f"{words}: what hurts is a router that the balance loss alone moves."
+    return f"{words}."
 
 
 def _count(found: Routes, arm: Arm) -> str:
@@ -305,36 +298,19 @@ def _count(found: Routes, arm: Arm) -> str:
     return f"{worse} of {of}"
 
 
-def _values(values: Sequence[float]) -> str:
-    """The mean of differences, and how far single runs are apart."""
-    apart = f", from {signed(min(values))} to {signed(max(values))}" if len(values) > 1 else ""
-    return f"{signed(float(np.mean(values)))} ({plural(len(values), 'run')}{apart})"
-
-
-def _of_routers(inputs: Inputs, found: Routes, arms: Sequence[Arm]) -> list[str]:
-    """What the routers of top-1 arms did with the most experts."""
-    parts = []
-    for arm in arms:
-        states = router_states(inputs, found, arm)
-        most = max(states)
-        state = states[most]
-        share = "zero" if state.gradient_share < 1e-6 else short_share(state.gradient_share)
-        parts.append(
-            f"{arm.name}: {share} of the cross-entropy gradient, {100 * state.dead:.0f} % dead experts in a batch, "
-            f"entropy {number(state.entropy, 2)} of the largest, loss before the first update "
-            f"{number(state.first_loss)}"
-        )
-    return [f"Routers of the most experts, {'; '.join(parts)}."] if parts else []
-
-
-def short_share(share: float) -> str:
-    """A share as people read it: 2 %, 0.03 %."""
-    return f"{number(100 * share, 1)} %"
+def _of_router(inputs: Inputs, found: Routes, arm: Arm) -> str:
+    """What an arm's routers did with the most experts."""
+    states = router_states(inputs, found, arm)
+    state = states[max(states)]
+    share = "nothing" if state.gradient_share < ZERO else f"{number(100 * state.gradient_share, 2)} %"
+    return (
+        f"{max(states)} experts, {arm.name}: routers have {share} of the cross-entropy's gradient, "
+        f"{100 * state.dead:.0f} % of the experts are dead in a batch, entropy is {state.entropy:.2f} of the largest, "
+        f"the loss before the first update {state.first_loss:.2f}."
+    )
 
 
 def _where(inputs: Inputs, found: Routes) -> str:
     run_ids = next(iter(found.ids.values())).to_numpy().ravel().tolist()
     spec = inputs.spec(next(run_id for run_id in run_ids if isinstance(run_id, str)))
-    return (
-        f"These are models of width {spec.model.d_model} with D2 = {number(float(spec.tokens), 2)} tokens from one D1."
-    )
+    return f"These are models of width {spec.model.d_model} with D2 = {short_count(spec.tokens)} tokens from one D1."
