@@ -13,7 +13,7 @@ from upcycle.errors import UserError
 from upcycle.paper import style
 from upcycle.paper.figures_routing import routing
 from upcycle.paper.observations import observe
-from upcycle.paper.routes import Arm, count_worse, router_states, routes, see_routes
+from upcycle.paper.routes import RouteArm, count_worse, router_states, routes, see_routes
 
 pytestmark = pytest.mark.slow
 
@@ -78,7 +78,7 @@ def test_one_order_alone_cannot_answer(routed):
 
 def test_a_routers_state_is_that_of_its_receipt_and_of_the_last_quarter(routed):
     found = routes(routed, tuple(SWEEPS))
-    states = router_states(routed, found, Arm("up", 1, "softmax_topk"))
+    states = router_states(routed, found, RouteArm("up", 1, "softmax_topk"))
     assert list(states) == [4, 8, 16]
     assert states[8].first_loss == pytest.approx(4.25)
     assert states[8].gradient_share == pytest.approx(0.01)

@@ -13,7 +13,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from upcycle.paper import style
 from upcycle.paper.inputs import Inputs
-from upcycle.paper.routes import FEW, ZERO, Arm, RouterState, Routes, router_states, routes
+from upcycle.paper.routes import FEW, ZERO, RouteArm, RouterState, Routes, router_states, routes
 
 GATES = {
     "topk_softmax": (style.SCRATCH, "o"),
@@ -77,11 +77,11 @@ def routing(
     return figure
 
 
-def _look(arm: Arm) -> tuple[style.Colour, str]:
+def _look(arm: RouteArm) -> tuple[style.Colour, str]:
     return (GATES if arm.top_k == 1 else TOP_2).get(arm.gate, (style.GREY, "P"))
 
 
-def _dash(arm: Arm) -> dict[str, Any]:
+def _dash(arm: RouteArm) -> dict[str, Any]:
     return {"linestyle": "--" if arm.lineage == "moe" else "-"}
 
 
@@ -130,7 +130,7 @@ def _losses(axes: Axes, found: Routes) -> None:
 
 def _of_experts(
     axes: Axes,
-    states: Mapping[Arm, Mapping[int, RouterState]],
+    states: Mapping[RouteArm, Mapping[int, RouterState]],
     value: Callable[[RouterState], float],
     label: str,
 ) -> None:

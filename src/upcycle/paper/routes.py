@@ -41,7 +41,7 @@ ZERO = 1e-6
 
 
 @dataclass(frozen=True, order=True)
-class Arm:
+class RouteArm:
     """Mixtures that differ in their number of experts and seed alone."""
 
     lineage: str
@@ -61,10 +61,10 @@ class Arm:
         return self.top_k == 1 and self.gate != "softmax_topk"
 
     @property
-    def base(self) -> Arm:
+    def base(self) -> RouteArm:
         """The arm of the paper that this one changes: by biases, a z-loss, or a sigmoid in place of a softmax."""
         gate = "topk_softmax" if self.gate == "sigmoid_topk_renormalised" else self.gate
-        return Arm(self.lineage, self.top_k, gate)
+        return RouteArm(self.lineage, self.top_k, gate)
 
     @property
     def name(self) -> str:
@@ -91,12 +91,12 @@ class RouterState:
 class Routes:
     """Losses by arm: a table [seeds, experts], 4 experts among them where an arm has several."""
 
-    tables: Mapping[Arm, pd.DataFrame]
-    ids: Mapping[Arm, pd.DataFrame]
+    tables: Mapping[RouteArm, pd.DataFrame]
+    ids: Mapping[RouteArm, pd.DataFrame]
     """Run ids in the same places."""
 
     @property
-    def plain(self) -> list[Arm]:
+    def plain(self) -> list[RouteArm]:
         """Arms over several numbers of experts that route as the paper may have."""
         return [arm for arm, table in self.tables.items() if arm.plain and FEW in table and table.shape[1] > 1]
 
@@ -105,7 +105,7 @@ class Routes:
         """Standard deviation of a loss apart from what its arm, experts and seed explain; degrees of freedom."""
         return residual_noise(self.tables[arm] for arm in self.plain)
 
-    def beyond(self) -> dict[Arm, list[float]]:
+    def beyond(self) -> dict[RouteArm, list[float]]:
         """By arm beyond the paper: its losses minus those of the paper's arm, at equal experts and seed."""
         found = {}
         for arm, table in self.tables.items():
@@ -115,7 +115,7 @@ class Routes:
                     found[arm] = values
         return found
 
-    def change(self, arm: Arm, few: int, many: int, *, among: int = 1) -> Difference | None:
+    def change(self, arm: RouteArm, few: int, many: int, *, among: int = 1) -> Difference | None:
         """Loss with `many` experts minus that with `few`, paired by seed; None where no seed has both."""
         table = self.tables[arm]
         if not {few, many} <= set(table.columns):
@@ -123,7 +123,7 @@ class Routes:
         values = (table[many] - table[few]).dropna().tolist()
         return mean_difference([values], self.noise, among=among) if values else None
 
-    def changes(self, arm: Arm) -> dict[int, Difference]:
+    def changes(self, arm: RouteArm) -> dict[int, Difference]:
         """By number of experts: by how much the loss differs from that with FEW."""
         pairs = list(product(self.plain, MANY))
         found = {many: self.change(arm, FEW, many, among=len(pairs)) for many in MANY}
@@ -174,13 +174,13 @@ def routes(inputs: Inputs, sweeps: Sequence[str] | None) -> Routes:
     return found
 
 
-def _arm(lineage: str, moe: MoESpec | None) -> Arm:
+def _arm(lineage: str, moe: MoESpec | None) -> RouteArm:
     assert moe is not None
     assert moe.gate is not None
-    return Arm(lineage, moe.top_k, moe.gate, moe.bias_rate, moe.z_coef)
+    return RouteArm(lineage, moe.top_k, moe.gate, moe.bias_rate, moe.z_coef)
 
 
-def _rank(arm: Arm) -> tuple[object, ...]:
+def _rank(arm: RouteArm) -> tuple[object, ...]:
     """Upcycled first, then by top-k, by gate in the order of ORDERS, additions last."""
     return (arm.lineage != "up", arm.top_k, list(ORDERS).index(arm.gate), arm.bias_rate, arm.z_coef)
 
@@ -201,7 +201,7 @@ def router_state(inputs: Inputs, run_id: str) -> RouterState:
     )
 
 
-def router_states(inputs: Inputs, found: Routes, arm: Arm) -> dict[int, RouterState]:
+def router_states(inputs: Inputs, found: Routes, arm: RouteArm) -> dict[int, RouterState]:
     """By number of experts: means over an arm's seeds."""
     states = {}
     for n_expert, run_ids in found.ids[arm].items():
@@ -213,7 +213,7 @@ def router_states(inputs: Inputs, found: Routes, arm: Arm) -> dict[int, RouterSt
 
 # --- in words
 
-STARVED, FED = Arm("up", 1, "topk_softmax"), Arm("up", 1, "softmax_topk")
+STARVED, FED = RouteArm("up", 1, "topk_softmax"), RouteArm("up", 1, "softmax_topk")
 
 
 def see_routes(inputs: Inputs, sweeps: Sequence[str] | None) -> Observation:
@@ -245,7 +245,7 @@ def _answer(found: Routes) -> tuple[Verdict, str]:
     hungry, fed = (found.changes(arm) if arm in found.tables else {} for arm in (STARVED, FED))
     if not hungry or not fed:
         return "open", "Only one kind of top-1 router was trained: these losses cannot say whether starvation matters."
-    top2 = Arm("up", 2, FED.gate)
+    top2 = RouteArm("up", 2, FED.gate)
     worse = {arm: _gets_worse(found.changes(arm)) for arm in (STARVED, FED, top2) if arm in found.tables}
     both = (
         f"where the router is starved (top-k first: {hungry[max(hungry)]} with {max(hungry)} experts in place of "
@@ -293,12 +293,12 @@ def _without_balance_loss(found: Routes) -> str:
     return f"{words}."
 
 
-def _count(found: Routes, arm: Arm) -> str:
+def _count(found: Routes, arm: RouteArm) -> str:
     worse, of = count_worse(found.tables[arm].reset_index().melt(id_vars="seed", value_name="loss"))
     return f"{worse} of {of}"
 
 
-def _of_router(inputs: Inputs, found: Routes, arm: Arm) -> str:
+def _of_router(inputs: Inputs, found: Routes, arm: RouteArm) -> str:
     """What an arm's routers did with the most experts."""
     states = router_states(inputs, found, arm)
     state = states[max(states)]
