@@ -219,14 +219,14 @@ def _how(found: MethodArms) -> str:
     apart = [arm for arm in found.others if arm not in found.paired]
     several = f", for all {len(found.paired)} differences together" if len(found.paired) > 1 else ""
     own = (
-        f" {_capital(joined(apart))} begin{'s' if len(apart) == 1 else ''} with other parents, and the interval is of "
-        "the own spread over seeds."
+        f" {_capital(joined(apart))} begin{'s' if len(apart) == 1 else ''} with other parents: the interval comes from "
+        "the spread of that difference over seeds."
         if apart
         else ""
     )
     return (
         f"Budgets compared: {budgets}, {found.seeds} seeds, paired by seed; in brackets nats and half of the 95 % "
-        f"interval{several}.{own}"
+        f"interval{several}, by noise pooled over methods.{own}"
     )
 
 
