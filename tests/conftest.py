@@ -39,6 +39,14 @@ def sweep(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def ablations(tmp_path_factory):
+    """A study of every ablation, all of whose arms have the same losses but for noise."""
+    import simulated_ablations
+
+    return simulated_ablations.read_inputs(built_once(tmp_path_factory, "ablations", simulated_ablations.write_results))
+
+
+@pytest.fixture(scope="session")
 def joint_inputs(tmp_path_factory):
     """Several sizes and mixtures by the paper's laws, with the fits that joint laws and decisions need."""
     import simulated_study

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import own_model_sweep
 import pytest
-import simulated_ablations
 import simulated_methods
 import simulated_routing
 import simulated_sweep
@@ -22,12 +21,6 @@ def own_model(tmp_path_factory):
     """A study of an imported dense model, upcycled and trained on."""
     results = tmp_path_factory.mktemp("own-model")
     return own_model_sweep.read_inputs(results, own_model_sweep.write_results(results))
-
-
-@pytest.fixture(scope="session")
-def ablations(tmp_path_factory):
-    """A study of every ablation, all of whose arms have the same losses but for noise."""
-    return simulated_ablations.read_inputs(built_once(tmp_path_factory, "ablations", simulated_ablations.write_results))
 
 
 @pytest.fixture(scope="session")

@@ -195,7 +195,8 @@ def _differences(axes: Axes, entries: Sequence[tuple[str, Difference, style.Colo
     axes.set_ylim(-0.6, len(entries) - 0.4)
     axes.grid(axis="y", visible=False)
     axes.xaxis.set_major_locator(MaxNLocator(4))
-    axes.set_xlabel(label)
+    seeds = "" if any(np.isfinite(each.bound) for _, each, _ in entries) else ", one seed"
+    axes.set_xlabel(label + seeds)
 
 
 def _curves(
