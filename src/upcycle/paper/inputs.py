@@ -242,7 +242,7 @@ class Inputs:
         return fit
 
     def fit_or_none(self, grid: Grid, law: str, *, by: str | None = None) -> FitResult | None:
-        """The fit of a law to runs of a grid's mixture alone; of several the one to most of its runs."""
+        """The fit of a law to runs of a grid's mixture alone: of several the one to most of its runs, then fewest."""
         # A fit to other mixtures too answers another question, however many of the grid's runs it has.
         rows = self.losses
         same = (rows["lineage"] == "up") & (rows["model"] == grid.model) & (rows["moe"] == grid.moe)
@@ -253,7 +253,7 @@ class Inputs:
             for fit in self.fits.values()
             if fit.law == law and fit.by == by and own & set(fit.ids) and set(fit.ids) <= mixture
         ]
-        return max(candidates, key=lambda fit: (len(own & set(fit.ids)), not fit.fixed), default=None)
+        return max(candidates, key=lambda fit: (len(own & set(fit.ids)), not fit.fixed, -len(fit.ids)), default=None)
 
     def fit_of(self, law: str) -> FitResult:
         """The fit of a law to whatever runs: of several the one to most.
