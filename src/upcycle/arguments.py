@@ -165,6 +165,11 @@ def _losses(verb: AddVerb) -> None:
         sub.add_argument("--out", type=Path, help="file to write (default: in the study's results folder)")
         if name == "fit":
             _own_losses(sub)
+    forecast = verb(
+        "forecast",
+        "Write a forecast of runs that are still to train; of one that is written, check what it was made of.",
+    )
+    forecast.add_argument("name", help="a name under `forecasts`")
     imports = verb("import-losses", "Bring any table of losses into the form of losses.csv.", of_study=False)
     imports.add_argument("table", type=Path, metavar="TABLE", help="table of losses: .csv, .tsv, .jsonl or .parquet")
     imports.add_argument(

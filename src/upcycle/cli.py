@@ -173,6 +173,10 @@ def run_verb(args: argparse.Namespace) -> None:
         from upcycle.workflow.adopt import adopt
 
         adopt(workflow, args.folder)
+    elif args.verb == "forecast":
+        from upcycle.workflow.forecasting import write_forecast
+
+        print(write_forecast(workflow, args.name))
     elif args.verb in ("tokenize", "train", "evaluate", "benchmark", "prune"):
         from upcycle.workflow import jobs
 

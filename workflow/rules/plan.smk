@@ -108,7 +108,8 @@ def prune_inputs(wildcards):
 
 
 def run_inputs(wildcards):
-    """The tokens that a run reads, whose fingerprint the job checks, and the finished run that it starts from.
+    """The tokens that a run reads, whose fingerprint the job checks, the finished run that it starts from, and forecasts
+    that must be written before.
 
     The checkpoint of that run must be there if it is not still to be trained.
     """
@@ -118,8 +119,14 @@ def run_inputs(wildcards):
     checked(check_trackers, W, run)
     return [
         source(path, metrics_path(run))
-        for path in (W.tokens_of(run), *W.parent_of(run))
+        for path in (W.tokens_of(run), *W.parent_of(run), *W.forecasts_before(run))
     ]
+
+
+def forecast_inputs(wildcards):
+    """The finished models that laws are fitted to; no run that waits for the forecast may be finished."""
+    checked(W.check_unforeseen, wildcards.forecast)
+    return list(map(metrics_path, W.forecasts[wildcards.forecast].read))
 
 
 def training_threads(wildcards):

@@ -73,6 +73,8 @@ class Inputs:
     """Planned runs by id; what is not here is read from its run folder."""
     scores: Path | None = None
     """benchmarks.csv, of a study with `benchmarks`."""
+    forecasts: Mapping[str, Path] = field(default_factory=dict)
+    """Files of the study's forecasts by name."""
 
     @classmethod
     def read(cls, losses: Path, fits: Path, runs: Path, *, sweeps: Mapping[str, Sequence[str]] | None = None) -> Inputs:
@@ -264,6 +266,10 @@ class Inputs:
         if not found:
             raise self._no_fit(law)
         return max(found, key=lambda fit: len(fit.ids))
+
+    def loss_by_id(self) -> dict[str, float]:
+        """Loss of every finished model."""
+        return dict(zip(self.losses["id"].tolist(), self.losses["loss"].astype(float).tolist(), strict=True))
 
     def _no_fit(self, law: str, to: str = "") -> UserError:
         fits = ", ".join(self.fits) or "none"

@@ -18,7 +18,8 @@ log = logging.getLogger(__name__)
 def without_absent(study: StudyConfig) -> StudyConfig:
     """The study without sweeps and evaluations on text that cannot be had here, each named in a warning.
 
-    Left out too are fits, figures and tables that name such a sweep. Raises `AbsentTextError` if no sweep is left.
+    Left out too are fits, forecasts, figures and tables that name such a sweep. Raises `AbsentTextError` if no sweep is
+    left.
     """
     reasons = {name: reason for name in study.sweeps if (reason := _absent(_texts(study, name)))}
     texts = {
@@ -49,6 +50,11 @@ def without_absent(study: StudyConfig) -> StudyConfig:
             "evaluations": {name: each for name, each in evaluations.items() if each.sweep},
             "fits": {
                 name: fit for name, fit in study.fits.items() if reasons.keys().isdisjoint(fit.sweep + fit.floor_from)
+            },
+            "forecasts": {
+                name: each
+                for name, each in study.forecasts.items()
+                if reasons.keys().isdisjoint([each.sweep, *each.seeds])
             },
             "figures": {name: options for name, options in study.figures.items() if not _names(options, reasons)},
             "tables": {name: options for name, options in study.tables.items() if not _names(options, reasons)},

@@ -26,11 +26,13 @@ from upcycle.study.values import NAME_LENGTH, is_name
 DEFAULT = "default"
 CHECKOUT = PACKAGE_ROOT.parents[1]
 """The folder of config.yaml, config/, Snakefile and workflow/ that this package was installed from."""
-RESERVED = ("evaluations", "figures", "fits", "logs", "reference", "runs", "simulated", "tables", "tokens")
+RESERVED = ("evaluations", "figures", "fits", "forecasts", "logs", "reference", "runs", "simulated", "tables", "tokens")
 """Folders of results/: a study of such a name would write among another's products."""
 
 OF_BENCHMARKS = ("table7",)
 """Figures and tables that read benchmarks.csv."""
+OF_FORECASTS = ("forecasts", "forecast_errors")
+"""Figures and tables that read files of forecasts."""
 OF_ONE_SET_OF_KERNELS = ("methods", "methods_compared")
 """Figures and tables of differences so small that other kernels would make them: the study must fix its kernels."""
 OF_RUNS = ("figure3", "figure7", "figure8", "figure9", "figure10", "routing", "table3", "table4", "table5", "table6")
@@ -157,6 +159,9 @@ def check_names(study: StudyConfig) -> None:
                 raise UserError(
                     f"fits.{name}: no row of `losses_from` is of sweep `{wanted}`; {nearest(wanted, names.sweeps)}"
                 )
+    for name, forecast in study.forecasts.items():
+        for each in forecast.laws:
+            check_fit(f"forecasts.{name}.laws", FitConfig(law=each, sweep=[forecast.sweep]))
     _check_items(study, names)
 
 
@@ -176,6 +181,8 @@ def _check_items(study: StudyConfig, names: StudyNames) -> None:
                 )
             if name in OF_BENCHMARKS and not study.benchmarks:
                 raise UserError(f"{section}.{name}: it shows scores of `benchmarks`, and the study has none; add them")
+            if name in OF_FORECASTS and not study.forecasts:
+                raise UserError(f"{section}.{name}: it scores `forecasts`, and the study has none; add them")
             if name in OF_ONE_SET_OF_KERNELS and not isinstance(study, ImportedStudy):
                 _check_fixed_kernels(f"{section}.{name}", study.execution)
             if "sweep" in known[name].parameters and not grids:

@@ -51,14 +51,19 @@ class Plan:
 
     def members(self, sweep: str) -> list[str]:
         """All runs that a sweep needs, ancestors included, parents first."""
+        wanted = self.with_ancestors(self.sweeps[sweep])
+        return [run_id for run_id in self.runs if run_id in wanted]
+
+    def with_ancestors(self, run_ids: Iterable[str]) -> set[str]:
+        """These runs and all planned runs that they need."""
         wanted: set[str] = set()
-        stack = list(self.sweeps[sweep])
+        stack = list(run_ids)
         while stack:
             run_id = stack.pop()
             if run_id in self.runs and run_id not in wanted:
                 wanted.add(run_id)
                 stack += self.needs(run_id)
-        return [run_id for run_id in self.runs if run_id in wanted]
+        return wanted
 
     def needs(self, run_id: str) -> list[str]:
         """The runs of which this one reads files when it starts."""

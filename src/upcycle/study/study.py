@@ -18,6 +18,7 @@ from upcycle.errors import UserError, brief, nearest
 from upcycle.study.benchmark import BenchmarkConfig
 from upcycle.study.counting import count_parameters
 from upcycle.study.execution import Execution, ModelExecution
+from upcycle.study.forecast import ForecastConfig
 from upcycle.study.keep import KeepConfig
 from upcycle.study.parent import AbsentError, give_shapes
 from upcycle.study.shape import Frozen, ModelShape, ModelSpec, MoESpec
@@ -321,6 +322,8 @@ class StudyConfig(Frozen):
     """Scores on benchmarks, by name."""
     fits: dict[Slug, FitConfig] = {}
     """Fits of laws by name."""
+    forecasts: dict[Slug, ForecastConfig] = {}
+    """Forecasts of larger runs by name, written before these train."""
     figures: dict[str, dict[str, Any]] = {}
     """Figures to draw, each with its options, e.g. `figure4: {sweep: upcycled}`."""
     tables: dict[str, dict[str, Any]] = {}
@@ -336,6 +339,8 @@ class StudyConfig(Frozen):
             ("sweeps", "parents", "sweeps"),
             ("fits", "sweep", "sweeps"),
             ("fits", "floor_from", "sweeps"),
+            ("forecasts", "sweep", "sweeps"),
+            ("forecasts", "seeds", "sweeps"),
             ("evaluations", "sweep", "sweeps"),
             ("benchmarks", "sweep", "sweeps"),
         )

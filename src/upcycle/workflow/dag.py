@@ -25,17 +25,19 @@ from upcycle.fingerprint import PACKAGE_ROOT, fingerprint
 from upcycle.manifest import MANIFEST
 from upcycle.study.benchmark import BenchmarkConfig, asked_sha256
 from upcycle.study.catalogue import CatalogueItem, catalogue
-from upcycle.study.check import OF_BENCHMARKS
+from upcycle.study.check import OF_BENCHMARKS, OF_FORECASTS
 from upcycle.study.imported import study_names
 from upcycle.study.plan import Plan
 from upcycle.study.spec import DataConfig, canonical_json
 from upcycle.study.study import EvaluationConfig, ImportedStudy, StudyConfig
+from upcycle.study.targets import ForecastRuns, forecast_runs
 from upcycle.workflow.nodes import Node
 from upcycle.workflow.paths import (
     RESULTS,
     benchmark_path,
     evaluation_path,
     evaluation_tokens_id,
+    forecast_path,
     metrics_path,
     on_disk,
     tokens_path,
@@ -130,6 +132,34 @@ class Workflow:
     def tokens_of(self, run_id: str) -> str:
         """Manifest of the tokens that a run reads."""
         return tokens_path(self.plan.runs[run_id].data.tokens_id)
+
+    # Forecasts
+
+    @cached_property
+    def forecasts(self) -> dict[str, ForecastRuns]:
+        """The runs of each forecast of the study, by its name."""
+        return forecast_runs(self.study.forecasts, self.plan)
+
+    def forecasts_before(self, run_id: str) -> list[str]:
+        """Files of the forecasts that must be written before a run trains; none once the run is finished."""
+        names = [name for name, runs in self.forecasts.items() if run_id in runs.waiting]
+        return [] if not names or on_disk(metrics_path(run_id)) else [forecast_path(self.out, name) for name in names]
+
+    @property
+    def forecasts_not_written(self) -> str:
+        """Pattern of the names of forecasts that are not written. One that is written has no rule: it is a plain file
+        to Snakemake, which never makes it again."""
+        names = [name for name in self.study.forecasts if not on_disk(forecast_path(self.out, name))]
+        return "|".join(names) or "no-such-forecast"
+
+    def check_unforeseen(self, name: str) -> None:
+        """Raise `UserError` if a run that a forecast predicts, or that only such runs need, is finished already."""
+        for run_id in sorted(self.forecasts[name].waiting):
+            if on_disk(metrics_path(run_id)):
+                raise UserError(
+                    f"forecasts.{name}: run {run_id}, which waits for the forecast, is finished, so nothing could be "
+                    "forecast; raise `up_to` beyond it, or leave the forecast out"
+                )
 
     # Other texts
 
@@ -344,15 +374,21 @@ def list_products(workflow: Workflow) -> dict[str, Product]:
     products: dict[str, Product] = {}
 
     def add(
-        name: str, outputs: list[str], files: tuple[str, ...], code: tuple[str, ...], *settings: Any, of: list[str]
+        name: str,
+        outputs: list[str],
+        files: tuple[str, ...],
+        code: tuple[str, ...],
+        *settings: Any,
+        of: list[str],
+        also: tuple[str, ...] = (),
     ) -> None:
         key = workflow.frozen_keys.get(name)
         if key is None:
             key = _key(name, fingerprint(*code), settings, [products[source].key for source in of])
         inputs = [output for source in of for output in products[source].outputs]
         # Figures, tables and the report also read curves of runs, which are there once losses.csv is.
-        inputs += [] if of else files
-        products[name] = Product(name, [str(out / output) for output in outputs], inputs, key, tuple(of), files)
+        inputs += also if of else files
+        products[name] = Product(name, [str(out / output) for output in outputs], inputs, key, tuple(of), files + also)
 
     runs = tuple(metrics_path(run_id) for run_id in plan.runs)
     rows = {run_id: [sweeps, plan.names[run_id]] for run_id, sweeps in plan.membership().items()}
@@ -382,7 +418,8 @@ def list_products(workflow: Workflow) -> dict[str, Product]:
             settings = [options] if of_study else [options, audit_digests()]
             reads = ["losses", *fits] if of_study else []
             reads += ["benchmarks"] if name in OF_BENCHMARKS else []
-            add(f"{folder}/{name}", outputs, runs if of_study else (), code, *settings, of=reads)
+            also = tuple(forecast_path(out, each) for each in study.forecasts) if name in OF_FORECASTS else ()
+            add(f"{folder}/{name}", outputs, runs if of_study else (), code, *settings, of=reads, also=also)
     sources = list(products)
     captions = {name: [items[name].title, items[name].caption] for name in (*study.figures, *study.tables)}
     if workflow.has_report:

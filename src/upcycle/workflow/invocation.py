@@ -66,7 +66,9 @@ def read_workflow(name: str | None, root: Path, node: Node | None = None, **sett
         tables = {name: options for name, options in study.tables.items() if name not in OF_BENCHMARKS}
         left_out = {"figures": figures, "tables": tables, "keep": type(study.keep)()}
         study = study.model_copy(update=left_out | {"evaluations": {}, "benchmarks": {}})
-    return Workflow(study, build_plan(study, RESULTS), output_folder(study.study), node)
+    workflow = Workflow(study, build_plan(study, RESULTS), output_folder(study.study), node)
+    _ = workflow.forecasts  # one that has nothing to predict is refused before anything starts
+    return workflow
 
 
 def open_workflow(config: dict[str, Any], root: Path, cores: int, *, dry: bool) -> Workflow:

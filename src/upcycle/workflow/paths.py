@@ -53,6 +53,11 @@ def benchmark_path(run_id: str, benchmark: BenchmarkConfig, task: str) -> str:
     return str(RESULTS / "runs" / run_id / "benchmarks" / f"{task}-{drawn}.json")
 
 
+def forecast_path(out: Path, name: str) -> str:
+    """A forecast of the study whose folder is `out`: its presence lets the runs train that it predicts."""
+    return str(out / "forecasts" / f"{name}.json")
+
+
 def evaluation_tokens_id(run: RunSpec, evaluation: EvaluationConfig) -> str:
     """Token set of an evaluation: its text, cut by the run's own tokenizer."""
     return f"{evaluation.dataset}-{evaluation.version}-as-{run.data.tokens_id}"
