@@ -20,8 +20,8 @@ def forecast_errors(inputs: Inputs) -> Figure:
 
     Predicted minus measured loss of each larger run, by measured loss. Bars: 95 % intervals, which add the bootstrap of
     the fit and the noise of one loss; filled points: those whose interval holds the measured loss. Naive rules have no
-    interval, and bars that are much longer than the others are cut. Below each name: the root mean square error, and the
-    share of intervals that hold. Each panel has an axis of its own.
+    interval, and bars that are much longer than the others are cut. Below each name: the root mean square error, and
+    the share of intervals that hold. Each panel has an axis of its own.
 
     Raises `UserError` naming a forecast's file that is missing or altered, and a run that losses.csv lacks.
     """

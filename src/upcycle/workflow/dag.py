@@ -141,9 +141,24 @@ class Workflow:
         return forecast_runs(self.study.forecasts, self.plan)
 
     def forecasts_before(self, run_id: str) -> list[str]:
-        """Files of the forecasts that must be written before a run trains; none once the run is finished."""
+        """Files of the forecasts that a run waits for, or waited for when it trained, in whichever study.
+
+        Snakemake compares the inputs of a finished run with those that it had, so they stay the same once it trained.
+        """
+        written = self._written_forecasts.get(run_id, [])
         names = [name for name, runs in self.forecasts.items() if run_id in runs.waiting]
-        return [] if not names or on_disk(metrics_path(run_id)) else [forecast_path(self.out, name) for name in names]
+        if not names or on_disk(metrics_path(run_id)):
+            return written
+        return sorted({*written, *(forecast_path(self.out, name) for name in names)})
+
+    @cached_property
+    def _written_forecasts(self) -> dict[str, list[str]]:
+        """Files of all studies' forecasts, by the runs that wait for them."""
+        found: dict[str, list[str]] = {}
+        for path in sorted([*RESULTS.glob("forecasts/*.json"), *RESULTS.glob("*/forecasts/*.json")]):
+            for run_id in read_record(path)["waiting"]:
+                found.setdefault(run_id, []).append(str(path))
+        return found
 
     @property
     def forecasts_not_written(self) -> str:

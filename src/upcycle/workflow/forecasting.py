@@ -52,6 +52,7 @@ def write_forecast(workflow: Workflow, name: str) -> str:
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "version": __version__,
         "up_to": dict(asked.up_to),
+        "waiting": sorted(runs.waiting),
         "made_of": made_of,
         "made_of_sha256": key,
         **forecast_losses(
