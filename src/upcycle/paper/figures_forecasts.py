@@ -73,4 +73,5 @@ def _reach(predictions: Sequence[Mapping[str, Any]], loss_by_id: Mapping[str, fl
         for each in known
         if each["low"] is not None
     ]
-    return 1.15 * max([*errors, float(np.median(ends)) if ends else 0.0, 1e-4])
+    largest = max([*errors, 1e-4])
+    return 1.15 * max(largest, min(float(np.median(ends)), 4 * largest) if ends else 0.0)
