@@ -25,7 +25,7 @@ HELDOUT_FRACTION = 0.01
 
 @dataclass(frozen=True, kw_only=True)
 class TextSource:
-    """One origin of text. Exactly one of `package`, `debian`, `files` and `interpreter` is its place."""
+    """One origin of text. Its place is one of `package`, `debian`, `files`, `interpreter`; generated text has none."""
 
     name: str
     description: str
@@ -39,6 +39,8 @@ class TextSource:
     files: tuple[SourceFile, ...] = ()
     interpreter: bool = False
     """The text is the running Python's own: its version is a part of the data set's, since it cannot be pinned."""
+    entropy: Callable[[], float] | None = None
+    """Of generated text: its exact entropy, nats per token of a byte-level tokenizer without merges."""
     heldout: bool = False
     """All its documents are held out, whatever the data set's fraction."""
 
@@ -62,6 +64,8 @@ class TextSource:
             record["files"] = files
         if self.interpreter:
             record |= {"python": f"{platform.python_implementation()} {platform.python_version()}"}
+        if self.entropy:
+            record["entropy"] = self.entropy()
         return record
 
 
@@ -216,6 +220,19 @@ WEB_SERVICES = (
     ),
 )
 
+
+def _made_up_documents() -> Iterator[str]:
+    from upcycle.data.synthetic import zipf_markov  # here: naming data sets loads no NumPy
+
+    yield from zipf_markov()
+
+
+def _made_up_entropy() -> float:
+    from upcycle.data.synthetic import zipf_markov_entropy
+
+    return zipf_markov_entropy()
+
+
 DATASETS: dict[str, Dataset] = {
     dataset.name: dataset
     for dataset in (
@@ -234,6 +251,22 @@ DATASETS: dict[str, Dataset] = {
             layout="prose",
             heldout_fraction=0.013,  # as `english`: a document that is held out there is held out here
             sources=(*ENGLISH, *DOCUMENTATION, *WEB_SERVICES),
+        ),
+        Dataset(
+            name="zipf-markov",
+            version="1",
+            description="A made-up language of 32 letters whose entropy is known exactly; for 257 pieces",
+            layout="verbatim",
+            heldout_fraction=0.015,
+            sources=(
+                TextSource(
+                    name="zipf-markov",
+                    description="Walks over letters: a Zipf distribution over a ranking for each two letters before",
+                    licence="none: generated here (upcycle.data.synthetic)",
+                    parse=_made_up_documents,
+                    entropy=_made_up_entropy,
+                ),
+            ),
         ),
         Dataset(
             name="openwebtext-excerpts",
