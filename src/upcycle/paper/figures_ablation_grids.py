@@ -53,7 +53,7 @@ def _grid_by_D1(axes: Axes, inputs: Inputs, grid: Grid) -> None:
         axes.plot(D2, line, color=colour, linewidth=1)
         style.points(axes, rows["D2"], rows["loss"], colour, marker)
         ends.append((short_count(D1), float(line[-1]), colour))
-    style.token_axis(axes, grid.D2, "tokens, $D_2$", apart=0.2)
+    style.token_axis(axes, grid.D2, "tokens, $D_2$", apart=0.26)
     style.loss_axis(axes)
     style.name_ends(axes, ends, title="$D_1$")
 

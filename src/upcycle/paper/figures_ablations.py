@@ -247,7 +247,7 @@ def _loss_curves(axes: Axes, last: int, label: str) -> None:
 
 def _token_ticks(axes: Axes, last: int, label: str) -> None:
     starts = [float(np.min(line.get_xdata())) for line in axes.lines]
-    style.token_axis(axes, list(_halvings(min(starts), last)), label, apart=0.22)
+    style.token_axis(axes, list(_halvings(min(starts), last)), label, apart=0.24)
     axes.set_xlim(left=min(starts) / 1.2)
 
 
