@@ -349,6 +349,17 @@ def test_simulated_losses_stay_marked(tmp_path):
     assert own(tmp_path, table).simulated
 
 
+def test_methods_are_not_mixed_in_one_fit(tmp_path):
+    """Of a losses.csv, as in a study: refused with the condition that chooses; groups by method are fits of one each."""
+    table = pd.read_csv(REFERENCE).query("lineage == 'up'")
+    table.loc[table.index[::2], "method"] = "drop"
+    with pytest.raises(
+        UserError, match="t.csv: upcycled models of several methods, `copy` .*, `drop` .*method == 'copy'"
+    ):
+        own(tmp_path, table, law="power", by="D1")
+    assert own(tmp_path, table, law="power", by="method").n == len(table)
+
+
 def test_draws_are_as_many_as_asked_for(tmp_path):
     result = own(tmp_path, DATA, draws=17)
     assert {len(column) for column in result.draws.values()} == {17}

@@ -14,7 +14,7 @@ import pandas as pd
 
 from upcycle.bars import showing
 from upcycle.errors import UserError
-from upcycle.laws.context import PLAIN, with_context
+from upcycle.laws.context import PLAIN, check_one_method, with_context
 from upcycle.laws.fit import DRAWS, fit
 from upcycle.laws.forms import LAWS, get_law
 from upcycle.laws.grouped import fit_by
@@ -141,7 +141,8 @@ def select_inputs(
 
     `columns`: NAME=EXPR, parted by commas and evaluated in order over the file's columns and the names before; `where`
     may use them all. A column that no NAME gives is the file's. Raises `UserError` for a missing or unknown column, a
-    bad expression, an empty selection, and the first row whose value is missing or no number.
+    bad expression, an empty selection, the first row whose value is missing or no number, and upcycled models of
+    several methods in a losses.csv.
     """
     mapped = read_mapped(csv, columns)
     derived = _derive(mapped, law)
@@ -160,6 +161,13 @@ def select_inputs(
     if "lineage" in mapped.given and not set(table["lineage"]) <= set(LINEAGES):
         wrong = next(word for word in table["lineage"] if word not in LINEAGES)
         raise UserError(f"{csv}: --columns lineage: {wrong!r} is not one of {', '.join(LINEAGES)}")
+    if derived:
+        try:
+            check_one_method(
+                pd.DataFrame({name: table[name] for name in {"lineage", "method", by or "method"}}), by, wanted
+            )
+        except UserError as error:
+            raise UserError(f"{csv}: {error}") from None
     words = ", ".join([str(csv.name), *(f"{name} = {e.text}" for name, e in mapped.given.items() if e.text != name)])
     about = {
         "ids": [str(row + 1) for row in rows],
