@@ -115,7 +115,8 @@ class Workflow:
         """Raise `UserError` for a run that the study does not plan."""
         if run_id not in self.plan.runs:
             raise UserError(
-                f"study `{self.plan.study}` plans no run `{run_id}`; {nearest(run_id, list(self.plan.runs))}"
+                f"study `{self.plan.study}` plans no run `{run_id}` (for another study give --study NAME); "
+                f"{nearest(run_id, list(self.plan.runs))}"
             )
 
     def parent_of(self, run_id: str) -> list[str]:
