@@ -350,12 +350,10 @@ def test_simulated_losses_stay_marked(tmp_path):
 
 
 def test_methods_are_not_mixed_in_one_fit(tmp_path):
-    """Of a losses.csv, as in a study: refused with the condition that chooses; groups by method are fits of one each."""
+    """Of a losses.csv, as in a study: refused with the condition that chooses; by method there is a fit of each."""
     table = pd.read_csv(REFERENCE).query("lineage == 'up'")
     table.loc[table.index[::2], "method"] = "drop"
-    with pytest.raises(
-        UserError, match="t.csv: upcycled models of several methods, `copy` .*, `drop` .*method == 'copy'"
-    ):
+    with pytest.raises(UserError, match=r"t\.csv: upcycled models of several methods, .*method == 'copy'"):
         own(tmp_path, table, law="power", by="D1")
     assert own(tmp_path, table, law="power", by="method").n == len(table)
 
