@@ -111,6 +111,14 @@ def test_a_source_must_be_told(tmp_path, capsys):
     assert "name a .csv file" in capsys.readouterr().err
 
 
+def test_the_table_is_not_overwritten(tmp_path, capsys):
+    table = tmp_path / "table.csv"
+    table.write_text("loss\n3.0\n")
+    assert main(["import-losses", str(table), "--source", "x", "--out", str(table)]) == 2
+    assert "is the table that is read" in capsys.readouterr().err
+    assert table.read_text() == "loss\n3.0\n"
+
+
 def test_a_whole_number_may_be_missing_of_imported_rows_alone(tmp_path):
     path = tmp_path / "losses.csv"
     path.write_text(REFERENCE.read_text().replace(",2,32,2,1,1,", ",,32,2,1,1,", 1))

@@ -33,10 +33,12 @@ WHOLE = 1e-6
 def run_import(args: argparse.Namespace) -> None:
     """Convert a table, write it, and print what it holds.
 
-    Raises `UserError` as `import_losses` does, and for an --out that is no .csv file.
+    Raises `UserError` as `import_losses` does, and for an --out that is no .csv file, or the table.
     """
     if args.out.suffix != ".csv" or args.out.is_dir():
         raise UserError(f"--out {args.out}: name a .csv file that is to be written, e.g. imported.csv")
+    if args.out.exists() and args.table.exists() and args.out.samefile(args.table):
+        raise UserError(f"--out {args.out}: is the table that is read; name another file")
     losses = import_losses(args.table, columns=args.columns or "", where=args.where, words=args.source)
     write_losses(losses, args.out)
     print(f"{args.out}: {len(losses)} losses\n  source: {losses['source'].iloc[0]}")
