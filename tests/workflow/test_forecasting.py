@@ -1,9 +1,13 @@
 """A forecast is written once, before the runs that it predicts, by simulated losses of a small study."""
 
 import json
+import re
+import subprocess
 
 import pytest
 import simulated_study
+import yaml
+from checkouts import SNAKEMAKE, make_checkout
 
 from upcycle.decisions.simulated import paper_world, simulate_losses
 from upcycle.errors import UserError
@@ -110,3 +114,53 @@ def test_scores_by_hand():
     assert found["held by 95 %"] == 0.5
     assert found["mean (nats)"] == pytest.approx((-0.03 + 0.1) / 2)
     assert found["RMS (nats)"] == pytest.approx(((0.03**2 + 0.1**2) / 2) ** 0.5)
+
+
+@pytest.mark.slow
+@pytest.mark.workflow
+def test_snakemake_forecasts_before_it_trains_and_an_edit_of_the_law_writes_nothing_again(tmp_path):
+    """In a rehearsal: its forecast is refused once a run that it predicts is finished, so success shows the order."""
+    checkout = make_checkout(tmp_path / "checkout")
+    (checkout.root / "config").mkdir()
+    upcycled = SWEEPS["upcycled"] | {"dense_tokens": BUDGETS[:3]}
+    study = simulated_study.STUDY | {
+        "study": "small",
+        "sweeps": {"upcycled": upcycled},
+        "fits": {},
+        "forecasts": {"larger": FORECAST},
+        "tables": {"forecasts": {}},
+    }
+    path = checkout.root / "config" / "small.yaml"
+    path.write_text(yaml.safe_dump(study))
+    results = "results/simulated/small"
+
+    def rehearse(*words: str) -> str:
+        command = [SNAKEMAKE.with_name("upcycle"), "rehearse", "--study", "small", f"{results}/tables/forecasts.md"]
+        done = subprocess.run(
+            [*command, *words],
+            cwd=checkout.root,
+            env=checkout.environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return f"{done.returncode}\n{done.stdout}{done.stderr}"
+
+    assert rehearse().startswith("0\n")
+    forecast = checkout.root / results / "forecasts" / "larger.json"
+    written = forecast.read_bytes()
+    assert len(read_forecast(forecast)["waiting"]) == 6  # a segment of the trunk and a decay for each D1
+    assert "Nothing to be done" in rehearse("-n")
+    checkout.edit(
+        "src/upcycle/laws/forecast.py",
+        "np.quantile(with_noise_CN, [0.025, 0.975]",
+        "np.quantile(with_noise_CN, [0.1, 0.9]",
+    )
+    again = rehearse()
+    assert again.startswith("0\n")
+    assert set(re.findall(r"^(upcycle|decay|forecast|table) +\d+$", again, re.MULTILINE)) <= {"table"}
+    assert forecast.read_bytes() == written
+    forecast.unlink()
+    refused = rehearse()
+    assert refused.startswith("2\n")
+    assert "which waits for the forecast, is finished, so nothing could be forecast" in refused
