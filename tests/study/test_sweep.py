@@ -97,6 +97,8 @@ def test_set_reaches_what_contributing_promises():
         "moe.router_std": 0.01,
         "moe.granularity": 2,
         "moe.shared_expert": 1,
+        "moe.bias_rate": 1e-3,
+        "moe.z_coef": 1e-3,
         "data.dataset": "other",
         "data.version": "2",
         "data.tokenizer": "a folder/tokenizer.json",
