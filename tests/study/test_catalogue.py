@@ -13,6 +13,7 @@ def test_the_paper_s_items_and_ours_are_found_with_label_title_and_caption():
     of_the_paper = {f"figure{n}" for n in range(1, 17) if n != 2}
     assert set(catalogue.catalogue("figure")) == of_the_paper | {
         "continued",
+        "forecast_errors",
         "learning_rates",
         "methods",
         "overview",
@@ -21,7 +22,14 @@ def test_the_paper_s_items_and_ours_are_found_with_label_title_and_caption():
         "thresholds",
     }
     numbered = {f"table{n}" for n in range(1, 9)}
-    assert set(catalogue.catalogue("table")) == numbered | {"laws", "audit", "methods_compared", "methods_law"}
+    assert set(catalogue.catalogue("table")) == numbered | {
+        "audit",
+        "floors",
+        "forecasts",
+        "laws",
+        "methods_compared",
+        "methods_law",
+    }
     item = catalogue.find_item("figure4")
     assert (item.label, item.function, list(item.parameters)) == ("Figure 4", "figure_4", ["sweep", "model"])
     assert item.title.startswith("Loss against D2")
