@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from upcycle.errors import UserError
-from upcycle.study.study import LocalDataset
+from upcycle.study.texts import LocalDataset
 from upcycle.workflow.texts import files_of
 
 

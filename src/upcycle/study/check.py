@@ -35,7 +35,10 @@ OF_FORECASTS = ("forecasts", "forecast_errors")
 """Figures and tables that read files of forecasts."""
 OF_ONE_SET_OF_KERNELS = ("methods", "methods_compared")
 """Figures and tables of differences so small that other kernels would make them: the study must fix its kernels."""
-OF_RUNS = ("figure3", "figure7", "figure8", "figure9", "figure10", "routing", "table3", "table4", "table5", "table6")
+OF_RUNS = (
+    *("figure3", "figure7", "figure8", "figure9", "figure10", "routing", "methods", "methods_compared"),
+    *("table3", "table4", "table5", "table6"),
+)
 """Figures and tables that read more of a run than its row of losses.csv: its curve, or its specification."""
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from upcycle.errors import UserError, nearest
 from upcycle.files import write_atomic
 from upcycle.manifest import json_bytes
-from upcycle.study.study import LocalDataset, StudyConfig
+from upcycle.study.study import StudyConfig
+from upcycle.study.texts import LocalDataset
 from upcycle.workflow.paths import RESULTS
 
 KEYS = ("heldout_files", "files")

@@ -19,7 +19,7 @@ from upcycle.files import given_path
 from upcycle.manifest import WEIGHTS, read_manifest
 from upcycle.study.recorded import check_trained, has_begun
 from upcycle.study.spec import DataConfig
-from upcycle.study.study import LocalDataset
+from upcycle.study.texts import LocalDataset
 from upcycle.workflow.dag import TokenRecipe, Workflow
 from upcycle.workflow.paths import REHEARSAL, RESULTS, metrics_path, on_disk
 from upcycle.workflow.pruning import check_kept_for, check_start

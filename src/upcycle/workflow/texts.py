@@ -10,7 +10,7 @@ from upcycle.data.parts import FEW_STEPS, making_steps
 from upcycle.data.provenance import MANIFEST, check_unchanged
 from upcycle.errors import UserError
 from upcycle.files import given_path
-from upcycle.study.study import LocalDataset
+from upcycle.study.texts import LocalDataset
 from upcycle.workflow.dag import Workflow
 from upcycle.workflow.hub_notes import fetched_files, noted_files
 from upcycle.workflow.paths import REHEARSAL, RESULTS, evaluation_tokens_id, metrics_path, on_disk, tokens_path
