@@ -305,7 +305,7 @@ def test_the_default_study_plans_from_the_root():
 
 
 def test_the_papers_study_plans_with_the_slurm_profile(tmp_path):
-    """`snakemake --profile slurm -n` from the root: the paper's 957 runs, sized for H100 nodes; no SLURM is needed."""
+    """`snakemake --profile slurm -n` from the root: the paper's runs, sized for H100 nodes; no SLURM is needed."""
     checkout = make_checkout(tmp_path / "checkout")
     shutil.copytree(REPOSITORY / "config", checkout.root / "config")
     (checkout.root / "slurm").symlink_to("profiles/slurm")
@@ -316,7 +316,7 @@ def test_the_papers_study_plans_with_the_slurm_profile(tmp_path):
         cwd=checkout.root, env=checkout.environment(), capture_output=True, text=True, check=True,
     )  # fmt: skip
     runs = json.loads(plan.stdout)["total"]["runs"]
-    assert sum(jobs[rule] for rule in ("pretrain_dense", "pretrain_moe", "upcycle", "decay")) == runs == 957
+    assert sum(jobs[rule] for rule in ("pretrain_dense", "pretrain_moe", "upcycle", "decay")) == runs == 963
 
 
 def write_stand_ins(data: Path) -> None:

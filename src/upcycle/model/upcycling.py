@@ -194,6 +194,15 @@ def expert_distance(w_in_E2MD: Tensor, w_out_EDM: Tensor) -> float:
     return max(distances, default=0.0)
 
 
+def _router_teacher(spec: MoESpec) -> str:
+    """What trains a router that the cross-entropy does not reach."""
+    losses = " and ".join(
+        name for name, weight in (("the balance loss", spec.aux_coef), ("the z-loss", spec.z_coef)) if weight
+    )
+    choice = "; its biases balance the choices" if spec.bias_rate else ""
+    return (f"only {losses} trains it" if losses else "no loss trains it") + choice
+
+
 def _statement(
     spec: MoESpec,
     parent: MoESpec | None,
@@ -211,7 +220,7 @@ def _statement(
     if starves_router(spec):
         cost = (
             f"Top-1 under {spec.gate} starves the router: a token's one gate weight is always 1, so the "
-            "cross-entropy never tells the router anything, and only the balance loss (and the z-loss) trains it."
+            f"cross-entropy never tells the router anything, and {_router_teacher(spec)}."
         )
     elif parent is not None:
         copies = spec.n_expert // parent.n_expert

@@ -23,7 +23,7 @@ class UpcyclingSpec(Frozen):
     """Standard deviation of the noise that is added, as a share of that of the weights of the same matrix."""
     share: Annotated[Share, Field(gt=0)] | None = None
     """Share of the weights (`reinit`), matrices (`low_rank`) or hidden units (`drop`) of an expert that are changed."""
-    rank: Annotated[Share, Field(gt=0)] | None = None
+    rank: Annotated[Share, Field(gt=0, lt=1)] | None = None
     """Rank of a replaced matrix, as a share of its full rank."""
     shared_indices: bool | None = None
     """Whether gate, up and down drop the same hidden units."""

@@ -18,7 +18,7 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from upcycle.files import write_atomic
-from upcycle.study import shape, study
+from upcycle.study import shape, study, texts
 from upcycle.study.values import NUMBER
 
 SCHEMA = Path("workflow") / "schemas" / "study.schema.json"
@@ -30,7 +30,8 @@ def schema_text() -> str:
     """The schema as the file holds it."""
     _, schema = models_json_schema([(study.ImportedStudy, "validation"), (study.StudyConfig, "validation")])
     for name, section in schema["$defs"].items():
-        for field, text in _field_docstrings(getattr(study, name, None) or getattr(shape, name)).items():
+        module = next(module for module in (study, shape, texts) if hasattr(module, name))
+        for field, text in _field_docstrings(getattr(module, name)).items():
             section["properties"][field]["description"] = text
     imported = schema["$defs"]["ImportedStudy"]["properties"]
     schema["$defs"]["ImportedStudy"]["properties"] = {key: imported[key] for key in ("losses_from", *study.OF_LOSSES)}

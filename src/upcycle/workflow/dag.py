@@ -163,8 +163,7 @@ class Workflow:
 
     @property
     def forecasts_not_written(self) -> str:
-        """Pattern of the names of forecasts that are not written. One that is written has no rule: it is a plain file
-        to Snakemake, which never makes it again."""
+        """Pattern of the names of forecasts not written yet. One that is has no rule, so it is never made again."""
         names = [name for name in self.study.forecasts if not on_disk(forecast_path(self.out, name))]
         return "|".join(names) or "no-such-forecast"
 
