@@ -10,7 +10,6 @@ from checkouts import REPOSITORY, SNAKEMAKE, Checkout
 
 from upcycle.cli import main
 from upcycle.errors import UserError
-from upcycle.fingerprint import PACKAGE_ROOT
 from upcycle.laws.result import read_fit
 from upcycle.laws.tables.losses import read_losses
 from upcycle.study.catalogue import catalogue
@@ -24,8 +23,6 @@ losses_from: somebody.csv
 fits:
   power: {law: power_in_tokens, sweep: upcycled, where: "D1 == 491520"}
 """
-WITH_LOSSES_ALONE = {"methods", "methods_compared"}
-"""Figures and tables that read runs of ours where there are some, and do without."""
 
 
 @pytest.fixture
@@ -105,24 +102,27 @@ def test_what_reads_folders_of_runs_is_refused(folder, name):
         read_workflow("imported", folder)
 
 
+def reads_runs(path: Path, function: str, seen: set[tuple[Path, str]]) -> bool:
+    """Whether a function of a module, or one of `upcycle.paper` that it calls, asks for a run's files."""
+    if (path, function) in seen:
+        return False
+    seen.add((path, function))
+    nodes = ast.parse(path.read_text()).body
+    texts = {node.name: ast.unparse(node) for node in nodes if isinstance(node, ast.FunctionDef)}
+    if function not in texts:
+        return False
+    places = dict.fromkeys(texts, path)
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("upcycle.paper."):
+            module = path.with_name(f"{str(node.module).rpartition('.')[2]}.py")
+            places |= {alias.name: module for alias in node.names}
+    if re.search(r"inputs\.(record|spec|chain|curve)\(", texts[function]):
+        return True
+    called = [name for name in places if re.search(rf"\b{name}\(", texts[function])]
+    return any(reads_runs(places[name], name, seen) for name in called)
+
+
 def test_what_reads_folders_of_runs_is_known_from_the_source():
     """`OF_RUNS` names the figures and tables whose code asks for a run's files or specification, and no other."""
-    asks = re.compile(r"inputs\.(record|spec|chain|curve)\(")
-    files = {path: ast.parse(path.read_text()).body for path in (PACKAGE_ROOT / "paper").glob("*.py")}
-    texts = {
-        path: {node.name: ast.unparse(node) for node in body if isinstance(node, ast.FunctionDef)}
-        for path, body in files.items()
-    }
-    public = {name: path for path in texts for name in texts[path] if not name.startswith("_")}
-    found = []
-    for name, item in catalogue().items():
-        used, left = set(), [(item.path, item.function)]
-        while left:
-            path, function = left.pop()
-            used.add((path, function))
-            known = {**public, **dict.fromkeys(texts[path], path)}  # a file's own functions come first
-            called = set(re.findall(r"(?<!\.)\b(\w+)\(", texts[path][function])) & set(known)
-            left += {(known[other], other) for other in called} - used
-        if any(asks.search(texts[path][function]) for path, function in used):
-            found.append(name)
-    assert set(found) - WITH_LOSSES_ALONE == set(OF_RUNS)
+    found = [name for name, item in catalogue().items() if reads_runs(item.path, item.function, set())]
+    assert sorted(found) == sorted(OF_RUNS)
