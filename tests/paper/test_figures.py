@@ -23,6 +23,7 @@ OF_ONE_SIZE = {"figure3", "figure4", "figure12", "overview", "residuals"}
 """Figures of one grid of D1 and D2; others need several sizes, and the laws of all three kinds of training."""
 OF_ABLATIONS = {*(f"figure{n}" for n in range(7, 12)), "learning_rates"}
 OTHERS = {"continued": "own_model", "methods": "methods_inputs", "routing": "routed"}
+OTHERS |= {"forecast_errors": "forecast_inputs"}
 SUITS = OTHERS | dict.fromkeys(OF_ONE_SIZE, "inputs") | dict.fromkeys(OF_ABLATIONS, "ablations")
 """The study that suits a figure, where that is not the one of several sizes."""
 
