@@ -408,7 +408,7 @@ def test_json_is_strict_and_holds_every_item(topics):
 
 
 def arguments(**given):
-    return argparse.Namespace(**{"json": False, "all": False, "out": None, **given})
+    return argparse.Namespace(**{"json": False, "all": False, "out": None, "losses": None, **given})
 
 
 def test_the_command_prints_what_does_not_simply_hold(topics, monkeypatch, capsys):
