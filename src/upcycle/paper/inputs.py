@@ -151,12 +151,12 @@ class Inputs:
         return chosen
 
     def upcycled_sweeps(self) -> list[str]:
-        """Sweeps of upcycled models alone, the largest first; of equals, in the study's order. Those that begin with
-        mixtures come last."""
+        """Sweeps of upcycled models alone, those of most points (D1, D2) first; of equals, in the study's order. Those
+        that begin with mixtures come last."""
 
         def rank(name: str) -> tuple[bool, int]:
             rows = self.in_sweep(name)
-            return bool((rows["method"] == EXPAND).any()), -len(rows)
+            return bool((rows["method"] == EXPAND).any()), -len(rows[["D1", "D2"]].drop_duplicates())
 
         return sorted((name for name in self.sweep_names() if (self.in_sweep(name)["lineage"] == "up").all()), key=rank)
 
