@@ -13,7 +13,7 @@ help:
 	@echo "make setup   virtual environment .venv with the upcycle command (2 to 10 minutes; torch is the bulk of it)"
 	@echo "make sweep   setup, then the small real sweep and its report (about 10 minutes on two idle cores)"
 	@echo "make own-model   SmolLM2-135M imported, upcycled, trained, exported (about an hour; 11 GB of memory)"
-	@echo "make test    setup, then linters, types and every test (about 12 minutes on two idle cores)"
+	@echo "make test    setup, then linters, types and every test (about 16 minutes on two idle cores)"
 	@echo "make test-quick   the same with the tests that take less than 2 seconds each (about 3 minutes)"
 	@echo "make soak    200 SIGKILLs at random moments of training, result in docs/soak.md (about 10 minutes)"
 	@echo "make soak-ends   300 runs by two tensor-parallel processes whose threads are held up, to their end (about an hour)"
