@@ -221,7 +221,7 @@ def test_auto_takes_the_c_kernels_in_float32_on_a_cpu_and_says_otherwise_why_not
 
 @pytest.mark.parametrize(("moe", "router"), [(MOE, "native"), *((moe, "torch") for moe in BEYOND)], ids=IDS[-3:])
 def test_who_routes_is_recorded(moe: MoESpec, router: str) -> None:
-    """The C kernels compute the experts; biases and the sigmoid gate are torch's, and the record says so."""
+    """The C kernels compute the experts. torch routes with biases or the sigmoid gate; the column `kernels` says so."""
     described = choose_kernels(ModelSpec(n_layer=1, **SHAPES["whole vectors"]), moe=moe).describe()
     assert (described["layers"], described["experts"], described["router"]) == ("native", "native", router)
 

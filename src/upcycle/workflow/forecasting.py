@@ -20,7 +20,7 @@ from upcycle.workflow.rehearsal import planned_losses
 
 
 def write_forecast(workflow: Workflow, name: str) -> str:
-    """Write forecasts/<name>.json and say so; of one that is written, say whether it would be made of the same.
+    """Write forecasts/<name>.json and say so; for an existing one, say whether its laws, runs and losses are the same.
 
     Raises `UserError` for a forecast that the study does not name, if a run that it predicts is finished, and if the
     file that is there was made of other laws, runs or losses, or was altered.
