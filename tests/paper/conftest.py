@@ -53,9 +53,10 @@ def forecast_inputs(inputs, tmp_path_factory):
         ]
         for rule, each in made.items()
     }
+    made_of = {"fitted": {}, "repeated": {}, "predicted": targets["id"].tolist()}
     path = tmp_path_factory.mktemp("forecasts") / "larger.json"
-    path.write_bytes(json_bytes(sealed({"predictions": predictions})))
-    return dataclasses.replace(inputs, forecasts={"larger": path})
+    path.write_bytes(json_bytes(sealed({"made_of": made_of, "predictions": predictions})))
+    return dataclasses.replace(inputs, forecast_files={"larger": path})
 
 
 @pytest.fixture

@@ -11,10 +11,11 @@ from checkouts import SNAKEMAKE, make_checkout
 
 from upcycle.decisions.simulated import paper_world, simulate_losses
 from upcycle.errors import UserError
-from upcycle.laws.forecast import LAST_POINT, POWER_BY_D1, forecast_scores, read_forecast
+from upcycle.laws.forecast import LAST_POINT, POWER_BY_D1, forecast_scores
 from upcycle.laws.tables.losses import write_losses
 from upcycle.paper.inputs import Inputs
 from upcycle.paper.tables_forecasts import forecasts
+from upcycle.study.forecast import read_forecast
 from upcycle.workflow import forecasting, paths
 from upcycle.workflow.dag import Workflow
 from upcycle.workflow.rehearsal import planned_losses
@@ -76,7 +77,7 @@ def test_a_forecast_is_written_once_scored_and_never_overwritten(flow):
     assert without.forecasts_before(target) == [str(path)]
     assert "of the same laws, runs and losses" in forecasting.write_forecast(fresh, "larger")
     inputs = Inputs.read(flow.out / "losses.csv", flow.out / "fits", flow.out / "runs")
-    table = forecasts(Inputs(inputs.losses, {}, inputs.runs, forecasts={"larger": path}))
+    table = forecasts(Inputs(inputs.losses, {}, inputs.runs, forecast_files={"larger": path}))
     assert table.loc["multiplicative no interaction", "RMS (nats)"] < 0.1 * table.loc[LAST_POINT, "RMS (nats)"]
     assert table["runs"].tolist() == [7, 7, 7]
 

@@ -1,10 +1,13 @@
 """A study of losses from files: fits, figures, tables and the report are made, and nothing is trained."""
 
 import ast
+import dataclasses
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import pytest
 from checkouts import REPOSITORY, SNAKEMAKE, Checkout
 
@@ -12,9 +15,13 @@ from upcycle.cli import main
 from upcycle.errors import UserError
 from upcycle.laws.result import read_fit
 from upcycle.laws.tables.losses import read_losses
+from upcycle.manifest import json_bytes, sealed
+from upcycle.paper.inputs import Inputs
+from upcycle.paper.tables_forecasts import forecasts
 from upcycle.study.catalogue import catalogue
 from upcycle.study.check import OF_RUNS
 from upcycle.workflow.invocation import read_workflow
+from upcycle.workflow.paths import forecasts_of
 
 REFERENCE = next((REPOSITORY / "results" / "reference").glob("default-*")) / "losses.csv"
 STUDY = """study: imported
@@ -92,6 +99,49 @@ def test_a_wrong_study_of_losses_is_refused_before_anything_starts(folder, text,
     (folder / "config" / "imported.yaml").write_text(text)
     with pytest.raises(UserError, match=message):
         read_workflow("imported", folder)
+
+
+def written_forecast(path: Path, **made_of: Any) -> bytes:
+    """A sealed forecast of the study's first loss from its second."""
+    rows = read_losses(Path("somebody.csv"))
+    fitted, predicted = rows["id"].iloc[1], rows["id"].iloc[0]
+    content = {"made_of": {"fitted": {fitted: float(rows["loss"].iloc[1])}, "repeated": {}, "predicted": [predicted]}}
+    content["made_of"] |= made_of
+    content |= {"written": "2026-11-30T12:00:00+00:00", "made_of_sha256": "0" * 64}
+    content["predictions"] = {
+        "additive": [{"id": predicted, "loss": float(rows["loss"].iloc[0]) + 0.01, "low": 0.0, "high": 9.0}]
+    }
+    path.write_bytes(json_bytes(sealed(content)))
+    return path.read_bytes()
+
+
+def scored(folder: Path) -> pd.DataFrame:
+    flow = read_workflow("imported", folder)
+    assert flow.products["tables/forecasts"].files == ("larger.json",)
+    losses = dataclasses.replace(
+        Inputs(read_losses(Path("somebody.csv")), {}, Path()), forecast_files=forecasts_of(flow.study, flow.out)
+    )
+    return forecasts(losses)
+
+
+def test_forecasts_of_another_study_are_checked_and_scored(folder):
+    (folder / "config" / "imported.yaml").write_text(
+        f"{STUDY}forecasts_from: larger.json\ntables: {{forecasts: {{}}}}\n"
+    )
+    with pytest.raises(UserError, match=r"forecasts_from: larger\.json: no such file"):
+        read_workflow("imported", folder)
+    written = written_forecast(folder / "larger.json")
+    assert scored(folder).loc["additive", ["runs", "held by 95 %"]].tolist() == [1, 1]
+    assert scored(folder).loc["additive", "RMS (nats)"] == pytest.approx(0.01)
+    (folder / "larger.json").write_bytes(written.replace(b"2026", b"2025"))
+    with pytest.raises(UserError, match=r"forecasts_from: larger\.json: altered since"):
+        read_workflow("imported", folder)
+    written_forecast(folder / "larger.json", fitted={read_losses(Path("somebody.csv"))["id"].iloc[1]: 1.0})
+    with pytest.raises(UserError, match=r"larger\.json: made from a loss of 1\.0 of run imported-"):
+        scored(folder)
+    written_forecast(folder / "larger.json", predicted=["nobody"])
+    with pytest.raises(UserError, match=r"larger\.json: losses\.csv has no run nobody"):
+        scored(folder)
 
 
 @pytest.mark.parametrize("name", OF_RUNS)

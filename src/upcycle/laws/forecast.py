@@ -8,7 +8,6 @@ shows that.
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,6 @@ from upcycle.laws.forms import get_law
 from upcycle.laws.result import FitResult
 from upcycle.laws.tables.losses import law_columns
 from upcycle.laws.terms import Array
-from upcycle.manifest import unsealed
 
 LAST_POINT, POWER_BY_D1 = "last point", "power law of each D1"
 """Forecasts without a law of D1 and D2."""
@@ -115,19 +113,6 @@ def _naive(rule: str, fitted: pd.DataFrame, planned: pd.DataFrame) -> list[float
             slope, start = np.polyfit(np.log(row["budget"]), np.log(row["loss"]), 1)
             found.append(float(np.exp(start + slope * np.log(run["budget"]))))
     return found
-
-
-def read_forecast(path: Path) -> dict[str, Any]:
-    """A forecast as it was written.
-
-    Raises `UserError` naming the file if it is missing or altered.
-    """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; the forecast was not written before the runs that it predicts")
-    content = unsealed(path.read_bytes())
-    if content is None:
-        raise UserError(f"{path}: altered since `upcycle forecast` wrote it; restore it from a copy")
-    return content
 
 
 def forecast_scores(predictions: list[dict[str, Any]], loss_by_id: dict[str, float]) -> dict[str, float]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from upcycle.laws.forecast import forecast_scores, read_forecast
+from upcycle.laws.forecast import forecast_scores
 from upcycle.paper import style
 from upcycle.paper.inputs import Inputs
 from upcycle.paper.predictions import round_ticks
@@ -23,13 +23,13 @@ def forecast_errors(inputs: Inputs) -> Figure:
     interval, and bars that are much longer than the others are cut. Below each name: the root mean square error, and
     the share of intervals that hold. Each panel has an axis of its own.
 
-    Raises `UserError` naming a forecast's file that is missing or altered, and a run that losses.csv lacks.
+    Raises `UserError` as `Inputs.forecasts` does.
     """
     loss_by_id = inputs.loss_by_id()
     found = [
         (rule, predictions, forecast_scores(predictions, loss_by_id))
-        for path in inputs.forecasts.values()
-        for rule, predictions in read_forecast(path)["predictions"].items()
+        for written in inputs.forecasts().values()
+        for rule, predictions in written["predictions"].items()
     ]
     columns = min(len(found), 3)
     lines = -(-len(found) // columns)

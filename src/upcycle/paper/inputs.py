@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,6 +23,7 @@ from upcycle.laws.result import FitResult, read_fit
 from upcycle.laws.tables.losses import read_losses
 from upcycle.manifest import check_listed, check_metrics
 from upcycle.study.columns import GRID_SETTINGS
+from upcycle.study.forecast import read_forecast
 from upcycle.study.spec import EXPAND, RunSpec
 
 
@@ -73,7 +75,7 @@ class Inputs:
     """Planned runs by id; what is not here is read from its run folder."""
     scores: Path | None = None
     """benchmarks.csv, of a study with `benchmarks`."""
-    forecasts: Mapping[str, Path] = field(default_factory=dict)
+    forecast_files: Mapping[str, Path] = field(default_factory=dict)
     """Files of the study's forecasts by name."""
 
     @classmethod
@@ -270,6 +272,25 @@ class Inputs:
     def loss_by_id(self) -> dict[str, float]:
         """Loss of every finished model."""
         return dict(zip(self.losses["id"].tolist(), self.losses["loss"].astype(float).tolist(), strict=True))
+
+    def forecasts(self) -> dict[str, dict[str, Any]]:
+        """Forecasts of these losses as they were written, by name.
+
+        Raises `UserError` naming a file that is missing or altered, a run that losses.csv lacks, and one that the
+        forecast was made from with another loss.
+        """
+        loss_by_id, found = self.loss_by_id(), {}
+        for name, path in self.forecast_files.items():
+            written = found[name] = read_forecast(path)
+            known = {**written["made_of"]["fitted"], **written["made_of"]["repeated"]}
+            if missing := [each for each in (*known, *written["made_of"]["predicted"]) if each not in loss_by_id]:
+                raise UserError(f"{path}: losses.csv has no run {missing[0]}; the forecast is of other runs")
+            if other := [each for each in known if not math.isclose(known[each], loss_by_id[each], rel_tol=1e-12)]:
+                raise UserError(
+                    f"{path}: made from a loss of {known[other[0]]!r} of run {other[0]}, and losses.csv has "
+                    f"{loss_by_id[other[0]]!r}: take the losses that belong to the forecast"
+                )
+        return found
 
     def _no_fit(self, law: str, to: str = "") -> UserError:
         fits = ", ".join(self.fits) or "none"

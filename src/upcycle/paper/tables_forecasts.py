@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from upcycle.laws.forecast import forecast_scores, read_forecast
+from upcycle.laws.forecast import forecast_scores
 from upcycle.paper.inputs import Inputs
 
 
@@ -18,14 +18,14 @@ def forecasts(inputs: Inputs) -> pd.DataFrame:
     in nats. Held: share of the measured losses within the 95 % intervals, which add the bootstrap of the fit and the
     noise of one loss. The date and the hash are those of the file.
 
-    Raises `UserError` naming a forecast's file that is missing or altered, and a run that losses.csv lacks.
+    Raises `UserError` as `Inputs.forecasts` does.
     """
     loss_by_id = inputs.loss_by_id()
     rows: dict[str, dict[str, Any]] = {}
-    for name, path in inputs.forecasts.items():
-        written = read_forecast(path)
+    found = inputs.forecasts()
+    for name, written in found.items():
         for rule, predictions in written["predictions"].items():
-            label = rule.replace("_", " ") if len(inputs.forecasts) == 1 else f"{name}: {rule.replace('_', ' ')}"
+            label = rule.replace("_", " ") if len(found) == 1 else f"{name}: {rule.replace('_', ' ')}"
             rows[label] = forecast_scores(predictions, loss_by_id)
             rows[label] |= {"written": written["written"][:16], "sha256": written["made_of_sha256"][:12]}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("forecast by")

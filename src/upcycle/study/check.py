@@ -17,7 +17,7 @@ from upcycle.study.catalogue import ItemKind, catalogue
 from upcycle.study.columns import KINDS
 from upcycle.study.execution import Execution
 from upcycle.study.expressions import check_condition, parse
-from upcycle.study.imported import StudyNames, study_names
+from upcycle.study.imported import StudyNames, forecast_files, study_names
 from upcycle.study.kernel_fit import named_kernels
 from upcycle.study.registry import law_names, method_parameters
 from upcycle.study.study import EvaluationConfig, FitConfig, ImportedStudy, StudyConfig, describe_error, load_study
@@ -184,7 +184,7 @@ def _check_items(study: StudyConfig, names: StudyNames) -> None:
                 )
             if name in OF_BENCHMARKS and not study.benchmarks:
                 raise UserError(f"{section}.{name}: it shows scores of `benchmarks`, and the study has none; add them")
-            if name in OF_FORECASTS and not study.forecasts:
+            if name in OF_FORECASTS and not (study.forecasts or forecast_files(study)):
                 raise UserError(f"{section}.{name}: it scores `forecasts`, and the study has none; add them")
             if name in OF_ONE_SET_OF_KERNELS and not isinstance(study, ImportedStudy):
                 _check_fixed_kernels(f"{section}.{name}", study.execution)

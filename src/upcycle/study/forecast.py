@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from upcycle.errors import UserError
+from upcycle.manifest import unsealed
 from upcycle.study.shape import Frozen
 from upcycle.study.values import AnyNames, Count, Name, Names
 
@@ -26,3 +29,16 @@ class ForecastConfig(Frozen):
     seeds: AnyNames = []  # noqa: RUF012 - pydantic copies it
     """Sweeps that repeat runs with other seeds: those within the budgets give the noise of a loss. None: the laws'
     residuals do."""
+
+
+def read_forecast(path: Path) -> dict[str, Any]:
+    """A forecast as it was written.
+
+    Raises `UserError` naming the file if it is missing or altered.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; the forecast was not written before the runs that it predicts")
+    content = unsealed(path.read_bytes())
+    if content is None:
+        raise UserError(f"{path}: altered since `upcycle forecast` wrote it; restore it from a copy")
+    return content

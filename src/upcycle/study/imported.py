@@ -11,9 +11,27 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from upcycle.errors import UserError
+from upcycle.study.forecast import read_forecast
 from upcycle.study.study import ImportedStudy, StudyConfig
 
 NAMES = ("sweeps", "model", "lineage")
+
+
+def forecast_files(study: StudyConfig) -> dict[str, Path]:
+    """Files of forecasts that a study of losses from files takes, by name.
+
+    Raises `UserError` naming a file that is missing or altered, and for two of one name.
+    """
+    paths = [Path(path) for path in study.forecasts_from] if isinstance(study, ImportedStudy) else []
+    found = {path.stem: path for path in paths}
+    if len(found) < len(paths):
+        raise UserError("forecasts_from: two files have the same name, by which results are shown; rename one")
+    for path in paths:
+        try:
+            read_forecast(path)
+        except UserError as error:
+            raise UserError(f"forecasts_from: {error}") from None
+    return found
 
 
 @dataclass(frozen=True)

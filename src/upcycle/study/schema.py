@@ -34,7 +34,8 @@ def schema_text() -> str:
         for field, text in _field_docstrings(getattr(module, name)).items():
             section["properties"][field]["description"] = text
     imported = schema["$defs"]["ImportedStudy"]["properties"]
-    schema["$defs"]["ImportedStudy"]["properties"] = {key: imported[key] for key in ("losses_from", *study.OF_LOSSES)}
+    own = [key for key in study.ImportedStudy.model_fields if key not in study.StudyConfig.model_fields]
+    schema["$defs"]["ImportedStudy"]["properties"] = {key: imported[key] for key in (*own, *study.OF_LOSSES)}
     schema |= {"if": {"required": ["losses_from"]}, "then": _named("ImportedStudy"), "else": _named("StudyConfig")}
     return json.dumps(_as_loaded(schema), indent=2) + "\n"
 

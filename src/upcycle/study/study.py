@@ -351,6 +351,9 @@ class ImportedStudy(StudyConfig):
     losses_from: Annotated[Paths, Field(min_length=1)]
     """Tables in the form of losses.csv, from the folder that Snakemake runs in: written by `upcycle import-losses`, or
     losses.csv of another study. Sweeps, models and mixtures are those that their rows name."""
+    forecasts_from: Paths = []
+    """Forecasts of these losses that another study registered: the files of `upcycle forecast`, from the same folder.
+    They are checked and scored, never written."""
     data: DataConfig = DataConfig(dataset="none", vocab_size=2)
     context: Sequences = 1
     execution: Execution = Execution(device="cpu")

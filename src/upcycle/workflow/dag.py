@@ -38,6 +38,7 @@ from upcycle.workflow.paths import (
     evaluation_path,
     evaluation_tokens_id,
     forecast_path,
+    forecasts_of,
     metrics_path,
     on_disk,
     tokens_path,
@@ -431,9 +432,8 @@ def list_products(workflow: Workflow) -> dict[str, Product]:
             of_study = items[name].of_study
             # What is the same for every study is the audit; its sources are not code alone.
             settings = [options] if of_study else [options, audit_digests()]
-            reads = ["losses", *fits] if of_study else []
-            reads += ["benchmarks"] if name in OF_BENCHMARKS else []
-            also = tuple(forecast_path(out, each) for each in study.forecasts) if name in OF_FORECASTS else ()
+            reads = ["losses", *fits, *(["benchmarks"] if name in OF_BENCHMARKS else [])] if of_study else []
+            also = tuple(map(str, forecasts_of(study, out).values())) if name in OF_FORECASTS else ()
             add(f"{folder}/{name}", outputs, runs if of_study else (), code, *settings, of=reads, also=also)
     sources = list(products)
     captions = {name: [items[name].title, items[name].caption] for name in (*study.figures, *study.tables)}

@@ -10,9 +10,10 @@ from typing import Any
 from upcycle import __version__
 from upcycle.errors import UserError, nearest
 from upcycle.files import write_atomic
-from upcycle.laws.forecast import forecast_losses, read_forecast
+from upcycle.laws.forecast import forecast_losses
 from upcycle.laws.tables.losses import collect_losses
 from upcycle.manifest import json_bytes, sealed
+from upcycle.study.forecast import read_forecast
 from upcycle.study.spec import canonical_json
 from upcycle.workflow.dag import Workflow
 from upcycle.workflow.paths import REHEARSAL, RESULTS, forecast_path

@@ -18,7 +18,7 @@ from upcycle.files import read_record, write_atomic
 from upcycle.study.study import ImportedStudy
 from upcycle.workflow.dag import Workflow
 from upcycle.workflow.invocation import CORES_VARIABLE, STARTED_VARIABLE
-from upcycle.workflow.paths import REHEARSAL, RESULTS, forecast_path
+from upcycle.workflow.paths import REHEARSAL, RESULTS, forecasts_of
 from upcycle.workflow.records import forget_made, record_made
 
 
@@ -162,8 +162,8 @@ def paper_inputs(workflow: Workflow) -> Any:
         raise UserError(f"{out / 'fits' / missing[0]}.json: no such file; `upcycle fit {missing[0]}` makes it")
     fits = {name: inputs.fits[name] for name in workflow.study.fits}
     scores = out / "benchmarks.csv" if workflow.study.benchmarks else None
-    forecasts = {name: Path(forecast_path(out, name)) for name in workflow.study.forecasts}
-    return Inputs(inputs.losses, fits, inputs.runs, inputs.sweeps, workflow.plan.runs, scores, forecasts)
+    registered = forecasts_of(workflow.study, out)
+    return Inputs(inputs.losses, fits, inputs.runs, inputs.sweeps, workflow.plan.runs, scores, registered)
 
 
 def make_report(workflow: Workflow, out: Path) -> None:

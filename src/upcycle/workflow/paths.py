@@ -9,8 +9,9 @@ from pathlib import Path
 
 from upcycle.data.parts import WORK
 from upcycle.study.benchmark import BenchmarkConfig
+from upcycle.study.imported import forecast_files
 from upcycle.study.spec import RunSpec
-from upcycle.study.study import EvaluationConfig
+from upcycle.study.study import EvaluationConfig, StudyConfig
 from upcycle.workflow.rehearsed import rehearsal_now
 
 REHEARSAL = rehearsal_now()
@@ -56,6 +57,11 @@ def benchmark_path(run_id: str, benchmark: BenchmarkConfig, task: str) -> str:
 def forecast_path(out: Path, name: str) -> str:
     """A forecast of the study whose folder is `out`: its presence lets the runs train that it predicts."""
     return str(out / "forecasts" / f"{name}.json")
+
+
+def forecasts_of(study: StudyConfig, out: Path) -> dict[str, Path]:
+    """Files of the forecasts that a study registers, or takes from files, by name."""
+    return forecast_files(study) or {name: Path(forecast_path(out, name)) for name in study.forecasts}
 
 
 def evaluation_tokens_id(run: RunSpec, evaluation: EvaluationConfig) -> str:
