@@ -17,6 +17,7 @@ from upcycle.paper.tables_benchmarks import table_7
 from upcycle.study.benchmark import BenchmarkConfig, asked_sha256, task_configs
 from upcycle.study.check import check_names, find_study
 from upcycle.study.plan import build_plan
+from upcycle.study.varying import run_labels
 from upcycle.workflow.dag import Workflow
 from upcycle.workflow.make import make_benchmarks
 from upcycle.workflow.needs import check_scored
@@ -104,7 +105,8 @@ def test_scores_are_gathered_and_table_7_names_the_splits(planned):
     table = table_7(Inputs(pd.DataFrame(), {}, Path("runs"), scores=out))
     lambada, piqa = "LAMBADA (test, 50 of 5153)", "PIQA (validation, 50 of 1838)"
     assert [column for column in table.columns if column.endswith(")")] == [lambada, piqa]
-    first = planned.plan.finished_models[0]
+    first = run_labels(planned.plan)[planned.plan.finished_models[0]]
+    assert first.startswith("dense D=")
     assert table.loc[f"{first}: accuracy, %", lambada] == 50
     assert table.loc[f"{first}: accuracy, %", piqa] == 62.5
     assert table.loc[f"{first}: accuracy, %", f"{piqa} low"] == pytest.approx(62.5 - 1.96 * 5)
@@ -119,7 +121,7 @@ def test_table_7_has_means_and_the_printed_numbers_beside(planned):
     make_benchmarks(planned, out)
     inputs = Inputs(pd.DataFrame(), {}, Path("runs"), scores=out)
     table = table_7(inputs, printed=True)
-    first = planned.plan.finished_models[0]
+    first = run_labels(planned.plan)[planned.plan.finished_models[0]]
     assert table.loc[f"{first}: accuracy, %", "mean"] == (50 + 62.5) / 2
     error = 100 * (0.07**2 + 0.05**2) ** 0.5 / 2
     assert table.loc[f"{first}: accuracy, %", "mean low"] == pytest.approx(56.25 - 1.96 * error)

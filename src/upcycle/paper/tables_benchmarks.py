@@ -39,7 +39,7 @@ def table_7(inputs: Inputs, *, printed: bool = False) -> pd.DataFrame:
         title = BENCHMARK_TASKS[str(each["task"])].title
         column = f"{title} ({each['split']}, {each['documents']} of {each['of_documents']})"
         columns[column] = str(each["task"])
-        model = f"{each['id']}{' by ' + str(each['benchmark']) if several else ''}"
+        model = f"{each['model']}{' by ' + str(each['benchmark']) if several else ''}"
         kind = "accuracy" if pd.isna(each["accuracy_bytes"]) else "accuracy_bytes"
         for measure, name, scale in (("accuracy, %", kind, 100.0), ("bits per byte", "bits_per_byte", 1.0)):
             rows.setdefault(f"{model}: {measure}", {})[column] = scale * each[name], scale * each[f"{name}_se"]

@@ -16,6 +16,7 @@ from upcycle.bars import showing
 from upcycle.errors import UserError, nearest
 from upcycle.files import read_record, write_atomic
 from upcycle.study.study import ImportedStudy
+from upcycle.study.varying import run_labels
 from upcycle.workflow.dag import Workflow
 from upcycle.workflow.invocation import CORES_VARIABLE, STARTED_VARIABLE
 from upcycle.workflow.paths import REHEARSAL, RESULTS, forecasts_of
@@ -110,14 +111,15 @@ BENCHMARK_COLUMNS = (
     "task", "split", "documents", "of_documents", "seed", "accuracy", "accuracy_se", "accuracy_bytes",
     "accuracy_bytes_se", "bits_per_byte", "bits_per_byte_se", "truncated",
 )  # fmt: skip
-"""Of benchmarks.csv, after the run's id and the benchmark's name; as `train.questions.benchmark_run` states them."""
+"""Of benchmarks.csv, after run, label and benchmark; `train.questions.benchmark_run` states them."""
 
 
 def make_benchmarks(workflow: Workflow, out: Path) -> None:
     """benchmarks.csv: one row a finished model and task."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")  # which quotes names of files that need it
-    writer.writerow(("id", "benchmark", *BENCHMARK_COLUMNS))
+    writer.writerow(("id", "model", "benchmark", *BENCHMARK_COLUMNS))
+    labels = run_labels(workflow.plan)
     for name, asked in workflow.benchmarks.items():
         for run_id, task, path in asked:
             if path in workflow.stale_benchmarks:
@@ -126,7 +128,7 @@ def make_benchmarks(workflow: Workflow, out: Path) -> None:
                     f"run `upcycle benchmark {run_id} {name} {task}`"
                 )
             row = read_record(Path(path))
-            writer.writerow((run_id, name, *(row[column] for column in BENCHMARK_COLUMNS)))
+            writer.writerow((run_id, labels[run_id], name, *(row[column] for column in BENCHMARK_COLUMNS)))
     write_atomic(out, text.getvalue())
 
 
