@@ -71,6 +71,31 @@ def test_makespans_fall_with_nodes_to_the_longest_chain():
     assert "on 3 nodes of 1 core;" in show_plan(planned, as_json=False, every_run=False, nodes=3, price=2.0)
 
 
+def test_runs_wait_for_a_forecast_until_it_is_written():
+    """The longest chain is that of a smaller run, then that of a larger one behind the forecast."""
+    asked = {"sweep": "upcycled", "laws": ["additive"], "up_to": {"D2": 100_000}}
+    node = Node(cpus=1, memory_gb=8, max_hours=24)
+    waiting, free = workflow(node, forecasts={"larger": asked}), workflow(node)
+    [runs] = waiting.forecasts.values()
+    seconds = {run["id"]: run["seconds"] for run in describe_plan(waiting)["runs"]}
+    chains = [[sum(seconds[run] for run in waiting.plan.with_ancestors([each])) for each in runs.read]]
+    chains += [
+        [sum(seconds[run] for run in waiting.plan.with_ancestors([each]) & runs.waiting) for each in runs.predicted]
+    ]
+    launch = describe_plan(waiting, nodes=9)["launch"]
+    assert launch["longest_chain_seconds"] == pytest.approx(sum(map(max, chains)))
+    assert launch["makespan_seconds"][9] == pytest.approx(sum(map(max, chains)))
+    chain = describe_plan(free)["launch"]["longest_chain_seconds"]
+    assert launch["longest_chain_seconds"] > chain
+    text = show_plan(waiting, as_json=False, every_run=False)
+    assert f"Forecast larger: 2 runs predicted from 2 smaller ones; {len(runs.waiting)} runs wait until" in text
+    (RESULTS / "forecasts").mkdir(parents=True)
+    (RESULTS / "forecasts" / "larger.json").write_text(json.dumps({"waiting": sorted(runs.waiting)}))
+    written = describe_plan(workflow(node, forecasts={"larger": asked}))["launch"]
+    assert written["forecasts"]["larger"]["written"]
+    assert written["longest_chain_seconds"] == chain
+
+
 def test_gpu_hours_are_those_of_each_models_own_devices():
     model = {"n_layer": 2, "d_model": 64, "n_head": 2, "batch": 64, "warmup_steps": 4, "lr": 8e-3, "lr_moe": 4e-3}
     models = {"tiny": model | {"execution": {"devices": 2}, "execution_moe": {"devices": 8, "nodes": 2}}}

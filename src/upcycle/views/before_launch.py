@@ -15,10 +15,11 @@ from upcycle.study.makespan import PRIORITIES, PlannedJob, Schedule, list_schedu
 from upcycle.study.memory import FLOAT
 from upcycle.study.plan import trunk_of
 from upcycle.study.spec import RunSpec, short_count
+from upcycle.study.targets import ForecastRuns
 from upcycle.study.values import duration
 from upcycle.views.text import text_bytes, text_table
 from upcycle.workflow.dag import Workflow
-from upcycle.workflow.paths import RESULTS
+from upcycle.workflow.paths import RESULTS, forecast_path, on_disk
 from upcycle.workflow.pruning import Retention
 
 NODES_SHOWN = (1, 2, 4, 8, 16, 32)
@@ -59,14 +60,30 @@ class Launch:
         return largest if on_gpu else max(largest, os.cpu_count() or 1)
 
     @property
-    def jobs(self) -> dict[str, PlannedJob]:
-        """Unfinished runs as jobs."""
+    def forecasts(self) -> dict[str, ForecastRuns]:
+        """Forecasts that are not written yet, by name."""
+        written = self.workflow.out
         return {
+            name: runs for name, runs in self.workflow.forecasts.items() if not on_disk(forecast_path(written, name))
+        }
+
+    @property
+    def jobs(self) -> dict[str, PlannedJob]:
+        """Unfinished runs as jobs, and the forecasts that some of them wait for, which take no time."""
+        plan, asked = self.workflow.plan, self.forecasts
+        forecasts = {
+            f"forecast {name}": PlannedJob(0.0, needs=runs.read, priority=max(PRIORITIES.values()))
+            for name, runs in asked.items()
+        }
+        return forecasts | {
             run_id: PlannedJob(
                 run["seconds"] + self.overhead,
                 devices=_devices(execution := self.workflow.study.execution_of(self.workflow.plan.runs[run_id])),
                 nodes=execution.nodes,
-                needs=tuple(self.workflow.plan.needs(run_id)),
+                needs=(
+                    *plan.needs(run_id),
+                    *(f"forecast {name}" for name, runs in asked.items() if run_id in runs.waiting),
+                ),
                 priority=PRIORITIES[run["kind"]],
             )
             for run_id, run in self.runs.items()
@@ -115,6 +132,11 @@ def describe_launch(
         "hours": hours,
         "cost": None if price is None else hours * price,
         "overhead_seconds": overhead,
+        "forecasts": {
+            name: {"read": len(runs.read), "predicted": len(runs.predicted), "waiting": len(runs.waiting)}
+            | {"written": name not in launch.forecasts}
+            for name, runs in workflow.forecasts.items()
+        },
         "makespan_seconds": {number: schedule.makespan for number, schedule in schedules.items()},
         "longest_chain_seconds": max((schedule.longest_chain for schedule in schedules.values()), default=0.0),
         "disk": disk_use(workflow, next(iter(schedules.values())), retention),
@@ -229,6 +251,9 @@ def show_launch(launch: dict[str, Any], *, price: float | None, tokens: int, flo
             again = short_count(launch["trained_again"])
             lines.append(f"  {again} of these tokens are trained again: `keep` removed the states to continue from.")
         lines += _time_lines(launch, price)
+    for name, each in launch["forecasts"].items():
+        state = "it is written" if each["written"] else f"{each['waiting']} runs wait until it is written"
+        lines.append(f"Forecast {name}: {each['predicted']} runs predicted from {each['read']} smaller ones; {state}.")
     disk, keep = launch["disk"], launch["keep"]
     lines += [
         f"Disk of runs: {text_bytes(disk['now'])} now, {text_bytes(disk['most'])} at most with states to resume from, "
