@@ -188,6 +188,17 @@ def test_joint_laws_are_preferred(single_fits: dict[str, FitResult]) -> None:
     assert "upcycled of fit `b`" in from_fits(fits, "x").notes[0]
 
 
+def test_laws_of_the_mixture_from_scratch_and_of_most_losses_are_preferred(single_fits: dict[str, FitResult]) -> None:
+    """An error over other losses, of another mixture or of a few, does not compare."""
+    scratch = {"scratch": replace(single_fits["scratch_moe"], n_expert=8, top_k=2)}
+    whole = replace(single_fits["joint"], loo_rms=0.01)
+    other, few = replace(whole, top_k=1, loo_rms=1e-9), replace(whole, n=whole.n - 1, loo_rms=1e-9)
+    fits = {**scratch, "other": other, "few": few, "whole": whole, "worse": replace(whole, loo_rms=0.02)}
+    assert "upcycled of fit `whole`" in " ".join(from_fits(fits, "x").notes)
+    del fits["scratch"]
+    assert "upcycled of fit `other`" in " ".join(from_fits(fits, "x").notes)
+
+
 def test_laws_with_unequal_draws_are_refused() -> None:
     laws = published(draws=4)
     with pytest.raises(UserError, match="bands take as many of each"):

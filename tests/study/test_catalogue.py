@@ -24,11 +24,13 @@ def test_the_paper_s_items_and_ours_are_found_with_label_title_and_caption():
     numbered = {f"table{n}" for n in range(1, 9)}
     assert set(catalogue.catalogue("table")) == numbered | {
         "audit",
+        "crossings",
         "floors",
         "forecasts",
         "laws",
         "methods_compared",
         "methods_law",
+        "parameters",
     }
     item = catalogue.find_item("figure4")
     assert (item.label, item.function, list(item.parameters)) == ("Figure 4", "figure_4", ["sweep", "model"])

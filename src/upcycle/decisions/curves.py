@@ -275,8 +275,9 @@ def from_fits(fits: Mapping[str, FitResult], source: str) -> ThreeLaws:
     """The three laws among fits by name.
 
     Dense and MoE: one fit `by: lineage` of Equation 3 (or of tokens alone), else one fit of each; upcycled: a law of
-    several sizes if there is one, else the law of smallest leave-one-out error. Only laws marked for it (`Law.decides`)
-    are used. Raises `UserError` when none is of upcycled losses.
+    several sizes if there is one; of the mixture that was trained from scratch, if one is; of those the fits to most
+    losses; of these the law of smallest leave-one-out error. Only laws marked for it (`Law.decides`) are used. Raises
+    `UserError` when none is of upcycled losses.
     """
     name, up = _upcycled(fits, source)
     scratch, dense, moe = _scratch(fits, up)
@@ -333,10 +334,15 @@ def _upcycled(fits: Mapping[str, FitResult], source: str) -> tuple[str, FitResul
             "fit `joint` (several sizes) or `multiplicative` (one size) to them"
         )
 
-    def rank(item: tuple[str, FitResult]) -> tuple[bool, bool, float]:
+    scratch = [fit for fit in fits.values() if get_law(fit.law).decides == "scratch"]
+    parts = [part for fit in scratch for part in (fit.group_fits.values() if fit.by == "lineage" else [fit])]
+    mixtures = {(part.n_expert, part.top_k) for part in parts if part.lineage == "moe" and part.n_expert}
+
+    def rank(item: tuple[str, FitResult]) -> tuple[bool, bool, int, bool, float]:
         fit = item[1]
         one_size = "N1" not in get_law(fit.law).inputs
-        return one_size, not fit.identifiable, np.inf if fit.loo_rms is None else fit.loo_rms
+        other = bool(mixtures) and (fit.n_expert, fit.top_k) not in mixtures
+        return one_size, other, -fit.n, not fit.identifiable, np.inf if fit.loo_rms is None else fit.loo_rms
 
     return min(found, key=rank)
 

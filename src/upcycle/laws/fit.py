@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from upcycle.errors import UserError
+from upcycle.laws.certificate.seeds import errors_by_seeds, seed_draws
 from upcycle.laws.certificate.validate import seed_noise
 from upcycle.laws.context import check_one_method, with_context
 from upcycle.laws.describe import BOOTSTRAP, Selection, describe, solve
@@ -26,6 +27,7 @@ from upcycle.laws.solver.prepare import prepare
 from upcycle.laws.tables.losses import law_columns, read_losses, selection_words
 from upcycle.laws.tables.losses import select_losses as select_rows
 from upcycle.laws.tables.mixed_kernels import warned
+from upcycle.laws.terms import Array
 
 DRAWS = 200
 """Bootstrap draws of each kind of interval, unless a caller says otherwise."""
@@ -41,13 +43,15 @@ def fit(
     draws: int = DRAWS,
     seed: int = 0,
     noise: float | None = None,
+    repeats: Mapping[str, Array] | None = None,
     selection: str = "",
     simulated: bool = False,
 ) -> FitResult:
     """Fit a law to columns of inputs and its response [N].
 
     `floor`: an earlier fit whose E is held here (section 5); each draw holds the E of that fit's draw. `noise`:
-    measured standard deviation of a loss between seeds, in nats, for intervals from it alone.
+    measured standard deviation of a loss between seeds, in nats, for intervals from it alone. `repeats`: losses of each
+    run in draws of other seeds (`seed_draws`), by id: the certificate then has `loo_rms_by_seeds`, an error a draw.
     Raises `UserError` for unknown parameters, missing columns and values that the law cannot take.
     """
     chosen = Selection.of(law, data, ids, words=selection, simulated=simulated)
@@ -57,6 +61,10 @@ def fit(
     count = draws if floors is None else len(floors)
     fitted = solve(prepared, draws=count, seed=seed, floor_draws_B=floors, noise=noise)
     result = describe(fitted, chosen, interval_method=f"{BOOTSTRAP}, {draws} draws, seed {seed}")
+    if repeats and fitted.loo and len(fitted.loo.refits.phi_SR) == result.n:  # else folds of many points were left out
+        loss_BN = np.array([repeats[run_id] for run_id in chosen.ids]).T
+        by_seeds = errors_by_seeds(prepared, fitted.loo.refits, loss_BN).tolist()
+        result = replace(result, certificate={**result.certificate, "loo_rms_by_seeds": by_seeds})
     if floor is None:
         return result
     joint = None if result.draws is None or floors is None else {**result.draws, "E": floors.tolist()}
@@ -113,7 +121,7 @@ def run_fit(
             first, first_about = _selected(losses, losses_csv, floor_from, "")
             used.append(first)
             floor = fit_floor(law_columns(first, ["D", "N", "loss", "lineage"]), **first_about)
-        result = fit(form, data, fixed=fixed, floor=floor, **about)
+        result = fit(form, data, fixed=fixed, floor=floor, repeats=seed_draws(rows, losses), **about)
     result = warned(with_context(result, rows), pd.concat(used))
     write_fit(result, out)
     return result.to_json()

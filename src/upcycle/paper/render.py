@@ -25,7 +25,7 @@ def cells(frame: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
         for column in values:
             text = number(row[column])
             low, high = row.get(f"{column} low"), row.get(f"{column} high")
-            if low is not None and high is not None and text and not (math.isnan(low) or math.isnan(high)):
+            if low is not None and high is not None and text and not (math.isnan(low) and math.isnan(high)):
                 text += f" [{number(low)}, {number(high)}]"
             texts.append(text)
         rows.append([str(label), *texts])
@@ -33,7 +33,7 @@ def cells(frame: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
 
 
 def with_interval(column: str, value: float, bounds: Sequence[float | None] | None) -> dict[str, float]:
-    """A value and its interval as the columns that `cells` folds; NaN for a bound that is missing or not finite."""
+    """A value and its interval as the columns that `cells` folds; NaN for an end that is missing or not finite."""
     low, high = bounds or (None, None)
     return {column: value, f"{column} low": or_nan(low), f"{column} high": or_nan(high)}
 
