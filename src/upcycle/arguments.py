@@ -218,6 +218,16 @@ def _decisions(verb: AddVerb) -> None:
     )
     advise.add_argument("--json", action="store_true", help="all of it as data")
 
+    page = verb(
+        "page",
+        "Write the same advice as one HTML file with sliders, which needs no network: the paper's constants, and those "
+        "of the studies and fits that are named.",
+        of_study=False,
+    )
+    page.add_argument("--study", action="append", metavar="NAME", help="a study with its fits; may be repeated")
+    page.add_argument("--fits", action="append", type=Path, metavar="FOLDER", help="a folder of fits; may be repeated")
+    page.add_argument("--out", type=Path, required=True, metavar="FILE", help="the .html file to write")
+
     design = verb("design", "What a planned sweep would tell: expected intervals of every parameter and of D*.")
     design.add_argument("--d1", metavar="D,...", help="dense budgets in tokens; LOW:HIGH:COUNT for a geometric grid")
     design.add_argument("--d2", metavar="D,...", help="upcycled budgets in tokens, written as --d1")

@@ -128,7 +128,7 @@ def rehearse(args: argparse.Namespace) -> int:
 def run_verb(args: argparse.Namespace) -> None:
     """Dispatch; each verb imports what it needs."""
     own = args.verb == "fit" and any(getattr(args, name) not in (None, "") for name in OWN_LOSSES)
-    if own or args.verb in ("init", "import-losses", "advise", "audit", "design"):
+    if own or args.verb in ("init", "import-losses", "advise", "page", "audit", "design"):
         run_without_runs(args)
         return
     if args.verb == "export":
@@ -220,6 +220,10 @@ def run_without_runs(args: argparse.Namespace) -> None:
         from upcycle.decisions.advice.advice import run_advise
 
         run_advise(args)
+    elif args.verb == "page":
+        from upcycle.workflow.advising import page_job
+
+        page_job(args)
     elif args.verb == "design":
         from upcycle.decisions.design.design import run_design
         from upcycle.workflow.invocation import read_workflow

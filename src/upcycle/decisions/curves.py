@@ -38,6 +38,8 @@ class Curve:
     """Every parameter, fixed ones too, [B]; None: no uncertainty is known."""
     box: Box
     """The data's range in each of D (or D1, D2) and N1 (for a law without N1: the one size fitted)."""
+    ids: tuple[str, ...] = ()
+    """Runs that it was fitted to; empty for printed parameters."""
 
     def __post_init__(self) -> None:
         """Raise `UserError` for a parameter without a value or without draws."""
@@ -256,15 +258,23 @@ def published(draws: int = 2000, seed: int = 0) -> ThreeLaws:
     )
 
 
-def read_three_laws(folder: Path) -> ThreeLaws:
-    """The three laws of a folder of fits (*.json), as `upcycle fit` writes it.
+def read_fits(folder: Path) -> dict[str, FitResult]:
+    """The fits of a folder (*.json) by name, as `upcycle fit` writes them.
 
-    Raises `UserError` for a folder without fits, a damaged one, or as `from_fits`.
+    Raises `UserError` for a folder without fits or with a damaged one.
     """
     paths = sorted(folder.glob("*.json"))
     if not paths:
         raise UserError(f"{folder} holds no fits (*.json): name a study's folder of fits, such as results/fits")
-    return from_fits({path.stem: read_fit(path) for path in paths}, f"fits in {folder}")
+    return {path.stem: read_fit(path) for path in paths}
+
+
+def read_three_laws(folder: Path) -> ThreeLaws:
+    """The three laws of a folder of fits.
+
+    Raises `UserError` as `read_fits` and `from_fits`.
+    """
+    return from_fits(read_fits(folder), f"fits in {folder}")
 
 
 PLURALS = {"dense": "dense models", "moe": "MoEs from scratch", "upcycled": "upcycled models"}
@@ -334,17 +344,31 @@ def _upcycled(fits: Mapping[str, FitResult], source: str) -> tuple[str, FitResul
             "fit `joint` (several sizes) or `multiplicative` (one size) to them"
         )
 
-    scratch = [fit for fit in fits.values() if get_law(fit.law).decides == "scratch"]
-    parts = [part for fit in scratch for part in (fit.group_fits.values() if fit.by == "lineage" else [fit])]
-    mixtures = {(part.n_expert, part.top_k) for part in parts if part.lineage == "moe" and part.n_expert}
+    mixtures = moe_mixtures(fits)
 
     def rank(item: tuple[str, FitResult]) -> tuple[bool, bool, int, bool, float]:
         fit = item[1]
         one_size = "N1" not in get_law(fit.law).inputs
-        other = bool(mixtures) and (fit.n_expert, fit.top_k) not in mixtures
+        other = bool(mixtures) and mixture_of(fit) not in mixtures
         return one_size, other, -fit.n, not fit.identifiable, np.inf if fit.loo_rms is None else fit.loo_rms
 
     return min(found, key=rank)
+
+
+Mixture = tuple[int, int]
+"""Experts and active experts."""
+
+
+def mixture_of(fit: FitResult) -> Mixture | None:
+    """The one mixture that all losses of a fit are of; None: not known, or of several."""
+    return (fit.n_expert, fit.top_k) if fit.n_expert and fit.top_k else None
+
+
+def moe_mixtures(fits: Mapping[str, FitResult]) -> set[Mixture]:
+    """Mixtures that these fits have a law from scratch of, as far as they tell."""
+    scratch = [fit for fit in fits.values() if get_law(fit.law).decides == "scratch"]
+    parts = [part for fit in scratch for part in (fit.group_fits.values() if fit.by == "lineage" else [fit])]
+    return {mixture for part in parts if part.lineage == "moe" and (mixture := mixture_of(part))}
 
 
 def _scratch(fits: Mapping[str, FitResult], up: FitResult) -> tuple[list[str], FitResult | None, FitResult | None]:
@@ -382,4 +406,4 @@ def curve_of(fit: FitResult) -> Curve:
             if name not in draws:
                 draws[name] = known if len(known) == count else np.full(count, value)
     box = {("N1" if name == "N" else name): (float(low), float(high)) for name, (low, high) in fit.box.items()}
-    return Curve(get_law(fit.law), fit.values, draws, box)
+    return Curve(get_law(fit.law), fit.values, draws, box, tuple(fit.ids))

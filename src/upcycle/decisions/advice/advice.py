@@ -8,8 +8,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
 from upcycle.decisions.advice.answer import Advice, ComputeOptimal, Laws, Question, Row
 from upcycle.decisions.advice.expectations import (
@@ -27,11 +27,11 @@ from upcycle.decisions.advice.rules import rules_of_thumb
 from upcycle.decisions.advice.settling import settling_run
 from upcycle.decisions.advice.words import advice_in_words, short_answer
 from upcycle.decisions.allocation import upcycled_bands
-from upcycle.decisions.curves import ThreeLaws, published, read_three_laws
+from upcycle.decisions.curves import ThreeLaws, from_fits, published, read_fits
 from upcycle.decisions.quantities import quantity
 from upcycle.decisions.thresholds import HIGH, Window, d_star, equation_2, threshold_d2, threshold_flops
 from upcycle.errors import UserError
-from upcycle.laws.result import read_fit
+from upcycle.laws.result import FitResult
 from upcycle.study.spec import short_count
 
 UPCYCLED = "upcycled"
@@ -259,10 +259,9 @@ def given_budget(args: argparse.Namespace) -> dict[str, float]:
     }
 
 
-def error_of(folder: Path, three: ThreeLaws) -> float | None:
+def error_of(fits: Mapping[str, FitResult], three: ThreeLaws) -> float | None:
     """Error of the upcycled law of these fits: leave-one-out RMS in nats, else the RMS of its residuals."""
-    for path in sorted(folder.glob("*.json")):
-        fit = read_fit(path)
+    for fit in fits.values():
         if fit.law == three.upcycled.law.name and fit.by is None and fit.values == dict(three.upcycled.values):
             return fit.loo_rms if fit.loo_rms is not None else fit.rms
     return None
@@ -282,8 +281,9 @@ def run_advise(args: argparse.Namespace) -> None:
     d1 = quantity(args.d1, "--d1", least=LEAST_TOKENS, unit="tokens")
     rate = quantity(args.flops_per_second, "--flops-per-second")
     budget = given_budget(args)
-    three = published() if args.fits is None else read_three_laws(args.fits)
-    law_error = PAPER_ERROR if args.fits is None else error_of(args.fits, three)
+    fits = None if args.fits is None else read_fits(args.fits)
+    three = published() if fits is None else from_fits(fits, f"fits in {args.fits}")
+    law_error = PAPER_ERROR if fits is None else error_of(fits, three)
     advice = advise(
         three,
         n1,

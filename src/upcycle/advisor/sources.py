@@ -1,0 +1,245 @@
+"""Where the constants of the advisor page are from: the paper's Table 2, studies, folders of fits.
+
+D, D1, D2 in tokens, N1 in non-embedding parameters, losses in nats. Shape suffix: B draws.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from upcycle.decisions.advice.advice import PAPER_ERROR, error_of
+from upcycle.decisions.advice.expectations import SURE
+from upcycle.decisions.curves import Curve, Mixture, ThreeLaws, from_fits, mixture_of, moe_mixtures, published
+from upcycle.files import plain
+from upcycle.laws.forms import get_law
+from upcycle.laws.law import Law
+from upcycle.laws.result import FitResult
+from upcycle.laws.terms import Array
+from upcycle.study.formulas import read_formula
+from upcycle.study.spec import EXPAND, short_count
+
+PRINTED = "Liew, Kato, Takase, Scaling Laws for Upcycling Mixture-of-Experts Language Models (ICML 2025), Table 2"
+NO_POINTS = "The paper prints no losses, so there are no points to show."
+FITS_ALONE = "A folder of fits holds no losses: `upcycle page --study NAME` shows a study's."
+
+
+@dataclass(frozen=True)
+class Source:
+    """One origin of constants, with the losses that they were fitted to."""
+
+    name: str
+    """A few words, for a list to choose from."""
+    statement: str
+    """What the constants are, in a sentence."""
+    mixtures: tuple[ThreeLaws, ...]
+    """The laws of each mixture, those that `upcycle advise` takes first."""
+    law_error: tuple[float | None, ...]
+    """Of each mixture: error of a predicted loss in nats."""
+    left_out: str = ""
+    """Which mixtures have upcycled losses and no law from scratch, in words."""
+    losses: pd.DataFrame | None = None
+    """losses.csv, of finished models."""
+    no_points: str = ""
+    """Why there are no losses."""
+    mark: str = ""
+    """What must stand above simulated and imported losses."""
+
+
+def paper_source() -> Source:
+    """The parameters that the paper prints, with draws within their rounding, as `upcycle advise` takes them."""
+    statement = f"Constants as printed in {PRINTED}; the draws are uniform within the rounding of its digits."
+    return Source("the paper's Table 2", statement, (published(),), (PAPER_ERROR,), no_points=NO_POINTS)
+
+
+def fitted_source(
+    name: str, fits: Mapping[str, FitResult], *, losses: pd.DataFrame | None = None, mark: str = ""
+) -> Source:
+    """The laws of fits, of every mixture that has one of upcycled models and one of models from scratch.
+
+    Raises `UserError` as `from_fits`, and for fits without a law of MoEs from scratch.
+    """
+    first = from_fits(fits, name)
+    first.need("moe")
+    found, without = {(first.n_expert, first.top_k): first}, []
+    for mixture in sorted({mixture_of(fit) for fit in fits.values()} - {None, *found}, key=str):
+        of_mixture = {key: fit for key, fit in fits.items() if _belongs(fit, mixture)}
+        if any(get_law(fit.law).decides == "upcycled" for fit in of_mixture.values()):
+            if mixture in moe_mixtures(of_mixture):
+                found[mixture] = from_fits(of_mixture, name)  # type: ignore[index]
+            else:
+                without.append("{}x{}".format(*mixture))  # type: ignore[misc]
+    statement = f"Constants of {name}: fits to measured losses; the draws are bootstrap draws of the fits."
+    return Source(
+        name,
+        statement if mark != "SIMULATED LOSSES" else statement.replace("measured", "simulated"),
+        tuple(found.values()),
+        tuple(error_of(fits, three) for three in found.values()),
+        left_out=f" It has upcycled losses of {', '.join(without)}, but no law from scratch of them." if without else "",
+        losses=losses,
+        no_points="" if losses is not None else FITS_ALONE,
+        mark=mark,
+    )
+
+
+def _belongs(fit: FitResult, mixture: Mixture | None) -> bool:
+    """Whether a fit is of this mixture, of dense models or of all lineages from scratch with this mixture."""
+    if fit.by == "lineage":
+        moe = fit.group_fits.get("moe")
+        return moe is None or mixture_of(moe) in (None, mixture)
+    return fit.lineage == "dense" or mixture_of(fit) == mixture
+
+
+class Columns:
+    """Columns of draws [B], each once, as base64 of little-endian float64: the bits of every number."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def place(self, column_B: Array) -> int:
+        """Number of the column that holds these draws."""
+        text = base64.b64encode(np.asarray(column_B, dtype="<f8").tobytes()).decode()
+        if text not in self.texts:
+            self.texts.append(text)
+        return self.texts.index(text)
+
+
+def source_data(source: Source) -> dict[str, Any]:
+    """A source as JSON for laws.js and advisor.js; numbers at full precision."""
+    columns = Columns()
+    first = source.mixtures[0]
+    mixtures = [
+        {
+            "n_expert": three.n_expert,
+            "top_k": three.top_k,
+            "active_ratio": three.active_ratio,
+            "data_tokens": three.data_tokens,
+            "law_error": error,
+            "draws": three.n_draws,
+            "notes": _notes(three, error),
+            "curves": {
+                name: _curve_data(curve, columns)
+                for name, curve in (("dense", three.dense), ("moe", three.moe), ("upcycled", three.upcycled))
+                if curve is not None
+            },
+            "points": _points(three, source.losses),
+        }
+        for three, error in zip(source.mixtures, source.law_error, strict=True)
+    ]
+    return {
+        "name": source.name,
+        "statement": source.statement,
+        "mark": source.mark,
+        "rounded": first.rounded,
+        "sure": SURE,
+        "columns": columns.texts,
+        "mixtures": mixtures,
+        "fixed": _fixed(source),
+        "no_points": source.no_points,
+        "start": _start(first),
+    }
+
+
+def _notes(three: ThreeLaws, error: float | None) -> list[str]:
+    """Caveats that hold at every setting, the gravest first (as `upcycle advise` orders them)."""
+    own = [] if three.n_draws else ["The fits have no draws: there are no bands."]
+    own += [] if error else ["The laws' own error on one loss is not known, so no share includes it."]
+    return [*([] if three.rounded else three.notes), *own, *(three.notes if three.rounded else [])]
+
+
+def _curve_data(curve: Curve, columns: Columns) -> dict[str, Any]:
+    law, values, draws = _in_powers(curve.law, dict(curve.values), dict(curve.draws or {}))
+    terms = [[asdict(factor) for factor in term] for term in read_formula(law.formula).terms]
+    for factor in (factor for term in terms for factor in term):
+        for base in (factor["base"], factor["of"]):
+            if base is not None and base["input"] == "N":  # Equation 3's name of the dense model's size
+                base["input"] = "N1"
+    return plain(
+        {
+            "label": law.label,
+            "formula": law.formula,
+            "terms": terms,
+            "kinds": {parameter.name: parameter.kind for parameter in law.parameters},
+            "units": {parameter.name: parameter.unit for parameter in law.parameters},
+            "values": {name: values[name] for name in law.names},
+            "draws": {name: columns.place(draws[name]) for name in law.names} if draws else {},
+            "box": {name: list(ends) for name, ends in curve.box.items()},
+            "sized": curve.depends_on_size,
+        }
+    )
+
+
+def _in_powers(
+    law: Law, values: dict[str, float], draws: dict[str, Array]
+) -> tuple[Law, dict[str, float], dict[str, Array]]:
+    """A law whose formula is a sum of powers: of C.3's bilinear form, Equation 1, with A = e^c."""
+    if law.name != "bilinear":
+        return law, values, draws
+    scale = {"A": np.exp(draws["c"])} if draws else {}
+    return get_law("multiplicative_limit"), {**values, "A": math.exp(values["c"])}, {**draws, **scale}
+
+
+def _fixed(source: Source) -> dict[str, dict[str, Any]]:
+    """Inputs that the laws cannot vary: their value, and the reason in a sentence."""
+    first = source.mixtures[0]
+    up, found = first.upcycled, {}
+    if "N1" in up.box and not (up.depends_on_size and up.box["N1"][0] < up.box["N1"][1]):
+        low, high = up.box["N1"]
+        sizes = f"one size, N1 = {short_count(low)}" if low == high else "several sizes taken together"
+        found["n1"] = {"value": low, "why": f"The law of upcycled models was fitted at {sizes}, and knows no other."}
+    if up.box["D1"][0] == up.box["D1"][1]:
+        value = up.box["D1"][0]
+        found["d1"] = {"value": value, "why": f"All upcycled models have one D1, {short_count(value)} tokens."}
+    several = {name: {getattr(three, name) for three in source.mixtures} for name in ("n_expert", "top_k")}
+    for key, name, what in (("experts", "n_expert", "experts"), ("top_k", "top_k", "active experts")):
+        if len(several[name]) == 1:
+            mixture = f"{first.n_expert} experts, top-{first.top_k}"
+            reason = f"Losses of {mixture}" if len(source.mixtures) == 1 else f"Losses of {getattr(first, name)} {what}"
+            why = f"{reason} alone: these constants say nothing of others.{source.left_out}"
+            found[key] = {"value": getattr(first, name), "why": why}
+    return plain(found)
+
+
+def _start(three: ThreeLaws) -> dict[str, float]:
+    """The setting that the page opens with, within the data: the largest N1, the middle of D1 and D2."""
+    box = three.upcycled.box
+
+    def middle(name: str) -> float:
+        low, high = box[name]
+        return float(f"{math.sqrt(low * high):.2g}")
+
+    return {"n1": float(f"{box['N1'][1]:.2g}") if "N1" in box else 1e9, "d1": middle("D1"), "d2": middle("D2")}
+
+
+def _points(three: ThreeLaws, losses: pd.DataFrame | None) -> list[dict[str, Any]]:
+    """Finished models that a law speaks of: dense, and mixtures of these experts, from scratch and upcycled."""
+    if losses is None:
+        return []
+    fitted = {run for curve in three.curves for run in curve.ids}
+    rows = losses[losses["method"] != EXPAND]  # whose D1 is of a mixture
+    mixture = (rows["n_expert"] == three.n_expert) & (rows["top_k"] == three.top_k)
+    rows = rows[rows["lineage"].isin(("dense", "cont")) | mixture]
+    found = []
+    for row in rows.to_dict("records"):
+        dense_tokens = float(row["D1"]) if row["lineage"] in ("up", "cont") else 0.0
+        curve = {"up": "upcycled", "moe": "moe"}.get(row["lineage"], "dense")
+        tokens = float(row["D"])
+        inputs = {"D1": dense_tokens, "D2": tokens} if curve == "upcycled" else {"D": dense_tokens + tokens}
+        found.append(
+            {
+                "run": row["id"],
+                "curve": curve,
+                "inputs": {**inputs, "N1": float(row["N1"])},
+                "loss": float(row["loss"]),
+                "fitted": row["id"] in fitted,
+            }
+        )
+    return plain(found)
+
+
