@@ -8,7 +8,7 @@ const UNITS = { tokens: "tokens", flops: "FLOPs", hours: "GPU-hours" };
 const SHARES = 33; // cells of the map, each way
 let models = {}; // Bokeh's models by name, once the charts are there
 let source, laws, drawn, later, frameAsked;
-const advisor = { answer: null, settled: false, DATA }; // what tests read
+const advisor = { answer: null }; // what tests read
 
 DATA.sources.forEach((each) => (each.columns = each.columns.map(Laws.numbers)));
 
@@ -151,7 +151,6 @@ function listen() {
 
 // At once: what one setting takes. A moment after the last change: what takes all draws at many settings.
 function ask() {
-  advisor.settled = false;
   document.body.dataset.settled = "false";
   clearTimeout(later);
   frameAsked ??= requestAnimationFrame(() => {
@@ -163,8 +162,8 @@ function ask() {
 }
 
 function settle() {
+  if (drawn === undefined) return; // the charts, once there, ask again
   writeHash();
-  advisor.settled = true;
   document.body.dataset.settled = "true";
 }
 
@@ -271,8 +270,8 @@ function notes(answer) {
 
 function showInFull(answer) {
   const frame = dataFrame();
-  $("flip").textContent = `${Words.crossing(answer.threshold, `At this N1 and D1, flip D2`, frame)}.`;
-  $("dstar").textContent = `${Words.crossing(answer.d_star, "At this N1, with D1 = D2 = D*: D*", frame)}.`;
+  $("flip").textContent = Words.crossing(answer.threshold, "At this N1 and D1", "D2", frame);
+  $("dstar").textContent = Words.crossing(answer.d_star, "At this N1, with as many tokens D1 as D2", "D*", frame);
   if (advisor.shown === laws) return;
   advisor.shown = laws;
   const boxes = Object.entries({ ...laws.moe.box, ...laws.upcycled.box });
@@ -444,4 +443,9 @@ async function drawCharts() {
 readHash();
 listen();
 ask();
-drawCharts().then(ask, (error) => ($("wrong").textContent = `The charts cannot be drawn: ${error.message}`));
+drawCharts()
+  .catch((error) => {
+    drawn = null;
+    $("no-charts").textContent = `The charts cannot be drawn: ${error.message}. The numbers are right without them.`;
+  })
+  .finally(ask);

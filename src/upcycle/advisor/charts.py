@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bokeh.embed import json_item
-from bokeh.models import BoxAnnotation, ColumnDataSource, HoverTool, NumeralTickFormatter, Span, TapTool
+from bokeh.models import BoxAnnotation, ColumnDataSource, HoverTool, NumeralTickFormatter, Range1d, Span, TapTool
 from bokeh.models.formatters import CustomJSTickFormatter
 from bokeh.plotting import figure
 
@@ -56,7 +56,8 @@ def winners() -> figure:
                    y_axis_type="log")  # fmt: skip
     names = ("left", "right", "bottom", "top", "color", "who", "lead", "share", "D1", "D2")
     cells = ColumnDataSource({name: [] for name in names}, name="map-cells")
-    area = chart.quad("left", "right", "bottom", "top", source=cells, color="color", level="underlay")
+    fill = {"line_color": None, "fill_color": "color", "fill_alpha": 0.8}
+    area = chart.quad("left", "right", "bottom", "top", source=cells, level="underlay", **fill)
     area.nonselection_glyph = None
     said = [("least loss", "@who"), ("ahead by", "@lead"), ("share of draws", "@share"), ("D1", "@D1"), ("D2", "@D2")]
     chart.add_tools(HoverTool(renderers=[area], tooltips=said))
@@ -84,6 +85,8 @@ def _chart(name: str, x: str, y: str, **options: Any) -> figure:
         name=name,
         x_axis_label=x,
         y_axis_label=y,
+        x_range=Range1d(1, 10, name=f"{name}-x"),
+        y_range=Range1d(1, 10, name=f"{name}-y"),
         sizing_mode="stretch_width",
         toolbar_location=None,
         tools=[],
@@ -102,16 +105,21 @@ def _chart(name: str, x: str, y: str, **options: Any) -> figure:
             axis.formatter = CustomJSTickFormatter(code=SHORT)
             axis.ticker.desired_num_ticks = 5
     chart.grid.grid_line_color = "#88888833"
-    for axis, part in (("x", chart.x_range), ("y", chart.y_range)):
-        part.name = f"{name}-{axis}"
-        part.start, part.end = 1, 10
     return chart
 
 
 def _data_frame(chart: figure, name: str) -> None:
-    """The range of the data, hatched outside by nothing: a dashed frame, faintly filled."""
+    """The range of the data: a dashed frame, faintly filled."""
     chart.add_layout(
-        BoxAnnotation(name=name, fill_color="#888888", fill_alpha=0.07, line_color=INK, line_dash="dashed", line_width=1.5)
+        BoxAnnotation(
+            name=name,
+            fill_color="#888888",
+            fill_alpha=0.07,
+            line_color=INK,
+            line_alpha=1,
+            line_dash="dashed",
+            line_width=2,
+        )
     )
 
 

@@ -81,7 +81,9 @@ def fitted_source(
         statement if mark != "SIMULATED LOSSES" else statement.replace("measured", "simulated"),
         tuple(found.values()),
         tuple(error_of(fits, three) for three in found.values()),
-        left_out=f" It has upcycled losses of {', '.join(without)}, but no law from scratch of them." if without else "",
+        left_out=f" It has upcycled losses of {', '.join(without)}, but no law from scratch of them."
+        if without
+        else "",
         losses=losses,
         no_points="" if losses is not None else FITS_ALONE,
         mark=mark,
@@ -207,14 +209,15 @@ def _fixed(source: Source) -> dict[str, dict[str, Any]]:
 
 
 def _start(three: ThreeLaws) -> dict[str, float]:
-    """The setting that the page opens with, within the data: the largest N1, the middle of D1 and D2."""
+    """The setting that the page opens with, within the data: a large N1, D1 at three quarters, D2 in the middle."""
     box = three.upcycled.box
 
-    def middle(name: str) -> float:
+    def between(name: str, share: float) -> float:
         low, high = box[name]
-        return float(f"{math.sqrt(low * high):.2g}")
+        return float(f"{low ** (1 - share) * high**share:.2g}")
 
-    return {"n1": float(f"{box['N1'][1]:.2g}") if "N1" in box else 1e9, "d1": middle("D1"), "d2": middle("D2")}
+    n1 = box["N1"][1] if "N1" in box else 1e9
+    return {"n1": float(f"{0.95 * n1:.1g}"), "d1": between("D1", 0.75), "d2": between("D2", 0.5)}
 
 
 def _points(three: ThreeLaws, losses: pd.DataFrame | None) -> list[dict[str, Any]]:
@@ -241,5 +244,3 @@ def _points(three: ThreeLaws, losses: pd.DataFrame | None) -> list[dict[str, Any
             }
         )
     return plain(found)
-
-

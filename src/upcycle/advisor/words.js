@@ -91,18 +91,19 @@ const Words = (() => {
   }
 
   // Where upcycling and training from scratch change places; `frame` is that of the data.
-  function crossing(found, symbol, frame) {
-    const sides = { upcycle: "upcycling", scratch: "from scratch" };
+  function crossing(found, where, symbol, frame) {
+    const sides = { upcycle: "upcycling", scratch: "training from scratch" };
+    const other = { upcycle: "scratch", scratch: "upcycle" };
     const near = frame.counted(found.roots);
-    const draws = found.shares.none > 0 ? `; ${percent(found.shares.none)} of the draws have none` : "";
+    const draws = found.shares.none > 0 ? `; ${percent(found.shares.none)} of the draws have no such point` : "";
     if (!near.length) {
-      const ahead = sides[found.ahead(Math.sqrt(frame.least * frame.most))];
-      return `${symbol}: none near the data, where ${ahead} is ahead${draws}`;
+      const ahead = found.ahead(Math.sqrt(frame.least * frame.most));
+      return `${where}, ${sides[ahead]} is ahead of ${sides[other[ahead]]} at every ${symbol} near the data${draws}.`;
     }
     const root = near.includes(found.root) ? found.root : near[0];
     const band = found.band && root === found.root ? ` (95 % of draws: ${bandInWords(found.band, frame)})` : "";
-    const overtakes = sides[found.ahead(root * 1.001)];
-    return `${symbol} = ${count(root)} tokens${band}: ${overtakes} overtakes${draws}`;
+    const ahead = found.ahead(root * 1.001);
+    return `${where}, ${sides[ahead]} overtakes ${sides[other[ahead]]} at ${symbol} = ${count(root)} tokens${band}${draws}.`;
   }
 
   const SURE = [
