@@ -16,7 +16,7 @@ from advisor_sources import UPCYCLED, losses, source, three_laws
 from built_once import built_once
 
 from upcycle.advisor.page import MAP_DRAWS, write_advisor_page
-from upcycle.advisor.sources import Source, paper_source
+from upcycle.advisor.sources import Constants, paper_source
 from upcycle.decisions.advice.advice import Advice, advise
 from upcycle.decisions.advice.expectations import expected
 from upcycle.decisions.advice.recommendation import recommend
@@ -36,7 +36,7 @@ OPTIONS = {
 }
 
 
-def small_sources() -> list[Source]:
+def small_sources() -> list[Constants]:
     """Every law of upcycled models; no dense law, no draws, no error; several mixtures; losses."""
     two = [three_laws("joint"), three_laws("joint", draws=60)]
     return [
@@ -340,7 +340,7 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(visit):
         "small", {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touch": True}, source="measured"
     )
     assert page.tab.evaluate("document.documentElement.scrollWidth") <= 360
-    controls = "[...document.querySelectorAll('input, select, .screen, table')]"
+    controls = "[...document.querySelectorAll('input, select, .screen, #losses')]"
     widest = page.tab.evaluate(f"Math.max(...{controls}.map((each) => each.getBoundingClientRect().right))")
     assert widest <= 360
     place = page.tab.evaluate(WHERE, [2.5e5, 5e5])

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from upcycle.advisor.sources import Source
+from upcycle.advisor.sources import Constants
 from upcycle.decisions.curves import Curve, ThreeLaws
 from upcycle.laws.forms import LAWS, get_law
 
@@ -46,9 +46,9 @@ def three_laws(upcycled: str, draws: int = 40, dense: bool = True, **changes: An
     )
 
 
-def source(name: str, *mixtures: ThreeLaws, error: float | None = 0.02, **more: Any) -> Source:
+def source(name: str, *mixtures: ThreeLaws, error: float | None = 0.02, **more: Any) -> Constants:
     """Constants of these laws under a name."""
-    return Source(name, f"{name}, made up.", mixtures, (error,) * len(mixtures), **more)
+    return Constants(name, f"{name}, made up.", mixtures, (error,) * len(mixtures), **more)
 
 
 def losses() -> pd.DataFrame:

@@ -30,11 +30,11 @@ return size >= 1e15 || size < 1e-2 ? tick.toExponential(0).replace("+", "") : St
 
 def charts() -> dict[str, Any]:
     """Bokeh's JSON of each chart, by the id of its place on the page."""
-    found = {"curves": curves(), "map": winners(), "residuals": residuals()}
+    found = {"curves": curve_chart(), "map": winner_chart(), "residuals": residual_chart()}
     return {place: json_item(chart, place) for place, chart in found.items()}
 
 
-def curves() -> figure:
+def curve_chart() -> figure:
     """Expected loss over the budget of the three options, with bands, measured losses, the setting and the flip."""
     chart = _chart("curves", "budget (tokens)", "loss (nats per token)", height=360, x_axis_type="log")
     names = [f"{option}{part}" for option in COLORS for part in ("", "_low", "_high")]
@@ -50,7 +50,7 @@ def curves() -> figure:
     return chart
 
 
-def winners() -> figure:
+def winner_chart() -> figure:
     """Who has the least expected loss over (D1, D2), with the frame of the data, the setting and D*."""
     chart = _chart("map", "D1, tokens of the dense model", "D2, tokens of the mixture", height=400, x_axis_type="log",
                    y_axis_type="log")  # fmt: skip
@@ -69,7 +69,7 @@ def winners() -> figure:
     return chart
 
 
-def residuals() -> figure:
+def residual_chart() -> figure:
     """Every measured loss against what its law says at the same inputs."""
     chart = _chart("residuals", "loss by the law (nats)", "measured minus law (nats)", height=300)
     chart.xaxis.formatter = NumeralTickFormatter(format="0.[000]")

@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from upcycle import __version__
 from upcycle.advisor.charts import COLORS, MARKERS, PALE, charts
-from upcycle.advisor.sources import Source, source_data
+from upcycle.advisor.sources import Constants, source_data
 from upcycle.decisions.advice.advice import LEAST_TOKENS
 from upcycle.decisions.advice.expectations import TOKENS_PER_PARAMETER
 from upcycle.decisions.advice.words import ACTIONS, DOINGS, RESULTS
@@ -34,7 +34,7 @@ FLOPS_PER_SECOND = 400e12
 """Of one GPU, as `upcycle advise` assumes (A.10)."""
 
 
-def write_advisor_page(sources: Sequence[Source], path: Path) -> int:
+def write_advisor_page(sources: Sequence[Constants], path: Path) -> int:
     """Write the page of these sources, whole or not at all; returns its size in bytes.
 
     Raises `UserError` for a page above `LARGEST`.
@@ -49,7 +49,7 @@ def write_advisor_page(sources: Sequence[Source], path: Path) -> int:
     return len(content)
 
 
-def advisor_page(sources: Sequence[Source]) -> str:
+def advisor_page(sources: Sequence[Constants]) -> str:
     """The page's HTML; the same sources give the same text."""
     here = Path(__file__).parent
     environment = jinja2.Environment(
@@ -71,7 +71,7 @@ def advisor_page(sources: Sequence[Source]) -> str:
     )
 
 
-def page_data(sources: Sequence[Source]) -> dict[str, Any]:
+def page_data(sources: Sequence[Constants]) -> dict[str, Any]:
     """All that the page computes with."""
     return {
         "sources": [source_data(source) for source in sources],

@@ -31,7 +31,7 @@ FITS_ALONE = "A folder of fits holds no losses: `upcycle page --study NAME` show
 
 
 @dataclass(frozen=True)
-class Source:
+class Constants:
     """One origin of constants, with the losses that they were fitted to."""
 
     name: str
@@ -52,15 +52,15 @@ class Source:
     """What must stand above simulated and imported losses."""
 
 
-def paper_source() -> Source:
+def paper_source() -> Constants:
     """The parameters that the paper prints, with draws within their rounding, as `upcycle advise` takes them."""
     statement = f"Constants as printed in {PRINTED}; the draws are uniform within the rounding of its digits."
-    return Source("the paper's Table 2", statement, (published(),), (PAPER_ERROR,), no_points=NO_POINTS)
+    return Constants("the paper's Table 2", statement, (published(),), (PAPER_ERROR,), no_points=NO_POINTS)
 
 
 def fitted_source(
     name: str, fits: Mapping[str, FitResult], *, losses: pd.DataFrame | None = None, mark: str = ""
-) -> Source:
+) -> Constants:
     """The laws of fits, of every mixture that has one of upcycled models and one of models from scratch.
 
     Raises `UserError` as `from_fits`, and for fits without a law of MoEs from scratch.
@@ -76,7 +76,7 @@ def fitted_source(
             else:
                 without.append("{}x{}".format(*mixture))  # type: ignore[misc]
     statement = f"Constants of {name}: fits to measured losses; the draws are bootstrap draws of the fits."
-    return Source(
+    return Constants(
         name,
         statement if mark != "SIMULATED LOSSES" else statement.replace("measured", "simulated"),
         tuple(found.values()),
@@ -112,7 +112,7 @@ class Columns:
         return self.texts.index(text)
 
 
-def source_data(source: Source) -> dict[str, Any]:
+def source_data(source: Constants) -> dict[str, Any]:
     """A source as JSON for laws.js and advisor.js; numbers at full precision."""
     columns = Columns()
     first = source.mixtures[0]
@@ -187,7 +187,7 @@ def _in_powers(
     return get_law("multiplicative_limit"), {**values, "A": math.exp(values["c"])}, {**draws, **scale}
 
 
-def _fixed(source: Source) -> dict[str, dict[str, Any]]:
+def _fixed(source: Constants) -> dict[str, dict[str, Any]]:
     """Inputs that the laws cannot vary: their value, and the reason in a sentence."""
     first = source.mixtures[0]
     up, found = first.upcycled, {}

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from upcycle.advisor.page import write_advisor_page
-from upcycle.advisor.sources import Source, fitted_source, paper_source
+from upcycle.advisor.sources import Constants, fitted_source, paper_source
 from upcycle.decisions.curves import read_fits
 from upcycle.errors import UserError
 from upcycle.workflow.invocation import read_workflow
@@ -27,7 +27,7 @@ def page_job(args: argparse.Namespace) -> None:
     print(f"{args.out}: {size / 1e6:.2f} MB, constants of {', '.join(source.name for source in sources)}")
 
 
-def study_source(name: str) -> Source:
+def study_source(name: str) -> Constants:
     """The fits and losses of a study."""
     inputs = paper_inputs(read_workflow(name, Path.cwd()))
     return fitted_source(f"study {name}", inputs.fits, losses=inputs.losses, mark=inputs.mark)
