@@ -72,7 +72,7 @@ def fitted_source(
         of_mixture = {key: fit for key, fit in fits.items() if _belongs(fit, mixture)}
         if any(get_law(fit.law).decides == "upcycled" for fit in of_mixture.values()):
             if mixture in moe_mixtures(of_mixture):
-                found[mixture] = from_fits(of_mixture, name)  # type: ignore[index]
+                found[mixture] = from_fits(of_mixture, name)
             else:
                 without.append("{}x{}".format(*mixture))  # type: ignore[misc]
     statement = f"Constants of {name}: fits to measured losses; the draws are bootstrap draws of the fits."
