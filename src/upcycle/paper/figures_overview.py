@@ -46,7 +46,7 @@ def overview(inputs: Inputs, sweep: str | None = None) -> Figure:
     style.loss_axis(top)
     style.sequence_legend(top, grid.D1, "upcycled, by $D_1$")
     if handles:
-        figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
+        style.legend_below(figure, handles)  # above the panels it would cover the mark
     for axes in rest:
         axes.axhline(0, color=style.SCRATCH, linestyle="--")
         if noise := inputs.noise:

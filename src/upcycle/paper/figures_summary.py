@@ -145,7 +145,7 @@ def _d_star_by_size(figure: SubFigure, three: ThreeLaws) -> None:
         bottom.xaxis.set_major_locator(FixedLocator([low]))  # no power of ten may lie in so short an axis
     else:
         _name_sides(top, three, lines, sizes, band)
-    figure.legend(handles=handles, loc="outside upper center", ncols=2, columnspacing=1.5)
+    style.legend_below(figure, handles, columns=2)
     bottom.set(ylim=(0, 100), yticks=(0, 50, 100))
     bottom.set_ylabel("no $D^*$\n(% of draws)")
 

@@ -180,8 +180,8 @@ def name_ends(axes: Axes, labels: Sequence[tuple[str, float, Colour]], title: st
 
 
 def legend_below(figure: FigureBase, handles: Sequence[Artist], title: str | None = None, columns: int = 5) -> None:
-    """One legend for all panels, under them, of at most this many columns."""
-    ncols = min(len(handles), columns)
+    """One legend for all panels, under them, of at most this many columns, all about equally long."""
+    ncols = -(-len(handles) // -(-len(handles) // columns))
     figure.legend(handles=list(handles), title=title, loc="outside lower center", ncols=ncols, columnspacing=1)
 
 
