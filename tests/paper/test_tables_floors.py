@@ -30,7 +30,9 @@ def test_an_entropy_is_held_within_the_interval_and_the_error_of_the_held_out_te
     assert floors(unknown)["held"].to_dict() == {"around": "yes", "near": "no"}
     law = inputs.fits["multiplicative"]
     row = table.loc["around"]
-    assert row[["E", "E low", "E high"]].tolist() == [law.values["E"], 2.0, 2.3]
+    column = "E minus entropy"
+    ends = [2.0 - true, 2.3 - true]
+    assert row[["E", column, f"{column} low", f"{column} high"]].tolist() == [law.values["E"], row["E"] - true, *ends]
     assert row["sampling error"] == pytest.approx(0.01)
     assert row["lowest loss"] == inputs.losses.loc[inputs.losses["id"].isin(law.ids), "loss"].min()
     assert row["determined"] == ("yes" if law.identifiable else "no")
