@@ -295,14 +295,16 @@ def test_every_measured_loss_is_shown_with_its_run(visit):
     page, three = visit("small", source="measured"), each.mixtures[0]
     points = {point["run"]: point for point in page.settle()["points"]}
     rows = losses()
-    assert set(points) == set(rows["id"]) - {"up-other"}  # of another mixture
+    assert list(points) == rows["id"].tolist()
     for run, curve, inputs in (
         ("dense-a", three.dense, {"D": 4e5}),
+        ("cont-a", three.dense, {"D": 1.2e6}),
         ("moe-a", three.moe, {"D": 5e5}),
         ("up-a", three.upcycled, {"D1": 2.5e5, "D2": 5e5}),
     ):
         assert points[run]["law"] == near(float(curve.loss(**inputs)))
-    assert points["dense-b"]["law"] is None  # of another size
+    other = {run: point["why"] for run, point in points.items() if point["law"] is None}
+    assert other == {"dense-b": "other size", "up-other": "other mixture", "up-grown": "other parent"}
     assert [points[run]["fitted"] for run in ("up-a", "up-b", "up-</script><b>", "moe-a")] == [True, True, False, False]
     page.tab.click("text=All measured losses as a table")
     assert page.text("points").count("up-</script><b>") == 1

@@ -201,10 +201,7 @@ function answerInFull() {
   const { answer } = advisor;
   answer.threshold = Laws.threshold(laws, answer.n1, answer.d1, LIMITS, false);
   answer.d_star = Laws.threshold(laws, answer.n1, null, LIMITS, false);
-  answer.points = laws.points.map((point) => {
-    const comparable = laws[point.curve] && (laws[point.curve].sized || !source.fixed.n1 || point.inputs.N1 === source.fixed.n1.value);
-    return { ...point, law: comparable ? laws[point.curve].loss(point.inputs) : null };
-  });
+  answer.points = laws.points.map((point) => ({ ...point, law: point.law_of && laws[point.law_of].loss(point.inputs) }));
   answer.map = winnersOver(answer);
   showInFull(answer);
   if (drawn) {
@@ -285,10 +282,10 @@ function showInFull(answer) {
   fill("constants", rows);
   $("no-points").textContent = answer.points.length ? "" : source.no_points;
   $("measured").hidden = !answer.points.length;
-  const number = (value) => (value === null ? "other size" : Words.fixed(value, 4));
   fill("points", answer.points.map((point) => [
-    point.run, names[point.curve], Words.count(point.inputs.N1), point.inputs.D1 ? Words.count(point.inputs.D1) : "",
-    Words.count(point.inputs.D2 ?? point.inputs.D), number(point.loss), number(point.law), point.fitted ? "yes" : "no",
+    point.run, names[point.kind], Words.count(point.inputs.N1), point.inputs.D1 ? Words.count(point.inputs.D1) : "",
+    Words.count(point.inputs.D2 ?? point.inputs.D), Words.fixed(point.loss, 4),
+    point.why || Words.fixed(point.law, 4), point.fitted ? "yes" : "no",
   ]));
   $("run").replaceChildren(new Option("choose a run", -1), ...answer.points.map((point, i) => new Option(point.run, i)));
   $("run-text").textContent = "";
@@ -298,7 +295,7 @@ function showInFull(answer) {
 function fill(id, rows, tag) {
   $(id).replaceChildren(...rows.map((cells) => {
     const row = document.createElement(tag ?? "tr");
-    if (tag) row.textContent = cells[0];
+    if (tag) row.append(...cells[0].split("`").map((text, i) => (i % 2 ? code(text) : text)));
     else for (const cell of cells) {
       const td = row.insertCell();
       td.textContent = Array.isArray(cell) ? cell[0] : cell;
@@ -308,10 +305,16 @@ function fill(id, rows, tag) {
   }));
 }
 
+function code(text) {
+  const found = document.createElement("code");
+  found.textContent = text;
+  return found;
+}
+
 function choosePoint(index) {
   const point = advisor.answer.points[index];
   $("run").value = index;
-  const law = point && point.law !== null ? `, ${Words.fixed(point.law, 4)} by the law` : "";
+  const law = point && (point.why ? `, ${point.why}` : `, ${Words.fixed(point.law, 4)} by the law`);
   $("run-text").textContent = point
     ? `${point.run}: ${Words.fixed(point.loss, 4)} nats${law}, ${Object.entries(point.inputs).map(([name, value]) => `${name} ${Words.count(value)}`).join(", ")}`
     : "";
@@ -321,124 +324,7 @@ function choosePoint(index) {
   }
 }
 
-// ---- charts
-
-function drawCurves(answer, bands) {
-  const { box } = laws.upcycled;
-  const [low, high] = [Math.min(box.D2[0] / 3, answer.d2 / 2), Math.max(box.D2[1] * 3, answer.d2 * 2)];
-  const tokens = Array.from(Laws.linspace(Math.log(low), Math.log(high), 61), Math.exp);
-  const lines = { x: tokens.map((d2) => costOf(d2, state.unit)) };
-  for (const option of OPTIONS) {
-    const curve = Laws.curveOf(laws, option);
-    const inputs = (d2) => Laws.optionInputs(laws, answer.n1, answer.d1, d2)[option];
-    lines[option] = tokens.map((d2) => (curve ? curve.loss(inputs(d2)) : NaN));
-    const ends = tokens.map((d2) => (curve && bands ? Laws.bandOf(curve.rows(inputs(d2))) : null) ?? [NaN, NaN]);
-    lines[`${option}_low`] = ends.map(([end]) => end);
-    lines[`${option}_high`] = ends.map(([, end]) => end);
-  }
-  models["curves-lines"].data = lines;
-  const points = (answer.points ?? []).flatMap((point, at) => {
-    const { D, D1, D2 } = point.inputs;
-    const d2 = point.curve === "dense" ? (D - answer.d1) / laws.active_ratio : (D2 ?? D);
-    if (point.law === null || d2 <= 0) return [];
-    const beside = point.curve === "upcycled" && Math.abs(Math.log(D1 / answer.d1)) > 0.2;
-    return [{ ...point, at, x: costOf(d2, state.unit), y: point.loss, alpha: beside ? 0.25 : 1 }];
-  });
-  setPoints("curves-points", points);
-  const heights = [...OPTIONS.flatMap((option) => [...lines[option], ...lines[`${option}_low`], ...lines[`${option}_high`]])];
-  const seen = [...heights, ...points.map((point) => point.y)].filter(Number.isFinite);
-  const [least, most] = [Math.min(...seen), Math.max(...seen)];
-  setRange("curves-x", [lines.x[0], lines.x.at(-1)]);
-  setRange("curves-y", [least - 0.05 * (most - least), most + 0.05 * (most - least)]);
-  models["curves-budget"].location = costOf(answer.d2, state.unit);
-  models["curves-flip"].location = answer.threshold.root === null ? null : costOf(answer.threshold.root, state.unit);
-  const [left, right] = box.D2.map((d2) => costOf(d2, state.unit));
-  Object.assign(models["curves-frame"], { left, right });
-  models.curves.below[0].axis_label = `budget (${UNITS[state.unit]}), D1 = ${Words.count(answer.d1)}`;
-}
-
-function drawMap(answer) {
-  const column = (read) => answer.map.map(read);
-  models["map-cells"].data = {
-    ...Object.fromEntries(["left", "right", "bottom", "top"].map((side) => [side, column((cell) => Math.exp(cell[side]))])),
-    color: column((cell) => LOOKS[cell.sure ? "colors" : "pale"][cell.option]),
-    who: column((cell) => WORDS.doings[cell.option]),
-    lead: column((cell) => `${Words.fixed(cell.lead, 3)} nats`),
-    share: column((cell) => (laws.size ? Words.percent(cell.share) : "not known")),
-    D1: column((cell) => Words.count(cell.d1)),
-    D2: column((cell) => Words.count(cell.d2)),
-  };
-  const [first, last] = [answer.map[0], answer.map.at(-1)];
-  setRange("map-x", [Math.exp(first.left), Math.exp(last.right)]);
-  setRange("map-y", [Math.exp(first.bottom), Math.exp(last.top)]);
-  const { D1, D2 } = laws.upcycled.box;
-  Object.assign(models["map-frame"], { left: D1[0], right: D1[1], bottom: D2[0], top: D2[1] });
-  models["map-setting"].data = { x: [answer.d1], y: [answer.d2] };
-  const stars = answer.d_star.roots;
-  models["map-dstar"].data = { x: stars, y: stars };
-  setPoints("map-points", answer.points.flatMap((point, at) =>
-    point.curve === "upcycled" && point.law !== null ? [{ ...point, at, x: point.inputs.D1, y: point.inputs.D2, alpha: 1, color: "#222222" }] : [],
-  ));
-}
-
-function drawResiduals(answer) {
-  const points = answer.points.flatMap((point, at) =>
-    point.law === null ? [] : [{ ...point, at, x: point.law, y: point.loss - point.law, alpha: 0.9 }],
-  );
-  setPoints("residuals-points", points);
-  if (!points.length) return;
-  for (const side of ["x", "y"]) {
-    const values = points.map((point) => point[side]);
-    const [low, high] = [Math.min(...values, ...(side === "y" ? [0] : [])), Math.max(...values)];
-    setRange(`residuals-${side}`, [low - 0.06 * (high - low), high + 0.06 * (high - low)]);
-  }
-}
-
-function setRange(name, [start, end]) {
-  models[name].setv({ start, end });
-}
-
-function setPoints(name, points) {
-  const option = { upcycled: "upcycle", moe: "scratch", dense: "dense" };
-  const column = (read) => points.map(read);
-  models[name].selected.indices = [];
-  models[name].data = {
-    ...Object.fromEntries(["x", "y", "run", "loss", "alpha", "at"].map((key) => [key, column((point) => point[key])])),
-    marker: column((point) => LOOKS.markers[point.curve]),
-    color: column((point) => point.color ?? LOOKS.colors[option[point.curve]]),
-    fill: column((point) => (point.fitted ? (point.color ?? LOOKS.colors[option[point.curve]]) : "white")),
-    law: column((point) => Words.fixed(point.law, 4)),
-    budget: column((point) => Words.count(point.inputs.D2 ?? point.inputs.D)),
-    D1: column((point) => Words.count(point.inputs.D1 ?? 0)),
-    D2: column((point) => Words.count(point.inputs.D2 ?? 0)),
-  };
-}
-
-// A copy of each chart for paper, where the width differs and nothing is redrawn.
-function copyForPrint() {
-  for (const [id, view] of Object.entries(drawn)) {
-    const from = view.export("png", true).canvas;
-    const copy = $(`${id}-print`);
-    [copy.width, copy.height] = [from.width, from.height];
-    if (from.width && from.height) copy.getContext("2d").drawImage(from, 0, 0);
-  }
-}
-
-async function drawCharts() {
-  const items = JSON.parse($("charts").textContent);
-  const views = {};
-  for (const [id, item] of Object.entries(items)) {
-    const manager = await Bokeh.embed.embed_item(item, id);
-    views[id] = [...manager][0];
-    for (const model of views[id].model.document._all_models.values()) if (model.name) models[model.name] = model;
-  }
-  for (const [name, data] of Object.entries(models).filter(([name]) => name.endsWith("-points")))
-    data.selected.properties.indices.change.connect(() => {
-      const [at] = data.selected.indices;
-      if (at !== undefined) choosePoint(data.data.at[at]);
-    });
-  drawn = views;
-}
+// ---- the start
 
 readHash();
 listen();

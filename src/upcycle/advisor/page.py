@@ -1,7 +1,8 @@
 """`upcycle page`: one self-contained HTML file that answers what `upcycle advise` answers, with sliders.
 
-laws.js computes as upcycle.decisions does, advisor.js draws. Both, Bokeh's JavaScript, the constants and the measured
-losses are inlined, so the file opens without a network. docs/advisor-page.md says how to read it.
+laws.js computes as upcycle.decisions does, words.js writes, drawing.js draws, advisor.js listens. They, Bokeh's
+JavaScript, the constants and the measured losses are inlined, so the file opens without a network.
+docs/advisor-page.md says how to read it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from upcycle.decisions.thresholds import HIGH, LOW, NEAR
 from upcycle.errors import UserError
 from upcycle.files import write_atomic
 
+SCRIPTS = ("laws.js", "words.js", "drawing.js", "advisor.js")
 LARGEST = 2_000_000
 """Bytes of the file: a page that is sent by mail and opened on a phone."""
 MAP_DRAWS = 200
@@ -59,9 +61,7 @@ def advisor_page(sources: Sequence[Constants]) -> str:
         version=__version__,
         bokeh_version=bokeh.__version__,
         bokeh=Markup("\n".join(Resources(mode="inline", components=["bokeh"]).js_raw)),
-        laws=Markup((here / "laws.js").read_text(encoding="utf-8")),
-        words=Markup((here / "words.js").read_text(encoding="utf-8")),
-        advisor=Markup((here / "advisor.js").read_text(encoding="utf-8")),
+        scripts=[Markup((here / name).read_text(encoding="utf-8")) for name in SCRIPTS],
         css=Markup((here / "advisor.css").read_text(encoding="utf-8")),
         data=embedded_json(page_data(sources)),
         charts=embedded_json(charts()),

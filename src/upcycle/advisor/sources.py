@@ -68,13 +68,13 @@ def fitted_source(
     first = from_fits(fits, name)
     first.need("moe")
     found, without = {(first.n_expert, first.top_k): first}, []
-    for mixture in sorted({mixture_of(fit) for fit in fits.values()} - {None, *found}, key=str):
+    for mixture in sorted({other for fit in fits.values() if (other := mixture_of(fit))} - set(found)):
         of_mixture = {key: fit for key, fit in fits.items() if _belongs(fit, mixture)}
         if any(get_law(fit.law).decides == "upcycled" for fit in of_mixture.values()):
             if mixture in moe_mixtures(of_mixture):
                 found[mixture] = from_fits(of_mixture, name)
             else:
-                without.append("{}x{}".format(*mixture))  # type: ignore[misc]
+                without.append("{}x{}".format(*mixture))
     statement = f"Constants of {name}: fits to measured losses; the draws are bootstrap draws of the fits."
     return Constants(
         name,
@@ -90,7 +90,7 @@ def fitted_source(
     )
 
 
-def _belongs(fit: FitResult, mixture: Mixture | None) -> bool:
+def _belongs(fit: FitResult, mixture: Mixture) -> bool:
     """Whether a fit is of this mixture, of dense models or of all lineages from scratch with this mixture."""
     if fit.by == "lineage":
         moe = fit.group_fits.get("moe")
@@ -221,26 +221,35 @@ def _start(three: ThreeLaws) -> dict[str, float]:
 
 
 def _points(three: ThreeLaws, losses: pd.DataFrame | None) -> list[dict[str, Any]]:
-    """Finished models that a law speaks of: dense, and mixtures of these experts, from scratch and upcycled."""
+    """Every finished model, with the inputs of its law; `law` is None where there is none, and `why` says why."""
     if losses is None:
         return []
     fitted = {run for curve in three.curves for run in curve.ids}
-    rows = losses[losses["method"] != EXPAND]  # whose D1 is of a mixture
-    mixture = (rows["n_expert"] == three.n_expert) & (rows["top_k"] == three.top_k)
-    rows = rows[rows["lineage"].isin(("dense", "cont")) | mixture]
-    found = []
-    for row in rows.to_dict("records"):
-        dense_tokens = float(row["D1"]) if row["lineage"] in ("up", "cont") else 0.0
-        curve = {"up": "upcycled", "moe": "moe"}.get(row["lineage"], "dense")
-        tokens = float(row["D"])
-        inputs = {"D1": dense_tokens, "D2": tokens} if curve == "upcycled" else {"D": dense_tokens + tokens}
-        found.append(
-            {
-                "run": row["id"],
-                "curve": curve,
-                "inputs": {**inputs, "N1": float(row["N1"])},
-                "loss": float(row["loss"]),
-                "fitted": row["id"] in fitted,
-            }
-        )
-    return plain(found)
+    return [plain(_point(three, row) | {"fitted": row["id"] in fitted}) for row in losses.to_dict("records")]
+
+
+def _point(three: ThreeLaws, row: Mapping[str, Any]) -> dict[str, Any]:
+    lineage, before, tokens, n1 = row["lineage"], float(row["D1"]), float(row["D"]), float(row["N1"])
+    dense = lineage in ("dense", "cont")
+    name = "dense" if dense else "upcycled" if lineage == "up" else "moe"
+    curve = {"dense": three.dense, "moe": three.moe, "upcycled": three.upcycled}[name]
+    inputs = {"D1": before, "D2": tokens} if lineage == "up" else {"D": tokens + (before if dense else 0)}
+    low, high = (math.nan, math.nan) if curve is None else curve.box.get("N1", (n1, n1))
+    why = ""
+    if curve is None:
+        why = "no law"
+    elif not dense and (row["n_expert"], row["top_k"]) != (three.n_expert, three.top_k):
+        why = "other mixture"
+    elif row["method"] == EXPAND:
+        why = "other parent"  # a mixture, so that D1 means something else
+    elif not (curve.depends_on_size or low <= n1 <= high):
+        why = "other size"
+    law = name if not why else None
+    return {
+        "run": row["id"],
+        "kind": name,
+        "law_of": law,
+        "why": why,
+        "inputs": {**inputs, "N1": n1},
+        "loss": row["loss"],
+    }

@@ -28,6 +28,12 @@ def page_job(args: argparse.Namespace) -> None:
 
 
 def study_source(name: str) -> Constants:
-    """The fits and losses of a study."""
-    inputs = paper_inputs(read_workflow(name, Path.cwd()))
+    """The fits and losses of a study.
+
+    Raises `UserError` naming what is missing and the command that makes it.
+    """
+    workflow = read_workflow(name, Path.cwd())
+    if not (workflow.out / "losses.csv").is_file():
+        raise UserError(f"{workflow.out}/losses.csv: no such file; `snakemake --config study={name}` makes it")
+    inputs = paper_inputs(workflow)
     return fitted_source(f"study {name}", inputs.fits, losses=inputs.losses, mark=inputs.mark)

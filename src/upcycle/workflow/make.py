@@ -15,6 +15,7 @@ from typing import Any
 from upcycle.bars import showing
 from upcycle.errors import UserError, nearest
 from upcycle.files import read_record, write_atomic
+from upcycle.study.check import DEFAULT
 from upcycle.study.study import ImportedStudy
 from upcycle.study.varying import run_labels
 from upcycle.workflow.dag import Workflow
@@ -161,7 +162,10 @@ def paper_inputs(workflow: Workflow) -> Any:
     inputs = Inputs.read(out / "losses.csv", out / "fits", RESULTS / "runs", sweeps=sweeps)
     # Only the fits that the study names: an old file of a removed fit is nobody's.
     if missing := [name for name in workflow.study.fits if name not in inputs.fits]:
-        raise UserError(f"{out / 'fits' / missing[0]}.json: no such file; `upcycle fit {missing[0]}` makes it")
+        of_study = "" if workflow.study.study == DEFAULT else f" --study {workflow.study.study}"
+        raise UserError(
+            f"{out / 'fits' / missing[0]}.json: no such file; `upcycle fit {missing[0]}{of_study}` makes it"
+        )
     fits = {name: inputs.fits[name] for name in workflow.study.fits}
     scores = out / "benchmarks.csv" if workflow.study.benchmarks else None
     registered = forecasts_of(workflow.study, out)
