@@ -228,7 +228,7 @@ def _points(three: ThreeLaws, losses: pd.DataFrame | None) -> list[dict[str, Any
     return [plain(_point(three, row) | {"fitted": row["id"] in fitted}) for row in losses.to_dict("records")]
 
 
-def _point(three: ThreeLaws, row: Mapping[str, Any]) -> dict[str, Any]:
+def _point(three: ThreeLaws, row: Mapping[Any, Any]) -> dict[str, Any]:
     lineage, before, tokens, n1 = row["lineage"], float(row["D1"]), float(row["D"]), float(row["N1"])
     dense = lineage in ("dense", "cont")
     name = "dense" if dense else "upcycled" if lineage == "up" else "moe"
