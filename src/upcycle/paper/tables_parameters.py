@@ -22,8 +22,9 @@ def parameters(inputs: Inputs, sweep: str | None = None) -> pd.DataFrame:
 
     A row a parameter of each law that is fitted to all runs of the largest upcycled sweep (or of `sweep`). Intervals:
     bootstrap of the leave-one-out residuals; points drawn with replacement; the noise between seeds alone, which leaves
-    out that the law may be wrong; profile likelihood, of E and the interaction. A dash is an open end: up to there the
-    losses do not bound the parameter. Determined: whether they determine all parameters of the law.
+    out that the law may be wrong; profile likelihood, of E and the interaction. A dash as an end: up to there the
+    losses do not bound the parameter; alone: there is no interval of that kind. Determined: whether the losses
+    determine all parameters of the law.
 
     Raises `UserError` when no law is fitted to the sweep.
     """
@@ -32,13 +33,16 @@ def parameters(inputs: Inputs, sweep: str | None = None) -> pd.DataFrame:
         kinds = fit.certificate.get("intervals", {})
         for parameter, value in fit.values.items():
             profile = fit.certificate.get("profile", {}).get(parameter, {})
-            rows[f"{name}: {parameter}"] = {
-                **with_interval("residuals drawn", value, fit.intervals.get(parameter)),
-                **with_interval("points drawn", value, kinds.get("pair", {}).get(parameter)),
-                **with_interval("noise of seeds", value, kinds.get("seed_noise", {}).get(parameter)),
-                **with_interval("profile", value, profile.get("interval")),
-                "determined": "yes" if fit.identifiable else "no",
+            of_kind = {
+                "residuals drawn": fit.intervals.get(parameter),
+                "points drawn": kinds.get("pair", {}).get(parameter),
+                "noise of seeds": kinds.get("seed_noise", {}).get(parameter),
+                "profile": profile.get("interval"),
             }
+            cells = rows[f"{name}: {parameter}"] = {}
+            for kind, ends in of_kind.items():
+                cells |= with_interval(kind, value if ends else math.nan, ends)
+            cells["determined"] = "yes" if fit.identifiable else "no"
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("parameter")
 
 
@@ -47,9 +51,9 @@ def crossings(inputs: Inputs, sweep: str | None = None) -> pd.DataFrame:
 
     A row a law that is fitted to all runs of the largest upcycled sweep (or of `sweep`), against the law of MoEs from
     scratch. D* in tokens (Equation 13): at D1 = D2, the dense model's cost sunk. D2 at the largest D1 of the sweep: the
-    same tokens from scratch (cost sunk); the FLOPs of both stages from scratch (cost paid). Below it upcycling is ahead
-    unless the row says otherwise. Brackets: 95 % of the bootstrap draws that have a crossing within a factor of 10 of
-    the data; `none` is the share of draws without one.
+    same tokens from scratch (cost sunk); the FLOPs of both stages from scratch (cost paid). Brackets: 95 % of the
+    bootstrap draws that have a crossing within a factor of 10 of the data. None: share of the draws without one. Below:
+    who is ahead below the crossing, or near the data where there is none.
 
     Raises `UserError` when no law is fitted to the sweep, or none to MoEs from scratch.
     """
