@@ -11,8 +11,9 @@ from bokeh.plotting import figure
 
 COLORS = {"upcycle": "#1f6fb8", "scratch": "#c75b00", "dense": "#5d6b2f"}
 """Of an option, in every chart and table of the page."""
-PALE = {"upcycle": "#b9d3ea", "scratch": "#f0cda8", "dense": "#d3d9bd"}
-"""The same where the draws do not settle who wins."""
+FULL = {"upcycle": "#4c8cc6", "scratch": "#d27c33", "dense": "#7d8858"}
+PALE = {"upcycle": "#c7dcee", "scratch": "#f3d7b9", "dense": "#dce1ca"}
+"""On the map: where the draws settle who wins, and where they do not."""
 DASHES = {"upcycle": "solid", "scratch": "dashed", "dense": "dotdash"}
 MARKERS = {"upcycled": "circle", "moe": "square", "dense": "triangle"}
 """Of a measured loss, by its law."""
@@ -56,8 +57,7 @@ def winner_chart() -> figure:
                    y_axis_type="log")  # fmt: skip
     names = ("left", "right", "bottom", "top", "color", "who", "lead", "share", "D1", "D2")
     cells = ColumnDataSource({name: [] for name in names}, name="map-cells")
-    fill = {"line_color": None, "fill_color": "color", "fill_alpha": 0.8}
-    area = chart.quad("left", "right", "bottom", "top", source=cells, level="underlay", **fill)
+    area = chart.quad("left", "right", "bottom", "top", source=cells, color="color", level="underlay")
     area.nonselection_glyph = None
     said = [("least loss", "@who"), ("ahead by", "@lead"), ("share of draws", "@share"), ("D1", "@D1"), ("D2", "@D2")]
     chart.add_tools(HoverTool(renderers=[area], tooltips=said))

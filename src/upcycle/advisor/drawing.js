@@ -3,7 +3,9 @@
 
 function drawCurves(answer, bands) {
   const { box } = laws.upcycled;
-  const [low, high] = [Math.min(box.D2[0] / 3, answer.d2 / 2), Math.max(box.D2[1] * 3, answer.d2 * 2)];
+  const flip = dataFrame().counted([answer.threshold.root ?? NaN]);
+  const low = Math.min(box.D2[0] / 3, answer.d2 / 2, ...flip.map((d2) => d2 / 2));
+  const high = Math.max(box.D2[1] * 3, answer.d2 * 2, ...flip.map((d2) => d2 * 2));
   const tokens = Array.from(Laws.linspace(Math.log(low), Math.log(high), 61), Math.exp);
   const lines = { x: tokens.map((d2) => costOf(d2, state.unit)) };
   for (const option of OPTIONS) {
@@ -39,7 +41,7 @@ function drawMap(answer) {
   const column = (read) => answer.map.map(read);
   models["map-cells"].data = {
     ...Object.fromEntries(["left", "right", "bottom", "top"].map((side) => [side, column((cell) => Math.exp(cell[side]))])),
-    color: column((cell) => LOOKS[cell.sure ? "colors" : "pale"][cell.option]),
+    color: column((cell) => LOOKS[cell.sure ? "full" : "pale"][cell.option]),
     who: column((cell) => WORDS.doings[cell.option]),
     lead: column((cell) => `${Words.fixed(cell.lead, 3)} nats`),
     share: column((cell) => (laws.size ? Words.percent(cell.share) : "not known")),

@@ -18,7 +18,7 @@ from bokeh.resources import Resources
 from markupsafe import Markup
 
 from upcycle import __version__
-from upcycle.advisor.charts import COLORS, MARKERS, PALE, charts
+from upcycle.advisor.charts import COLORS, FULL, MARKERS, PALE, charts
 from upcycle.advisor.sources import Constants, source_data
 from upcycle.decisions.advice.advice import LEAST_TOKENS
 from upcycle.decisions.advice.expectations import TOKENS_PER_PARAMETER
@@ -79,7 +79,7 @@ def page_data(sources: Sequence[Constants]) -> dict[str, Any]:
         "tokens_per_parameter": TOKENS_PER_PARAMETER,
         "map_draws": MAP_DRAWS,
         "words": {"actions": ACTIONS, "doings": DOINGS, "results": RESULTS},
-        "looks": {"colors": COLORS, "pale": PALE, "markers": MARKERS},
+        "looks": {"colors": COLORS, "full": FULL, "pale": PALE, "markers": MARKERS},
     }
 
 
