@@ -20,7 +20,7 @@ from upcycle.advisor.sources import Constants, paper_source
 from upcycle.decisions.advice.advice import Advice, advise
 from upcycle.decisions.advice.expectations import expected
 from upcycle.decisions.advice.recommendation import recommend
-from upcycle.decisions.curves import ThreeLaws
+from upcycle.decisions.curves import ThreeLaws, central_95
 from upcycle.decisions.thresholds import Threshold
 
 pytestmark = pytest.mark.slow
@@ -168,6 +168,27 @@ def check_answer(answer: dict[str, Any], three: ThreeLaws, error: float | None, 
     return advice
 
 
+def check_charts(page: Opened, answer: dict[str, Any], three: ThreeLaws) -> None:
+    """What is drawn: curves and bands at a budget, the budget, the flip, the frame of the data, D*."""
+    drawn = page.tab.evaluate(
+        "Object.fromEntries(['curves-lines', 'map-dstar'].map((name) => [name, models[name].data]))"
+    )
+    lines, n1, d1 = drawn["curves-lines"], answer["n1"], answer["d1"]
+    d2 = lines["x"][17]
+    for option, rows in (
+        ("upcycle", three.upcycled.loss_rows(D1=d1, D2=d2, N1=n1)),
+        ("scratch", three.need("moe").loss_rows(D=d2, N1=n1)),
+        ("dense", three.need("dense").loss_rows(D=d1 + three.active_ratio * d2, N1=n1)),
+    ):
+        ends = [lines[f"{option}_{end}"][17] for end in ("low", "high")]
+        assert [lines[option][17], *ends] == near([rows[0], *central_95(rows[1:])])
+    assert drawn["map-dstar"]["x"] == drawn["map-dstar"]["y"] == [answer["d_star"]["root"]]
+    places = page.tab.evaluate("['curves-budget', 'curves-flip'].map((name) => models[name].location)")
+    assert places == [near(answer["d2"]), answer["threshold"]["root"]]
+    frame = page.tab.evaluate("['left', 'right', 'bottom', 'top'].map((side) => models['map-frame'][side])")
+    assert frame == [*three.upcycled.box["D1"], *three.upcycled.box["D2"]]
+
+
 def curves(three: ThreeLaws) -> dict[str, Any]:
     return {"dense": three.dense, "moe": three.moe, "upcycled": three.upcycled}
 
@@ -204,6 +225,7 @@ def test_sliders_move_and_the_numbers_are_pythons(visit):
     assert answer["d2"] > first["d2"]
     assert page.text("sentence") != before
     check_answer(answer, three, error)
+    check_charts(page, answer, three)
     page.choose("unit", "FLOPs")
     held = page.choose("unit", "GPU-hours")
     assert held["d2"] == near(answer["d2"])

@@ -66,14 +66,20 @@ def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
-    config = tmp_path / "config"
-    config.mkdir()
-    (tmp_path / "mine.csv").write_text("id,sweeps,model,lineage\n")
+    (tmp_path / "config").mkdir()
+    rows = "id,sweeps,model,lineage\na,up,33k,up\n"
+    study = "study: mine\nlosses_from: mine.csv\nfits: {joint: {law: joint, sweep: up}}\n"
+    (tmp_path / "mine.csv").write_text(rows)
+    (tmp_path / "config" / "mine.yaml").write_text(study)
     for words, message in (
         (["--out", "empty"], "--out empty is a folder: name a file, e.g. empty/advisor.html"),
         (["--out", "file/advisor.html"], "file: File exists"),
         (["--fits", "empty", "--out", "a.html"], "empty holds no fits (*.json): name a study's folder of fits"),
-        (["--study", "mine", "--out", "a.html"], "mine"),
+        (["--study", "other", "--out", "a.html"], "other"),
+        (
+            ["--study", "mine", "--out", "a.html"],
+            "results/mine/losses.csv: no such file; `snakemake --config study=mine` makes it",
+        ),
         ([], "the following arguments are required: --out"),
     ):
         code = None
