@@ -153,6 +153,8 @@ class ThreeLaws:
     """Whether draw b of each law belongs to draw b of the others; if not, they are paired at random."""
     notes: tuple[str, ...] = ()
     """Caveats in words."""
+    fits: tuple[str, ...] = ()
+    """Names of the fits that these laws are of."""
 
     def __post_init__(self) -> None:
         """Raise `UserError` when the laws' draws are not equally many."""
@@ -326,6 +328,7 @@ def from_fits(fits: Mapping[str, FitResult], source: str) -> ThreeLaws:
         rounded=False,
         paired=paired,
         notes=(*notes, f"Laws used: upcycled of fit `{name}`, from scratch of {used or 'none'}."),
+        fits=(name, *scratch),
     )
 
 

@@ -13,6 +13,7 @@ from upcycle.laws.forms import get_law
 from upcycle.laws.result import FitResult
 from upcycle.paper import style
 from upcycle.paper.inputs import Grid, Inputs
+from upcycle.study.spec import short_count
 
 
 def figure_3(inputs: Inputs, sweep: str | None = None, model: str | None = None) -> Figure:
@@ -36,7 +37,9 @@ def figure_3(inputs: Inputs, sweep: str | None = None, model: str | None = None)
         curves.append((rows, curve))
         first = min(first, *(tokens for tokens, _ in curve if tokens > 0))
     origin = first / 2  # where a logarithmic axis shows 0
-    for (colour, marker), (rows, curve) in zip(style.looks(grid.D1).values(), curves, strict=True):
+    ends: list[tuple[str, float, style.Colour]] = []
+    for (D1, (colour, marker)), (rows, curve) in zip(style.looks(grid.D1).items(), curves, strict=True):
+        ends.append((short_count(D1), rows.sort_values("D2")["loss"].iloc[-1], colour))
         start = [(origin, loss) for tokens, loss in curve if tokens == 0]
         trained = [(tokens, loss) for tokens, loss in curve if tokens > 0]
         axes.plot(*zip(*start, *trained, strict=True), color=colour, linewidth=1)
@@ -45,7 +48,7 @@ def figure_3(inputs: Inputs, sweep: str | None = None, model: str | None = None)
     style.token_axis(axes, [origin, *budgets], "tokens of upcycled training, $D_2$", apart=0.13)
     style.relabel(axes, origin, "0")
     style.loss_axis(axes)
-    style.sequence_legend(axes, grid.D1)
+    style.name_ends(axes, ends, "$D_1$")
     return figure
 
 
@@ -54,7 +57,7 @@ def figure_4(inputs: Inputs, sweep: str | None = None, model: str | None = None)
 
     Top: loss of finished upcycled models against their tokens D2, with a power law (Equation 7) for each D1. Bottom:
     the exponents of these power laws against D1, with the fit of Equation 10. Bars: 95 % intervals, cut at the edge of
-    the panel.
+    the panel; left out where all would be cut.
     """
     figure, bottom = _with_parameter(inputs, inputs.grid(sweep, model), "alpha", "exponent_vs_d1", "linear")
     bottom.set_ylabel(r"exponent of $D_2$, $-\alpha(D_1)$")
@@ -65,7 +68,7 @@ def figure_12(inputs: Inputs, sweep: str | None = None, model: str | None = None
     """Figure 12. Loss against D2 with power laws; their scaling factors against D1.
 
     Top: as Figure 4. Bottom: the scaling factors A of the same power laws against D1, with the fit of Equation 16.
-    Bars: 95 % intervals, cut at the edge of the panel.
+    Bars: 95 % intervals, cut at the edge of the panel; left out where all would be cut.
     """
     figure, bottom = _with_parameter(inputs, inputs.grid(sweep, model), "A", "scale_vs_d1", "log")
     style.number_ticks(bottom)
@@ -97,14 +100,16 @@ def _loss_by_D1(axes: Axes, inputs: Inputs, grid: Grid) -> FitResult:
     fit = inputs.fit(grid, "power", by="D1")
     curves = fit.group_fits
     D2 = np.geomspace(grid.D2[0], grid.D2[-1], 100)
+    ends: list[tuple[str, float, style.Colour]] = []
     for D1, (colour, marker) in style.looks(grid.D1).items():
         rows = grid.rows[grid.rows["D1"] == D1]
         if D1 in curves:
             axes.plot(D2, get_law("power").predict(curves[D1].values, {"D2": D2}), color=colour, linewidth=1)
         style.points(axes, rows["D2"], rows["loss"], colour, marker)
+        ends.append((short_count(D1), rows[rows["D2"] == rows["D2"].max()]["loss"].mean(), colour))
     style.token_axis(axes, grid.D2, "tokens of upcycled training, $D_2$")
     style.loss_axis(axes)
-    style.sequence_legend(axes, grid.D1)
+    style.name_ends(axes, ends, "$D_1$")
     return fit
 
 
@@ -123,12 +128,19 @@ def _relation(axes: Axes, fit: FitResult, parameter: str, law: str) -> None:
     line = np.geomspace(D1.min(), D1.max(), 100)
     axes.plot(line, get_law(law).predict(values, {"D1": line}), color=style.FIT, label=get_law(law).label)
     points = [sign * curve.values[parameter] for curve in curves.values()]
-    for (at, curve), value, (colour, marker) in zip(
-        curves.items(), points, style.looks(list(curves)).values(), strict=True
-    ):
-        bounds = [sign * bound for bound in curve.intervals.get(parameter, []) if bound is not None]
-        if len(bounds) == 2:
-            axes.vlines(at, bounds[0], bounds[1], color=colour, linewidth=1)
-        style.points(axes, [at], [value], colour, marker)
     style.frame_values(axes, [*points, *get_law(law).predict(values, {"D1": D1})])
+    low, high = axes.get_ylim()
+    bars = {}
+    for at, curve in curves.items():
+        bounds = sorted(sign * bound for bound in curve.intervals.get(parameter, []) if bound is not None)
+        if len(bounds) == 2:
+            bars[at] = bounds
+    cut = [bounds[0] < low or bounds[1] > high for bounds in bars.values()]
+    if bars and all(cut):  # bars from edge to edge would show nothing
+        bars = {}
+        axes.set_title("every 95 % interval reaches\nbeyond this panel", loc="left", color=style.GREY)
+    for (at, (colour, marker)), value in zip(style.looks(list(curves)).items(), points, strict=True):
+        if at in bars:
+            axes.vlines(at, *bars[at], color=colour, linewidth=1)
+        style.points(axes, [at], [value], colour, marker)
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0)  # above the panel: bars may fill it

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -55,6 +55,14 @@ UPCYCLE_SUNK = "#BFDAEE"
 """Region in which it is ahead of training from scratch on the same D2 tokens only."""
 FROM_SCRATCH = "#FBEBDD"
 """Region in which training from scratch is ahead."""
+AHEAD = {
+    "scratch": "training from scratch is ahead",
+    "sunk": "upcycling is ahead, but not where the dense model's FLOPs count",
+    "paid": "upcycling is ahead, also where the dense model's FLOPs count",
+}
+"""Regions of a map of thresholds in words."""
+REACH = 2.0
+"""How far beyond the data in D1 and D2 a map of thresholds reaches, as a factor."""
 
 
 def figure_15(inputs: Inputs, sizes: Sequence[Positive] | None = None) -> Figure:
@@ -196,14 +204,17 @@ def thresholds(inputs: Inputs, sizes: Sequence[Positive] | None = None) -> Figur
     Who is ahead, given a dense model trained on D1 tokens and D2 tokens for the mixture. Solid edge: training from
     scratch on D2 tokens gives the same loss (dense cost sunk). Dashed edge: it does so with the dense model's FLOPs
     added to its budget (dense cost paid). Hatched: fewer than 95 % of the draws agree on the side of the solid edge.
-    Star: D* of Equation 13, where the solid edge crosses D1 = D2. Frame: the data, at sizes that were fitted.
+    Star: D* of Equation 13, where the solid edge crosses D1 = D2. Frame: the data, at sizes that were fitted; the map
+    ends at twice the data.
     """
     three = three_laws(inputs)
     shown = sizes_of(three, sizes, (1e9, 7e9))
     figure = style.new_figure(style.PAGE if len(shown) > 1 else style.COLUMN, 3.8, mark=inputs.mark)
-    seen: set[str] = set()
-    for axes, size in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
-        seen |= _regions(axes, three, size)
+    panels = list(zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True))
+    by_size = {size: _regions(axes, three, size) for axes, size in panels}
+    if all(len(names & AHEAD.keys()) == 1 and "disagree" not in names for names in by_size.values()):
+        return style.in_words(_no_threshold(three, by_size), mark=inputs.mark)
+    seen = set().union(*by_size.values())
     for axes in figure.axes[1:]:
         axes.set_ylabel("")
     hatched: dict[str, Any] = {"facecolor": "none", "edgecolor": style.GREY, "hatch": "//////", "linewidth": 0}
@@ -221,11 +232,23 @@ def thresholds(inputs: Inputs, sizes: Sequence[Positive] | None = None) -> Figur
     return figure
 
 
+def _no_threshold(three: ThreeLaws, by_size: Mapping[float, set[str]]) -> str:
+    """Who is ahead everywhere at each size, where no edge lies on the map."""
+    ahead = "; ".join(
+        f"at N1 = {short_count(size)} {AHEAD[name]}" for size, names in by_size.items() for name in names & AHEAD.keys()
+    )
+    ranges = " and ".join(
+        f"{name} = {short_count(low / REACH)} to {short_count(high * REACH)}"
+        for name, (low, high) in three.upcycled.box.items()
+        if name in ("D1", "D2")
+    )
+    return f"No threshold lies within {REACH:g} times the data ({ranges}), in 95 % of the draws: {ahead}."
+
+
 def _regions(axes: Axes, three: ThreeLaws, size: float) -> set[str]:
     """Who is ahead over D1 and D2 at one size; returns what can be seen, for the legend."""
     moe, upcycled = three.need("moe"), three.upcycled
-    # More room above the data than below: the map is read to see where more tokens lead.
-    D1, D2 = (np.geomspace(box[0] / 3, box[1] * 30, 121) for box in (upcycled.box["D1"], upcycled.box["D2"]))
+    D1, D2 = (np.geomspace(box[0] / REACH, box[1] * REACH, 121) for box in (upcycled.box["D1"], upcycled.box["D2"]))
     D1_grid, D2_grid = np.meshgrid(D1, D2)
     up = upcycled.loss(D1=D1_grid, D2=D2_grid, N1=size)
     sunk = moe.loss(D=D2_grid, N1=size) - up
@@ -261,6 +284,6 @@ def _regions(axes: Axes, three: ThreeLaws, size: float) -> set[str]:
     for name, region in regions.items():
         name_region(axes, D1, D2, region & free, "from scratch" if name == "scratch" else "upcycle", (2.7, 2.4))
     axes.set_title(size_words(three, size), loc="left")
-    count_axis(axes, "x", "tokens of the dense model, $D_1$")
-    count_axis(axes, "y", "tokens of the mixture, $D_2$")
+    count_axis(axes, "x", "tokens of the dense model, $D_1$", between=True)
+    count_axis(axes, "y", "tokens of the mixture, $D_2$", between=True)
     return seen

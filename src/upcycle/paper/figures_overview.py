@@ -17,8 +17,9 @@ from upcycle.study.spec import short_count
 def overview(inputs: Inputs, sweep: str | None = None) -> Figure:
     """Upcycling against training from scratch.
 
-    Top: held-out loss of every finished model against the tokens of its last stage: D for training from scratch, D2
-    for upcycling. Light to dark: growing D1, the tokens of the dense model. Bottom: loss of the same mixture trained
+    Top: held-out loss of every finished model against the tokens of its last stage: D for training from scratch
+    ("scratch" is the mixture), D2 for upcycling, a line for each D1, the tokens of the dense model. Bottom: loss of the
+    same mixture trained
     from scratch on D2 tokens minus loss of the upcycled model; below zero, training from scratch wins. Grey band:
     differences within the noise between seeds (where seeds were repeated).
     """
@@ -27,26 +28,26 @@ def overview(inputs: Inputs, sweep: str | None = None) -> Figure:
     panels = 1 if scratch.empty else 2
     figure = style.new_figure(style.COLUMN, 2.6 + 1.7 * (panels - 1), mark=inputs.mark)
     top, *rest = figure.subplots(panels, 1, sharex=True, squeeze=False, height_ratios=[1.5, 1][:panels])[:, 0]
-    handles = []
+    ends: list[tuple[str, float, style.Colour]] = []
     tokens = set(grid.D2)
     for lineage, colour, marker, label in (
-        ("dense", style.DENSE, "x", "dense from scratch"),
-        ("moe", style.SCRATCH, "*", "MoE from scratch"),
+        ("dense", style.DENSE, "x", "dense"),
+        ("moe", style.SCRATCH, "*", "scratch"),
     ):
         line = inputs.baseline(grid, lineage).groupby("D")["loss"].mean()
         if not line.empty:
-            handles += top.plot(line.index, line, color=colour, marker=marker, ls="--", markersize=5, label=label)
+            top.plot(line.index, line, color=colour, marker=marker, ls="--", markersize=5)
+            ends.append((label, line.iloc[-1], colour))
             tokens |= {int(value) for value in line.index}
     for D1, (shade, marker) in style.looks(grid.D1).items():
         line = grid.rows[grid.rows["D1"] == D1].groupby("D2")["loss"].mean()
         style.points(top, line.index, line, shade, marker, linestyle="-")
+        ends.append((f"$D_1$ {short_count(D1)}", line.iloc[-1], shade))
         for axes in rest:
             lead = (scratch - line).dropna()
             style.points(axes, lead.index, lead, shade, marker, linestyle="-")
     style.loss_axis(top)
-    style.sequence_legend(top, grid.D1, "upcycled, by $D_1$")
-    if handles:
-        style.legend_below(figure, handles)  # above the panels it would cover the mark
+    style.name_ends(top, ends)
     for axes in rest:
         axes.axhline(0, color=style.SCRATCH, linestyle="--")
         if noise := inputs.noise:

@@ -11,7 +11,7 @@ from upcycle.paper.comparisons import Finding, Verdict
 from upcycle.paper.inputs import Inputs
 from upcycle.paper.method_arms import MethodArms, compare_methods, law_by_arm, own_interval, router_curves
 from upcycle.paper.paired import Difference
-from upcycle.paper.render import number, plural, signed
+from upcycle.paper.render import number, plural, reasons, signed
 from upcycle.study.spec import short_count
 
 GREEK = {"alpha1": "α1", "alpha2": "α2", "alpha3": "α3"}
@@ -144,7 +144,7 @@ def _laws(fits: Mapping[str, FitResult]) -> Finding | None:
     ]
     values = "; ".join(
         f"{arm}: {', '.join(_parameter(fit, name) for name in GREEK)}"
-        + ("" if fit.identifiable else f" (the law is {fit.statement})")
+        + ("" if fit.identifiable else f" ({reasons(fit.statement)})")
         for arm, fit in fits.items()
     )
     if apart:

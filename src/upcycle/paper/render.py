@@ -57,6 +57,13 @@ def signed(value: float, decimals: int = 3) -> str:
     return f"{value:+.{decimals}f}".replace("-", "−")
 
 
+def reasons(statement: str) -> str:
+    """What a fit that is not identifiable says of itself, as what its losses leave open."""
+    text = statement.replace("fits are not; group", "fits leave parameters open; group")
+    text = text.replace("of fits that are not", "that the losses leave open")
+    return text.removeprefix("not identifiable: ").replace(" is not identifiable: ", ": ")
+
+
 def plural(count: int, noun: str) -> str:
     """`1 point`, `2 points`."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

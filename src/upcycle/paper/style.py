@@ -7,6 +7,7 @@ Colours are safe for colour-blind readers and keep their order in grey: a trunca
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from itertools import cycle
@@ -38,6 +39,9 @@ RIM: dict[str, Any] = {"markeredgecolor": "white", "markeredgewidth": 0.4}
 """Keeps markers apart where they crowd."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 
+FONTS = "'DejaVu Sans', Verdana, sans-serif"
+"""Fonts of text in SVG."""
+
 _SETTINGS: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 7.5,
@@ -64,8 +68,8 @@ _SETTINGS: dict[Any, Any] = {
     "figure.constrained_layout.h_pad": 0.03,
     "figure.constrained_layout.w_pad": 0.06,
     "savefig.facecolor": "white",
-    # Text as outlines in SVG (looks alike everywhere), as embedded TrueType in PDF; equal figures give equal bytes.
-    "svg.fonttype": "path",
+    # Text as text in SVG, as embedded TrueType in PDF; equal figures give equal bytes.
+    "svg.fonttype": "none",
     "svg.hashsalt": "upcycle",
     "pdf.fonttype": 42,
 }
@@ -161,12 +165,6 @@ def points(
     return axes.plot(list(x), list(y), color=colour, marker=marker, **{"linestyle": "none", **RIM, **more})
 
 
-def sequence_legend(axes: Axes, D1: Sequence[int], title: str = "$D_1$") -> None:
-    """Legend of the values of D1, smallest first as the curves lie, in the corner that falling losses leave empty."""
-    handles = look_handles(looks(D1), short_count, **RIM)
-    axes.legend(handles=handles, title=title, loc="upper right", ncols=1 + (len(handles) > 6))
-
-
 def name_ends(axes: Axes, labels: Sequence[tuple[str, float, Colour]], title: str = "") -> None:
     """Names beside a panel, at the heights where its lines end, at least a line of text apart; `title` above them."""
     scale = np.log if axes.get_yscale() == "log" else np.asarray
@@ -185,8 +183,21 @@ def legend_below(figure: FigureBase, handles: Sequence[Artist], title: str | Non
     figure.legend(handles=list(handles), title=title, loc="outside lower center", ncols=ncols, columnspacing=1)
 
 
+def in_words(sentence: str, *, mark: str) -> Figure:
+    """What a figure is where its panels would show nothing: the reason, which the report prints as a paragraph."""
+    figure = new_figure(COLUMN, 1.1, mark=mark)
+    figure.set_label(sentence)
+    figure.text(0.03, 0.45, textwrap.fill(sentence, 54), va="center", fontsize=8)
+    return figure
+
+
 def encode(figure: Figure, form: Literal["svg", "pdf"]) -> bytes:
-    """A figure as the bytes of a file; no date in it, so equal figures give equal bytes."""
+    """A figure as the bytes of a file; no date in it, so equal figures give equal bytes.
+
+    An SVG has the figure's label, the sentence of `in_words`, as its description.
+    """
+    metadata = {"svg": {"Date": None, "Description": figure.get_label() or None}, "pdf": {"CreationDate": None}}[form]
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=form, metadata={"svg": {"Date": None}, "pdf": {"CreationDate": None}}[form], dpi=300)
-    return buffer.getvalue()
+    figure.savefig(buffer, format=form, metadata=metadata, dpi=300)
+    # Verdana has nearly the metrics of DejaVu Sans, by which labels were placed.
+    return buffer.getvalue().replace(b"'DejaVu Sans'", FONTS.encode()) if form == "svg" else buffer.getvalue()

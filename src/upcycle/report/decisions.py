@@ -15,6 +15,7 @@ from upcycle.errors import UserError
 from upcycle.paper.inputs import Inputs
 from upcycle.paper.render import number
 from upcycle.paper.three_laws import three_laws
+from upcycle.report.laws import predicts_inside
 from upcycle.study.spec import short_count
 
 SETTLED = 0.95
@@ -44,8 +45,17 @@ def decisions(inputs: Inputs) -> dict[str, Any] | None:
         "sentences": _sentences(three, rows[-1]),
         "rows": [_cells(row) for row in rows],
         "far": f"{NEAR:g}",
-        "notes": list(three.notes),
+        "notes": [*three.notes, *_inside(inputs, three)],
     }
+
+
+def _inside(inputs: Inputs, three: ThreeLaws) -> list[str]:
+    """Of the laws used that are not identifiable, those whose predictions inside the data are reliable all the same."""
+    return [
+        f"Law of fit `{name}`: {reliable[0].lower()}{reliable[1:]}"
+        for name in three.fits
+        if not inputs.fits[name].identifiable and (reliable := predicts_inside(inputs, inputs.fits[name]))
+    ]
 
 
 def _too_few(inputs: Inputs, three: ThreeLaws) -> str:

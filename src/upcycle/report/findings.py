@@ -14,7 +14,7 @@ from upcycle.laws.result import FitResult
 from upcycle.paper.ablation_grids import REJECTED
 from upcycle.paper.comparisons import Finding, Lead, Standing, Verdict, clear_difference, leads, standing, tally
 from upcycle.paper.inputs import Grid, Inputs
-from upcycle.paper.render import number, plural, signed
+from upcycle.paper.render import number, plural, reasons, signed
 from upcycle.paper.tables_data import LAWS, law_errors
 from upcycle.study.spec import short_count
 
@@ -231,12 +231,12 @@ def _interaction(inputs: Inputs, grid: Grid) -> Finding | None:
     value = f"α3 = {number(fit.values['alpha3'])}"
     low, high = fit.intervals.get("alpha3", [None, None])
     if low is None or high is None:
-        return Finding(unsettled, f"{value}, without an interval: the law is {fit.statement}.", "open")
+        return Finding(unsettled, f"{value}, without an interval: {reasons(fit.statement)}.", "open")
     first, last = (f"{number(d2_exponent(fit, D1))} at D1 = {short_count(D1)}" for D1 in (grid.D1[0], grid.D1[-1]))
     ends = first if len(grid.D1) == 1 else f"{first} and {last}"
     detail = f"{value} (95 % interval {number(low)} to {number(high)}): the exponent of D2 is {ends}."
     if not fit.identifiable:
-        detail += f" The law as a whole is {fit.statement}."
+        detail += f" Of this law the losses leave open: {reasons(fit.statement)}."
     test = inputs.lack_of_fit(fit)
     rejected = test is not None and test.p < REJECTED
     if rejected:

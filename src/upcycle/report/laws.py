@@ -7,9 +7,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from upcycle.decisions.curves import from_fits
+from upcycle.errors import UserError
 from upcycle.laws.result import FitResult
-from upcycle.paper.inputs import Inputs
-from upcycle.paper.render import number
+from upcycle.paper.inputs import Grid, Inputs
+from upcycle.paper.render import number, reasons
 from upcycle.report.sections import KINDS
 from upcycle.study.spec import short_count
 
@@ -18,9 +20,62 @@ _SYMBOL = re.compile(r"\b(alpha|beta|gamma|delta|eta|[A-Z])(\d|_prime)?\b")
 _POWER = re.compile(r"\^(\((?:[^()]|\([^()]*\))*\)|-?\w+)")
 
 
-def cards(inputs: Inputs) -> list[dict[str, Any]]:
-    """One card a fit, in the order of their names as the study gives them."""
-    return [_card(name, fit) for name, fit in inputs.fits.items()]
+RELIABLE = 2.0
+"""Leave-one-out error up to which a law's predictions inside its data are called reliable, in deviations of a seed."""
+
+
+def cards(inputs: Inputs, grid: Grid) -> list[dict[str, Any]]:
+    """One card a fit, in the order of their names as the study gives them; the best law of the grid is open."""
+    best, used = best_fit(inputs, grid), deciding(inputs)
+    return [
+        _card(name, fit) | _verdict(inputs, fit, decides=name in used) | {"best": name == best}
+        for name, fit in inputs.fits.items()
+    ]
+
+
+def best_fit(inputs: Inputs, grid: Grid) -> str | None:
+    """Name of the law that predicts the grid's left-out losses best, among fits to the grid's mixture alone.
+
+    Of those that are fitted to most of its runs. None without a law that has a leave-one-out error.
+    """
+    own = set(grid.rows["id"])
+    found = {
+        name: (-len(own & set(fit.ids)), fit.loo_rms)
+        for name, fit in inputs.fits.items()
+        if fit.loo_rms is not None and fit.by is None and fit is inputs.fit_or_none(grid, fit.law)
+    }
+    return min(found, key=lambda name: found[name], default=None)
+
+
+def deciding(inputs: Inputs) -> tuple[str, ...]:
+    """Names of the fits that the section on decisions rests on; none where the fits do not give a threshold."""
+    try:
+        three = from_fits(inputs.fits, "this study")
+        three.need("moe")
+    except UserError:
+        return ()
+    return three.fits
+
+
+def _verdict(inputs: Inputs, fit: FitResult, *, decides: bool) -> dict[str, str]:
+    """What the fit states of itself. `Not identifiable` is said of what decisions use alone."""
+    reliable = predicts_inside(inputs, fit)
+    if fit.identifiable:
+        return {"badge": "identifiable" if decides else "", "statement": fit.statement, "reliable": reliable}
+    if decides:
+        return {"badge": "not identifiable", "statement": f"Used for decisions; {fit.statement}", "reliable": reliable}
+    return {"badge": "", "statement": f"{reasons(fit.statement)}; no decision uses this law", "reliable": reliable}
+
+
+def predicts_inside(inputs: Inputs, fit: FitResult) -> str:
+    """That predictions inside the data are reliable, by which test; nothing where that is not true or not known."""
+    noise = inputs.noise
+    if noise is None or fit.loo_rms is None or fit.response != "loss" or fit.loo_rms > RELIABLE * noise.deviation:
+        return ""
+    return (
+        f"Predictions inside the grid are reliable: the leave-one-out error, {number(fit.loo_rms, 2)} nats, is within "
+        f"{RELIABLE:g} standard deviations of the noise between seeds ({number(noise.deviation, 2)} nats each)."
+    )
 
 
 def _card(name: str, fit: FitResult) -> dict[str, Any]:
@@ -31,7 +86,10 @@ def _card(name: str, fit: FitResult) -> dict[str, Any]:
         "rows": _rows(fit.parameters, fit.intervals, fit.fixed) + _rows(fit.derived, fit.intervals, {}),
         "groups": _groups(fit),
         "relations": [
-            (relation, _rows(relation["parameters"], relation["intervals"], {}))
+            (
+                relation | {"statement": reasons(relation["statement"])},
+                _rows(relation["parameters"], relation["intervals"], {}),
+            )
             for relation in (fit.relations or {}).values()
         ],
     }

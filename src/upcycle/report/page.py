@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import base64
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from markupsafe import Markup, escape
 
-from upcycle.errors import UserError
 from upcycle.files import write_atomic
-from upcycle.paper.ablations import Observation
 from upcycle.paper.comparisons import Verdict
 from upcycle.paper.inputs import Inputs
 from upcycle.paper.method_findings import method_findings
 from upcycle.paper.observations import observe
 from upcycle.paper.render import number, plural, to_html
-from upcycle.report import laws, losses, sections
+from upcycle.report import first_screen, laws, losses, pictures, sections
 from upcycle.report.background import Background, read_csv
 from upcycle.report.decisions import decisions
 from upcycle.report.findings import findings, headline
 from upcycle.report.limits import limits
+from upcycle.report.paper_items import paper_items
 from upcycle.report.trained_on import trained_on
 from upcycle.study import catalogue
 from upcycle.study.spec import short_count
@@ -97,6 +96,10 @@ def words(sentence: str) -> Markup:
 def render(inputs: Inputs, background: Background) -> str:
     """The page's HTML; the same inputs give the same text."""
     grid, seen = inputs.grid(), observe(inputs, background.figures)
+    shown = pictures.pictures(background, seen)
+    front = pictures.front(shown)
+    overview = "overview" in background.figures
+    items = paper_items(inputs, background)
     texts: list[dict[str, Any]] = []
     if not inputs.mark:  # else we tokenised nothing
         fingerprints = {inputs.record(run_id, "metrics")["tokens_fingerprint"] for run_id in inputs.losses["id"]}
@@ -109,6 +112,11 @@ def render(inputs: Inputs, background: Background) -> str:
             simulated=inputs.simulated,
             sources=inputs.sources,
             measured=not inputs.mark,
+            answer=first_screen.answer(inputs, grid, seen, overview=overview),
+            facts=first_screen.facts(inputs, grid, seen, overview=overview),
+            front=front,
+            figures=[each for each in shown if each is not front],
+            dark=pictures.dark_colours(shown),
             findings=findings(inputs),
             marks=MARKS,
             scope=sections.scope(inputs, background, grid),
@@ -117,35 +125,23 @@ def render(inputs: Inputs, background: Background) -> str:
             models=inputs.losses.sort_values(["model", "lineage", "D1", "D", "seed"]).to_dict("records"),
             kinds=sections.KINDS,
             evaluations=losses.evaluations(inputs, background),
-            figures=[_figure(name, background, seen.get(name)) for name in background.figures],
             ablations=[
                 (name, _name(catalogue.find_item(name)), each) for name, each in seen.items() if name != "methods"
             ],
             methods=method_findings(inputs, **background.figures["methods"]) if "methods" in background.figures else [],
             tables=[_table(name, background) for name in background.tables],
-            laws=laws.cards(inputs),
+            laws=laws.cards(inputs, grid),
             rivals=trained_on(inputs, grid),
             decisions=decisions(inputs),
             receipts=sections.receipts(inputs),
             texts=texts,
+            items=items,
+            item_counts=Counter(item.state for item in items),
             limits=limits(inputs, grid, texts),
             command=background.command,
             study=background.study,
         )
     )
-
-
-def _figure(name: str, background: Background, seen: Observation | None) -> dict[str, Any]:
-    """A figure of the study: its SVG as a data address, title, caption, and what it shows."""
-    item = catalogue.find_item(name, "figure")
-    path = background.out / "figures" / f"{name}.svg"
-    try:
-        svg = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; `snakemake {path}` makes it") from None
-    # As an image, not inline: ids inside of two SVGs on one page would clash.
-    source = "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
-    return {"name": name, "item": item, "source": source, "seen": str(seen or "")}
 
 
 def _table(name: str, background: Background) -> dict[str, Any]:
