@@ -46,7 +46,8 @@ def test_a_figure_is_written_as_svg_and_pdf_with_equal_bytes_each_time(inputs, t
     assert first == second
     assert first[0].startswith(b"<?xml")
     assert first[1].startswith(b"%PDF")
-    assert b"<text" not in first[0]  # text is outlines: no font is needed to read it
+    assert b">held-out loss (nats per token)</text>" in first[0]
+    assert b"font-family: 'DejaVu Sans', Verdana, sans-serif" in first[0]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["first.pdf", "first.svg", "second.pdf", "second.svg"]
 
 
@@ -119,6 +120,43 @@ def test_figure_4_shows_the_fitted_exponents_and_their_line(inputs):
     slope = np.diff(line.get_ydata())[0] / np.diff(np.log(line.get_xdata()))[0]
     assert slope == pytest.approx(fit.relations["exponent_vs_d1"]["parameters"]["gamma"]["value"])
     assert slope == pytest.approx(simulated.LAW["alpha3"], rel=0.1)
+
+
+def test_intervals_that_would_all_be_cut_are_left_out_and_said_to_be(inputs):
+    """One interval that fits on the panel keeps all bars; without any, words stand where bars would show nothing."""
+    name = next(name for name, fit in inputs.fits.items() if fit.law == "power" and fit.by == "D1")
+
+    def bottom(change):
+        groups = [
+            group | {"intervals": {**group["intervals"], "alpha": change(k, group["parameters"]["alpha"]["value"])}}
+            for k, group in enumerate(inputs.fits[name].groups)
+        ]
+        fits = {**inputs.fits, name: dataclasses.replace(inputs.fits[name], groups=groups)}
+        return made("figure4", dataclasses.replace(inputs, fits=fits)).axes[1]
+
+    whole = bottom(lambda k, value: [value - 1e-6, value + 1e-6] if k == 2 else [-9.0, 9.0])
+    assert (len(whole.collections), whole.get_title(loc="left")) == (5, "")
+    cut = bottom(lambda k, value: [-9.0, 9.0])
+    assert len(cut.collections) == 0
+    assert cut.get_title(loc="left") == "every 95 % interval reaches\nbeyond this panel"
+
+
+def test_curves_are_named_at_their_ends(inputs):
+    for name in ("overview", "figure3", "figure4", "figure12"):
+        figure = made(name, inputs)
+        top = figure.axes[0]
+        assert not figure.legends
+        assert top.get_legend() is None
+        named = [text.get_text().removeprefix("$D_1$ ") for text in top.texts]
+        assert {"262k", "524k", "1.05M", "2.1M", "4.19M"} <= set(named), name
+        assert ({"dense", "scratch"} <= set(named)) == (name == "overview")
+
+
+def test_a_figure_of_words_carries_them_as_its_description():
+    with style.context():
+        figure = style.in_words("Nothing <lies> within the data.", mark="")
+        assert b"<dc:description>Nothing &lt;lies&gt; within the data.</dc:description>" in style.encode(figure, "svg")
+        assert style.encode(figure, "pdf").startswith(b"%PDF")
 
 
 def test_figure_12_shows_the_fitted_factors(inputs):

@@ -252,6 +252,31 @@ def test_the_map_frames_the_data_only_at_sizes_fitted(figures):
     assert [len(each) for each in frames] == [1, 0]
 
 
+def test_the_map_of_thresholds_ends_at_twice_the_data(figures, study):
+    box = three_laws(study).upcycled.box
+    for axes in figures["thresholds"].axes:
+        assert axes.get_xlim() == pytest.approx((box["D1"][0] / 2, 2 * box["D1"][1]))
+        assert axes.get_ylim() == pytest.approx((box["D2"][0] / 2, 2 * box["D2"][1]))
+
+
+def test_figures_without_a_threshold_are_words(small, few_sizes):
+    """From-scratch models that always lose: no edge on the map, no D* at any size."""
+    worse = dataclasses.replace(small.fits["moe"], parameters={**small.fits["moe"].parameters})
+    worse.parameters["E"] = {**worse.parameters["E"], "value": 9.0}
+    ahead = dataclasses.replace(small, fits={**small.fits, "moe": worse})
+    for name, words in (
+        ("thresholds", "No threshold lies within 2 times the data (D1 = 131k to 8.39M and D2 = 131k to 8.39M)"),
+        ("figure1", "No D* lies near the data at N1 = 98.3k: by these laws upcycling is ahead at any number of tokens"),
+    ):
+        figure = made(name, ahead)
+        assert not figure.axes
+        assert figure.get_label().startswith(words)
+    assert (
+        "at N1 = 98.3k upcycling is ahead, also where the dense model's FLOPs count"
+        in made("thresholds", ahead).get_label()
+    )
+
+
 def test_a_study_of_one_size_has_points_for_curves(small):
     figure = made("figure1", small)
     found = d_star(three_laws(small), 98_304)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,15 +15,17 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from upcycle.decisions.curves import ThreeLaws
-from upcycle.decisions.thresholds import Threshold, d_star, equation_2
+from upcycle.decisions.thresholds import WORDS, Threshold, d_star, equation_2
 from upcycle.errors import UserError
 from upcycle.laws.forms import get_law
 from upcycle.laws.result import FitResult
 from upcycle.laws.tables.losses import law_columns
 from upcycle.laws.terms import Array
 from upcycle.paper import style
+from upcycle.paper.ablations import joined
 from upcycle.paper.inputs import Inputs
 from upcycle.paper.three_laws import BAND, OUTSIDE, clear_of, count_axis, data_box, name_region, three_laws
+from upcycle.study.spec import short_count
 
 PUBLISHED_FROM = 1e8
 """Sizes N1 from which Equation 2 is drawn; it is the paper's, fitted to sizes about these and above."""
@@ -54,14 +56,46 @@ def figure_1(inputs: Inputs) -> Figure:
                 f"Figure 1 shows a fit of law `configuration`, or the three laws that give D*; for these, {error}"
             ) from None
         three = None
+    found = {} if three is None else _thresholds_by_size(three)
+    if three is not None and not _some_root(three, found):
+        if not surface:
+            return style.in_words(_no_d_star(found), mark=inputs.mark)
+        three = None
     panels = surface + (three is not None)
     figure = style.new_figure(style.PAGE if panels == 2 else style.COLUMN, 3.1, mark=inputs.mark)
     parts = list(figure.subfigures(1, panels, squeeze=False)[0])
     if surface:
         _surface(parts.pop(0), inputs, inputs.fit_of("configuration"))
     if three is not None:
-        _d_star_by_size(parts.pop(0), three)
+        _d_star_by_size(parts.pop(0), three, found)
     return figure
+
+
+def _thresholds_by_size(three: ThreeLaws) -> dict[float, Threshold]:
+    """D* at sizes from the smallest fitted to far beyond the largest, or at the one size fitted."""
+    low, high = three.upcycled.box["N1"]
+    # Far beyond the largest size, since the question is asked about models that nobody has upcycled yet.
+    sizes = [low] if low == high else np.geomspace(low / 1.5, high * 100, SIZES).tolist()
+    return {size: d_star(three, size) for size in sizes}
+
+
+def _token_limits(three: ThreeLaws) -> tuple[float, float]:
+    """Ends of the axis of D*, in tokens."""
+    low, high = three.need("moe").box["D"]
+    return low / 5, high * 100
+
+
+def _some_root(three: ThreeLaws, found: Mapping[float, Threshold]) -> bool:
+    """Whether there is anything to draw: a root on the axis, of the central estimate or of the draws."""
+    low, high = _token_limits(three)
+    return any(low < root < high for each in found.values() for root in (*each.roots, *(each.band or ())))
+
+
+def _no_d_star(found: Mapping[float, Threshold]) -> str:
+    """Who is ahead where there is no D*."""
+    ahead = joined(sorted({WORDS[each.below] for each in found.values()}))
+    sizes = joined(list(dict.fromkeys(short_count(size) for size in (min(found), max(found)))))
+    return f"No D* lies near the data at N1 = {sizes}: by these laws {ahead} is ahead at any number of tokens D1 = D2."
 
 
 def _surface(figure: SubFigure, inputs: Inputs, fit: FitResult) -> None:
@@ -99,15 +133,13 @@ def _surface(figure: SubFigure, inputs: Inputs, fit: FitResult) -> None:
     bar.outline.set_visible(False)
 
 
-def _d_star_by_size(figure: SubFigure, three: ThreeLaws) -> None:
+def _d_star_by_size(figure: SubFigure, three: ThreeLaws, by_size: Mapping[float, Threshold]) -> None:
     """D* against the dense model's size, and the share of draws that have none."""
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3.5, 1])
     (low, high), tokens = three.upcycled.box["N1"], three.need("moe").box["D"]
     alone = low == high  # one size tells nothing of others: a point with its interval instead of curves
-    # Far beyond the largest size, since the question is asked about models that nobody has upcycled yet.
-    sizes = np.array([low]) if alone else np.geomspace(low / 1.5, high * 100, SIZES)
-    found = [d_star(three, size) for size in sizes]
-    top.set(xlim=(low / 3, low * 3) if alone else (sizes[0], sizes[-1]), ylim=(tokens[0] / 5, tokens[1] * 100))
+    sizes, found = np.array(list(by_size)), list(by_size.values())
+    top.set(xlim=(low / 3, low * 3) if alone else (sizes[0], sizes[-1]), ylim=_token_limits(three))
     for axes in (top, bottom):
         axes.set_facecolor(OUTSIDE)
     top.add_patch(data_box((low / 1.1, high * 1.1), tokens, facecolor="white", edgecolor="none", zorder=0))

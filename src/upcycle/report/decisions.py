@@ -18,6 +18,8 @@ from upcycle.paper.three_laws import three_laws
 from upcycle.report.laws import predicts_inside
 from upcycle.study.spec import short_count
 
+UNUSED = f"The law of {PLURALS['dense']} is"
+"""How the note on a law begins that no threshold uses."""
 SETTLED = 0.95
 """Share of the draws without a crossing from which on "no crossing" is settled."""
 
@@ -45,7 +47,7 @@ def decisions(inputs: Inputs) -> dict[str, Any] | None:
         "sentences": _sentences(three, rows[-1]),
         "rows": [_cells(row) for row in rows],
         "far": f"{NEAR:g}",
-        "notes": [*three.notes, *_inside(inputs, three)],
+        "notes": [*(note for note in three.notes if not note.startswith(UNUSED)), *_inside(inputs, three)],
     }
 
 

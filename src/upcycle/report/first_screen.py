@@ -8,12 +8,13 @@ from dataclasses import dataclass
 
 from upcycle.decisions.advice.measured import advise_measured
 from upcycle.decisions.advice.measured_words import recommendation
-from upcycle.paper.ablations import Observation
+from upcycle.paper.ablations import Observation, joined
 from upcycle.paper.comparisons import Lead, clear_difference, leads, tally
 from upcycle.paper.inputs import Grid, Inputs
 from upcycle.paper.render import number, plural
 from upcycle.report.findings import findings
 from upcycle.report.laws import best_fit
+from upcycle.study.catalogue import find_item
 from upcycle.study.spec import short_count
 
 NUMBERS = 3
@@ -75,13 +76,13 @@ def _share(won: tuple[int, int]) -> str:
 
 
 def _claims(seen: Mapping[str, Observation]) -> str:
-    """How many of several claims these losses settle, and which way."""
-    verdicts = [each.finding.verdict for each in seen.values()]
-    settled, against = verdicts.count("clear"), verdicts.count("against")
-    left = len(verdicts) - settled - against
-    parts = [f"{against} unlike the paper"] if against else []
-    parts += [f"{left} {'is' if left == 1 else 'are'} not settled, or at some points only"] if left else []
-    return f"Of {len(seen)} questions these losses settle {settled + against}" + "".join(f", {p}" for p in parts) + "."
+    """Which of the paper's claims these losses support, which they contradict, and which they leave open."""
+    named: dict[str, list[str]] = {"support": [], "contradict": [], "do not settle": []}
+    for name, each in seen.items():
+        verb = {"clear": "support", "against": "contradict"}.get(each.finding.verdict, "do not settle")
+        named[verb].append(find_item(name).label or name.replace("_", " "))
+    parts = [f"{verb} {joined(names)}" for verb, names in named.items() if names]
+    return f"Of the claims behind the paper's ablations these losses {'; they '.join(parts)}."
 
 
 def facts(inputs: Inputs, grid: Grid, seen: Mapping[str, Observation], *, overview: bool) -> list[Fact]:
@@ -89,7 +90,7 @@ def facts(inputs: Inputs, grid: Grid, seen: Mapping[str, Observation], *, overvi
     found = []
     if len(seen) > 1 and not overview:
         settled = sum(each.finding.verdict in ("clear", "against") for each in seen.values())
-        found.append(Fact("settled", f"{settled} of {len(seen)}", "questions"))
+        found.append(Fact("settled", f"{settled} of {len(seen)}", "claims"))
     for tokens, both in (("D2", False), ("D1 + D2", True)):
         won = _won(inputs, leads(inputs, grid, dense_tokens_count=both))
         if won and (overview or not seen):

@@ -21,7 +21,7 @@ from upcycle.report.background import Background, read_csv
 from upcycle.report.decisions import decisions
 from upcycle.report.findings import findings, headline
 from upcycle.report.limits import limits
-from upcycle.report.paper_items import paper_items
+from upcycle.report.paper_items import not_run, paper_items
 from upcycle.report.trained_on import trained_on
 from upcycle.study import catalogue
 from upcycle.study.spec import short_count
@@ -73,7 +73,7 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     found.filters |= {"number": number, "plural": plural, "words": words, "greek": greek, "symbols": laws.symbols}
-    found.filters |= {"duration": duration, "count": short_count}
+    found.filters |= {"duration": duration, "count": short_count, "not_run": not_run}
     return found
 
 

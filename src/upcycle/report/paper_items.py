@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -56,6 +56,16 @@ def paper_items(inputs: Inputs, background: Background) -> list[PaperItem]:
             link = f"{'figure' if label.startswith('Figure') else 'table'}-{shown[label]}"
         found.append(PaperItem(label, what, state if link else "not run", link))
     return sorted(found, key=lambda item: _place(item.label))
+
+
+def not_run(items: Sequence[PaperItem]) -> list[tuple[str, str]]:
+    """(`Figures`, `1, 2, 5`): the items that a study does not have, by kind."""
+    found: dict[str, list[str]] = {}
+    for item in items:
+        if not item.link:
+            kind, name = item.label.split(" ")
+            found.setdefault(kind, []).append(name)
+    return [(kind if len(names) == 1 else f"{kind}s", ", ".join(names)) for kind, names in found.items()]
 
 
 def _all() -> dict[str, str]:
