@@ -71,7 +71,14 @@ def test_a_figure_of_words_is_a_paragraph(study, drawn):
 
 def test_a_damaged_figure_is_named(drawn, tmp_path):
     (tmp_path / "figures").mkdir()
-    for content in (b"<svg ", b"\xff\xfe"):
+    whole = (drawn.out / "figures" / "overview.svg").read_bytes()
+    active = (b"<script>x</script>", b'<g onload="x"/>', b'<a xlink:href="javascript:x"/>', b"<foreignObject/>")
+    for content in (
+        b"<svg ",
+        b"\xff\xfe",
+        whole[:-20],
+        *(whole.replace(b"<defs>", b"<defs>" + each) for each in active),
+    ):
         (tmp_path / "figures" / "overview.svg").write_bytes(content)
         with pytest.raises(UserError, match=r"overview\.svg is damaged: it is no whole SVG"):
             pictures(dataclasses.replace(drawn, out=tmp_path, figures={"overview": {}}), {})

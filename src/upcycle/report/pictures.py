@@ -22,6 +22,10 @@ _DARK = {"#ffffff": "var(--card)", UPCYCLE.lower(): "#2b6490"}
 _COLOUR = re.compile(r"(?<=[:\s])#[0-9a-f]{6}\b")
 _ID = re.compile(r'\bid="|url\(#|xlink:href="#')
 _WORDS = re.compile(r"<dc:description>(.*?)</dc:description>", re.DOTALL)
+_ACTIVE = re.compile(
+    r'<(?:script|foreignObject|iframe|a)\b|<[^>]*\s(?:on\w+|href)\s*=|xlink:href="(?!#|data:image/png)'
+)
+"""What no figure of ours has, and what would act inside the page."""
 _SIZE = re.compile(r'<svg [^>]*?width="([\d.]+)pt" height="([\d.]+)pt"')
 
 
@@ -59,7 +63,7 @@ def _picture(name: str, path: Path, seen: Observation | None) -> Picture:
     except UnicodeDecodeError:
         text = ""
     size = _SIZE.search(text)
-    if size is None or not text.rstrip().endswith("</svg>"):
+    if size is None or not text.rstrip().endswith("</svg>") or _ACTIVE.search(text):
         raise UserError(f"{path} is damaged: it is no whole SVG; delete it, and `snakemake {path}` makes it again")
     width, height = float(size[1]), float(size[2])
     words = _WORDS.search(text)
