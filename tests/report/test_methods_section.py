@@ -26,7 +26,7 @@ def test_each_question_has_a_sentence(tmp_path):
     assert len(found) == 3
     for finding in found:
         assert finding.sentence.replace("'", "&#39;") in section
-    caption = page.partition('<figure id="figure-methods">')[2].partition("</figure>")[0]
+    caption = page.partition('<p class="caption">')[2].partition("</p>")[0]
     assert found[0].sentence.replace("'", "&#39;") in caption
     assert "The paper: noise on the experts" in caption
     assert '<section id="ablations">' not in page

@@ -29,6 +29,7 @@ OTHERS = {
     "Equation 15": "gate: softmax over the top-k router logits",
     "Requirement 1": "power law in D2 at fixed D1",
     "Requirement 2": "as D2 goes to 0, the dense law in D1",
+    "Requirement 4": "as D2 goes to 0, the law of dense training",
 }
 """Items that are neither a figure nor a table nor the label of a law."""
 
@@ -92,10 +93,9 @@ def _present(inputs: Inputs, background: Background) -> Iterator[tuple[str, str]
         yield from (("Equation 5", "run"), ("Equation 6", "run"))
     if (rows["gate"] == "topk_softmax").any():
         yield "Equation 15", "run"
-    if "power" in laws:
-        yield "Requirement 1", "laws"
-    if "multiplicative_offset" in laws:
-        yield "Requirement 2", "laws"
+    for law, label in (("power", 1), ("multiplicative_offset", 2), ("joint_offset", 4)):
+        if law in laws:
+            yield f"Requirement {label}", "laws"
     # Figure 1 draws Equation 2 at sizes up to a hundred times the largest.
     if "figure1" in background.figures and 100 * rows["N1"].max() >= PUBLISHED_FROM:
         yield "Equation 2", "figure-figure1"
