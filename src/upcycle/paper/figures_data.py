@@ -141,6 +141,6 @@ def _relation(axes: Axes, fit: FitResult, parameter: str, law: str) -> None:
         axes.set_title("every 95 % interval reaches\nbeyond this panel", loc="left", color=style.GREY)
     for (at, (colour, marker)), value in zip(style.looks(list(curves)).items(), points, strict=True):
         if at in bars:
-            axes.vlines(at, *bars[at], color=colour, linewidth=1)
+            axes.vlines(at, bars[at][0], bars[at][1], color=colour, linewidth=1)
         style.points(axes, [at], [value], colour, marker)
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0)  # above the panel: bars may fill it
