@@ -49,7 +49,7 @@ def test_names_in_all_configs_exist():
 
 
 def test_the_reference_study_is_redrawn_by_its_own_fits_figures_and_tables():
-    train, redraw = find_study("reference-train", ROOT), find_study("reference-redraw", ROOT)
+    train, redraw = find_study("reference-train", ROOT), find_study("reference", ROOT)
     assert isinstance(redraw, ImportedStudy)
     assert redraw.fits == train.fits
     assert redraw.tables == train.tables

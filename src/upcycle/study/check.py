@@ -26,7 +26,7 @@ from upcycle.study.values import NAME_LENGTH, is_name
 DEFAULT = "default"
 CHECKOUT = PACKAGE_ROOT.parents[1]
 """The folder of config.yaml, config/, Snakefile and workflow/ that this package was installed from."""
-RESERVED = ("evaluations", "figures", "fits", "forecasts", "logs", "reference", "runs", "simulated", "tables", "tokens")
+RESERVED = ("evaluations", "figures", "fits", "forecasts", "logs", "runs", "simulated", "tables", "tokens")
 """Folders of results/: a study of such a name would write among another's products."""
 
 OF_BENCHMARKS = ("table7",)
