@@ -29,7 +29,7 @@ def limits(inputs: Inputs, grid: Grid, texts: list[dict[str, Any]]) -> list[str]
         f"Predictions outside D1 = {span(grid.D1)} and D2 = {span(grid.D2)} are extrapolations, and so is every E.",
         "Losses by law do not tell what training gives: with too few steps or repeated text it leaves any law."
         if inputs.simulated
-        else "The losses are of other people's texts, tokenizers and settings: those of two sources do not compare."
+        else "Losses of two texts, tokenizers or settings do not compare, so neither do those of two sources."
         if inputs.sources
         else "The losses do not compare with those of other studies: the held-out text comes from the same sources as "
         "the training text, and nats per token depend on the tokenizer.",
