@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
+import numpy as np
 import pytest
 from advisor_sources import UPCYCLED, losses, source, three_laws
 from built_once import built_once
@@ -203,8 +204,9 @@ def test_the_readmes_example(visit):
     assert sentence.lower().startswith(recommendation.rstrip("."))
     assert confidence.partition(";")[0] in sentence
     assert sentence.count(". ") == 0  # one sentence
+    flips = flips.replace("flips again", "the best option changes again")
     assert page.text("flips") == f"Over the budget: {flips}"
-    assert page.text("notes").splitlines()[0] == warning
+    assert page.text("decisive") == warning
     assert "D1 27 times above" in page.text("warning")
     assert "D2 = 383B tokens (95 % of draws: 86.8B to far above the data)" in page.text("flip")
     assert "D* = 880M" in page.text("dstar")
@@ -263,7 +265,7 @@ def test_every_source_answers_as_python_does(visit):
     assert "how sure is not known" in page.text("sentence")
     page.choose("source", "no dense law")
     assert "no law in this source" in page.text("losses")
-    assert "no law of dense models" in page.text("notes")
+    assert "no law of dense models" in page.text("decisive")
 
 
 def test_a_slider_that_a_source_cannot_answer_is_disabled_with_the_reason(visit):
@@ -292,6 +294,19 @@ def test_experts_move_where_a_source_has_several_mixtures(visit):
     check_answer(answer, each.mixtures[0], each.law_error[0])
 
 
+def test_a_source_keeps_its_setting(visit):
+    """Coming back finds it as it was left; a source first seen takes over what lies within its data."""
+    page = visit("small", source="no draws", n1="40k", d1="600k", budget="2M")
+    answer = page.choose("source", "no dense law")
+    assert (answer["d1"], answer["d2"]) == (6e5, 2e6)
+    answer = page.choose("source", PAPER)
+    assert answer["d1"] > 1e9
+    page.tab.fill("#d1-value", "30B")
+    page.press("d1-value", "Enter")
+    page.choose("source", "no draws")
+    assert page.choose("source", PAPER)["d1"] == 3e10
+
+
 def test_the_warning_grows_with_the_distance(visit):
     page = visit("paper", n1="1B", d1="20B", budget="10B")
     levels, lengths = [], []
@@ -307,8 +322,9 @@ def test_the_warning_grows_with_the_distance(visit):
     assert "is not a number above 0" in page.text("d1-wrong")
     page.tab.fill("#d1-value", "7")
     page.tab.press("#d1-value", "Enter")
-    page.tab.wait_for_function("document.getElementById('wrong').textContent != ''")
-    assert "D1 is 7; the laws are evaluated from 1000" in page.text("wrong")
+    page.tab.wait_for_function("document.getElementById('d1-wrong').textContent != ''")
+    assert "D1 is 7; the laws are evaluated from 1000" in page.text("d1-wrong")
+    assert page.text("sentence") == "No answer: D1 is out of range. All below is of the setting before."
 
 
 def test_every_measured_loss_is_shown_with_its_run(visit):
@@ -331,15 +347,21 @@ def test_every_measured_loss_is_shown_with_its_run(visit):
     page.tab.click("text=All measured losses as a table")
     assert page.text("points").count("up-</script><b>") == 1
     assert "A note with <b>." in page.text("notes")
+    fitted = [point for point in points.values() if point["fitted"] and point["kind"] == "upcycled"]
+    rms = float(np.sqrt(np.mean([(point["loss"] - point["law"]) ** 2 for point in fitted])))
+    assert page.tab.evaluate("laws.residuals.upcycled.rms") == near(rms)
+    assert f"upcycled {rms:.3f} (at most" in page.text("warning")
     page.tab.select_option("#run", label="up-b")
-    assert page.text("run-text") == "up-b: 3.5000 nats, " + page.text("run-text").partition("nats, ")[2]
+    assert page.text("run-text").startswith("3.5000 nats, ")
     place = page.tab.evaluate(WHERE, [2.5e5, 5e5])
     page.tab.mouse.move(*place)
     page.tab.wait_for_function(f"({TOOLTIPS})().includes('up-a')")
-    page.tab.mouse.click(*place)
-    page.tab.wait_for_function("document.getElementById('run-text').textContent.startsWith('up-a')")
+    assert page.tab.evaluate(TOOLTIPS).count("least loss") == 0  # of the cell below
+    assert page.tab.evaluate(CHOSEN) == "up-a"
 
 
+CHOSEN = "document.getElementById('run').selectedOptions[0].textContent"
+"""Name of the run that the line below the charts is about."""
 WHERE = """([x, y]) => {
   const view = drawn.map, box = view.el.getBoundingClientRect()
   window.scrollTo(0, window.scrollY + box.top - 100)
@@ -369,7 +391,10 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(visit):
     assert widest <= 360
     place = page.tab.evaluate(WHERE, [2.5e5, 5e5])
     page.tab.touchscreen.tap(*place)
-    page.tab.wait_for_function("document.getElementById('run-text').textContent.startsWith('up-a')")
+    page.tab.wait_for_function(f"{CHOSEN} === 'up-a'")
+    assert page.tab.is_visible("#verdict")  # the sentence is off the screen
+    page.tab.evaluate("window.scrollTo(0, 0)")
+    page.tab.wait_for_selector("#verdict", state="hidden")
 
 
 def luminance(color: str) -> float:

@@ -4,6 +4,7 @@ const $ = (id) => document.getElementById(id);
 const DATA = JSON.parse($("data").textContent);
 const { words: WORDS, looks: LOOKS, limits: LIMITS } = DATA;
 const OPTIONS = ["upcycle", "scratch", "dense"];
+const NAMES = { dense: "dense", moe: "from scratch", upcycled: "upcycled" }; // of laws
 const UNITS = { tokens: "tokens", flops: "FLOPs", hours: "GPU-hours" };
 const SHARES = 33; // cells of the map, each way
 let models = {}; // Bokeh's models by name, once the charts are there
@@ -16,14 +17,23 @@ DATA.sources.forEach((each) => (each.columns = each.columns.map(Laws.numbers)));
 
 const state = { source: DATA.sources.length > 1 ? 1 : 0, unit: "tokens", rate: Number($("rate").value) * 1e12 };
 
+const leftAt = {}; // the setting that each source was left at
+
+// A source, at the setting it was left at; at first, the present one as far as it lies within the source's data.
 function chooseSource(index) {
+  const before = { ...state, d2: laws && tokensOf(state.budget, state.unit) };
+  if (laws) leftAt[state.source] = before;
   state.source = index;
   source = DATA.sources[index];
-  const { n1, d1, d2 } = source.start;
-  Object.assign(state, { n1, d1, unit: "tokens", budget: d2 });
-  chooseMixture(source.mixtures[0].n_expert, source.mixtures[0].top_k);
+  const back = leftAt[index] ?? source.mixtures[0];
+  chooseMixture(back.n_expert ?? back.experts, back.top_k ?? back.topK);
+  const { N1, D1, D2 } = laws.upcycled.box;
+  const kept = (value, box, start) => (box && value >= box[0] && value <= box[1] ? value : start);
+  state.n1 = leftAt[index]?.n1 ?? kept(before.n1, N1, source.start.n1);
+  state.d1 = leftAt[index]?.d1 ?? kept(before.d1, D1, source.start.d1);
   if (source.fixed.n1) state.n1 = source.fixed.n1.value;
   if (source.fixed.d1) state.d1 = source.fixed.d1.value;
+  state.budget = costOf(leftAt[index]?.d2 ?? kept(before.d2, D2, source.start.d2), state.unit);
 }
 
 // The laws of a mixture; of one that the source lacks, those of the same E with the nearest K.
@@ -170,13 +180,14 @@ function settle() {
 function answerNow() {
   const { n1, d1 } = state;
   const d2 = tokensOf(state.budget, state.unit);
-  const wrong = [["N1", n1], ["D1", d1], ["the budget in tokens", d2]].find(
-    ([, value]) => !(value >= LIMITS.least && value <= LIMITS.high),
-  );
-  $("wrong").textContent = wrong
-    ? `${wrong[0]} is ${Words.general(wrong[1])}; the laws are evaluated from ${LIMITS.least} to ${LIMITS.high}.`
-    : "";
-  if (wrong) return false;
+  const asked = [["n1", "N1", n1], ["d1", "D1", d1], ["budget", "The budget in tokens", d2]];
+  const wrong = asked.filter(([id, name, value]) => {
+    const inside = value >= LIMITS.least && value <= LIMITS.high;
+    const ends = `${LIMITS.least} to ${Words.general(LIMITS.high)}`;
+    $(`${id}-wrong`).textContent = inside ? "" : `${name} is ${Words.general(value)}; the laws are evaluated from ${ends}.`;
+    return !inside;
+  });
+  if (wrong.length) return unanswered(wrong.map(([, name]) => name));
   const flops = flopsPerToken() * d2;
   const answer = { source: source.name, n1, d1, d2, flops, gpu_hours: flops / state.rate / 3600 };
   Object.assign(answer, { n_expert: state.experts, top_k: state.topK, ...Laws.recommend(laws, n1, d1, d2) });
@@ -201,6 +212,8 @@ function answerInFull() {
   const { answer } = advisor;
   answer.threshold = Laws.threshold(laws, answer.n1, answer.d1, LIMITS, false);
   answer.d_star = Laws.threshold(laws, answer.n1, null, LIMITS, false);
+  const { root } = answer.d_star;
+  answer.at_d_star = root && Laws.recommend(laws, answer.n1, root, root).option;
   answer.points = laws.points.map((point) => ({ ...point, law: point.law_of && laws[point.law_of].loss(point.inputs) }));
   answer.map = winnersOver(answer);
   showInFull(answer);
@@ -232,17 +245,27 @@ function winnersOver({ n1, d1, d2 }) {
 
 const dataFrame = () => Laws.frameOf(laws.data_tokens, LIMITS);
 
+// An input that the laws are not evaluated at: its field tells why.
+function unanswered(names) {
+  $("sentence").textContent = `No answer: ${names.join(" and ")} ${names.length > 1 ? "are" : "is"} out of range. All below is of the setting before.`;
+  $("verdict").textContent = $("sentence").textContent;
+  $("sentence").dataset.option = $("verdict").dataset.option = "open";
+  return false;
+}
+
 function showNow(answer) {
   $("sentence").textContent = answer.sentence;
   $("sentence").dataset.option = answer.sure ? answer.option : "open";
   $("flips").textContent = `Over the budget: ${Words.flips(answer.stretches, dataFrame(), WORDS)}.`;
-  const { level, text, length } = Words.warning(answer.distances);
+  const { level, text, length } = Words.warning(answer.distances, Words.errors(laws, NAMES));
+  $("verdict").textContent = Words.verdict(answer, level, WORDS);
+  $("verdict").dataset.option = $("sentence").dataset.option;
   $("warning").dataset.level = level;
   $("warning-text").textContent = text;
   $("warning-bar").style.width = `${100 * length}%`;
   $("cost").textContent =
     `The budget is D2 = ${Words.count(answer.d2)} tokens of the mixture = ${Words.general(answer.flops)} FLOPs = ` +
-    `${Words.hours(answer.gpu_hours)} GPU-hours. N2 = ${Words.count(laws.active_ratio * answer.n1)} active parameters.`;
+    `${Words.hours(answer.gpu_hours)}. N2 = ${Words.count(laws.active_ratio * answer.n1)} active parameters.`;
   const rows = OPTIONS.map((option) => {
     const found = answer.losses[option];
     if (!found) return [WORDS.results[option], "no law in this source", "", "", option];
@@ -250,11 +273,12 @@ function showNow(answer) {
     return [WORDS.results[option], Words.fixed(found.loss, 3), band, Words.count(found.tokens), option];
   });
   fill("losses", rows.map(([name, loss, band, tokens, option]) => [[name, option], loss, band, tokens]));
-  fill("notes", notes(answer).map((note) => [note]), "li");
+  fill("decisive", decisive(answer).map((note) => [note]), "li");
+  fill("notes", laws.notes.map((note) => [note]), "li");
 }
 
-// Caveats, the gravest first.
-function notes(answer) {
+// Caveats that may turn the recommendation at this setting.
+function decisive(answer) {
   const found = [];
   if (laws.dense && (answer.overtakes_dense ?? Infinity) > answer.d2) {
     const near = answer.overtakes_dense && dataFrame().counted([answer.overtakes_dense]).length;
@@ -262,28 +286,28 @@ function notes(answer) {
     found.push(`${where} the upcycled law lies above the dense loss it starts from: upcycling may do better.`);
   }
   if (!laws.dense) found.push("This source has no law of dense models: training the dense model on is not compared.");
-  return [...found, ...laws.notes];
+  return found;
 }
 
 function showInFull(answer) {
   const frame = dataFrame();
   $("flip").textContent = Words.crossing(answer.threshold, "At this N1 and D1", "D2", frame);
-  $("dstar").textContent = Words.crossing(answer.d_star, "At this N1, with as many tokens D1 as D2", "D*", frame);
+  const beaten = answer.at_d_star === "dense" ? " At D* the dense model trained on beats both." : "";
+  $("dstar").textContent = Words.crossing(answer.d_star, "At this N1, with as many tokens D1 as D2", "D*", frame) + beaten;
   if (advisor.shown === laws) return;
   advisor.shown = laws;
   const boxes = Object.entries({ ...laws.moe.box, ...laws.upcycled.box });
   const ranges = boxes.map(([name, [low, high]]) => `${name} ${Words.count(low)}${low < high ? ` to ${Words.count(high)}` : ""}`);
   $("statement").textContent = `${source.statement} Mixture: ${laws.n_expert} experts, top-${laws.top_k}. Data: ${ranges.join(", ")}.`;
   $("mark").textContent = source.mark;
-  const names = { dense: "dense", moe: "from scratch", upcycled: "upcycled" };
   const rows = Object.entries(laws.curves).flatMap(([name, law]) =>
-    Object.entries(law.values).map(([parameter, value]) => [names[name], parameter, String(value), law.units[parameter], law.formula]),
+    Object.entries(law.values).map(([parameter, value]) => [NAMES[name], parameter, String(value), law.units[parameter], law.formula]),
   );
   fill("constants", rows);
   $("no-points").textContent = answer.points.length ? "" : source.no_points;
   $("measured").hidden = !answer.points.length;
   fill("points", answer.points.map((point) => [
-    point.run, names[point.kind], Words.count(point.inputs.N1), point.inputs.D1 ? Words.count(point.inputs.D1) : "",
+    point.run, NAMES[point.kind], Words.count(point.inputs.N1), point.inputs.D1 ? Words.count(point.inputs.D1) : "",
     Words.count(point.inputs.D2 ?? point.inputs.D), Words.fixed(point.loss, 4),
     point.why || Words.fixed(point.law, 4), point.fitted ? "yes" : "no",
   ]));
@@ -316,7 +340,7 @@ function choosePoint(index) {
   $("run").value = index;
   const law = point && (point.why ? `, ${point.why}` : `, ${Words.fixed(point.law, 4)} by the law`);
   $("run-text").textContent = point
-    ? `${point.run}: ${Words.fixed(point.loss, 4)} nats${law}, ${Object.entries(point.inputs).map(([name, value]) => `${name} ${Words.count(value)}`).join(", ")}`
+    ? `${Words.fixed(point.loss, 4)} nats${law}, ${Object.entries(point.inputs).map(([name, value]) => `${name} ${Words.count(value)}`).join(", ")}`
     : "";
   for (const [, data] of Object.entries(models).filter(([name]) => name.endsWith("-points"))) {
     const at = data.data.at?.indexOf(index) ?? -1;
@@ -325,6 +349,9 @@ function choosePoint(index) {
 }
 
 // ---- the start
+
+// The verdict stays on the screen where the sentence has left it.
+new IntersectionObserver(([{ isIntersecting }]) => ($("verdict").hidden = isIntersecting)).observe($("sentence"));
 
 readHash();
 listen();

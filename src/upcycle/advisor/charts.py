@@ -5,7 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from bokeh.embed import json_item
-from bokeh.models import BoxAnnotation, ColumnDataSource, HoverTool, NumeralTickFormatter, Range1d, Span, TapTool
+from bokeh.models import (
+    BoxAnnotation,
+    ColumnDataSource,
+    CustomJS,
+    HoverTool,
+    NumeralTickFormatter,
+    Range1d,
+    Span,
+    TapTool,
+)
 from bokeh.models.formatters import CustomJSTickFormatter
 from bokeh.plotting import figure
 
@@ -60,12 +69,14 @@ def winner_chart() -> figure:
     area = chart.quad("left", "right", "bottom", "top", source=cells, color="color", level="underlay")
     area.nonselection_glyph = None
     said = [("least loss", "@who"), ("ahead by", "@lead"), ("share of draws", "@share"), ("D1", "@D1"), ("D2", "@D2")]
-    chart.add_tools(HoverTool(renderers=[area], tooltips=said))
     _data_frame(chart, "map-frame")
-    _points(chart, "map-points", [("loss", "@loss{0.0000}"), ("by the law", "@law"), ("D1, D2", "@D1, @D2")])
+    marks = _points(chart, "map-points", [("loss", "@loss{0.0000}"), ("by the law", "@law"), ("D1, D2", "@D1, @D2")])
+    alone = CustomJS(args={"marks": marks}, code="return marks.inspected.indices.length === 0")
+    chart.add_tools(HoverTool(renderers=[area], tooltips=said, filters={"@who": alone}))  # a mark's tooltip comes first
     for name, marker, size in (("map-setting", "x", 15), ("map-dstar", "star", 17)):
         place = ColumnDataSource({"x": [], "y": []}, name=name)
-        chart.scatter("x", "y", source=place, marker=marker, size=size, color=INK, fill_color="white", line_width=2.5)
+        look = chart.scatter("x", "y", source=place, marker=marker, size=size, color=INK, fill_color="white")
+        look.glyph.update(line_width=2.5, name=f"{name}-look")
     return chart
 
 
@@ -129,7 +140,17 @@ def _span(chart: figure, name: str, dash: str, width: float) -> None:
     )
 
 
-def _points(chart: figure, name: str, tooltips: list[tuple[str, str]]) -> None:
+NEAREST = """
+const { index, indices, sx, sy, glyph_view } = cb_data.vars
+const distance = (at) => Math.hypot(glyph_view.sx[at] - sx, glyph_view.sy[at] - sy)
+const nearest = index === indices.reduce((best, at) => (distance(at) < distance(best) ? at : best))
+if (nearest) choosePoint(cb_data.data_source.data.at[index])
+return nearest
+"""
+"""Of the marks under the pointer, the nearest alone has a tooltip; advisor.js shows its run below the charts."""
+
+
+def _points(chart: figure, name: str, tooltips: list[tuple[str, str]]) -> ColumnDataSource:
     """Measured losses: filled where a law was fitted to them; hover and tap name the run."""
     columns = ("x", "y", "run", "marker", "color", "fill", "alpha", "loss", "law", "budget", "D1", "D2", "at")
     source = ColumnDataSource({column: [] for column in columns}, name=name)
@@ -138,4 +159,8 @@ def _points(chart: figure, name: str, tooltips: list[tuple[str, str]]) -> None:
     )
     marks.nonselection_glyph = None
     marks.selection_glyph = marks.glyph.clone(size=15, line_width=3, line_alpha=1.0, fill_alpha=1.0)
-    chart.add_tools(HoverTool(renderers=[marks], tooltips=[("run", "@run"), *tooltips]), TapTool(renderers=[marks]))
+    hover = HoverTool(
+        renderers=[marks], tooltips=[("run", "@run"), *tooltips], filters={"@run": CustomJS(code=NEAREST)}, limit=1
+    )
+    chart.add_tools(hover, TapTool(renderers=[marks]))
+    return source

@@ -56,6 +56,8 @@ function drawMap(answer) {
   models["map-setting"].data = { x: [answer.d1], y: [answer.d2] };
   const star = answer.d_star.root === null ? [] : [answer.d_star.root];
   models["map-dstar"].data = { x: star, y: star };
+  const alpha = answer.at_d_star === "dense" ? 0.35 : 1;
+  Object.assign(models["map-dstar-look"], { line_alpha: alpha, fill_alpha: alpha });
   setPoints("map-points", answer.points.flatMap((point, at) =>
     point.kind === "upcycled" && point.law !== null ? [{ ...point, at, x: point.inputs.D1, y: point.inputs.D2, alpha: 1, color: "#222222" }] : [],
   ));

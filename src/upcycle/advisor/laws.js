@@ -91,12 +91,24 @@ const Laws = (() => {
     return base.one_plus ? Math.log1p(inputs[base.input]) : Math.log(inputs[base.input]);
   }
 
+  // Measured minus law in nats, of each law over the losses that it was fitted to: root mean square and largest size.
+  function residuals(points, curves) {
+    const found = {};
+    for (const name of Object.keys(curves)) {
+      const own = points.filter((point) => point.fitted && point.law_of === name);
+      const sizes = own.map((point) => Math.abs(point.loss - curves[name].loss(point.inputs)));
+      const rms = Math.hypot(...sizes) / Math.sqrt(own.length);
+      if (own.length) found[name] = { rms, most: Math.max(...sizes) };
+    }
+    return found;
+  }
+
   // The laws of one mixture, with at most `most` draws of each.
   function mixture(source, data, most = Infinity) {
     const size = Math.min(data.draws, most);
     const draws = { size, column: (at) => source.columns[at].subarray(0, size) };
     const curves = Object.fromEntries(Object.entries(data.curves).map(([name, law]) => [name, new Curve(law, draws)]));
-    return { ...data, ...curves, source, size };
+    return { ...data, ...curves, source, size, residuals: residuals(data.points, curves) };
   }
 
   // numpy.quantile of sorted numbers, its default method.

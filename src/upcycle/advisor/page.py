@@ -68,6 +68,8 @@ def advisor_page(sources: Sequence[Constants]) -> str:
         sources=sources,
         rate=FLOPS_PER_SECOND / 1e12,
         colors=COLORS,
+        full=FULL,
+        pale=PALE,
     )
 
 

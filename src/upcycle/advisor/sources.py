@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from upcycle.decisions.advice.advice import PAPER_ERROR, error_of
+from upcycle.decisions.advice.advice import error_of
 from upcycle.decisions.advice.expectations import SURE
 from upcycle.decisions.curves import Curve, Mixture, ThreeLaws, from_fits, mixture_of, moe_mixtures, published
+from upcycle.decisions.published import PAPER_ERROR
 from upcycle.files import plain
 from upcycle.laws.forms import get_law
 from upcycle.laws.law import Law
@@ -27,6 +28,11 @@ from upcycle.study.spec import EXPAND, short_count
 
 PRINTED = "Liew, Kato, Takase, Scaling Laws for Upcycling Mixture-of-Experts Language Models (ICML 2025), Table 2"
 NO_POINTS = "The paper prints no losses, so there are no points to show."
+MEANINGS = {
+    "SIMULATED LOSSES": "a formula made them, and nothing was measured.",
+    "IMPORTED LOSSES": "they are read from files, and the runs were not trained in this results folder.",
+}
+"""Of the marks of losses that are not of a study's own runs."""
 FITS_ALONE = "A folder of fits holds no losses: `upcycle page --study NAME` shows a study's."
 
 
@@ -137,7 +143,7 @@ def source_data(source: Constants) -> dict[str, Any]:
     return {
         "name": source.name,
         "statement": source.statement,
-        "mark": source.mark,
+        "mark": f"{source.mark}: {MEANINGS[source.mark]}" if source.mark else "",
         "rounded": first.rounded,
         "sure": SURE,
         "columns": columns.texts,

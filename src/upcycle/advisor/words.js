@@ -44,20 +44,28 @@ const Words = (() => {
   }
 
   function hours(value) {
-    return value >= 100 ? Math.round(value).toLocaleString("en-US") : general(value);
+    if (value < 0.01) return value < 1e-5 / 3.6 ? "less than 0.01 GPU-seconds" : `${general(3600 * value)} GPU-seconds`;
+    return `${value >= 100 ? Math.round(value).toLocaleString("en-US") : general(value)} GPU-hours`;
+  }
+
+  // What to do in a line, while the sentence is off the screen.
+  function verdict(answer, level, words) {
+    const far = level === "inside" ? "" : `; ${SURE.find(([, name]) => name === level)[2].toLowerCase()}`;
+    const opening = answer.sure ? "Best" : "Too close to call";
+    return `${opening}: ${words.results[answer.option]}, by ${fixed(answer.lead, 3)} nats${far}`;
   }
 
   function whatToDo(found, words) {
     const lead = `(${fixed(found.lead, 3)} nats below ${words.doings[found.over]})`;
     if (!found.sure) return `too close to call, leaning to ${words.doings[found.option]} ${lead}`;
     const action = found.option === "scratch" ? "train from scratch" : words.actions[found.option];
-    return `${found.option === "dense" ? "neither: " : ""}${action} ${lead}`;
+    return `${action}${found.option === "dense" ? ", not a mixture" : ""} ${lead}`;
   }
 
   function confidence(share, laws) {
     if (!laws.size) return "how sure is not known, as the fits have no draws";
-    const error = laws.law_error ? ", laws' own error included" : "";
-    return `best in ${percent(share, share > 0.99 ? 1 : 0)} of the draws${error}`;
+    const error = laws.law_error ? `, laws' error of ${general(laws.law_error, 2)} nats included` : "";
+    return `best in ${percent(share, share > 0.99 ? 1 : 0)} of draws${error}`;
   }
 
   // The answer in one sentence.
@@ -79,7 +87,7 @@ const Words = (() => {
     const near = stretches.filter((each) => each.low < frame.most && each.high > frame.least);
     const sides = [["below", near[0] !== stretches[0]], ["above", near.at(-1) !== stretches.at(-1)]];
     const far = sides.filter(([, more]) => more).map(([side]) => side);
-    const again = far.length ? `, more flips far ${far.join(" and ")} the data` : "";
+    const again = far.length ? `; the best option changes again far ${far.join(" and ")} the data` : "";
     if (near.length === 1) {
       const range = `D2 = ${count(frame.least)} to ${count(frame.most)}`;
       return `${words.actions[near[0].option]} at every budget near the data (${range})${again}`;
@@ -107,7 +115,7 @@ const Words = (() => {
   }
 
   const SURE = [
-    [1, "inside", "All inputs lie within the data."],
+    [1, "inside", "All inputs lie within the data"],
     [3, "edge", "Just outside the data"],
     [10, "outside", "Outside the data"],
     [100, "far", "Far outside the data"],
@@ -120,17 +128,27 @@ const Words = (() => {
     beyond: "Take nothing from this answer: laws of this kind are not known to hold over such distances.",
   };
 
+  // How far the laws are from the losses that they were fitted to; from losses held out where there are no points.
+  function errors(laws, names) {
+    const known = Object.entries(laws.residuals);
+    if (known.length) {
+      const each = known.map(([name, { rms, most }]) => `${names[name]} ${fixed(rms, 3)} (at most ${fixed(most, 3)})`);
+      return `There the RMS error of the laws on their own losses is, in nats: ${each.join(", ")}.`;
+    }
+    return laws.law_error ? `There the laws miss losses held out by ${general(laws.law_error, 2)} nats (RMS).` : "";
+  }
+
   // A warning that grows with the distance: its level, words and a length from 0 to 1.
-  function warning(distances) {
+  function warning(distances, error) {
     const outside = distances.filter((each) => each.factor !== 1);
     const size = (each) => Math.max(each.factor, 1 / each.factor);
     const most = outside.reduce((far, each) => Math.max(far, size(each)), 1);
     const [, level, opening] = SURE.find(([upTo]) => most <= upTo);
-    if (level === "inside") return { level, text: opening, length: 0 };
+    if (level === "inside") return { level, text: `${opening}. ${error}`, length: 0 };
     const sorted = outside.sort((a, b) => size(b) - size(a));
     const parts = sorted.map((each) => `${each.input} ${times(size(each))} ${each.factor > 1 ? "above" : "below"}`);
     return { level, text: `${opening}: ${parts.join(", ")}. ${SUPPORT[level]}`, length: Math.min(1, Math.log10(most) / 3) };
   }
 
-  return { fixed, general, count, quantity, percent, hours, sentence, flips, crossing, warning, nearOrWords };
+  return { fixed, general, count, quantity, percent, hours, sentence, verdict, flips, crossing, errors, warning };
 })();

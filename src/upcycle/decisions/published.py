@@ -18,9 +18,13 @@ N1_RANGE = (14_751_680.0, 1_085_859_424.0)
 D_RANGE = (17_600 * 128 * 1024 / 16, 70_400 * 1024 * 1024.0)
 """From a sixteenth of the smallest model's tokens to all of the largest model's (Table 5; the halving is inferred)."""
 
+PAPER_ERROR = 0.015
+"""Error of the paper's upcycled law on losses held out, in nats (validation RMS of Figure 6)."""
+
 NOTES = (
     "Table 2 is printed to two or three digits: draws are uniform within that rounding, so bands hold the rounding "
-    "alone, not the errors of the losses and of the fit, which the paper does not print.",
+    f"alone. Shares of draws also hold an error of {PAPER_ERROR} nats on each loss, the RMS of Figure 6 on losses held "
+    "out. The paper prints no intervals of its parameters.",
     "The five token budgets of a size are inferred: halving downwards from Table 5.",
 )
 

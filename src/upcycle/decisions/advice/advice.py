@@ -28,6 +28,7 @@ from upcycle.decisions.advice.settling import settling_run
 from upcycle.decisions.advice.words import advice_in_words, short_answer
 from upcycle.decisions.allocation import upcycled_bands
 from upcycle.decisions.curves import ThreeLaws, from_fits, published, read_fits
+from upcycle.decisions.published import PAPER_ERROR
 from upcycle.decisions.quantities import quantity
 from upcycle.decisions.thresholds import HIGH, Window, d_star, equation_2, threshold_d2, threshold_flops
 from upcycle.errors import UserError
@@ -41,8 +42,6 @@ SCRATCH_D1 = "MoE from scratch, D1 tokens"
 DENSE = "dense model as it is"
 DENSE_ON = "dense model trained on, same FLOPs"
 
-PAPER_ERROR = 0.015
-"""Error of the paper's upcycled law on losses held out, in nats (validation RMS of Figure 6)."""
 RUN_NOISE = 0.003
 """Noise of one measured loss in nats, where the error of the laws is not known."""
 SHARES_OF_D1 = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import pandas as pd
 from scipy.stats import t as student_t
 
-from upcycle.decisions.advice.advice import PAPER_ERROR, budget_tokens
+from upcycle.decisions.advice.advice import budget_tokens
 from upcycle.decisions.advice.expectations import (
     Comparison,
     Distance,
@@ -29,6 +29,7 @@ from upcycle.decisions.advice.expectations import (
     tokens_to_reach,
 )
 from upcycle.decisions.curves import Curve, curve_of, published
+from upcycle.decisions.published import PAPER_ERROR
 from upcycle.files import plain
 from upcycle.laws.certificate.validate import SeedNoise, seed_noise
 from upcycle.laws.result import FitResult

@@ -75,7 +75,7 @@ def _what_to_do(found: Recommendation) -> str:
     if not found.sure:
         return f"too close to call, leaning to {DOINGS[found.option]} {lead}"
     action = VERDICTS["scratch"] if found.option == "scratch" else ACTIONS[found.option]
-    return f"{'neither: ' if found.option == 'dense' else ''}{action} {lead}"
+    return f"{action}{', not a mixture' if found.option == 'dense' else ''} {lead}"
 
 
 def _losses_of_options(losses: Mapping[Option, Expected]) -> str:
@@ -101,7 +101,7 @@ def _best_by_budget(found: Recommendation, laws: Laws) -> tuple[str, str]:
     window, stretches = Window(laws.data_tokens), found.stretches
     near = [each for each in stretches if each.low < window.high and each.high > window.low]
     sides = [side for side, end in (("below", 0), ("above", -1)) if near[end] != stretches[end]]
-    again = f", more flips far {' and '.join(sides)} the data" if sides else ""
+    again = f"; flips again far {' and '.join(sides)} the data" if sides else ""
     if len(near) == 1:
         return f"{ACTIONS[near[0].option]} at every budget near the data (D2 = {window.words})", again
     first, *between, last = near
@@ -129,9 +129,9 @@ def _confidence(found: Recommendation, rows: Sequence[Row], laws: Laws) -> str:
     if laws.draws == 0:
         return "not known, as the fits have no draws"
     if found.share is not None:
-        error = ", laws' own error included" if laws.error else ""
+        error = f", laws' error of {laws.error:.2g} nats included" if laws.error else ""
         digits = 1 if found.share > 0.99 else 0  # more would differ between processors
-        return f"best in {percent(found.share, digits)} of the draws{error}"
+        return f"best in {percent(found.share, digits)} of draws{error}"
     shares = [f"{percent(row.comparison.share_with_error)} ({short_count(row.tokens)})" for row in rows]
     return f"upcycling beats scratch in {', '.join(shares)} of draws"
 
