@@ -101,7 +101,7 @@ def _best_by_budget(found: Recommendation, laws: Laws) -> tuple[str, str]:
     window, stretches = Window(laws.data_tokens), found.stretches
     near = [each for each in stretches if each.low < window.high and each.high > window.low]
     sides = [side for side, end in (("below", 0), ("above", -1)) if near[end] != stretches[end]]
-    again = f"; flips again far {' and '.join(sides)} the data" if sides else ""
+    again = f", more flips far {' and '.join(sides)} the data" if sides else ""
     if len(near) == 1:
         return f"{ACTIONS[near[0].option]} at every budget near the data (D2 = {window.words})", again
     first, *between, last = near
