@@ -1,5 +1,6 @@
 """Every config of the project can be planned, and what it promises of its size holds."""
 
+import json
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from upcycle.study.check import check_names, find_study, list_studies
 from upcycle.study.columns import SPECIFIED
 from upcycle.study.parent import AbsentError
 from upcycle.study.plan import build_plan
+from upcycle.study.spec import RunSpec
 from upcycle.study.study import ImportedStudy
 from upcycle.study.targets import forecast_runs
 from upcycle.workflow.rehearsal import planned_losses
@@ -69,3 +71,10 @@ def test_the_committed_losses_are_of_the_runs_that_the_reference_study_plans(tmp
     assert {"D1", "D2", "seed", "lr", "settings", "dense_parent"} <= set(known)
     assert_frame_equal(committed[known], planned.loc[committed.index, known], check_dtype=False)
     assert not committed["simulated"].any()
+
+
+def test_the_committed_specs_are_those_of_the_reference_study(tmp_path):
+    planned = build_plan(find_study("reference-train", ROOT), tmp_path).runs
+    lines = (REFERENCE / "specs.jsonl").read_text().splitlines()
+    committed = {spec.pop("id"): RunSpec.model_validate(spec) for spec in map(json.loads, lines)}
+    assert committed == dict(planned)
