@@ -23,8 +23,15 @@ def section(study):
     return decisions(study)
 
 
-def html(content):
-    return environment().get_template("decisions.html.j2").render(decisions=content)
+def html(content, *, simulated=False):
+    template = environment().get_template("decisions.html.j2")
+    return template.render(decisions=content, study="small", simulated=simulated)
+
+
+def test_the_page_with_sliders_is_named_where_losses_were_measured(section):
+    command = "upcycle page --study small --out advisor.html"
+    assert command in html(section)
+    assert command not in html(section, simulated=True)
 
 
 def test_the_table_holds_the_thresholds_of_every_size_fitted(study, section):
