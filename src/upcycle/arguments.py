@@ -83,6 +83,7 @@ def parser() -> argparse.ArgumentParser:
 
     _runs(verb)
     _losses(verb)
+    _advice(verb)
     _decisions(verb)
     return top
 
@@ -197,8 +198,8 @@ def _own_losses(fit: argparse.ArgumentParser) -> None:
     own.add_argument("--json", type=Path, metavar="OUT", help="write the fit as JSON")
 
 
-def _decisions(verb: AddVerb) -> None:
-    """Verbs that answer questions from fits; none needs a run."""
+def _advice(verb: AddVerb) -> None:
+    """Verbs that advise from fits, as text or as a page; neither needs a run."""
     question = "Upcycle a dense model or train a mixture from scratch? With how many tokens?"
     advise = verb("advise", question, of_study=False)
     model = advise.add_mutually_exclusive_group(required=True)
@@ -228,6 +229,9 @@ def _decisions(verb: AddVerb) -> None:
     page.add_argument("--fits", action="append", type=Path, metavar="FOLDER", help="a folder of fits; may be repeated")
     page.add_argument("--out", type=Path, required=True, metavar="FILE", help="the .html file to write")
 
+
+def _decisions(verb: AddVerb) -> None:
+    """Verbs on the laws themselves: sweeps to plan, the paper's numbers, a rehearsal; none trains."""
     design = verb("design", "What a planned sweep would tell: expected intervals of every parameter and of D*.")
     design.add_argument("--d1", metavar="D,...", help="dense budgets in tokens; LOW:HIGH:COUNT for a geometric grid")
     design.add_argument("--d2", metavar="D,...", help="upcycled budgets in tokens, written as --d1")

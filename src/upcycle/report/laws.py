@@ -58,7 +58,7 @@ def deciding(inputs: Inputs) -> tuple[str, ...]:
 
 
 def _verdict(inputs: Inputs, fit: FitResult, *, decides: bool) -> dict[str, str]:
-    """What the fit states of itself. `Not identifiable` is said of what decisions use alone."""
+    """What the fit states of itself. `Not identifiable` appears only for fits that decisions use."""
     reliable = predicts_inside(inputs, fit)
     if fit.identifiable:
         return {"badge": "identifiable" if decides else "", "statement": fit.statement, "reliable": reliable}
